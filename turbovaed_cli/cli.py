@@ -1,0 +1,548 @@
+"""The command line: read options, call one function, show its result. Verbs are imported inside the bodies, so help is quick."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from turbovaed_cli import __version__, console
+from turbovaed_cli.errors import SettingsError, TurboVaedError
+from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from turbovaed_cli.settings import BenchSettings, CacheSettings, DistillSettings, EvalSettings, ExportSettings, ReconstructSettings
+
+app = typer.Typer(
+    help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True)
+app.add_typer(models_app, name="models")
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+# Common flags mean the same everywhere; sizes are WIDTHxHEIGHT for people, (height, width) inside.
+Data = Annotated[Path, typer.Option("--data", help="A folder of videos, or one video.")]
+Model = Annotated[str | None, typer.Option("--model", help="Registry name, run folder, saved model folder, or weight file. Default: the embedded pair.")]
+ModelConfig = Annotated[str | None, typer.Option("--config", help="JSON config of a weight file given as --model.")]
+Teacher = Annotated[str, typer.Option("--teacher", help="Registry name, or a local diffusers VAE folder.")]
+TeacherOf = Annotated[str | None, typer.Option("--teacher", help="The teacher of --model, where it does not say itself: registry name or VAE folder.")]
+Frames = Annotated[int, typer.Option("--frames", help="Pixel frames per clip.")]
+Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 720p, or one number for a square.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Agree to downloads beforehand.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and plan, write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More notes.")]
+
+_NAMED_SIZES = {"480p": (480, 832), "720p": (704, 1280), "1080p": (1056, 1920)}
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, as an exception, so that half-written things are cleaned up on the way out."""
+
+
+def _on_sigterm(_number: int, _frame: object) -> None:
+    raise _TerminatedError
+
+
+def command(function: Command) -> Command:
+    """Turn our errors into one line, a hint and an exit code, and signals into theirs."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        signal.signal(signal.SIGTERM, _on_sigterm)
+        try:
+            function(*args, **kwargs)
+        except TurboVaedError as error:
+            console.print_error(error)
+            if os.environ.get("TURBOVAED_DEBUG"):
+                raise
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            console.print_error(TurboVaedError("interrupted", "what was finished is kept; the same command goes on"))
+            raise typer.Exit(130) from None
+        except _TerminatedError:
+            console.print_error(TurboVaedError("terminated", "what was finished is kept; the same command goes on"))
+            raise typer.Exit(143) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (MemoryError, RuntimeError, OSError) as error:
+            if os.environ.get("TURBOVAED_DEBUG"):
+                raise
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            hint = "use a smaller --size, --frames or --batch-size" if "memory" in lines[0].lower() else "TURBOVAED_DEBUG=1 shows where; please report it"
+            console.print_error(TurboVaedError(lines[0], hint))
+            raise typer.Exit(1) from None
+
+    return run  # type: ignore[return-value]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """'1280x704', '720p' or '256' to (height, width); SettingsError for anything else."""
+    if text in _NAMED_SIZES:
+        return _NAMED_SIZES[text]
+    parts = text.lower().split("x")
+    if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
+        width, height = int(parts[0]), int(parts[-1])
+        return height, width
+    raise SettingsError(f"--size {text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}")
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """(height, width) as people write it: WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}"
+
+
+def _consent(yes: bool) -> Callable[..., bool]:
+    """Agree to a download because of --yes, or by asking on a terminal after saying the size; never otherwise."""
+
+    def ask(files: list[Any], total_bytes: int) -> bool:
+        for file in files:
+            console.note(f"{file.label}: {file.filename} from {file.repo}, licence {file.licence}")
+        if yes:
+            return True
+        return console.confirm(f"Download {console.human_bytes(total_bytes)}?")
+
+    return ask
+
+
+def _reporter(quiet: bool, verbose: bool) -> console.ConsoleReporter:
+    return console.ConsoleReporter(quiet=quiet, verbose=verbose)
+
+
+def _model_or_default(model: str | None) -> str:
+    if model is None:
+        console.note(f"--model not given: using the embedded pair, {DEFAULT_MODEL}")
+    return model or DEFAULT_MODEL
+
+
+def _finish(skipped: list[Any]) -> None:
+    """Name what was skipped, and end with 5 if anything was."""
+    for item in skipped:
+        console.note(f"skipped: {item.path}: {item.reason}")
+    if skipped:
+        raise typer.Exit(5)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"turbovaed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them."""
+
+
+@models_app.callback()
+@command
+def models_root(context: typer.Context, json: Json = False) -> None:
+    """List the registry."""
+    if context.invoked_subcommand is None:
+        _list_models(json)
+
+
+@models_app.command("list")
+@command
+def models_list(json: Json = False) -> None:
+    """List every teacher and its student."""
+    _list_models(json)
+
+
+def _list_models(json: bool) -> None:
+    if json:
+        console.print_json({"models": [_describe(spec) for spec in MODELS.values()]})
+        return
+    rows = []
+    for spec in MODELS.values():
+        teacher = spec.teacher
+        rows.append(
+            (
+                ", ".join((spec.name, *spec.aliases)),
+                spec.title,
+                f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio}",
+                str(teacher.frames),
+                f"{teacher.decoder_params_m:.1f}",
+                f"{spec.student.params_m:.1f}",
+            )
+        )
+    console.print_table("Models", ["name", "teacher", "ratio", "frames", "decoder M", "student M"], rows)
+
+
+@models_app.command("show")
+@command
+def models_show(name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")], json: Json = False) -> None:
+    """Show one row: what the teacher needs, what the student is, where weights come from."""
+    spec = find_model(name)
+    description = _describe(spec)
+    if json:
+        console.print_json(description)
+        return
+    flat = [(f"{group} {key}", value) for group in ("teacher", "student") for key, value in description[group].items()]
+    console.print_table(f"{spec.name}: {spec.title}", ["", ""], [(key, _in_words(value)) for key, value in flat])
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {_in_words(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        separator = "\n" if value and isinstance(value[0], Mapping | str) else ", "
+        return separator.join(_in_words(item).replace("\n", "; ") for item in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    teacher, student = spec.teacher, spec.student
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "title": spec.title,
+        "teacher": {
+            "class": teacher.class_name,
+            "weights": str(teacher.path) if teacher.path else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
+            "size": console.human_bytes(teacher.num_bytes),
+            "latent channels": teacher.latent_channels,
+            "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
+            "frames": str(teacher.frames),
+            "height and width": f"multiples of {teacher.space_ratio}",
+            "decoder": f"{teacher.decoder_params_m} M parameters",
+            "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
+            "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
+        },
+        "student": {
+            "parameters": f"{student.params_m} M",
+            "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
+            "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}" if student.published else None,
+            "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
+        },
+    }
+
+
+@models_app.command("pull")
+@command
+def models_pull(
+    name: Annotated[str, typer.Argument(help="Registry name, or lpips-vgg, lpips-alex.")],
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Download weights into the cache: says the size and asks first."""
+    from turbovaed_cli.weights import pull  # noqa: PLC0415 - help stays quick
+
+    result = pull(name, _consent(yes), _reporter(quiet, verbose))
+    if json:
+        console.print_json(result)
+        return
+    rows = [(Path(file.path).name, console.human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
+    console.print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
+
+
+@app.command("cache-latents")
+@command
+def cache_latents(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="The cache folder; running again adds what is missing.")],
+    teacher: Teacher = DEFAULT_MODEL,
+    frames: Frames = CacheSettings.frames,
+    size: Size = format_size(CacheSettings.size),
+    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = CacheSettings.stride,
+    clips_per_video: Annotated[int, typer.Option("--clips-per-video", help="At most this many, evenly spread; 0 takes all that fit.")] = CacheSettings.clips_per_video,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Clips encoded at once.")] = CacheSettings.batch_size,
+    shard_mb: Annotated[int, typer.Option("--shard-mb", help="Size at which a shard is closed.")] = CacheSettings.shard_mb,
+    dtype: Dtype = CacheSettings.dtype,
+    device: Device = CacheSettings.device,
+    workers: Annotated[int, typer.Option("--workers", help="Videos read ahead of the encoder.")] = CacheSettings.workers,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Encode clips once: posterior mean and std, and the pixels they were made from."""
+    from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
+
+    settings = CacheSettings(frames, parse_size(size), stride, clips_per_video, batch_size, shard_mb, dtype, device, workers)
+    result = run(find_model(teacher), data, out, settings, dry_run=dry_run, consent=_consent(yes), report=_reporter(quiet, verbose))
+    if json:
+        console.print_json(result)
+    else:
+        verb = "would encode" if dry_run else "encoded"
+        console.print_table("Latent cache", [verb, "already there", "skipped", "folder"], [(result.encoded, result.found, len(result.skipped), out)])
+        if not dry_run:
+            console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
+    _finish(result.skipped)
+
+
+@app.command("distill")
+@command
+def distill(
+    teacher: Teacher = DEFAULT_MODEL,
+    data: Annotated[Path | None, typer.Option("--data", help="Videos to learn from, encoded on the way.")] = None,
+    latents: Annotated[Path | None, typer.Option("--latents", help="A cache made by cache-latents, instead of --data.")] = None,
+    run: Annotated[Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")] = None,
+    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = DistillSettings.steps,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Clips per forward pass.")] = DistillSettings.batch_size,
+    accumulation: Annotated[int, typer.Option("--accumulation", help="Forward passes per optimizer step.")] = DistillSettings.accumulation,
+    frames: Frames = DistillSettings.frames,
+    size: Size = format_size(DistillSettings.size),
+    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = DistillSettings.stride,
+    lr: Annotated[float, typer.Option("--lr", help="AdamW learning rate.")] = DistillSettings.lr,
+    lr_schedule: Annotated[str, typer.Option("--lr-schedule", help="constant or cosine.")] = DistillSettings.lr_schedule,
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = DistillSettings.warmup_steps,
+    ema_decay: Annotated[float, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")] = DistillSettings.ema_decay,
+    perceptual: Annotated[str, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = DistillSettings.perceptual,
+    perceptual_weight: Annotated[float, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")] = DistillSettings.perceptual_weight,
+    feature_weight: Annotated[float, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")] = DistillSettings.feature_weight,
+    posterior: Annotated[str, typer.Option("--posterior", help="sample or mean.")] = DistillSettings.posterior,
+    student_config: Annotated[Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = DistillSettings.seed,
+    save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = DistillSettings.save_every,
+    sample_every: Annotated[int, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = DistillSettings.sample_every,
+    workers: Annotated[int, typer.Option("--workers", help="Batches read ahead.")] = DistillSettings.workers,
+    dtype: Dtype = DistillSettings.dtype,
+    device: Device = DistillSettings.device,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
+
+    spec = find_model(teacher)
+    settings = replace(
+        DistillSettings(),
+        steps=steps, batch_size=batch_size, accumulation=accumulation, frames=frames, size=parse_size(size), stride=stride, lr=lr,
+        lr_schedule=lr_schedule, warmup_steps=warmup_steps, ema_decay=ema_decay, perceptual=perceptual,
+        perceptual_weight=perceptual_weight, feature_weight=feature_weight, posterior=posterior, seed=seed, save_every=save_every,
+        sample_every=sample_every, workers=workers, dtype=dtype, device=device,
+    )  # fmt: skip
+    folder = run or Path("runs") / spec.name
+    result = teach(
+        spec,
+        folder,
+        data=data,
+        latents=latents,
+        settings=settings,
+        student_config=read_config(student_config) if student_config else None,
+        consent=_consent(yes),
+        report=_reporter(quiet, verbose),
+    )
+    if json:
+        console.print_json(result)
+    else:
+        share = 100 * result.student_params / result.teacher_decoder_params
+        rows = [
+            ("steps", str(result.step) + (f" (resumed from {result.resumed_from})" if result.resumed_from else "")),
+            *((name, f"{value:.5f}") for name, value in result.losses.items() if name not in ("lr", "grad_norm")),
+            ("student", f"{result.student_params / 1e6:.3f} M parameters, {share:.1f} % of the teacher's decoder"),
+            ("model", str(result.model)),
+        ]
+        console.print_table("Distilled", ["", ""], rows)
+        console.note(f"next: turbovaed eval --model {folder} --data DIR; turbovaed reconstruct IN.mp4 --model {folder}")
+    _finish(result.skipped)
+
+
+@app.command("reconstruct")
+@command
+def reconstruct(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video, or a latents .safetensors.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The video to write. Default: INPUT-turbovaed.mp4 in this folder.")] = None,
+    model: Model = None,
+    config: ModelConfig = None,
+    teacher: TeacherOf = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Source, teacher and student side by side.")] = False,
+    window: Annotated[int, typer.Option("--window", help="Frames at once, which bounds the memory; 0 chooses by the frame's size.")] = ReconstructSettings.window,
+    overlap: Annotated[int, typer.Option("--overlap", help="Frames that windows share and fade over.")] = ReconstructSettings.overlap,
+    fps: Annotated[float, typer.Option("--fps", help="Frame rate for latents, which have none.")] = ReconstructSettings.fps,
+    crf: Annotated[int, typer.Option("--crf", help="H.264 quality, 0 (lossless) to 51.")] = ReconstructSettings.crf,
+    dtype: Dtype = ReconstructSettings.dtype,
+    device: Device = ReconstructSettings.device,
+    overwrite: Overwrite = False,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
+    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
+    from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
+
+    if not source.exists():
+        raise SettingsError(f"{source} is not there", "give a video, or a latents .safetensors")
+    out = out or Path(f"{source.stem}-turbovaed.mp4")
+    settings = ReconstructSettings(window, overlap, compare, crf, fps, dtype, device)
+    is_video = source.suffix != ".safetensors"
+    pair = load_pair(
+        _model_or_default(model), teacher, config=config, with_teacher=is_video, device=resolve_device(device), dtype=resolve_dtype(dtype), consent=_consent(yes)
+    )
+    result = run(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose))
+    if json:
+        console.print_json({**asdict(result), "fps": float(result.fps)})
+        return
+    size = f"{result.width}x{result.height}"
+    console.print_table("Reconstructed", ["file", "frames", "size", "fps"], [(result.out, result.num_frames, size, f"{float(result.fps):.3f}")])
+
+
+@app.command("eval")
+@command
+def evaluate(
+    data: Data,
+    model: Model = None,
+    config: ModelConfig = None,
+    teacher: TeacherOf = None,
+    frames: Frames = EvalSettings.frames,
+    size: Size = format_size(EvalSettings.size),
+    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = EvalSettings.stride,
+    clips_per_video: Annotated[int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")] = EvalSettings.clips_per_video,
+    protocol: Annotated[str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean.")] = EvalSettings.protocol,
+    dtype: Dtype = EvalSettings.dtype,
+    device: Device = EvalSettings.device,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """PSNR and SSIM (LPIPS where its weights are) of student and teacher on the same clips, and their ratio."""
+    from turbovaed_cli import evaluate as verb  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415
+    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
+    from turbovaed_cli.rundir import write_json  # noqa: PLC0415
+
+    pair = load_pair(
+        _model_or_default(model), teacher, config=config, device=resolve_device(device), dtype=resolve_dtype(dtype), consent=_consent(yes)
+    )
+    settings = EvalSettings(frames, parse_size(size), stride, clips_per_video, protocol, dtype, device)
+    result = verb.evaluate(pair, data, settings, report=_reporter(quiet, verbose))
+    document = verb.as_document(result)
+    if pair.run is not None:
+        path = pair.run.eval / f"{data.name or 'data'}-{frames}x{size}-{protocol}.json"
+        write_json(path, document)
+        console.note(f"kept in {path}")
+    if json:
+        console.print_json(document)
+    else:
+        digits = {"psnr": 2, "ssim": 4, "lpips": 4}
+        names = list(result.means["student"])
+        rows = [
+            (Path(clip.path).name, *(f"{scores[name]:.{digits[name]}f}" for name in names for scores in (clip.teacher, clip.student)))
+            for clip in result.clips
+        ]
+        rows.append(("mean", *(f"{result.means[who][name]:.{digits[name]}f}" for name in names for who in ("teacher", "student"))))
+        rows.append(("student / teacher", *(cell for name in names for cell in ("", f"{100 * result.means['ratio'][name]:.1f} %"))))
+        columns = ["clip", *(f"{name.upper()} {who}" for name in names for who in ("teacher", "student"))]
+        console.print_table(f"{result.model}, {frames} frames at {size}, protocol {protocol}", columns, rows)
+        for name, reason in result.not_measured.items():
+            console.note(f"{name}: not measured: {reason}")
+    _finish(result.skipped)
+
+
+@app.command("export")
+@command
+def export(
+    out: Annotated[Path, typer.Option("--out", help="The artefact to write, or a folder for several formats.")],
+    format: Annotated[list[str], typer.Option("--format", help="onnx, coreml; repeat for several.")] = ["onnx"],  # noqa: A002, B006 - the flag's name; typer copies
+    model: Model = None,
+    config: ModelConfig = None,
+    frames: Frames = ExportSettings.frames,
+    size: Size = format_size(ExportSettings.size),
+    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or fp16.")] = ExportSettings.precision,
+    layout: Annotated[str, typer.Option("--layout", help="4d-cat, 4d-sum or 5d.")] = ExportSettings.layout,
+    latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to check the artefact on.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
+    overwrite: Overwrite = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the student for another runtime, and check the written file right away as far as this machine can."""
+    from turbovaed_cli import export as verb  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.student import load_student  # noqa: PLC0415
+
+    settings = ExportSettings(frames, parse_size(size), dtype, layout, seed, latents, overwrite)
+    result = verb.export_student(load_student(_model_or_default(model), config), tuple(format), out, settings, _reporter(quiet, verbose))
+    if json:
+        console.print_json(result)
+        return
+    rows = [
+        (item.format, item.path.name, f"{item.size_mb:.1f}", item.precision, f"{item.max_abs:.1e}", f"{item.psnr_db:.1f}", item.status)
+        for item in result.artifacts
+    ]
+    console.print_table("Exported", ["format", "file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
+    for line in verb.next_commands(result):
+        console.note(f"next: {line}")
+
+
+@app.command("bench")
+@command
+def bench(
+    target: Annotated[list[str], typer.Option("--target", help="torch, onnx, coreml or all; repeat for several.")] = list(BenchSettings.targets),  # noqa: B006, B008 - typer copies
+    model: Model = None,
+    config: ModelConfig = None,
+    teacher: TeacherOf = None,
+    frames: Frames = BenchSettings.frames,
+    size: Size = format_size(BenchSettings.size),
+    dtype: Dtype = BenchSettings.precision,
+    warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the library's choice.")] = BenchSettings.threads,
+    no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher's decoder out.")] = False,
+    device: Device = BenchSettings.device,
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
+    from turbovaed_cli import bench as verb  # noqa: PLC0415 - help stays quick
+
+    targets = verb.TARGETS if "all" in target else tuple(target)
+    settings = BenchSettings(targets, frames, parse_size(size), dtype, warmup, repeats, threads, device, not no_teacher)
+    result = verb.bench(_model_or_default(model), settings, teacher=teacher, config=config, consent=_consent(yes), report=_reporter(quiet, verbose))
+    if json:
+        console.print_json(verb.as_document(result))
+        return
+    console.note(result.header)
+    console.print_table(
+        f"Decoding {frames} frames of {size}", ["target", "network", "dtype", "first ms", "P50 ms", "P90 ms", "FPS", "peak MB", "vs teacher", "status"],
+        [verb.as_row(row) for row in result.rows],
+    )  # fmt: skip
+    for row in result.rows:
+        for line in row.remarks:
+            console.note(f"{row.target}: {line}")
+
+
+@app.command("env")
+@command
+def env(json: Json = False) -> None:
+    """Versions and hardware: a block to paste into a bug report."""
+    from turbovaed_cli.devices import environment  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.video import ffmpeg_version  # noqa: PLC0415
+
+    facts = environment() | {"ffmpeg": ffmpeg_version()}
+    if json:
+        console.print_json(facts)
+        return
+    packages = facts.pop("packages")
+    console.print_table("Environment", ["", ""], [(key, str(value)) for key, value in [*facts.items(), *packages.items()]])
+
+
+def main() -> None:
+    """The `turbovaed` executable."""
+    app()

@@ -1,0 +1,64 @@
+"""What this machine offers: devices, precisions, and the facts a bug report or a run folder records."""
+
+import os
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from turbovaed_cli import __version__
+from turbovaed_cli.errors import SettingsError, UnavailableError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PACKAGES = ("torch", "diffusers", "safetensors", "numpy", "onnx", "onnxruntime", "coremltools", "imageio-ffmpeg", "typer", "rich")
+
+
+def resolve_device(name: str) -> torch.device:
+    """auto, cpu, cuda or mps to a device; `auto` takes the first of cuda, mps, cpu that is there.
+
+    Raises UnavailableError where a named one is not there: nothing falls back silently.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind = name.partition(":")[0]
+    if kind not in available:
+        raise SettingsError(f"--device {name} is unknown", f"one of: auto, {', '.join(available)}")
+    if not available[kind]:
+        raise UnavailableError(f"--device {name}: this machine has none that torch can use", "--device auto takes what is there")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """fp32, bf16 or fp16 to a torch dtype; SettingsError for anything else."""
+    if name not in DTYPES:
+        raise SettingsError(f"--dtype {name} is unknown", f"one of: {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Mixed precision for bf16 and fp16; nothing for fp32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as env.json and `turbovaed env` hold them; nothing in it names a person or a path."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "turbovaed": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "mps": torch.backends.mps.is_available(),
+        "packages": versions,
+    }

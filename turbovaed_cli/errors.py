@@ -1,0 +1,86 @@
+"""What can go wrong for a user, each with its exit code and a hint that mends it.
+
+`assert` is for our own mistakes; these are for everybody else's. Exit codes: 1 failed, 2 usage or settings, 3 something
+needed is missing or refused, 4 a check missed, 5 finished but some inputs were skipped.
+"""
+
+
+class TurboVaedError(Exception):
+    """Root of every error a user can meet: one line of what, and a hint: the command or change that mends it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+
+class VideoError(TurboVaedError):
+    """A video could not be read or written whole."""
+
+
+class NonFiniteError(TurboVaedError):
+    """Training produced NaN or infinity; raised before the optimizer step that would have spread it."""
+
+
+class CorruptFileError(TurboVaedError):
+    """A file of ours is not what was written: truncated, swapped, or changed since its sha256 was recorded."""
+
+
+class SettingsError(TurboVaedError):
+    """An option, setting or combination that cannot work."""
+
+    exit_code = 2
+
+
+class UnknownModelError(SettingsError):
+    """No registry row, run folder or weight file answers to this name."""
+
+
+class ShapeError(SettingsError):
+    """A frame count or size the model would silently change; the hint names the nearest valid ones."""
+
+
+class FrameCountError(ShapeError):
+    """A number of frames (or latent frames) that does not survive encode and decode."""
+
+
+class WeightFileError(SettingsError):
+    """Weights and architecture disagree: a missing, unexpected or misshapen key, named."""
+
+
+class OutputExistsError(SettingsError):
+    """The output is there already and --overwrite was not given."""
+
+
+class RunFolderError(SettingsError):
+    """A run folder made with other settings, in use by another process, or not a run folder at all."""
+
+
+class MissingError(TurboVaedError):
+    """Something this command needs is not on this machine."""
+
+    exit_code = 3
+
+
+class MissingWeightsError(MissingError):
+    """Weights are not in the cache, and there was no consent to download them."""
+
+
+class UnavailableError(MissingError):
+    """A device, precision, provider or target that is not to be had on this machine."""
+
+
+class CheckFailedError(TurboVaedError):
+    """A check missed: export parity, or a threshold the user set."""
+
+    exit_code = 4
+
+
+class InterruptedRunError(TurboVaedError):
+    """SIGINT or SIGTERM stopped a run at a point from which the same command goes on. Exit code 130 or 143."""
+
+    def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
+        super().__init__(what, hint)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,180 @@
+"""The latent cache: posterior mean and std of clips, with the very pixels they were made from.
+
+    cache/manifest.json                  what made it: teacher identity and clip settings
+    cache/shards/3f2a....safetensors     {key}.mean {key}.std (C, t, h, w) fp32 (fp16 where exact enough), {key}.video (T, H, W, 3) uint8
+    cache/shards/3f2a....json            its sha256 and, per clip: key, source, first frame
+
+A shard counts only with its .json, which is written after it: what a killed process leaves half-done is never read.
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbovaed_cli.errors import CorruptFileError, SettingsError
+from turbovaed_cli.rundir import read_json, sha256_of, write_json, write_whole
+from turbovaed_cli.video import to_model
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where a clip comes from: which frames of which video, at what size."""
+
+    path: str  # of the video, for people
+    video_sha256: str
+    start: int
+    frames: int
+    stride: int
+    size: tuple[int, int]
+
+    @property
+    def key(self) -> str:
+        """The same for the same pixels, different for all others: names of files play no part."""
+        text = f"{self.video_sha256}/{self.start}/{self.frames}/{self.stride}/{self.size[0]}x{self.size[1]}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass learns from: video (B, 3, T, H, W) in [-1, 1]; mean and std (B, C, t, h, w), or None when not encoded yet."""
+
+    video: Tensor
+    mean: Tensor | None = None
+    std: Tensor | None = None
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, num_items: int) -> list[int]:
+    order = list(range(num_items))
+    random.Random(f"order/{seed}/{epoch}").shuffle(order)  # noqa: S311 - reproducible, not secret
+    return order
+
+
+def item_at(seed: int, index: int, num_items: int) -> int:
+    """The `index`-th item of an endless stream that shuffles `num_items` anew each time round: a function, no state."""
+    return _order(seed, index // num_items, num_items)[index % num_items]
+
+
+class CacheWriter:
+    """Adds clips to a cache folder, shard by shard. Use as a context manager: a clean exit commits the open shard."""
+
+    def __init__(self, root: Path, made_by: Mapping[str, Any], shard_mb: int) -> None:
+        self.root = root
+        self.shards = root / "shards"
+        self.max_bytes = shard_mb * 1_000_000
+        self._tensors: dict[str, Tensor] = {}
+        self._clips: list[dict[str, Any]] = []
+        self._bytes = 0
+        _agree_on_manifest(root, made_by)
+        self.committed = {clip["key"] for shard in committed_shards(root) for clip in shard["clips"]}
+
+    def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
+        """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""
+        key = source.key
+        # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
+        pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
+        self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
+        self._clips.append({"key": key, **asdict(source)})
+        self._bytes += sum(self._tensors[name].nbytes for name in pieces)
+        if self._bytes >= self.max_bytes:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write the open shard, then the .json that makes it count."""
+        if not self._clips:
+            return
+        name = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
+        path = self.shards / f"{name}.safetensors"
+        write_whole(path, lambda temporary: save_file(self._tensors, temporary))
+        write_json(
+            path.with_suffix(".json"),
+            {"schema_version": SCHEMA_VERSION, "file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips},
+        )
+        self.committed |= {clip["key"] for clip in self._clips}
+        self._tensors, self._clips, self._bytes = {}, [], 0
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        # Also on an error: what was encoded so far is whole, and the next run goes on behind it.
+        self.commit()
+
+
+def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
+    path = root / "manifest.json"
+    manifest = {"schema_version": SCHEMA_VERSION, **made_by}
+    if not path.exists():
+        if root.exists() and any(item.name != "shards" for item in root.iterdir()):
+            raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
+        write_json(path, manifest)
+        return
+    before = read_json(path)
+    for name in sorted(before.keys() | manifest.keys()):
+        if before.get(name) != manifest.get(name):
+            raise SettingsError(
+                f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}", "give another folder as --out"
+            )
+
+
+def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
+    """The .json of every committed shard, by name."""
+    for path in sorted((root / "shards").glob("*.json")):
+        yield read_json(path)
+
+
+class LatentCache:
+    """A finished (or growing) cache, read at random. Every shard is checked against its sha256 when first used."""
+
+    def __init__(self, root: Path) -> None:
+        if not (root / "manifest.json").is_file():
+            raise SettingsError(f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one")
+        self.root = root
+        self.manifest = read_json(root / "manifest.json")
+        shards = list(committed_shards(root))
+        self.clips = sorted(
+            ({**clip, "file": shard["file"], "file_sha256": shard["sha256"]} for shard in shards for clip in shard["clips"]),
+            key=lambda clip: str(clip["key"]),
+        )
+        if not self.clips:
+            raise SettingsError(f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again")
+        self._verified: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any clip or what made it changes."""
+        return hashlib.sha256("".join(f"{clip['key']}{clip['file_sha256']}" for clip in self.clips).encode()).hexdigest()
+
+    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean (C, t, h, w) fp32, std fp32, video (3, T, H, W) in [-1, 1]) of one clip; CorruptFileError where bytes changed."""
+        clip = self.clips[index]
+        path = self.root / "shards" / str(clip["file"])
+        if clip["file"] not in self._verified:
+            if not path.is_file() or sha256_of(path) != clip["file_sha256"]:
+                raise CorruptFileError(
+                    f"{path} is missing or not what was written (sha256 differs)", f"remove {path.with_suffix('.json')} and run cache-latents again"
+                )
+            self._verified.add(clip["file"])
+        with safe_open(path, framework="pt") as file:
+            mean, std, video = (file.get_tensor(f"{clip['key']}.{name}") for name in ("mean", "std", "video"))
+        return mean.float(), std.float().expand(mean.shape), to_model(video)
+
+    def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
+        """The batch number `index` of an endless shuffled stream; depends on nothing but its arguments."""
+        items = [self.read(item_at(seed, index * batch_size + i, len(self))) for i in range(batch_size)]
+        means, stds, videos = zip(*items, strict=True)
+        return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds))

@@ -1,0 +1,78 @@
+"""Which teacher goes with which student: what `--model` and `--teacher` mean together."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.models.student import StudentDecoder, load_student
+from turbovaed_cli.models.teacher import Teacher, load_teacher
+from turbovaed_cli.registry import DEFAULT_MODEL, ModelSpec, find_model, is_model_name
+from turbovaed_cli.rundir import RunDir, read_json
+from turbovaed_cli.weights import Consent, no_consent
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student and, where it was asked for, its teacher, on one device."""
+
+    student: StudentDecoder
+    teacher: Teacher | None
+    spec: ModelSpec | None  # None for a student whose teacher is unknown
+    name: str  # what the user called it
+    run: RunDir | None  # the run folder it came from
+
+    @property
+    def device(self) -> torch.device:
+        """Where both run."""
+        return self.student.device  # type: ignore[no-any-return]
+
+
+def load_pair(
+    model: str | None = None,
+    teacher: str | None = None,
+    *,
+    config: str | None = None,
+    with_teacher: bool = True,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    consent: Consent = no_consent,
+) -> Pair:
+    """Load the student `model` (default: the embedded one) and its teacher: `teacher`, or the one its config or run names.
+
+    Raises SettingsError when the two do not speak the same latents, or when no teacher is known and one is needed.
+    """
+    device = device or torch.device("cpu")
+    name = model or DEFAULT_MODEL
+    student = load_student(name, config).to(device=device, dtype=dtype)
+    run = RunDir(Path(name)) if RunDir.is_run(Path(name)) else None
+    where = teacher or _teacher_of(name, run, student)
+    spec = find_model(where) if where else None
+    loaded = None
+    if with_teacher:
+        if spec is None:
+            raise SettingsError(f"{name} does not say which teacher it belongs to", "name it: --teacher NAME or DIR")
+        loaded = load_teacher(spec, device=device, dtype=dtype, consent=consent)
+        _check_same_latents(student, spec)
+    return Pair(student, loaded, spec, name, run)
+
+
+def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
+    if is_model_name(name):
+        return name
+    if run is not None:
+        return str(read_json(run.config)["teacher"]["where"])
+    return student.config.teacher if student.config.teacher and is_model_name(student.config.teacher) else None
+
+
+def _check_same_latents(student: StudentDecoder, spec: ModelSpec) -> None:
+    teacher = spec.teacher
+    found = (student.config.latent_channels, student.temporal_compression_ratio, student.spatial_compression_ratio)
+    wanted = (teacher.latent_channels, teacher.time_ratio, teacher.space_ratio)
+    if found != wanted:
+        raise SettingsError(
+            f"the student decodes latents of {found[0]} channels, {found[1]}x{found[2]}x{found[2]}; "
+            f"this teacher makes {wanted[0]} channels, {wanted[1]}x{wanted[2]}x{wanted[2]}",
+            "name the teacher it was distilled from: --teacher NAME or DIR",
+        )

@@ -1,0 +1,347 @@
+"""The student: the published Turbo-VAED decoder, and every way of loading one.
+
+Attribute names are the keys of the published weight files (which carry the decoder without a prefix). Training-only parts,
+the alignment heads, live in `training/alignment.py`; published files hold them too, and they are set aside here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
+from turbovaed_cli.registry import MODELS, find_model, is_model_name
+from turbovaed_cli.rundir import RunDir
+
+HEAD_PREFIX = "aligned_feature_projection_heads."
+_LATENT_STATISTICS = ("latents_mean", "latents_std")
+# Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
+_ENCODER_KEYS = frozenset(
+    "block_out_channels down_block_types layers_per_block encoder_causal downsample_type out_layers up_block_types act_fn "
+    "norm_num_groups mid_block_add_attention spatial_compression_ratio temporal_compression_ratio force_upcast use_quant_conv "
+    "use_post_quant_conv timestep_conditioning decoder_inject_noise upsample_residual upsample_factor sample_height "
+    "sample_width shift_factor norm_eps invert_scale_latents decoder_spatio_temporal_scaling".split()
+)
+
+
+class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Decode latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1].
+
+    Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
+    them reversed. `patch_size` 4 ends in two per-frame 2-D upsamplings; 1 ends in norm, SiLU, convolution.
+    Any t >= 1 decodes; T is `pixel_frames(t)`. Source: arXiv:2508.09136 and its published weights.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        latent_channels: int = 128,
+        out_channels: int = 3,
+        decoder_block_out_channels: Sequence[int] = (64, 128, 256, 512),
+        decoder_layers_per_block: Sequence[int] = (3, 2, 3, 1, 1),
+        decoder_is_dw_conv: Sequence[bool] = (False, False, False, True, True),
+        decoder_dw_kernel_size: int = 5,
+        spatio_temporal_scaling: Sequence[bool] = (True, True, True, False),
+        decoder_spatio_only: Sequence[bool] | None = None,
+        patch_size: int = 4,
+        patch_size_t: int = 1,
+        is_video_dc_ae: bool = False,
+        scaling_factor: float = 1.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        aligned_feature_projection_mode: str | None = None,
+        aligned_feature_projection_dim: Sequence[Sequence[int]] | None = None,
+        aligned_blks_indices: Sequence[int] | None = None,
+        in_channels: int = 3,
+        decoder_causal: bool = False,
+        resnet_norm_eps: float = 1e-6,
+        teacher: str | None = None,
+    ) -> None:
+        super().__init__()
+        plan = plan_blocks(
+            decoder_block_out_channels,
+            decoder_layers_per_block,
+            decoder_is_dw_conv,
+            spatio_temporal_scaling,
+            decoder_spatio_only,
+        )
+        if patch_size not in (1, 4):
+            raise SettingsError(f"patch_size is {patch_size}: the published tails are for 1 and 4")
+        if decoder_causal or patch_size_t != 1:
+            raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+
+        kernel = decoder_dw_kernel_size
+        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)
+        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, depthwise_kernel=kernel if plan[0].depthwise else None)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                before.channels,
+                block.channels,
+                block.num_layers,
+                depthwise_kernel=kernel if block.depthwise else None,
+                upsample_space=block.upsample_space,
+                upsample_time=block.upsample_time,
+                drop_first_frame=not is_video_dc_ae,
+            )
+            for before, block in zip(plan[:-1], plan[1:], strict=True)
+        )
+        self.norm_out = ChannelRMSNorm()
+        self.act_out = nn.SiLU()
+        channels = plan[-1].channels
+        if patch_size == 4:
+            self.upsampler2d_1 = Upsampler2d(channels)
+            self.upsampler2d_2 = Upsampler2d(channels // 4)
+            channels //= 16
+        self.conv_out = TimeReplicatedConv3d(channels, out_channels)
+
+        num_space = sum(block.upsample_space for block in plan)
+        num_time = sum(block.upsample_time for block in plan)
+        self.spatial_compression_ratio = patch_size * 2**num_space
+        self.temporal_compression_ratio = 2**num_time
+
+    # What diffusers pipelines ask of a VAE besides decode; statistics stay in the config, so state dicts stay published.
+    @property
+    def latents_mean(self) -> Tensor:
+        """Per-channel mean that LTX pipelines add before decode, (C,); zeros where the teacher has none."""
+        values = self.config.latents_mean or [0.0] * self.config.latent_channels
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    @property
+    def latents_std(self) -> Tensor:
+        """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones where there is none."""
+        values = self.config.latents_std or [1.0] * self.config.latent_channels
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """How many pixel frames T the student makes of t latent frames."""
+        if self.config.is_video_dc_ae:
+            return latent_frames * int(self.temporal_compression_ratio)
+        return (latent_frames - 1) * int(self.temporal_compression_ratio) + 1
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, t, h, w) to video (B, 3, T, H, W); not clamped."""
+        x = self.conv_in(latents)
+        x = self.mid_block(x)
+        for block in self.up_blocks:
+            x = block(x)
+        return self._tail(x)
+
+    def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """`forward` as diffusers pipelines call it: `.sample` is (B, 3, T, H, W) in [-1, 1]. `temb` is not used.
+
+        Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
+        """
+        if z.ndim != 5 or z.shape[1] != self.config.latent_channels:
+            raise ShapeError(
+                f"latents are {tuple(z.shape)}: this student decodes (batch, {self.config.latent_channels}, frames, height, width)"
+            )
+        if z.shape[2] < 1:
+            raise FrameCountError("latents hold no frame")
+        sample = self(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> None:
+        """Raise SettingsError: a student is a decoder; its teacher encodes."""
+        raise SettingsError("a student has no encoder", "encode with its teacher: turbovaed_cli.load_teacher(...).encode(video)")
+
+    def features(self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Decode and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
+
+        Returns (sample, {block: (B, C, t', h', w')}); without `with_sample` it stops after the last block asked for.
+        """
+        wanted = dict.fromkeys(blocks)
+        found: dict[str, Tensor] = {}
+        x = self.conv_in(latents)
+        stages = [("mid_block", self.mid_block), *((f"up_blocks.{i}", block) for i, block in enumerate(self.up_blocks))]
+        unknown = set(wanted) - {name for name, _ in stages}
+        if unknown:
+            raise SettingsError(f"this student has no block {sorted(unknown)[0]!r}", f"blocks: {', '.join(n for n, _ in stages)}")
+        for name, block in stages:
+            x = block(x)
+            if name in wanted:
+                found[name] = x
+            if not with_sample and len(found) == len(wanted):
+                return None, found
+        return self._tail(x), found
+
+    def _tail(self, x: Tensor) -> Tensor:
+        if self.config.patch_size == 4:
+            x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+            x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+        return cast(Tensor, self.conv_out(self.act_out(self.norm_out(x))))
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One stage of the decoder in running order: the mid block first, then the up blocks."""
+
+    channels: int
+    num_layers: int
+    depthwise: bool
+    upsample_space: bool
+    upsample_time: bool
+
+
+def plan_blocks(
+    channels: Sequence[int],
+    layers: Sequence[int],
+    depthwise: Sequence[bool],
+    scaling: Sequence[bool],
+    spatio_only: Sequence[bool] | None,
+) -> list[BlockPlan]:
+    """Turn the output-first lists of a published config into running order; raise SettingsError where lengths disagree."""
+    num_up = len(channels)
+    spatio_only = spatio_only or [False] * num_up
+    lengths = {
+        "decoder_layers_per_block": (len(layers), num_up + 1),
+        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
+        "spatio_temporal_scaling": (len(scaling), num_up),
+        "decoder_spatio_only": (len(spatio_only), num_up),
+    }
+    for name, (found, wanted) in lengths.items():
+        if found != wanted:
+            raise SettingsError(f"{name} has {found} entries where {num_up} decoder_block_out_channels want {wanted}")
+    mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
+    return [mid] + [
+        BlockPlan(
+            channels[i], layers[i], bool(depthwise[i]), upsample_space=bool(scaling[i]), upsample_time=scaling[i] and not spatio_only[i]
+        )
+        for i in reversed(range(num_up))
+    ]
+
+
+def num_params(module: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def build_student(config: Mapping[str, Any]) -> StudentDecoder:
+    """A student with random weights from a config in the published key names.
+
+    Keys of the encoder are ignored; a key that means nothing to either raises SettingsError naming it.
+    """
+    known = set(StudentDecoder.__init__.__wrapped__.__annotations__) - {"return"}
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in _ENCODER_KEYS}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise SettingsError(f"the student config has an unknown key {unknown[0]!r}", f"known keys: {', '.join(sorted(known))}")
+    return StudentDecoder(**given)
+
+
+def load_student(where: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> StudentDecoder:
+    """Load a student, fp32 on the CPU, in eval mode, from
+
+    a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
+    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file).
+
+    Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it.
+    """
+    path = Path(where)
+    if path.is_dir():
+        return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
+    if path.is_file():
+        return load_published(path, _read_config(path, config))
+    if is_model_name(str(where)):
+        return _load_registered(str(where))
+    raise UnknownModelError(
+        f"no model answers to {str(where)!r}", f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+    )
+
+
+def _load_registered(name: str) -> StudentDecoder:
+    from turbovaed_cli.weights import student_weights  # noqa: PLC0415 - only this way of loading needs the hub
+
+    spec = find_model(name)
+    path = student_weights(spec)
+    if path.is_dir():
+        return _load_folder(path)
+    return load_published(path, spec.student.config | {"teacher": spec.name})
+
+
+def _load_folder(folder: Path) -> StudentDecoder:
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UnknownModelError(f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished")
+    config = read_config(config_path)
+    if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
+        raise UnknownModelError(f"{folder} holds a {config.get('_class_name')}, not a student", "give a student folder as --model; this one may be a --teacher")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UnknownModelError(f"{folder} holds no diffusion_pytorch_model.safetensors")
+    return load_published(weights, config)
+
+
+def load_published(weights: Path, config: Mapping[str, Any]) -> StudentDecoder:
+    """A student from one weight file in the published layout: decoder keys, and extras that are set aside."""
+    state = read_weights(weights)
+    decoder = {key: value for key, value in state.items() if key not in _LATENT_STATISTICS and not key.startswith(HEAD_PREFIX)}
+    statistics = {key: state[key].float().tolist() for key in _LATENT_STATISTICS if key in state}
+    student = build_student({**config, **statistics})
+    load_strictly(student, decoder, weights)
+    return student.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors or .pth file; pickled code is never run (weights_only). Raises WeightFileError."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightFileError(f"{path} is not a weight file that can be read safely: {reason}") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightFileError(f"{path} does not hold a plain table of tensors")
+    return state
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Copy `state` into `module`; raise WeightFileError naming the first missing, unexpected or misshapen key."""
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if misshapen:
+        key = misshapen[0]
+        raise WeightFileError(
+            f"{source.name}: {key} is {tuple(state[key].shape)}, the config makes it {tuple(own[key].shape)}",
+            "the config belongs to other weights",
+        )
+    for what, keys in (("misses", missing), ("has an unexpected", unexpected)):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise WeightFileError(f"{source.name} {what} decoder key {keys[0]}{more}", "the config belongs to other weights")
+    module.load_state_dict(dict(state))
+
+
+def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    path = Path(config) if config else weights.with_name("config.json")
+    if not path.is_file():
+        raise SettingsError(f"{weights.name} needs the JSON config of its architecture, and {path} is not there", "pass config=... (--config FILE)")
+    return read_config(path)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON config file; SettingsError where it is none."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path} holds a {type(config).__name__}, not a config")
+    return config

@@ -1,0 +1,89 @@
+"""Long videos in bounded memory: windows that overlap, and a fade where they meet.
+
+A clip that fits one window comes out exactly as a whole-clip decode. Longer ones are an approximation at the seams.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.registry import TeacherSpec
+from turbovaed_cli.video import to_model
+
+SMALLEST_WINDOW, LARGEST_WINDOW = 17, 33
+PIXELS_PER_WINDOW = 33 * 512 * 512  # beyond this, larger frames get shorter windows
+
+
+def window_frames(spec: TeacherSpec, height: int, width: int, asked: int, overlap: int) -> int:
+    """Frames per window: what was asked for, or what fits PIXELS_PER_WINDOW, rounded up to what the teacher takes."""
+    frames = asked or min(max(PIXELS_PER_WINDOW // (height * width), SMALLEST_WINDOW), LARGEST_WINDOW)
+    return spec.frames.at_least(max(frames, 2 * overlap + 1))
+
+
+def windows_of(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """Cut a stream of frames into (T, H, W, 3) windows of `length` sharing `overlap`; the flag marks the last, which may be shorter."""
+    stream = iter(frames)
+    window = list(islice(stream, length))
+    while window:
+        following = list(islice(stream, length - overlap))
+        yield np.stack(window), not following
+        if not following:
+            return
+        window = window[-overlap:] + following if overlap else following
+
+
+def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
+    """Repeat the last frame and the right and bottom edges of (3, T, H, W) until the teacher takes it."""
+    _, frames, height, width = video.shape
+    more_frames = spec.frames.at_least(frames) - frames
+    ratio = spec.space_ratio
+    video = functional.pad(video, (0, -width % ratio, 0, -height % ratio), mode="replicate")
+    return torch.cat([video, video[:, -1:].expand(-1, more_frames, -1, -1)], dim=1)
+
+
+def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDecoder, *, with_teacher: bool) -> list[Tensor]:
+    """Encode (T, H, W, 3) uint8 and decode with the student, and with the teacher in front if asked: each (3, T, H, W), clamped, fp32."""
+    num_frames, height, width, _ = frames.shape
+    latents = teacher.encode(pad_to_valid(to_model(frames), teacher.spec)[None]).mean
+    with torch.no_grad():
+        decoded = [student(latents.to(student.dtype))]
+    if with_teacher:
+        decoded.insert(0, teacher.decode(latents))
+    return [video[0, :, :num_frames, :height, :width].float().clamp(-1, 1).cpu() for video in decoded]
+
+
+def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[Tensor]:
+    """Join windows (C, T, H, W) that share `overlap` frames, fading from one into the next; yields finished stretches."""
+    tail: Tensor | None = None
+    for window, is_last in windows:
+        joined = window
+        if tail is not None:
+            shared = tail.shape[1]
+            weight = ((torch.arange(shared) + 1) / (shared + 1)).view(1, -1, 1, 1)
+            joined = torch.cat([tail * (1 - weight) + window[:, :shared] * weight, window[:, shared:]], dim=1)
+        keep = 0 if is_last else overlap
+        yield joined[:, : joined.shape[1] - keep]
+        tail = joined[:, joined.shape[1] - keep :] if keep else None
+
+
+@torch.no_grad()
+def decode_latents(latents: Tensor, student: StudentDecoder, length: int, overlap: int) -> Iterator[Tensor]:
+    """Decode (C, t, h, w) of any length to stretches of video (3, T', H, W), `length` latent frames at a time."""
+
+    def decoded() -> Iterator[tuple[Tensor, bool]]:
+        start, total = 0, latents.shape[1]
+        while True:
+            piece = latents[None, :, start : start + length].to(student.device, student.dtype)
+            is_last = start + length >= total
+            yield student(piece)[0].float().clamp(-1, 1).cpu(), is_last
+            if is_last:
+                return
+            start += length - overlap
+
+    yield from crossfade(decoded(), student.pixel_frames(overlap))

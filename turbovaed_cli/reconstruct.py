@@ -1,0 +1,148 @@
+"""`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from turbovaed_cli.errors import SettingsError, ShapeError
+from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.windows import crossfade, decode_latents, reconstruct_window, window_frames, windows_of
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import ReconstructSettings
+from turbovaed_cli.video import VideoWriter, probe, read_frames, to_uint8
+
+LATENT_WINDOW, LATENT_OVERLAP = 16, 5  # latent frames; influence beyond ±10 is below 1 %, half of it is faded over
+
+
+@dataclass(frozen=True)
+class ReconstructResult:
+    """What was written."""
+
+    out: Path
+    num_frames: int
+    height: int
+    width: int
+    fps: Fraction
+
+
+def reconstruct(
+    source: Path,
+    out: Path,
+    pair: Pair,
+    settings: ReconstructSettings = ReconstructSettings(),  # noqa: B008 - frozen
+    *,
+    overwrite: bool = False,
+    report: Reporter = quiet,
+) -> ReconstructResult:
+    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents .safetensors.
+
+    Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
+    inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
+    """
+    if source.suffix == ".safetensors":
+        return _decode_file(source, out, pair, settings, overwrite=overwrite, report=report)
+    assert pair.teacher is not None
+    info = probe(source)
+    columns = 3 if settings.compare else 1
+    with VideoWriter(
+        out,
+        height=info.height,
+        width=info.width * columns,
+        fps=info.fps,
+        audio_from=source if info.has_audio else None,
+        sample_aspect_ratio=info.sample_aspect_ratio,
+        crf=settings.crf,
+        overwrite=overwrite,
+    ) as writer:
+        written = 0
+        frames = read_frames(source, square_pixels=False)
+        for frame in report.track(reconstructed_frames(frames, info.height, info.width, pair, settings), "reconstructing", total=info.num_frames):
+            writer.write(frame)
+            written += 1
+    return ReconstructResult(out, written, info.height, info.width * columns, info.fps)
+
+
+def reconstructed_frames(
+    frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
+) -> Iterator[np.ndarray]:
+    """Frames (H, W, 3) uint8 in, as many out; with `compare` each is (H, 3W, 3): source, teacher, student."""
+    assert pair.teacher is not None
+    teacher, student = pair.teacher, pair.student
+    length = window_frames(teacher.spec, height, width, settings.window, settings.overlap)
+
+    def decoded() -> Iterator[tuple[Tensor, bool]]:
+        for window, is_last in windows_of(frames, length, settings.overlap):
+            videos = reconstruct_window(window, teacher, student, with_teacher=settings.compare)
+            if settings.compare:
+                videos.insert(0, torch.from_numpy(window).permute(3, 0, 1, 2) / 127.5 - 1)
+            yield torch.cat(videos, dim=3), is_last
+
+    for stretch in crossfade(decoded(), settings.overlap):
+        for frame in to_uint8(stretch):
+            yield _labelled(frame, ("source", "teacher", "student")) if settings.compare else frame
+
+
+def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
+    """Write each label in the top left corner of its column, white on black."""
+    image = Image.fromarray(frame)
+    draw = ImageDraw.Draw(image)
+    for i, label in enumerate(labels):
+        left = i * frame.shape[1] // len(labels)
+        draw.rectangle((left, 0, left + 8 + 6 * len(label), 14), fill="black")
+        draw.text((left + 4, 2), label, fill="white")
+    return np.asarray(image)
+
+
+def _decode_file(
+    source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
+) -> ReconstructResult:
+    latents = read_latents(source)
+    student = pair.student
+    if latents.shape[0] != student.config.latent_channels:
+        raise ShapeError(
+            f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",
+            "name the model they belong to: --model NAME",
+        )
+    if settings.compare:
+        raise SettingsError("--compare needs the source video, and latents have none", "give the video instead")
+    height, width = (int(size * student.spatial_compression_ratio) for size in latents.shape[2:])
+    fps = Fraction(settings.fps).limit_denominator(1001)
+    total = student.pixel_frames(latents.shape[1])
+    with VideoWriter(out, height=height, width=width, fps=fps, crf=settings.crf, overwrite=overwrite) as writer:
+        written = 0
+        stretches = decode_latents(latents, student, LATENT_WINDOW, LATENT_OVERLAP)
+        for frame in report.track((frame for video in stretches for frame in to_uint8(video)), "decoding", total=total):
+            writer.write(frame)
+            written += 1
+    return ReconstructResult(out, written, height, width, fps)
+
+
+def read_latents(path: Path) -> Tensor:
+    """The latents (C, t, h, w), fp32, of a .safetensors file: its tensor `latents`, or the only one in it that is or ends in `mean`.
+
+    Raises SettingsError where there is none or more than one, or the shape is not that of latents.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            found = ["latents"] if "latents" in names else [name for name in names if name == "mean" or name.endswith(".mean")]
+            if len(names) == 1:
+                found = names
+            if len(found) != 1:
+                what = "no latents" if not found else f"{len(found)} clips"
+                raise SettingsError(f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)")
+            latents: Tensor = file.get_tensor(found[0]).float()
+    except (SafetensorError, OSError) as error:
+        raise SettingsError(f"{path} is not a readable safetensors file: {error}") from error
+    if latents.ndim == 5 and latents.shape[0] == 1:
+        latents = latents[0]
+    if latents.ndim != 4 or 0 in latents.shape:
+        raise ShapeError(f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)")
+    return latents

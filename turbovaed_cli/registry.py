@@ -1,0 +1,421 @@
+"""The model registry: one row per teacher and its student. A new model is one row, and no `if` anywhere else."""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
+
+ASSETS = Path(__file__).parent / "assets"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """Which frame counts T survive encode and decode: step * k + first, at least `minimum`, and single images."""
+
+    step: int
+    first: int
+    minimum: int = 1
+
+    def is_valid(self, frames: int) -> bool:
+        """Whether `frames` pixel frames come back as that many."""
+        return frames == 1 or (frames >= self.minimum and frames % self.step == self.first % self.step)
+
+    def at_least(self, frames: int) -> int:
+        """The smallest valid count >= frames."""
+        if frames <= 1:
+            return 1
+        return max(self.minimum, math.ceil((frames - self.first) / self.step) * self.step + self.first)
+
+    def at_most(self, frames: int) -> int:
+        """The largest valid count <= frames; 1 where there is none."""
+        valid = (frames - self.first) // self.step * self.step + self.first
+        return valid if valid >= self.minimum else 1
+
+    def __str__(self) -> str:
+        """'8k+1' or '4k, at least 8', as users read it."""
+        text = f"{self.step}k+{self.first}" if self.first else f"{self.step}k"
+        return f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
+
+
+@dataclass(frozen=True)
+class AlignmentPair:
+    """One student block learning from one teacher tap.
+
+    `head` puts two 1x1x1 convolutions on the student's side; `transform` is what happens behind the head:
+    "shuffle2d" a per-frame pixel shuffle by 2, "shuffle3d" a (c, t, h, w) shuffle by 2 that drops the first frame.
+    """
+
+    student_block: str
+    teacher_tap: str
+    head: bool = False
+    transform: Literal["none", "shuffle2d", "shuffle3d"] = "none"
+
+
+@dataclass(frozen=True)
+class RequiredSetting:
+    """An attribute of the teacher that must be set, or it silently computes something else."""
+
+    name: str
+    value: object
+    why: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file on the hub: where, how large in bytes (as last seen), under which licence."""
+
+    repo: str
+    filename: str
+    num_bytes: int
+    licence: str
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """A teacher: the VAE whose encoder is kept and whose decoder is distilled."""
+
+    class_name: str
+    repo: str | None
+    folder: str
+    num_bytes: int
+    latent_channels: int
+    time_ratio: int
+    space_ratio: int
+    frames: FrameRule
+    decoder_params_m: float
+    licence: str
+    licence_note: str = ""
+    required: tuple[RequiredSetting, ...] = ()
+    weights_file: str = WEIGHTS_FILE
+    ratios: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None  # (time, space) of a local folder's config
+    path: Path | None = None  # a local folder, when the weights do not come from the hub
+
+    def latent_frames(self, frames: int) -> int:
+        """t for T pixel frames; raises FrameCountError with the nearest valid counts."""
+        self.check_frames(frames)
+        return 1 if frames == 1 else (frames - self.frames.first) // self.time_ratio + self.frames.first
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """T for t latent frames."""
+        return 1 if latent_frames == 1 else (latent_frames - self.frames.first) * self.time_ratio + self.frames.first
+
+    def check_frames(self, frames: int) -> None:
+        """Raise FrameCountError unless the teacher gives back as many frames as it was given."""
+        if not self.frames.is_valid(frames):
+            below, above = self.frames.at_most(frames), self.frames.at_least(frames)
+            raise FrameCountError(
+                f"{frames} frames do not survive this teacher, which takes {self.frames}", f"nearest: --frames {below} or {above}"
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise ShapeError unless both are multiples of the spatial ratio."""
+        ratio = self.space_ratio
+        if height % ratio or width % ratio or min(height, width) < ratio:
+            below = (max(height // ratio, 1) * ratio, max(width // ratio, 1) * ratio)
+            above = (math.ceil(height / ratio) * ratio, math.ceil(width / ratio) * ratio)
+            raise ShapeError(
+                f"{width}x{height} is not a multiple of {ratio} in both directions, which this teacher needs",
+                f"nearest: --size {below[1]}x{below[0]} or {above[1]}x{above[0]}",
+            )
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """The student of a teacher: architecture in published key names, alignment, published weights."""
+
+    config: dict[str, Any]
+    pairs: tuple[AlignmentPair, ...]
+    params_m: float
+    published: Published | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One row of the registry."""
+
+    name: str
+    title: str
+    teacher: TeacherSpec
+    student: StudentSpec
+    aliases: tuple[str, ...] = ()
+    published_results: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether its weights come with the package."""
+        return self.teacher.path is not None and self.teacher.path.is_relative_to(ASSETS)
+
+
+_MIT = "MIT"
+_STUDENT_REPO = "hustvl/Turbo-VAED"
+
+
+def _student_config(
+    latent_channels: int, channels: tuple[int, ...], layers: tuple[int, ...], *, patch_size: int, spatio_only: bool, dc: bool = False
+) -> dict[str, Any]:
+    return {
+        "latent_channels": latent_channels,
+        "decoder_block_out_channels": channels,
+        "decoder_layers_per_block": layers,
+        "decoder_is_dw_conv": (False,) * (len(layers) - 2) + (True, True),
+        "decoder_dw_kernel_size": 5,
+        "spatio_temporal_scaling": (True,) * (len(channels) - 1) + (False,),
+        "decoder_spatio_only": (spatio_only,) + (False,) * (len(channels) - 1),
+        "patch_size": patch_size,
+        "is_video_dc_ae": dc,
+    }
+
+
+def _ltx_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
+    num_scaled = sum(config["decoder_spatio_temporal_scaling"])
+    return config.get("patch_size_t", 1) * 2**num_scaled, config.get("patch_size", 4) * 2**num_scaled
+
+
+def _hunyuan_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
+    return config.get("temporal_compression_ratio", 4), config.get("spatial_compression_ratio", 8)
+
+
+def _cogvideox_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
+    # int() because some published configs say 4.0
+    return int(config.get("temporal_compression_ratio", 4)), 2 ** (len(config["block_out_channels"]) - 1)
+
+
+_LTX = ModelSpec(
+    name="ltx",
+    title="LTX-Video 0.9.0",
+    teacher=TeacherSpec(
+        class_name="AutoencoderKLLTXVideo",
+        repo="Lightricks/LTX-Video",
+        folder="vae",
+        num_bytes=1_680_000_000,
+        latent_channels=128,
+        time_ratio=8,
+        space_ratio=32,
+        frames=FrameRule(step=8, first=1),
+        decoder_params_m=238.789,
+        licence="LTX-Video Open Weights License 0.X",
+        licence_note="from LTX 0.9.7 on, models made from outputs or activations count as derivatives",
+        ratios=_ltx_ratios,
+    ),
+    student=StudentSpec(
+        config=_student_config(128, (64, 128, 256, 512), (3, 2, 3, 1, 1), patch_size=4, spatio_only=False),
+        pairs=(
+            AlignmentPair("mid_block", "decoder.mid_block"),
+            AlignmentPair("up_blocks.0", "decoder.up_blocks.0"),
+            AlignmentPair("up_blocks.1", "decoder.up_blocks.1", head=True),
+        ),
+        params_m=41.896,
+        published=Published(_STUDENT_REPO, "Turbo-VAED-LTX.pth", 169_000_000, _MIT),
+    ),
+    published_results={"psnr": (32.40, 31.68), "ssim": (0.9192, 0.9209), "lpips": (0.0394, 0.0419), "rfvd": (25.86, 25.01)},
+)
+
+_HUNYUAN = ModelSpec(
+    name="hunyuan",
+    title="HunyuanVideo",
+    teacher=TeacherSpec(
+        class_name="AutoencoderKLHunyuanVideo",
+        repo="hunyuanvideo-community/HunyuanVideo",
+        folder="vae",
+        num_bytes=986_000_000,
+        latent_channels=16,
+        time_ratio=4,
+        space_ratio=8,
+        frames=FrameRule(step=4, first=1),
+        decoder_params_m=146.136,
+        licence="Tencent Hunyuan Community License",
+        licence_note="excludes the EU, the UK and South Korea, and calls distilled models derivatives",
+        required=(
+            RequiredSetting("use_framewise_encoding", False, "split in time, frames 14-16 change from 17 frames on"),
+            RequiredSetting("use_framewise_decoding", False, "split in time, a tap fires twice and sees only a part"),
+        ),
+        ratios=_hunyuan_ratios,
+    ),
+    student=StudentSpec(
+        config=_student_config(16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True),
+        pairs=(
+            AlignmentPair("mid_block", "decoder.mid_block"),
+            AlignmentPair("up_blocks.0", "decoder.up_blocks.0", head=True, transform="shuffle2d"),
+        ),
+        params_m=40.688,
+        published=Published(_STUDENT_REPO, "Turbo-VAED-Hunyuan.pth", 184_000_000, _MIT),
+    ),
+    published_results={"psnr": (36.48, 36.62), "ssim": (0.9663, 0.9674), "lpips": (0.0126, 0.0154), "rfvd": (1.52, 2.43)},
+)
+
+_COGVIDEOX = ModelSpec(
+    name="cogvideox",
+    title="CogVideoX 1.5",
+    aliases=("cog",),
+    teacher=TeacherSpec(
+        class_name="AutoencoderKLCogVideoX",
+        repo="zai-org/CogVideoX1.5-5B",
+        folder="vae",
+        num_bytes=862_000_000,
+        latent_channels=16,
+        time_ratio=4,
+        space_ratio=8,
+        # 13 frames encode to 4 latents, which decode to 16 frames: only 8k+1 round-trips.
+        frames=FrameRule(step=8, first=1),
+        decoder_params_m=123.368,
+        licence="CogVideoX License",
+        required=(
+            RequiredSetting("num_latent_frames_batch_size", 8, "GroupNorm per chunk of 2 changes the output, and a tap sees one chunk"),
+            RequiredSetting("num_sample_frames_batch_size", 8, "the chunk the encoder was trained with"),
+        ),
+        ratios=_cogvideox_ratios,
+    ),
+    student=StudentSpec(
+        config=_student_config(16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True),
+        pairs=(
+            AlignmentPair("mid_block", "decoder.mid_block"),
+            AlignmentPair("up_blocks.0", "decoder.up_blocks.0", head=True, transform="shuffle3d"),
+        ),
+        params_m=40.688,
+        published=Published(_STUDENT_REPO, "Turbo-VAED-Cog.pth", 238_000_000, _MIT),
+    ),
+    published_results={"psnr": (36.23, 35.58), "ssim": (0.9591, 0.9606), "lpips": (0.0197, 0.0181), "rfvd": (4.73, 3.09)},
+)
+
+_VIDEO_DC_AE = ModelSpec(
+    name="video-dc-ae",
+    title="Open-Sora 2.0 Video DC-AE",
+    aliases=("dc",),
+    teacher=TeacherSpec(
+        class_name="VideoDCAE",
+        repo="hpcai-tech/Open-Sora-v2-Video-DC-AE",
+        folder="",
+        num_bytes=1_840_000_000,
+        latent_channels=128,
+        time_ratio=4,
+        space_ratio=32,
+        # With 2 or 4 frames the time stages collapse to one frame.
+        frames=FrameRule(step=4, first=0, minimum=8),
+        decoder_params_m=239.022,
+        licence="Apache-2.0",
+        weights_file="F32T4C128_AE.safetensors",
+        ratios=lambda _config: (4, 32),
+    ),
+    student=StudentSpec(
+        config=_student_config(128, (64, 128, 256, 512), (4, 3, 3, 3, 4), patch_size=4, spatio_only=True, dc=True),
+        pairs=(
+            AlignmentPair("mid_block", "decoder.project_in", head=True),
+            AlignmentPair("up_blocks.0", "decoder.stages.5", head=True),
+            AlignmentPair("up_blocks.1", "decoder.stages.4", head=True),
+        ),
+        params_m=45.831,
+        published=Published(_STUDENT_REPO, "Turbo-VAED-DC.pth", 201_000_000, _MIT),
+    ),
+    published_results={"psnr": (34.94, 34.05), "ssim": (0.9594, 0.9475), "lpips": (0.0196, 0.0266), "rfvd": (4.74, 6.44)},
+)
+
+_TINY = ModelSpec(
+    name="tiny",
+    title="the embedded pair",
+    teacher=TeacherSpec(
+        class_name="AutoencoderKLLTXVideo",
+        repo=None,
+        folder="",
+        num_bytes=11_000_000,
+        latent_channels=32,
+        time_ratio=2,
+        space_ratio=8,
+        frames=FrameRule(step=2, first=1),
+        decoder_params_m=4.176,
+        licence="Apache-2.0",
+        ratios=_ltx_ratios,
+        path=ASSETS / "tiny" / "teacher",
+    ),
+    student=StudentSpec(
+        config=_student_config(32, (48, 96), (2, 2, 3), patch_size=4, spatio_only=False) | {"spatio_temporal_scaling": (True, False)},
+        pairs=(
+            AlignmentPair("mid_block", "decoder.mid_block", head=True),
+            AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True),
+        ),
+        params_m=0.9,
+    ),
+)
+
+MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (_LTX, _HUNYUAN, _COGVIDEOX, _VIDEO_DC_AE, _TINY)}
+DEFAULT_MODEL = _TINY.name
+_BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` is a registry name or an alias."""
+    return name in _BY_ANY_NAME
+
+
+def find_model(name: str | Path) -> ModelSpec:
+    """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
+
+    Raises UnknownModelError with the nearest names, SettingsError where the folder cannot be a teacher.
+    """
+    if str(name) in _BY_ANY_NAME:
+        return _BY_ANY_NAME[str(name)]
+    folder = Path(name)
+    if folder.is_dir():
+        return _spec_of_folder(folder)
+    near = difflib.get_close_matches(str(name), _BY_ANY_NAME, n=2, cutoff=0.5)
+    raise UnknownModelError(
+        f"no model is called {str(name)!r}, and it is not a folder",
+        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}",
+    )
+
+
+def _spec_of_folder(folder: Path) -> ModelSpec:
+    """The registry row of the folder's class, with the folder's own channels and ratios."""
+    config_path = folder / "config.json"
+    if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
+        folder, config_path = folder / "vae", folder / "vae" / "config.json"
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+        class_name = config["_class_name"]
+    except FileNotFoundError:
+        raise SettingsError(f"{folder} holds no config.json", "--teacher takes a registry name or a diffusers VAE folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{config_path} is not a diffusers config: {error}") from error
+    rows = [spec for spec in (_LTX, _HUNYUAN, _COGVIDEOX, _VIDEO_DC_AE) if spec.teacher.class_name == class_name]
+    if not rows:
+        known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
+        raise SettingsError(f"{folder} holds a {class_name}, which is no known teacher", f"known classes: {known}")
+    row = rows[0]
+    assert row.teacher.ratios is not None
+    try:
+        time_ratio, space_ratio = row.teacher.ratios(config)
+        latent_channels = int(config["latent_channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SettingsError(f"{config_path} is not the config of a {class_name}: {error}") from error
+    same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
+    frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
+    teacher = replace(
+        row.teacher, path=folder, repo=None, latent_channels=latent_channels, time_ratio=time_ratio, space_ratio=space_ratio, frames=frames
+    )
+    config = dict(row.student.config, latent_channels=latent_channels)
+    if not same_ratios:
+        config |= _upsampling_for(time_ratio, space_ratio, config)
+    student = replace(row.student, config=config, published=None)
+    return replace(row, name=row.name, title=f"{row.title} class in {folder}", teacher=teacher, student=student)
+
+
+def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The published channels with as many upsamplings as another compression ratio needs; SettingsError if none fits."""
+    num_space, num_time = math.log2(space_ratio / config["patch_size"]), math.log2(time_ratio)
+    channels, layers = config["decoder_block_out_channels"], config["decoder_layers_per_block"]
+    most = len(channels) - 1
+    if num_space not in range(1, most + 1) or num_time not in range(int(num_space) + 1):
+        raise SettingsError(f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass --student-config FILE")
+    num_blocks = int(num_space) + 1
+    return {
+        "decoder_block_out_channels": channels[-num_blocks:] if config["patch_size"] == 1 else channels[:num_blocks],
+        "decoder_layers_per_block": layers[-num_blocks - 1 :],
+        "decoder_is_dw_conv": config["decoder_is_dw_conv"][-num_blocks - 1 :],
+        "spatio_temporal_scaling": (True,) * int(num_space) + (False,),
+        "decoder_spatio_only": tuple(i < num_space - num_time for i in range(num_blocks)),
+    }

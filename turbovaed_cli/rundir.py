@@ -1,0 +1,261 @@
+"""A run folder, and the one way files of ours are written: whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
+
+SCHEMA_VERSION = 1
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut (where the system can)."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then fsync and rename it there: whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` to fill; on a clean exit fsync its files and rename it to `path`."""
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            else:
+                fsync_folder(file)
+        fsync_folder(temporary)
+        _swap_in(temporary, path)
+        fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap_in(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; what was there goes only after its successor is complete."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / path.name)
+    temporary.rename(path)
+    shutil.rmtree(old)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all, for people: indented, keys in the order given."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of ours; CorruptFileError where it is something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not JSON: {error}", "it was changed or damaged; restore it or start a new folder") from error
+    if not isinstance(value, dict):
+        raise CorruptFileError(f"{path} holds a {type(value).__name__} where an object was written")
+    return value
+
+
+class RunDir:
+    """The folder of one distillation: every path in it, its settings snapshot, checkpoints, metrics and lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.env = root / "env.json"
+        self.metrics = root / "metrics.jsonl"
+        self.log = root / "train.log"
+        self.checkpoints = root / "checkpoints"
+        self.samples = root / "samples"
+        self.eval = root / "eval"
+        self.exports = root / "exports"
+        self.model = root / "model"
+
+    @staticmethod
+    def is_run(path: Path) -> bool:
+        """Whether `path` looks like a run folder: our config.json with a schema version, not a diffusers one."""
+        config = path / "config.json"
+        if not config.is_file():
+            return False
+        try:
+            value = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError:
+            return False
+        return isinstance(value, dict) and "schema_version" in value and "settings" in value
+
+    def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any], may_differ: frozenset[str]) -> bool:
+        """Record what this run is, or check that it is the same run; returns whether it was there before.
+
+        Raises RunFolderError naming every setting that differs and may not.
+        """
+        config = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config}))
+        if not self.config.exists():
+            if self.root.exists() and any(self.root.iterdir()):
+                names = sorted(item.name for item in self.root.iterdir() if item.name != "lock")
+                if names:
+                    raise RunFolderError(f"{self.root} holds other things ({names[0]}) and no run", "give a new or empty folder as --run")
+            write_json(self.env, env)
+            write_json(self.config, config)
+            return False
+        before = read_json(self.config)
+        changes = [
+            f"{name}: {before_value!r} -> {now_value!r}"
+            for name, before_value, now_value in _differences(before, config)
+            if name.rpartition(".")[2] not in may_differ
+        ]
+        if changes:
+            raise RunFolderError(
+                f"{self.root} was started otherwise; " + "; ".join(changes), "repeat the first command to resume, or give another --run"
+            )
+        if before != config:
+            write_json(self.config, config)
+        return True
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder; a second process is refused with who holds it. A dead process leaves no lock behind."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / "lock"
+        with path.open("a+", encoding="utf-8") as file:
+            if not _try_lock(file.fileno()):
+                file.seek(0)
+                raise RunFolderError(f"{self.root} is in use by {file.read().strip() or 'another process'}", "wait for it, or give another --run")
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+
+    # Checkpoints: checkpoints/step_0005000/ with manifest.json last in, so a folder without it is not one.
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of `step` lies."""
+        return self.checkpoints / f"step_{step:07d}"
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], object], keep: int) -> Path:
+        """Let `write` fill a checkpoint folder; add its manifest of sha256; whole or absent. Then drop all but the newest `keep`."""
+        path = self.checkpoint_path(step)
+        with whole_folder(path, overwrite=True) as folder:
+            write(folder)
+            files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
+            (folder / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, "files": files}, indent=2))
+        for old in self.steps()[: -max(keep, 1)]:
+            _remove_folder(self.checkpoint_path(old))
+        return path
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint folder, ascending."""
+        found = []
+        for path in self.checkpoints.glob("step_*"):
+            number = path.name.removeprefix("step_")
+            if number.isdigit() and (path / "manifest.json").is_file():
+                found.append(int(number))
+        return sorted(found)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint, every file checked against its manifest; None when there is none.
+
+        Raises CorruptFileError naming the file that is not what was written.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        path = self.checkpoint_path(steps[-1])
+        verify_manifest(path)
+        return path
+
+    def clean_leftovers(self) -> None:
+        """Remove what a killed process left half-written. Call while holding the lock."""
+        for folder in (self.root, self.checkpoints, self.samples):
+            for item in folder.glob(".*") if folder.is_dir() else ():
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+
+
+def verify_manifest(folder: Path) -> dict[str, Any]:
+    """Check every file of a folder against its manifest.json and return the manifest; CorruptFileError names what differs."""
+    manifest = read_json(folder / "manifest.json")
+    for name, wanted in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise CorruptFileError(f"{folder} misses {name}", f"remove {folder} to go on from the checkpoint before")
+        if sha256_of(file) != wanted["sha256"]:
+            raise CorruptFileError(f"{file} is not what was written (sha256 differs)", f"remove {folder} to go on from the checkpoint before")
+    return manifest
+
+
+def _remove_folder(path: Path) -> None:
+    """Rename first: a kill half-way through the removal must not leave something that looks complete."""
+    doomed = path.with_name(f".{path.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif before != now:
+        yield name, before, now
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take an exclusive lock that the system drops when the process ends, however it ends."""
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        import msvcrt  # noqa: PLC0415 - only on Windows
+
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What `distill` is made of: losses, the batches, and the state that a resume needs."""

@@ -1,0 +1,99 @@
+"""Batches as functions of (seed, index), and reading them ahead of the training loop."""
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from turbovaed_cli.errors import SettingsError, VideoError
+from turbovaed_cli.latents import Batch, item_at
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.video import VideoInfo, list_videos, probe, read_clip
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An input that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+def usable_videos(data: Path, num_frames: int, report: Reporter = quiet) -> tuple[list[VideoInfo], list[Skipped]]:
+    """Probe every video under `data`; those unreadable or shorter than `num_frames` are named with the reason.
+
+    Raises SettingsError when none is left.
+    """
+    usable, skipped = [], []
+    for path in report.track(list_videos(data), "probing videos"):
+        try:
+            info = probe(path)
+        except VideoError as error:
+            skipped.append(Skipped(str(path), error.what))
+            continue
+        if info.num_frames < num_frames:
+            skipped.append(Skipped(str(path), f"{info.num_frames} frames, {num_frames} needed"))
+        else:
+            usable.append(info)
+    if not usable:
+        reasons = "; ".join(f"{Path(item.path).name}: {item.reason}" for item in skipped[:3])
+        raise SettingsError(f"no video under {data} can be used ({reasons})", "give readable videos of at least that many frames, or lower --frames")
+    return usable, skipped
+
+
+class VideoClips:
+    """Random clips straight from videos: place, start, flip are functions of (seed, index)."""
+
+    def __init__(self, videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], stride: int) -> None:
+        self.videos = sorted(videos, key=lambda info: str(info.path))
+        self.frames, self.size, self.stride = frames, size, stride
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
+        return hashlib.sha256("".join(sha256_of(info.path) for info in self.videos).encode()).hexdigest()
+
+    def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
+        """Batch number `index`, video only; depends on nothing but its arguments."""
+        clips = []
+        for i in range(index * batch_size, (index + 1) * batch_size):
+            info = self.videos[item_at(seed, i, len(self.videos))]
+            rng = random.Random(f"clip/{seed}/{i}")  # noqa: S311 - reproducible, not secret
+            span = (self.frames - 1) * self.stride + 1
+            start = rng.randrange(info.num_frames - span + 1)
+            crop = (rng.random(), rng.random())
+            clip = read_clip(info.path, self.frames, self.size, start=start, stride=self.stride, crop=crop)
+            clips.append(clip.flip(-1) if rng.random() < 0.5 else clip)
+        return Batch(torch.stack(clips))
+
+
+def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer."""
+    if workers < 1:
+        for item in items:
+            yield item, work(item)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(work, item)))
+                if len(waiting) > workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()

@@ -1,0 +1,65 @@
+"""What the student is asked for: L1 to the source, a perceptual distance, and the teacher's features."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
+from turbovaed_cli.reporting import Reporter, quiet
+
+PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
+PERCEPTUAL = ("auto", "lpips", "ssim", "none")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The parts of one step's loss, each a scalar, and their weighted total."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
+    """`auto` to lpips where its weights are on this machine, else to ssim, said out loud; others as they are."""
+    if name not in PERCEPTUAL:
+        raise SettingsError(f"--perceptual {name} is unknown", f"one of: {', '.join(PERCEPTUAL)}")
+    if name != "auto":
+        return name
+    if trunk_path("vgg") is not None:
+        return "lpips"
+    report.note("perceptual loss: SSIM, since the LPIPS weights of the published recipe are not on this machine (turbovaed models pull lpips-vgg)")
+    return "ssim"
+
+
+def perceptual_loss(name: str, device: torch.device) -> PerceptualLoss | None:
+    """A distance between videos (B, 3, T, H, W) in [-1, 1]; None for "none". MissingWeightsError when lpips has no weights."""
+    if name == "none":
+        return None
+    if name == "ssim":
+        return lambda video, source: 1 - ssim_value(video, source)
+    network = load_lpips("vgg").to(device)
+
+    def lpips(video: Tensor, source: Tensor) -> Tensor:
+        return network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1)).mean()  # type: ignore[no-any-return]
+
+    return lpips
+
+
+def reconstruction_losses(
+    decoded: Tensor, source: Tensor, features: dict[str, Tensor], perceptual: PerceptualLoss | None, perceptual_weight: float, feature_weight: float
+) -> Losses:
+    """L1 + perceptual_weight * perceptual + feature_weight * sum of feature losses; everything in fp32."""
+    decoded = decoded.float()
+    parts = {"l1": functional.l1_loss(decoded, source)}
+    total = parts["l1"]
+    if perceptual is not None and perceptual_weight:
+        parts["perceptual"] = perceptual(decoded, source)
+        total = total + perceptual_weight * parts["perceptual"]
+    if features:
+        parts |= {f"feature_{block}": loss.float() for block, loss in features.items()}
+        total = total + feature_weight * torch.stack([loss.float() for loss in features.values()]).sum()
+    return Losses(total, parts)
