@@ -533,7 +533,7 @@ def bench(
 def env(json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
     from turbovaed_cli.devices import environment  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.video import ffmpeg_version  # noqa: PLC0415
+    from turbovaed_cli.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
 
     facts = environment() | {"ffmpeg": ffmpeg_version()}
     if json:

@@ -56,13 +56,13 @@ def reconstruct(
         height=info.height,
         width=info.width * columns,
         fps=info.fps,
-        audio_from=source if info.has_audio else None,
+        audio_from=info if info.has_audio else None,
         sample_aspect_ratio=info.sample_aspect_ratio,
         crf=settings.crf,
         overwrite=overwrite,
     ) as writer:
         written = 0
-        frames = read_frames(source, square_pixels=False)
+        frames = read_frames(info, square_pixels=False)
         for frame in report.track(reconstructed_frames(frames, info.height, info.width, pair, settings), "reconstructing", total=info.num_frames):
             writer.write(frame)
             written += 1
