@@ -1,3 +1,70 @@
-"""turbovaed: distil the VAE decoders of video diffusion models into small ones that run anywhere."""
+"""Distil the VAE decoders of video diffusion models into small ones, and use them.
+
+The public names below are imported on first use, so that `import turbovaed_cli` costs nothing.
+"""
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOME_OF = {
+    "MODELS": "registry",
+    "find_model": "registry",
+    "load_teacher": "models.teacher",
+    "Teacher": "models.teacher",
+    "load_student": "models.student",
+    "StudentDecoder": "models.student",
+    "load_pair": "models.pair",
+    "read_clip": "video",
+    "read_frames": "video",
+    "LatentCache": "latents",
+    "cache_latents": "cache_latents",
+    "distill": "distill",
+    "reconstruct": "reconstruct",
+    "evaluate": "evaluate",
+    "export_student": "export",
+    "bench": "bench",
+}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt once above
+
+if TYPE_CHECKING:
+    from turbovaed_cli.bench import bench
+    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.distill import distill
+    from turbovaed_cli.evaluate import evaluate
+    from turbovaed_cli.export import export_student
+    from turbovaed_cli.latents import LatentCache
+    from turbovaed_cli.models.pair import load_pair
+    from turbovaed_cli.models.student import StudentDecoder, load_student
+    from turbovaed_cli.models.teacher import Teacher, load_teacher
+    from turbovaed_cli.reconstruct import reconstruct
+    from turbovaed_cli.registry import MODELS, find_model
+    from turbovaed_cli.video import read_clip, read_frames
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Where a verb and its module share a name (`distill`), the package's attribute is the verb.
+
+    Python binds every imported submodule to its parent, which would put the module there.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_verb = name in _HOME_OF and isinstance(value, ModuleType)
+        super().__setattr__(name, getattr(value, name) if is_verb else value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -4,7 +4,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +14,15 @@ import typer
 from turbovaed_cli import __version__, console
 from turbovaed_cli.errors import SettingsError, TurboVaedError
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
-from turbovaed_cli.settings import BenchSettings, CacheSettings, DistillSettings, EvalSettings, ExportSettings, ReconstructSettings
+from turbovaed_cli.settings import (
+    BenchSettings,
+    CacheSettings,
+    DistillSettings,
+    EvalSettings,
+    ExportSettings,
+    ReconstructSettings,
+)
+from turbovaed_cli.weights import RemoteFile
 
 app = typer.Typer(
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
@@ -105,10 +113,12 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
 
 
-def _consent(yes: bool) -> Callable[..., bool]:
+def _consent(yes: bool) -> Callable[[Sequence[RemoteFile], int], bool]:
     """Agree to a download because of --yes, or by asking on a terminal after saying the size; never otherwise."""
 
-    def ask(files: list[Any], total_bytes: int) -> bool:
+    def ask(files: Sequence[RemoteFile], total_bytes: int) -> bool:
+        if not yes and not console.is_interactive():
+            return False
         for file in files:
             console.note(f"{file.label}: {file.filename} from {file.repo}, licence {file.licence}")
         if yes:
@@ -420,8 +430,9 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """PSNR and SSIM (LPIPS where its weights are) of student and teacher on the same clips, and their ratio."""
-    from turbovaed_cli import evaluate as verb  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415
+    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluate import as_document  # noqa: PLC0415
+    from turbovaed_cli.evaluate import evaluate as run  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
@@ -429,8 +440,8 @@ def evaluate(
         _model_or_default(model), teacher, config=config, device=resolve_device(device), dtype=resolve_dtype(dtype), consent=_consent(yes)
     )
     settings = EvalSettings(frames, parse_size(size), stride, clips_per_video, protocol, dtype, device)
-    result = verb.evaluate(pair, data, settings, report=_reporter(quiet, verbose))
-    document = verb.as_document(result)
+    result = run(pair, data, settings, report=_reporter(quiet, verbose))
+    document = as_document(result)
     if pair.run is not None:
         path = pair.run.eval / f"{data.name or 'data'}-{frames}x{size}-{protocol}.json"
         write_json(path, document)
@@ -467,16 +478,18 @@ def export(
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to check the artefact on.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
+    yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the student for another runtime, and check the written file right away as far as this machine can."""
-    from turbovaed_cli import export as verb  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.export import export_student, next_commands  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import load_student  # noqa: PLC0415
 
     settings = ExportSettings(frames, parse_size(size), dtype, layout, seed, latents, overwrite)
-    result = verb.export_student(load_student(_model_or_default(model), config), tuple(format), out, settings, _reporter(quiet, verbose))
+    student = load_student(_model_or_default(model), config, consent=_consent(yes))
+    result = export_student(student, tuple(format), out, settings, _reporter(quiet, verbose))
     if json:
         console.print_json(result)
         return
@@ -485,14 +498,14 @@ def export(
         for item in result.artifacts
     ]
     console.print_table("Exported", ["format", "file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
-    for line in verb.next_commands(result):
+    for line in next_commands(result):
         console.note(f"next: {line}")
 
 
 @app.command("bench")
 @command
 def bench(
-    target: Annotated[list[str], typer.Option("--target", help="torch, onnx, coreml or all; repeat for several.")] = list(BenchSettings.targets),  # noqa: B006, B008 - typer copies
+    target: Annotated[list[str], typer.Option("--target", help="torch, onnx, coreml or all; repeat for several.")] = list(BenchSettings.targets),  # noqa: B006 - typer copies
     model: Model = None,
     config: ModelConfig = None,
     teacher: TeacherOf = None,
@@ -510,18 +523,19 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
-    from turbovaed_cli import bench as verb  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.bench import TARGETS, as_document, as_row  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.bench import bench as run  # noqa: PLC0415
 
-    targets = verb.TARGETS if "all" in target else tuple(target)
+    targets = TARGETS if "all" in target else tuple(target)
     settings = BenchSettings(targets, frames, parse_size(size), dtype, warmup, repeats, threads, device, not no_teacher)
-    result = verb.bench(_model_or_default(model), settings, teacher=teacher, config=config, consent=_consent(yes), report=_reporter(quiet, verbose))
+    result = run(_model_or_default(model), settings, teacher=teacher, config=config, consent=_consent(yes), report=_reporter(quiet, verbose))
     if json:
-        console.print_json(verb.as_document(result))
+        console.print_json(as_document(result))
         return
     console.note(result.header)
     console.print_table(
         f"Decoding {frames} frames of {size}", ["target", "network", "dtype", "first ms", "P50 ms", "P90 ms", "FPS", "peak MB", "vs teacher", "status"],
-        [verb.as_row(row) for row in result.rows],
+        [as_row(row) for row in result.rows],
     )  # fmt: skip
     for row in result.rows:
         for line in row.remarks:

@@ -97,7 +97,7 @@ class TeacherSpec:
     path: Path | None = None  # a local folder, when the weights do not come from the hub
 
     def latent_frames(self, frames: int) -> int:
-        """t for T pixel frames; raises FrameCountError with the nearest valid counts."""
+        """T for T pixel frames; raises FrameCountError with the nearest valid counts."""
         self.check_frames(frames)
         return 1 if frames == 1 else (frames - self.frames.first) // self.time_ratio + self.frames.first
 
@@ -338,7 +338,7 @@ _TINY = ModelSpec(
             AlignmentPair("mid_block", "decoder.mid_block", head=True),
             AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True),
         ),
-        params_m=0.9,
+        params_m=1.258,
     ),
 )
 

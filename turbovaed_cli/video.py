@@ -311,7 +311,7 @@ class VideoWriter:
             raise SettingsError(f"{self.path.name} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
         if self.path.exists() and not overwrite:
             raise OutputExistsError(f"{self.path} is there already", "add --overwrite to replace it")
-        if not 0 <= crf <= 51:  # noqa: PLR2004 - x264's own scale
+        if not 0 <= crf <= 51:
             raise SettingsError(f"--crf {crf} is not a quality", "0 (lossless) to 51")
         self.shape = (height, width, 3)
         self.num_frames = 0

@@ -45,7 +45,7 @@ def load_pair(
     """
     device = device or torch.device("cpu")
     name = model or DEFAULT_MODEL
-    student = load_student(name, config).to(device=device, dtype=dtype)
+    student = load_student(name, config, consent=consent).to(device=device, dtype=dtype)
     run = RunDir(Path(name)) if RunDir.is_run(Path(name)) else None
     where = teacher or _teacher_of(name, run, student)
     spec = find_model(where) if where else None

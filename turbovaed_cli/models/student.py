@@ -21,15 +21,13 @@ from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, Unk
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
 from turbovaed_cli.registry import MODELS, find_model, is_model_name
 from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.weights import Consent, no_consent, student_weights
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
 # Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
 _ENCODER_KEYS = frozenset(
-    "block_out_channels down_block_types layers_per_block encoder_causal downsample_type out_layers up_block_types act_fn "
-    "norm_num_groups mid_block_add_attention spatial_compression_ratio temporal_compression_ratio force_upcast use_quant_conv "
-    "use_post_quant_conv timestep_conditioning decoder_inject_noise upsample_residual upsample_factor sample_height "
-    "sample_width shift_factor norm_eps invert_scale_latents decoder_spatio_temporal_scaling".split()
+    ["block_out_channels", "down_block_types", "layers_per_block", "encoder_causal", "downsample_type", "out_layers", "up_block_types", "act_fn", "norm_num_groups", "mid_block_add_attention", "spatial_compression_ratio", "temporal_compression_ratio", "force_upcast", "use_quant_conv", "use_post_quant_conv", "timestep_conditioning", "decoder_inject_noise", "upsample_residual", "upsample_factor", "sample_height", "sample_width", "shift_factor", "norm_eps", "invert_scale_latents", "decoder_spatio_temporal_scaling"]
 )
 
 
@@ -239,13 +237,16 @@ def build_student(config: Mapping[str, Any]) -> StudentDecoder:
     return StudentDecoder(**given)
 
 
-def load_student(where: str | Path, config: str | Path | Mapping[str, Any] | None = None) -> StudentDecoder:
+def load_student(
+    where: str | Path, config: str | Path | Mapping[str, Any] | None = None, *, consent: Consent = no_consent
+) -> StudentDecoder:
     """Load a student, fp32 on the CPU, in eval mode, from
 
     a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
     (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file).
 
-    Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it.
+    Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
+    are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
     """
     path = Path(where)
     if path.is_dir():
@@ -253,20 +254,12 @@ def load_student(where: str | Path, config: str | Path | Mapping[str, Any] | Non
     if path.is_file():
         return load_published(path, _read_config(path, config))
     if is_model_name(str(where)):
-        return _load_registered(str(where))
+        spec = find_model(where)
+        path = student_weights(spec, consent)
+        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
     raise UnknownModelError(
         f"no model answers to {str(where)!r}", f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
     )
-
-
-def _load_registered(name: str) -> StudentDecoder:
-    from turbovaed_cli.weights import student_weights  # noqa: PLC0415 - only this way of loading needs the hub
-
-    spec = find_model(name)
-    path = student_weights(spec)
-    if path.is_dir():
-        return _load_folder(path)
-    return load_published(path, spec.student.config | {"teacher": spec.name})
 
 
 def _load_folder(folder: Path) -> StudentDecoder:

@@ -26,7 +26,7 @@ class Posterior:
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """mean + std * noise, with standard normal noise of the same shape."""
+        """Mean + std * noise, with standard normal noise of the same shape."""
         return self.mean + self.std * noise
 
 

@@ -35,7 +35,7 @@ class TrainingState:
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """ema <- decay * ema + (1 - decay) * weights; the decay rises with the steps, so the first ones are soon forgotten."""
+        """Ema <- decay * ema + (1 - decay) * weights; the decay rises with the steps, so the first ones are soon forgotten."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, value in self.student.state_dict().items():
             self.ema[name].lerp_(value, 1 - decay)

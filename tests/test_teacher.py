@@ -1,0 +1,152 @@
+"""Teachers are the published networks, say what they need, and never change a clip silently."""
+
+import json
+
+import pytest
+import torch
+from golden import NAMES, TEACHER_FILES, load_golden, write_teacher
+from safetensors.torch import save_file
+
+from turbovaed_cli.errors import FrameCountError, MissingError, MissingWeightsError, SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.models.student import num_params
+from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.models.video_dc_ae import VideoDCAE
+from turbovaed_cli.registry import MODELS, find_model
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def named_teacher(request, tmp_path_factory):
+    golden = load_golden(TEACHER_FILES[request.param])
+    return request.param, golden, load_teacher(write_teacher(golden, tmp_path_factory.mktemp(request.param)))
+
+
+def test_tapped_features_match_the_published_ones(named_teacher):
+    """A stock class with forward hooks gives what the published, modified classes gave."""
+    name, golden, teacher = named_teacher
+    wanted = {f"decoder.{block}": value for block, value in golden.features("teacher").items()}
+    features = teacher.features(golden.io["latents"], list(wanted))
+    for tap, value in wanted.items():
+        # io.latents came from its own encoder, so nothing but the last bits may differ.
+        assert torch.allclose(features[tap], value, atol=1e-4 if name == "video-dc-ae" else 1e-5, rtol=0), tap
+
+
+def test_stopping_after_the_last_tap_changes_no_bit(named_teacher):
+    name, golden, teacher = named_teacher
+    taps = [pair.teacher_tap for pair in MODELS[name].student.pairs]
+    stopped = teacher.features(golden.io["latents"], taps)
+    full = {}
+    modules = dict(teacher.vae.named_modules())
+    handles = [
+        modules[tap].register_forward_hook(lambda _m, _i, out, tap=tap: full.__setitem__(tap, out[0] if isinstance(out, tuple) else out)) for tap in taps
+    ]
+    teacher.decode(golden.io["latents"])
+    for handle in handles:
+        handle.remove()
+    assert all(torch.equal(stopped[tap], full[tap]) for tap in taps)
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "cogvideox"])
+def test_the_posterior_matches_the_published_one(name, tmp_path):
+    golden = load_golden(name)
+    posterior = load_teacher(write_teacher(golden, tmp_path)).encode(golden.io["video"])
+    assert torch.allclose(posterior.mean, golden.io["teacher_posterior_mean"], atol=1e-5, rtol=0)
+    assert torch.allclose(posterior.std, golden.io["teacher_posterior_std"], atol=1e-5, rtol=0)
+
+
+def test_video_dc_ae_encodes_and_decodes_like_the_published_one(tmp_path):
+    golden = load_golden("video-dc-ae-teacher")
+    teacher = load_teacher(write_teacher(golden, tmp_path))
+    posterior = teacher.encode(golden.io["video"])
+    assert torch.allclose(posterior.mean, golden.io["latents"], atol=1e-4, rtol=0)
+    assert not posterior.std.any()
+    assert torch.allclose(teacher.decode(golden.io["latents"]), golden.io["teacher_sample"], atol=1e-4, rtol=0)
+
+
+def test_video_dc_ae_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        vae = VideoDCAE()
+    assert num_params(vae.encoder) == 220_439_936
+    assert num_params(vae.decoder) == 239_022_211
+
+
+def test_a_single_image_survives_video_dc_ae(tmp_path):
+    teacher = load_teacher(write_teacher(load_golden("video-dc-ae-teacher"), tmp_path))
+    assert teacher.decode(teacher.encode(torch.zeros(1, 3, 1, 64, 64)).mean).shape == (1, 3, 1, 64, 64)
+
+
+def test_required_settings_are_set(tmp_path):
+    """Both are on by default, and from 17 frames on they change the output."""
+    teacher = load_teacher(write_teacher(load_golden("hunyuan"), tmp_path))
+    assert teacher.vae.use_framewise_encoding is teacher.vae.use_framewise_decoding is False
+    cog = load_teacher(write_teacher(load_golden("cogvideox"), tmp_path / "cog"))
+    assert cog.vae.num_latent_frames_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "nearest"), [("ltx", 16, "9 or 17"), ("hunyuan", 16, "13 or 17"), ("cogvideox", 13, "9 or 17"), ("video-dc-ae", 4, "1 or 8")]
+)
+def test_a_wrong_frame_count_is_refused_with_the_nearest(name, frames, nearest):
+    with pytest.raises(FrameCountError, match=str(frames)) as error:
+        MODELS[name].teacher.check_frames(frames)
+    assert nearest in error.value.hint
+
+
+def test_a_wrong_size_is_refused_with_the_nearest(ltx_teacher):
+    teacher = load_teacher(ltx_teacher)
+    with pytest.raises(ShapeError, match="72x64") as error:
+        teacher.encode(torch.zeros(1, 3, 9, 64, 72))
+    assert "64x64" in error.value.hint
+    with pytest.raises(FrameCountError):
+        teacher.encode(torch.zeros(1, 3, 8, 64, 64))
+
+
+def test_what_is_valid_does_round_trip(named_teacher):
+    _, _, teacher = named_teacher
+    spec = teacher.spec
+    for frames in (1, spec.frames.at_least(2), spec.frames.at_least(9)):
+        latents = teacher.encode(torch.zeros(1, 3, frames, 2 * spec.space_ratio, spec.space_ratio)).mean
+        assert latents.shape == (1, spec.latent_channels, spec.latent_frames(frames), 2, 1)
+        assert teacher.decode(latents).shape == (1, 3, frames, 2 * spec.space_ratio, spec.space_ratio)
+        assert spec.pixel_frames(latents.shape[2]) == frames
+
+
+def test_a_local_folder_brings_its_own_ratios(ltx_teacher):
+    spec = find_model(ltx_teacher)
+    assert spec.teacher.class_name == "AutoencoderKLLTXVideo"
+    assert spec.teacher.latent_channels == load_golden("ltx").meta["teacher_config"]["latent_channels"]
+
+
+def test_weights_of_another_class_are_refused_by_name(ltx_teacher, tmp_path):
+    config = json.loads((ltx_teacher / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"decoder.nothing.weight": torch.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightFileError, match=r"decoder\."):
+        load_teacher(tmp_path)
+
+
+def test_a_folder_without_weights_or_config_says_what_a_teacher_folder_has(ltx_teacher, tmp_path):
+    with pytest.raises(SettingsError, match=r"config\.json"):
+        find_model(tmp_path)
+    (tmp_path / "config.json").write_text((ltx_teacher / "config.json").read_text())
+    with pytest.raises(MissingError, match="safetensors"):
+        load_teacher(tmp_path)
+
+
+def test_a_class_that_is_no_teacher_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    with pytest.raises(SettingsError, match="AutoencoderKL"):
+        find_model(tmp_path)
+
+
+def test_a_registered_teacher_without_weights_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingWeightsError, match="1,680 MB") as error:
+        load_teacher("ltx")
+    assert "turbovaed models pull ltx" in error.value.hint
+    assert error.value.exit_code == 3
+
+
+def test_a_near_miss_is_suggested():
+    with pytest.raises(UnknownModelError) as error:
+        find_model("hunyan")
+    assert "hunyuan" in error.value.hint
