@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError
+from turbovaed_cli.latents import read_latents
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.windows import crossfade, decode_latents, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
@@ -122,27 +122,3 @@ def _decode_file(
             writer.write(frame)
             written += 1
     return ReconstructResult(out, written, height, width, fps)
-
-
-def read_latents(path: Path) -> Tensor:
-    """The latents (C, t, h, w), fp32, of a .safetensors file: its tensor `latents`, or the only one in it that is or ends in `mean`.
-
-    Raises SettingsError where there is none or more than one, or the shape is not that of latents.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            found = ["latents"] if "latents" in names else [name for name in names if name == "mean" or name.endswith(".mean")]
-            if len(names) == 1:
-                found = names
-            if len(found) != 1:
-                what = "no latents" if not found else f"{len(found)} clips"
-                raise SettingsError(f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)")
-            latents: Tensor = file.get_tensor(found[0]).float()
-    except (SafetensorError, OSError) as error:
-        raise SettingsError(f"{path} is not a readable safetensors file: {error}") from error
-    if latents.ndim == 5 and latents.shape[0] == 1:
-        latents = latents[0]
-    if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)")
-    return latents

@@ -5,6 +5,7 @@ taps, either one over the taps' concatenated channels ("4d-cat", fewest operatio
 least memory). Built from a trained student; never trained itself. Inside, x is (T, C, H, W) of one clip.
 """
 
+import copy
 from typing import cast
 
 import torch
@@ -28,13 +29,14 @@ LAYOUTS = ("4d-cat", "4d-sum", "5d")
 
 
 def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
-    """A module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student`; "5d" keeps its 3-D convolutions.
+    """A module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student`, sharing nothing with it;
+    "5d" keeps the 3-D convolutions.
 
     Raises SettingsError for an unknown layout.
     """
     if layout not in LAYOUTS:
         raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
-    return student if layout == "5d" else FoldedDecoder(student, concatenate=layout == "4d-cat").eval()
+    return copy.deepcopy(student) if layout == "5d" else FoldedDecoder(student, concatenate=layout == "4d-cat").eval()
 
 
 class FoldedDecoder(nn.Module):
@@ -49,8 +51,8 @@ class FoldedDecoder(nn.Module):
             modules += _folded_up_block(cast(UpBlock, block), concatenate=concatenate)
         self.blocks = nn.Sequential(*modules)
         if self.patch_size == 4:  # noqa: PLR2004 - the published tail
-            self.upsampler2d_1 = student.upsampler2d_1.conv
-            self.upsampler2d_2 = student.upsampler2d_2.conv
+            self.upsampler2d_1 = copy.deepcopy(student.upsampler2d_1.conv)
+            self.upsampler2d_2 = copy.deepcopy(student.upsampler2d_2.conv)
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
 
     def forward(self, latents: Tensor) -> Tensor:

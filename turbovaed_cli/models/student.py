@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
-from turbovaed_cli.registry import MODELS, find_model, is_model_name
+from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.weights import Consent, no_consent, student_weights
 
@@ -126,6 +126,22 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.config.is_video_dc_ae:
             return latent_frames * int(self.temporal_compression_ratio)
         return (latent_frames - 1) * int(self.temporal_compression_ratio) + 1
+
+    def latent_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(C, t, h, w) of the latents that decode to `frames` pixel frames of `size` (height, width).
+
+        Raises FrameCountError or ShapeError with the nearest that can be made.
+        """
+        ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
+        rule = FrameRule(ratio, first)
+        if frames < 1 or frames % ratio != first % ratio:
+            raise FrameCountError(f"this student makes {rule} frames, not {frames}", f"nearest: --frames {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}")
+        space = int(self.spatial_compression_ratio)
+        height, width = size
+        if height % space or width % space or min(size) < space:
+            nearest = [max(round(pixels / space), 1) * space for pixels in (width, height)]
+            raise ShapeError(f"this student makes multiples of {space} pixels, not {width}x{height}", f"nearest: --size {nearest[0]}x{nearest[1]}")
+        return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, C, t, h, w) to video (B, 3, T, H, W); not clamped."""

@@ -1,0 +1,128 @@
+"""Run a saved Core ML program (MIL) in torch, op by op, so that Linux can check its numbers.
+
+Every value is rounded to the type the program declares for it, so fp16 overflow shows; how Core ML accumulates inside one
+operation is not imitated. Source: the MIL operation set of coremltools, iOS 17.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbovaed_cli.errors import UnavailableError
+
+Inputs = Mapping[str, Any]
+
+
+def interpret(program: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by name, fp32. Raises UnavailableError for an operation that is not in OPERATIONS."""
+    function = program.functions["main"]
+    values: dict[str, Any] = {name: tensor.float() for name, tensor in inputs.items()}
+    for op in function.operations:
+        if op.op_type == "const":
+            continue
+        if op.op_type not in OPERATIONS:
+            raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not know", "check it on a Mac")
+        arguments = {name: _value_of(variable, values) for name, variable in op.inputs.items() if variable is not None}
+        result = OPERATIONS[op.op_type](arguments)
+        # Wide accumulation, then the declared type: what survives between two operations.
+        values[op.outputs[0].name] = result.half().float() if _is_half(op.outputs[0]) else result
+    return {output.name: values[output.name] for output in function.outputs}
+
+
+def _is_half(variable: Any) -> bool:
+    return "fp16" in str(variable.dtype)
+
+
+def _value_of(variable: Any, values: Mapping[str, Any]) -> Any:
+    """A computed tensor, a constant as a tensor, or a plain Python value (sizes, flags, names)."""
+    if isinstance(variable, tuple | list):
+        return [_value_of(item, values) for item in variable]
+    if variable.name in values:
+        return values[variable.name]
+    value = variable.val
+    assert value is not None, f"{variable.name} is neither computed nor constant"
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.astype(np.float32)) if value.dtype.kind == "f" else value.tolist()
+    if isinstance(value, np.floating):
+        return float(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _conv(a: Inputs) -> Tensor:
+    x, weight = a["x"], a["weight"]
+    rank = weight.ndim - 2
+    pad = a.get("pad_type", "valid")
+    if pad == "custom":
+        sides = a["pad"]
+        x = functional.pad(x, [side for i in reversed(range(rank)) for side in (sides[2 * i], sides[2 * i + 1])])
+    elif pad == "same":
+        reach = [(size - 1) // 2 for size in weight.shape[2:]]
+        x = functional.pad(x, [side for size in reversed(reach) for side in (size, size)])
+    convolve: Callable[..., Tensor] = functional.conv3d if rank == 3 else functional.conv2d  # noqa: PLR2004
+    return convolve(x, weight, a.get("bias"), a.get("strides", 1), 0, a.get("dilations", 1), a.get("groups", 1))
+
+
+def _slice(a: Inputs) -> Tensor:
+    x = a["x"]
+    count = x.ndim
+    begin_mask, end_mask, squeeze = (a.get(name) or [False] * count for name in ("begin_mask", "end_mask", "squeeze_mask"))
+    stride = a.get("stride") or [1] * count
+    index: list[Any] = []
+    for i in range(count):
+        if squeeze[i]:
+            index.append(a["begin"][i])
+        else:
+            index.append(slice(None if begin_mask[i] else a["begin"][i], None if end_mask[i] else a["end"][i], stride[i]))
+    return x[tuple(index)]  # type: ignore[no-any-return]
+
+
+def _layer_norm(a: Inputs) -> Tensor:
+    x, axes = a["x"], a["axes"]
+    x = x - x.mean(axes, keepdim=True)
+    x = x * torch.rsqrt(x.square().mean(axes, keepdim=True) + a["epsilon"])
+    shape = [x.shape[i] if i in [axis % x.ndim for axis in axes] else 1 for i in range(x.ndim)]
+    for name, combine in (("gamma", torch.mul), ("beta", torch.add)):
+        if name in a:
+            x = combine(x, a[name].reshape(shape))
+    return x  # type: ignore[no-any-return]
+
+
+def _reshape(a: Inputs) -> Tensor:
+    shape = [a["x"].shape[i] if size == 0 else size for i, size in enumerate(a["shape"])]
+    return a["x"].reshape(shape)  # type: ignore[no-any-return]
+
+
+OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {
+    "add": lambda a: a["x"] + a["y"],
+    "cast": lambda a: a["x"].half().float() if a["dtype"] == "fp16" else a["x"],
+    "concat": lambda a: torch.cat(a["values"], dim=a["axis"]),
+    "conv": _conv,
+    "expand_dims": lambda a: a["x"].reshape(_with_ones(a["x"], a["axes"])),
+    "identity": lambda a: a["x"],
+    "layer_norm": _layer_norm,
+    "mul": lambda a: a["x"] * a["y"],
+    "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], a["upscale_factor"]),
+    "real_div": lambda a: a["x"] / a["y"],
+    "reduce_mean": lambda a: a["x"].mean(a["axes"], keepdim=a.get("keep_dims", False)),
+    "relu": lambda a: functional.relu(a["x"]),
+    "reshape": _reshape,
+    "rsqrt": lambda a: torch.rsqrt(a["x"] + a.get("epsilon", 1e-12)),
+    "silu": lambda a: functional.silu(a["x"]),
+    "slice_by_index": _slice,
+    "sqrt": lambda a: torch.sqrt(a["x"]),
+    "square": lambda a: a["x"].square(),
+    "squeeze": lambda a: a["x"].squeeze(tuple(a["axes"])),
+    "sub": lambda a: a["x"] - a["y"],
+    "transpose": lambda a: a["x"].permute(a["perm"]),
+}
+
+
+def _with_ones(x: Tensor, axes: list[int]) -> list[int]:
+    rank = x.ndim + len(axes)
+    sizes = iter(x.shape)
+    positions = {axis % rank for axis in axes}
+    return [1 if i in positions else next(sizes) for i in range(rank)]
