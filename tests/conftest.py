@@ -20,3 +20,17 @@ def _two_threads():
 def ltx_teacher(tmp_path_factory) -> Path:
     """A local folder holding the small-channel AutoencoderKLLTXVideo."""
     return write_teacher(load_golden("ltx"), tmp_path_factory.mktemp("ltx") / "vae")
+
+
+@pytest.fixture(scope="session")
+def ltx_student(tmp_path_factory) -> Path:
+    """A saved folder with a small student for that teacher; unlike the golden one, its last norm is over 4 channels, not 1."""
+    import torch
+
+    from turbovaed_cli.models.student import build_student
+
+    config = load_golden("ltx").meta["student_config"]
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("ltx-student")
+    build_student(config | {"decoder_block_out_channels": [64, *config["decoder_block_out_channels"][1:]]}).save_pretrained(folder)
+    return folder

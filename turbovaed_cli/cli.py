@@ -534,9 +534,10 @@ def bench(
         return
     console.note(result.header)
     console.print_table(
-        f"Decoding {frames} frames of {size}", ["target", "network", "dtype", "first ms", "P50 ms", "P90 ms", "FPS", "peak MB", "vs teacher", "status"],
+        f"Decoding {frames} frames of {size}; times in ms, memory in MB",
+        ["target", "network", "dtype", "first", "P50", "P90", "FPS", "peak", "speed-up", "status"],
         [as_row(row) for row in result.rows],
-    )  # fmt: skip
+    )
     for row in result.rows:
         for line in row.remarks:
             console.note(f"{row.target}: {line}")

@@ -112,7 +112,7 @@ def check_latents(student: StudentDecoder, settings: ExportSettings) -> Tensor:
             raise SettingsError(f"{settings.latents} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside")
         return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
-    mean, std = (value.float().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
+    mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
     return noise * std + mean
 
 

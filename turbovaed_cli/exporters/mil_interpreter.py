@@ -80,6 +80,11 @@ def _slice(a: Inputs) -> Tensor:
     return x[tuple(index)]  # type: ignore[no-any-return]
 
 
+def _batch_norm(a: Inputs) -> Tensor:
+    """A channel-wise affine map, as the converter writes multiplications and additions by constants."""
+    return functional.batch_norm(a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), eps=a.get("epsilon", 1e-5))
+
+
 def _layer_norm(a: Inputs) -> Tensor:
     x, axes = a["x"], a["axes"]
     x = x - x.mean(axes, keepdim=True)
@@ -98,6 +103,7 @@ def _reshape(a: Inputs) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "add": lambda a: a["x"] + a["y"],
+    "batch_norm": _batch_norm,
     "cast": lambda a: a["x"].half().float() if a["dtype"] == "fp16" else a["x"],
     "concat": lambda a: torch.cat(a["values"], dim=a["axis"]),
     "conv": _conv,
