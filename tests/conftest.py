@@ -34,3 +34,33 @@ def ltx_student(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ltx-student")
     build_student(config | {"decoder_block_out_channels": [64, *config["decoder_block_out_channels"][1:]]}).save_pretrained(folder)
     return folder
+
+
+def make_video(path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str) -> Path:
+    """A short H.264 clip from one of ffmpeg's generators."""
+    import subprocess
+
+    from turbovaed_cli import ffmpeg
+
+    generator = f"{source}=size={size}:rate=25"
+    command = [ffmpeg.executable(), "-v", "error", "-y", "-f", "lavfi", "-i", generator, "-frames:v", str(frames), "-pix_fmt", "yuv420p", *options]
+    subprocess.run([*command, str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """A folder of three short videos, two of them with the same base name."""
+    folder = tmp_path_factory.mktemp("videos")
+    (folder / "more").mkdir()
+    make_video(folder / "a.mp4", "testsrc2")
+    make_video(folder / "more" / "a.mkv", "mandelbrot")
+    make_video(folder / "more" / "b.mp4", "testsrc", "80x112", 30)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_student() -> dict:
+    """Config of a student small enough to train in a test, for the teacher of `ltx_teacher`."""
+    config = load_golden("ltx").meta["student_config"]
+    return config | {"decoder_block_out_channels": [32, 8, 8, 8], "decoder_layers_per_block": [1, 1, 1, 1, 1], "latent_channels": 6}

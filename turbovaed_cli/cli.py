@@ -310,6 +310,7 @@ def distill(
     frames: Frames = DistillSettings.frames,
     size: Size = format_size(DistillSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = DistillSettings.stride,
+    crop: Annotated[str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT.")] = None,
     lr: Annotated[float, typer.Option("--lr", help="AdamW learning rate.")] = DistillSettings.lr,
     lr_schedule: Annotated[str, typer.Option("--lr-schedule", help="constant or cosine.")] = DistillSettings.lr_schedule,
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = DistillSettings.warmup_steps,
@@ -337,7 +338,8 @@ def distill(
     spec = find_model(teacher)
     settings = replace(
         DistillSettings(),
-        steps=steps, batch_size=batch_size, accumulation=accumulation, frames=frames, size=parse_size(size), stride=stride, lr=lr,
+        steps=steps, batch_size=batch_size, accumulation=accumulation, frames=frames, size=parse_size(size), stride=stride,
+        crop=parse_size(crop) if crop else None, lr=lr,
         lr_schedule=lr_schedule, warmup_steps=warmup_steps, ema_decay=ema_decay, perceptual=perceptual,
         perceptual_weight=perceptual_weight, feature_weight=feature_weight, posterior=posterior, seed=seed, save_every=save_every,
         sample_every=sample_every, workers=workers, dtype=dtype, device=device,

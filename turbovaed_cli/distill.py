@@ -25,7 +25,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir, whole_folder
 from turbovaed_cli.settings import RESUMABLE_CHANGES, DistillSettings
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.data import Skipped, VideoClips, read_ahead, usable_videos
+from turbovaed_cli.training.data import Skipped, VideoClips, random_crop, read_ahead, usable_videos
 from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses, resolve_perceptual
 from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.state import TrainingState
@@ -34,6 +34,11 @@ from turbovaed_cli.weights import Consent, no_consent
 
 class ClipStream(Protocol):
     """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its clips in pixels."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -84,6 +89,8 @@ def distill(
     settings = replace(settings, perceptual=_perceptual_of(folder, settings, report))
     perceptual = perceptual_loss(settings.perceptual, device)
     teacher = load_teacher(spec, device=device, consent=consent)
+    if settings.crop is not None:
+        spec.teacher.check_size(*settings.crop)
     if latents is None:
         assert data is not None
         spec.teacher.check_frames(settings.frames)
@@ -92,6 +99,7 @@ def distill(
         stream: ClipStream = VideoClips(videos, settings.frames, settings.size, settings.stride)
     else:
         stream, skipped = _cache_of(latents, teacher), []
+    _check_crop(settings, stream)
 
     torch.manual_seed(settings.seed)
     student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
@@ -139,7 +147,10 @@ class Trainer:
 
     def batch_at(self, index: int) -> Batch:
         """Forward pass number `index` of the whole run; `settings.accumulation` of them make a step."""
-        return self.stream.batch_at(self.settings.seed, index, self.settings.batch_size)
+        batch = self.stream.batch_at(self.settings.seed, index, self.settings.batch_size)
+        if self.settings.crop is None:
+            return batch
+        return random_crop(batch, self.settings.crop, self.teacher.spec.space_ratio, self.settings.seed, index)
 
     def learn(self, batches: Iterator[tuple[int, Batch]]) -> dict[str, float]:
         """Take the next `accumulation` batches, make one optimizer step, and return the mean losses."""
@@ -299,6 +310,13 @@ def _cache_of(latents: Path, teacher: Teacher) -> LatentCache:
     if made_with != teacher.identity()["weights_sha256"]:
         raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
     return cache
+
+
+def _check_crop(settings: DistillSettings, stream: ClipStream) -> None:
+    if settings.crop is not None and (settings.crop[0] > stream.size[0] or settings.crop[1] > stream.size[1]):
+        raise SettingsError(
+            f"--crop {settings.crop[1]}x{settings.crop[0]} is larger than the clips ({stream.size[1]}x{stream.size[0]})", "lower --crop"
+        )
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:

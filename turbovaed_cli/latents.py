@@ -155,6 +155,12 @@ class LatentCache:
         return len(self.clips)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its clips in pixels."""
+        height, width = self.manifest["clip"]["size"]
+        return height, width
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any clip or what made it changes."""
         return hashlib.sha256("".join(f"{clip['key']}{clip['file_sha256']}" for clip in self.clips).encode()).hexdigest()

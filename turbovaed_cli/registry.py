@@ -333,12 +333,12 @@ _TINY = ModelSpec(
         path=ASSETS / "tiny" / "teacher",
     ),
     student=StudentSpec(
-        config=_student_config(32, (48, 96), (2, 2, 3), patch_size=4, spatio_only=False) | {"spatio_temporal_scaling": (True, False)},
+        config=_student_config(32, (64, 96), (1, 2, 3), patch_size=4, spatio_only=False) | {"spatio_temporal_scaling": (True, False)},
         pairs=(
             AlignmentPair("mid_block", "decoder.mid_block", head=True),
             AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True),
         ),
-        params_m=1.258,
+        params_m=1.726,
     ),
 )
 

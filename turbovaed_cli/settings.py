@@ -38,6 +38,7 @@ class DistillSettings:
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels
     stride: int = ClipSettings.stride  # take every n-th frame (with --data alone; cached clips have theirs)
+    crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
     lr: float = 1e-4  # AdamW learning rate, constant behind the warm-up
     lr_schedule: str = "constant"  # constant, or cosine down to 2 % at the last step
     warmup_steps: int = 0  # steps over which the learning rate rises from zero

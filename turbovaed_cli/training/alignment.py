@@ -68,6 +68,8 @@ _TRANSFORMS = {"none": lambda x: x, "shuffle2d": _shuffle_2d, "shuffle3d": _shuf
 
 def build_heads(student: StudentDecoder, teacher: Teacher, pairs: Sequence[AlignmentPair]) -> AlignmentHeads:
     """Heads for this very pair of networks: channels are read off one small decode of each."""
+    if not pairs:
+        return AlignmentHeads((), ())
     spec = teacher.spec
     frames = spec.latent_frames(spec.frames.at_least(max(spec.time_ratio + 1, 2)))
     latents = torch.zeros(1, spec.latent_channels, frames, 2, 2, device=teacher.device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, VideoError
 from turbovaed_cli.latents import Batch, item_at
@@ -75,6 +76,30 @@ class VideoClips:
             clip = read_clip(info.path, self.frames, self.size, start=start, stride=self.stride, crop=crop)
             clips.append(clip.flip(-1) if rng.random() < 0.5 else clip)
         return Batch(torch.stack(clips))
+
+
+def random_crop(batch: Batch, crop: tuple[int, int], space_ratio: int, seed: int, index: int) -> Batch:
+    """Cut the same random place, of `crop` (height, width) pixels, out of video and latents; another place for every clip.
+
+    A latent near the cut has seen pixels beyond it, as the teacher's encoder saw the whole clip.
+    """
+    rng = random.Random(f"crop/{seed}/{index}")  # noqa: S311 - reproducible, not secret
+    height, width = (pixels // space_ratio for pixels in crop)
+    rows, columns = (pixels // space_ratio for pixels in batch.video.shape[-2:])
+    places = [(rng.randrange(rows - height + 1), rng.randrange(columns - width + 1)) for _ in batch.video]
+
+    def cut(tensor: Tensor | None, scale: int) -> Tensor | None:
+        if tensor is None:
+            return None
+        pieces = [
+            item[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+            for item, (top, left) in zip(tensor, places, strict=True)
+        ]
+        return torch.stack(pieces)
+
+    video = cut(batch.video, space_ratio)
+    assert video is not None
+    return Batch(video, cut(batch.mean, 1), cut(batch.std, 1))
 
 
 def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, Result]]:

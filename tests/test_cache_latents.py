@@ -1,0 +1,146 @@
+"""A cache holds what the encoder says of exactly the pixels beside it, does only what is missing, and tells damage."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import make_video
+
+from turbovaed_cli.cache_latents import cache_latents, plan_clips
+from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
+from turbovaed_cli.latents import LatentCache, committed_shards, item_at, read_latents
+from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.registry import find_model
+from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.video import probe, read_clip
+
+SMALL = CacheSettings(frames=9, size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def cache(ltx_teacher, videos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cache") / "latents"
+    result = cache_latents(find_model(ltx_teacher), videos, out, SMALL)
+    return out, result
+
+
+def test_every_clip_that_fits_is_there(cache):
+    out, result = cache
+    assert (result.encoded, result.found, result.skipped) == (2 + 2 + 3, 0, [])
+    assert len(LatentCache(out)) == 7
+
+
+def test_latents_are_those_of_the_pixels_beside_them_and_the_pixels_those_of_the_video(cache, ltx_teacher):
+    out, _ = cache
+    teacher, latents = load_teacher(ltx_teacher), LatentCache(out)
+    for index, clip in enumerate(latents.clips):
+        mean, std, video = latents.read(index)
+        posterior = teacher.encode(video[None])
+        assert torch.equal(posterior.mean[0], mean)
+        assert torch.equal(posterior.std[0], std)
+        assert torch.equal(video, read_clip(clip["path"], 9, (64, 64), start=clip["start"]))
+
+
+def test_two_videos_of_one_base_name_do_not_collide(cache):
+    out, _ = cache
+    of_a = {clip["key"] for clip in LatentCache(out).clips if "/a.m" in clip["path"]}
+    assert len(of_a) == 4
+
+
+def test_again_encodes_nothing_and_changes_no_byte(cache, ltx_teacher, videos):
+    out, _ = cache
+    before = {path: sha256_of(path) for path in out.rglob("*") if path.is_file()}
+    result = cache_latents(find_model(ltx_teacher), videos, out, SMALL)
+    assert (result.encoded, result.found) == (0, 7)
+    assert {path: sha256_of(path) for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_shard_is_encoded_again_and_nothing_else(ltx_teacher, videos, tmp_path):
+    spec, settings = find_model(ltx_teacher), CacheSettings(frames=9, size=(64, 64), shard_mb=1)
+    settings = CacheSettings(**{**settings.__dict__, "shard_mb": 1})
+    cache_latents(spec, videos, tmp_path / "c", settings)
+    whole = {clip["key"] for clip in LatentCache(tmp_path / "c").clips}
+    # Half-written: the tensors are there, the file that makes them count is not.
+    first = sorted((tmp_path / "c" / "shards").glob("*.json"))[0]
+    lost = len(json.loads(first.read_text())["clips"])
+    first.unlink()
+    result = cache_latents(spec, videos, tmp_path / "c", settings)
+    assert (result.encoded, result.found) == (lost, 7 - lost)
+    assert {clip["key"] for clip in LatentCache(tmp_path / "c").clips} == whole
+
+
+def test_shards_are_of_bounded_size(ltx_teacher, videos, tmp_path):
+    settings = CacheSettings(frames=9, size=(192, 192), shard_mb=1)
+    cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", settings)
+    sizes = [shard["bytes"] for shard in committed_shards(tmp_path / "c")]
+    clip = 9 * 192 * 192 * 3
+    assert len(sizes) > 1
+    assert max(sizes) < 1_000_000 + 1.1 * clip
+
+
+def test_an_unreadable_video_is_named_and_the_rest_goes_on(ltx_teacher, videos, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(videos, data)
+    (data / "broken.mp4").write_bytes(b"not a video")
+    make_video(data / "short.mp4", frames=3)
+    result = cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
+    assert result.encoded == 7
+    assert {item.path.rpartition("/")[2]: item.reason for item in result.skipped}.keys() == {"broken.mp4", "short.mp4"}
+    assert any("3 frames, 9 needed" in item.reason for item in result.skipped)
+
+
+def test_dry_run_counts_and_writes_nothing(ltx_teacher, videos, tmp_path):
+    assert cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL, dry_run=True).encoded == 7
+    assert not (tmp_path / "c").exists()
+
+
+def test_clips_are_spread_evenly(videos):
+    info = probe(videos / "more" / "b.mp4")  # 30 frames
+    assert [clip.start for clip in plan_clips(info, CacheSettings(frames=9, clips_per_video=2))] == [0, 21]
+    assert [clip.start for clip in plan_clips(info, CacheSettings(frames=9, clips_per_video=1))] == [0]
+    assert [clip.start for clip in plan_clips(info, CacheSettings(frames=5, stride=2))] == [0, 9, 18]
+
+
+def test_other_settings_in_the_same_folder_are_refused(cache, ltx_teacher, videos):
+    with pytest.raises(SettingsError, match="another clip"):
+        cache_latents(find_model(ltx_teacher), videos, cache[0], CacheSettings(frames=9, size=(96, 64)))
+
+
+def test_what_the_teacher_would_change_silently_is_refused(ltx_teacher, videos, tmp_path):
+    with pytest.raises(FrameCountError, match="10"):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", CacheSettings(frames=10, size=(64, 64)))
+    with pytest.raises(ShapeError, match="70x64"):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", CacheSettings(frames=9, size=(64, 70)))
+
+
+def test_a_changed_shard_is_an_error_that_names_it(cache, tmp_path):
+    shutil.copytree(cache[0], tmp_path / "c")
+    shard = next((tmp_path / "c" / "shards").glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptFileError, match=shard.name):
+        LatentCache(tmp_path / "c").read(0)
+
+
+def test_the_stream_visits_every_clip_once_a_round_and_depends_on_nothing_else():
+    rounds = [[item_at(3, index, 7) for index in range(start, start + 7)] for start in (0, 7, 14)]
+    assert all(sorted(found) == list(range(7)) for found in rounds)
+    assert rounds[0] != rounds[1]
+    assert [item_at(3, index, 7) for index in range(7)] == rounds[0]
+    assert [item_at(4, index, 7) for index in range(7)] != rounds[0]
+
+
+def test_a_batch_is_a_function_of_its_index(cache):
+    latents = LatentCache(cache[0])
+    a, b = latents.batch_at(0, 3, 2), LatentCache(cache[0]).batch_at(0, 3, 2)
+    assert torch.equal(a.video, b.video) and torch.equal(a.mean, b.mean)
+    assert a.video.shape == (2, 3, 9, 64, 64)
+    assert a.mean.shape == a.std.shape == (2, 6, 2, 2, 2)
+
+
+def test_a_latents_file_with_several_clips_is_not_guessed_at(cache):
+    with pytest.raises(SettingsError, match="7 clips"):
+        read_latents(next((cache[0] / "shards").glob("*.safetensors")))
