@@ -118,7 +118,7 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent) -> list[Pat
             what = ", ".join(f"{file.repo} {file.filename}" for file in missing if file.num_bytes > _CONFIG_BYTES) or missing[0].filename
             raise MissingWeightsError(
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
-                f"turbovaed models pull {name}   (asks first; --yes agrees), or --teacher DIR with a local VAE folder",
+                f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or give --teacher DIR, a local VAE folder",
             )
         for file in missing:
             _download(file)

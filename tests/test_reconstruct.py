@@ -1,0 +1,161 @@
+"""Every frame comes back, at its size, rate and with its sound, in memory that does not grow with the video."""
+
+import json
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_video
+from safetensors.torch import save_file
+
+from turbovaed_cli import ffmpeg
+from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
+from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
+from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
+from turbovaed_cli.settings import ReconstructSettings
+from turbovaed_cli.video import probe, read_frames, to_model, to_uint8
+
+
+@pytest.fixture(scope="module")
+def pair(ltx_student, ltx_teacher):
+    return load_pair(str(ltx_student), str(ltx_teacher))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 17, 18, 40])
+def test_every_frame_comes_back_at_its_size(frames, pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="70x50", frames=frames)
+    result = reconstruct(source, tmp_path / "out.mp4", pair)
+    info = probe(tmp_path / "out.mp4")
+    assert (info.num_frames, info.width, info.height, info.fps) == (frames, 70, 50, 25)
+    assert result.num_frames == frames
+
+
+def test_odd_sizes_sound_pixel_shape_and_rate_stay(pair, tmp_path):
+    source = tmp_path / "in.mkv"
+    make = ["-f", "lavfi", "-i", "testsrc=size=51x37:rate=30000/1001:duration=1", "-f", "lavfi", "-i", "sine=duration=1"]
+    subprocess.run([ffmpeg.executable(), "-v", "error", *make, "-vf", "setsar=4/3", "-pix_fmt", "yuv444p", "-c:a", "aac", source], check=True)
+    reconstruct(source, tmp_path / "out.mp4", pair)
+    before, after = probe(source), probe(tmp_path / "out.mp4")
+    for name in ("num_frames", "width", "height", "fps", "sample_aspect_ratio", "audio_codec"):
+        assert getattr(after, name) == getattr(before, name), name
+
+
+def test_a_short_video_is_the_plain_decode_of_its_latents(pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="64x64", frames=17)
+    frames = np.stack(list(read_frames(source)))
+    found = np.stack(list(reconstructed_frames(iter(frames), 64, 64, pair, ReconstructSettings())))
+    with torch.no_grad():
+        wanted = pair.student(pair.teacher.encode(to_model(frames)[None]).mean)[0]
+    assert np.array_equal(found, to_uint8(wanted))
+
+
+def test_compare_shows_source_teacher_and_student_side_by_side(pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="64x64", frames=9)
+    reconstruct(source, tmp_path / "out.mp4", pair, ReconstructSettings(compare=True))
+    info = probe(tmp_path / "out.mp4")
+    assert (info.width, info.height, info.num_frames) == (192, 64, 9)
+    frames = np.stack(list(read_frames(source)))
+    shown = next(reconstructed_frames(iter(frames), 64, 64, pair, ReconstructSettings(compare=True)))
+    assert np.array_equal(shown[20:, :64], frames[0][20:])  # below the label
+
+
+def test_latents_become_a_video(pair, tmp_path):
+    latents = torch.randn(6, 3, 2, 3, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents}, tmp_path / "z.safetensors")
+    result = reconstruct(tmp_path / "z.safetensors", tmp_path / "out.mp4", pair, ReconstructSettings(fps=12))
+    info = probe(tmp_path / "out.mp4")
+    assert (info.num_frames, info.height, info.width, info.fps) == (17, 64, 96, 12)
+    assert result.fps == Fraction(12)
+
+
+def test_long_latents_are_decoded_in_windows_close_to_the_whole(pair, tmp_path):
+    from turbovaed_cli.models.windows import decode_latents
+
+    latents = torch.randn(6, 24, 1, 1, generator=torch.Generator().manual_seed(0))
+    pieces = torch.cat(list(decode_latents(latents, pair.student, 16, 5)), dim=1)
+    with torch.no_grad():
+        whole = pair.student(latents[None])[0].clamp(-1, 1)
+    assert pieces.shape == whole.shape
+    assert torch.allclose(pieces[:, :60], whole[:, :60], atol=0.05)
+
+
+def test_wrong_latents_are_refused(pair, tmp_path):
+    save_file({"latents": torch.zeros(5, 3, 2, 2)}, tmp_path / "z.safetensors")
+    with pytest.raises(ShapeError, match="5 channels"):
+        reconstruct(tmp_path / "z.safetensors", tmp_path / "out.mp4", pair)
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SettingsError, match=r"bad\.safetensors"):
+        reconstruct(tmp_path / "bad.safetensors", tmp_path / "out.mp4", pair)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_truncated_video_gives_an_error_and_no_output(pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", "testsrc2", "96x80", 60, "-movflags", "+faststart")
+    source.write_bytes(source.read_bytes()[: source.stat().st_size * 2 // 3])
+    with pytest.raises(VideoError, match="damaged"):
+        reconstruct(source, tmp_path / "out.mp4", pair)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_an_output_that_is_there_stays(pair, tmp_path):
+    (tmp_path / "out.mp4").write_text("precious")
+    with pytest.raises(OutputExistsError):
+        reconstruct(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", pair)
+    assert (tmp_path / "out.mp4").read_text() == "precious"
+
+
+# --- windows ---
+
+
+@pytest.mark.parametrize("total", [1, 5, 8, 9, 13, 14, 30])
+def test_windows_cover_every_frame_once_and_a_fade_of_equal_windows_changes_nothing(total):
+    frames = [np.full((2, 2, 3), i, np.uint8) for i in range(total)]
+    windows = list(windows_of(frames, 9, 4))
+    assert [is_last for _, is_last in windows] == [False] * (len(windows) - 1) + [True]
+    assert all(len(window) <= 9 for window, _ in windows)
+    tensors = ((torch.from_numpy(window).permute(3, 0, 1, 2).float(), is_last) for window, is_last in windows)
+    joined = torch.cat(list(crossfade(tensors, 4)), dim=1)
+    assert torch.allclose(joined[0, :, 0, 0], torch.arange(total).float(), atol=1e-5)
+
+
+def test_padding_repeats_edges_and_is_valid_for_the_teacher(pair):
+    spec = pair.teacher.spec
+    padded = pad_to_valid(torch.rand(3, 10, 33, 64), spec)
+    assert padded.shape == (3, 17, 64, 64)
+    spec.check_frames(padded.shape[1])
+    assert torch.equal(padded[:, 9], padded[:, 16])
+    assert torch.equal(padded[:, :, 32], padded[:, :, 63])
+
+
+def test_larger_frames_get_shorter_windows(pair):
+    spec = pair.teacher.spec
+    assert window_frames(spec, 256, 256, 0, 8) == 33
+    assert window_frames(spec, 1080, 1920, 0, 8) == 17
+    assert window_frames(spec, 256, 256, 50, 8) == 57
+
+
+PEAK = """
+import json, sys
+from pathlib import Path
+from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.reconstruct import reconstruct
+reconstruct(Path(sys.argv[1]), Path(sys.argv[2]), load_pair(sys.argv[3], sys.argv[4]))
+import resource
+print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_video(ltx_student, ltx_teacher, tmp_path):
+    """10 and 60 seconds of the same video peak within 10 % of each other."""
+    peaks = []
+    for seconds in (10, 60):
+        source = make_video(tmp_path / f"{seconds}.mp4", size="128x96", frames=seconds * 25)
+        command = [sys.executable, "-c", PEAK, source, tmp_path / f"out{seconds}.mp4", ltx_student, ltx_teacher]
+        peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        assert probe(tmp_path / f"out{seconds}.mp4").num_frames == seconds * 25
+    assert peaks[1] < 1.1 * peaks[0], peaks

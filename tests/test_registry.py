@@ -1,0 +1,82 @@
+"""The registry is data: every row is complete, and every rule in it holds for the classes it speaks of."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
+from turbovaed_cli.registry import MODELS, FrameRule, find_model
+
+ALL = list(MODELS.values())
+
+
+@pytest.mark.parametrize(("alias", "name"), [("cog", "cogvideox"), ("dc", "video-dc-ae"), ("ltx", "ltx")])
+def test_aliases_find_their_row(alias, name):
+    assert find_model(alias) is MODELS[name]
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_every_row_says_where_its_weights_are_and_under_which_licence(spec):
+    assert spec.teacher.repo or spec.teacher.path
+    assert spec.teacher.licence
+    assert spec.student.published or spec.embedded
+    assert spec.student.pairs
+
+
+@given(st.sampled_from(ALL), st.integers(1, 200))
+def test_the_nearest_valid_counts_are_valid_and_nearest(spec, frames):
+    rule = spec.teacher.frames
+    below, above = rule.at_most(frames), rule.at_least(frames)
+    assert rule.is_valid(below) and rule.is_valid(above)
+    assert below <= frames <= above
+    assert not any(rule.is_valid(other) for other in range(below + 1, above) if other != frames) or rule.is_valid(frames)
+
+
+@given(st.sampled_from(ALL), st.integers(1, 200))
+def test_valid_counts_round_trip_and_others_are_refused(spec, frames):
+    teacher = spec.teacher
+    if teacher.frames.is_valid(frames):
+        assert teacher.pixel_frames(teacher.latent_frames(frames)) == frames
+    else:
+        with pytest.raises(FrameCountError):
+            teacher.latent_frames(frames)
+
+
+def test_rules_read_as_people_write_them():
+    assert str(FrameRule(8, 1)) == "8k+1"
+    assert str(FrameRule(4, 0, minimum=8)) == "4k, at least 8 (or 1)"
+
+
+def test_sizes_are_checked_with_the_nearest():
+    with pytest.raises(ShapeError) as error:
+        MODELS["ltx"].teacher.check_size(250, 300)
+    assert error.value.hint == "nearest: --size 288x224 or 320x256"
+
+
+def test_names_that_are_none_suggest_some():
+    with pytest.raises(UnknownModelError) as error:
+        find_model("hunyuann")
+    assert "hunyuan" in error.value.hint
+    with pytest.raises(UnknownModelError) as error:
+        find_model("zzz")
+    assert "ltx" in error.value.hint
+
+
+def test_a_local_folder_of_another_ratio_gets_as_many_upsamplings(tmp_path):
+    import json
+
+    from golden import load_golden
+
+    from turbovaed_cli.models.student import build_student
+
+    config = load_golden("hunyuan").meta["teacher_config"] | {"_class_name": "AutoencoderKLHunyuanVideo"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = find_model(tmp_path)
+    student = build_student(spec.student.config)
+    assert (student.temporal_compression_ratio, student.spatial_compression_ratio) == (spec.teacher.time_ratio, spec.teacher.space_ratio)
+
+
+def test_a_config_that_is_none_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("[")
+    with pytest.raises(SettingsError, match=r"config\.json"):
+        find_model(tmp_path)

@@ -1,0 +1,123 @@
+"""Files of ours are whole or absent, and a run folder knows itself again."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
+from turbovaed_cli.rundir import RunDir, read_json, verify_manifest, whole_folder, write_json, write_whole
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.txt"
+
+    def fails(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fails)
+    assert list(tmp_path.iterdir()) == []
+    write_whole(path, lambda temporary: temporary.write_text("one"))
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fails)
+    assert path.read_text() == "one"
+    assert oct(path.stat().st_mode & 0o777) == "0o644"
+
+
+def test_a_folder_appears_whole_and_an_old_one_stays_until_then(tmp_path):
+    path = tmp_path / "folder"
+    with whole_folder(path) as folder:
+        (folder / "a").write_text("1")
+        assert not path.exists()
+    with pytest.raises(ZeroDivisionError), whole_folder(path, overwrite=True) as folder:
+        (folder / "a").write_text("2")
+        raise ZeroDivisionError
+    assert (path / "a").read_text() == "1"
+    with whole_folder(path, overwrite=True) as folder:
+        (folder / "b").write_text("3")
+    assert [item.name for item in path.iterdir()] == ["b"]
+    with pytest.raises(OutputExistsError), whole_folder(path):
+        pass
+    assert [item.name for item in tmp_path.iterdir()] == ["folder"]
+
+
+def test_old_checkpoints_go_once_a_newer_is_safe(tmp_path):
+    run = RunDir(tmp_path)
+    for step in range(1, 6):
+        run.save_checkpoint(step, lambda folder, step=step: (folder / "x.bin").write_text(str(step)), keep=2)
+    assert run.steps() == [4, 5]
+    assert (run.latest_checkpoint() / "x.bin").read_text() == "5"
+
+
+def test_a_checkpoint_without_manifest_does_not_count(tmp_path):
+    run = RunDir(tmp_path)
+    run.save_checkpoint(1, lambda folder: (folder / "x.bin").write_text("1"), keep=2)
+    run.checkpoint_path(2).mkdir()
+    assert run.steps() == [1]
+
+
+def test_a_changed_or_missing_file_is_named(tmp_path):
+    run = RunDir(tmp_path)
+    path = run.save_checkpoint(1, lambda folder: [(folder / name).write_text("1") for name in ("x", "y")], keep=2)
+    verify_manifest(path)
+    (path / "x").write_text("2")
+    with pytest.raises(CorruptFileError, match="step_0000001.x is not"):
+        verify_manifest(path)
+    (path / "x").unlink()
+    with pytest.raises(CorruptFileError, match="misses x"):
+        run.latest_checkpoint()
+
+
+def test_a_lock_is_held_by_one_and_left_by_the_dead(tmp_path):
+    script = f"""
+import time
+from pathlib import Path
+from turbovaed_cli.rundir import RunDir
+with RunDir(Path({str(tmp_path)!r})).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunFolderError, match=f"process {holder.pid}"), RunDir(tmp_path).lock():
+        pass
+    holder.kill()
+    holder.wait()
+    holder.stdout.close()
+    with RunDir(tmp_path).lock():
+        assert (tmp_path / "lock").read_text() == f"process {os.getpid()}"
+
+
+def test_a_folder_with_other_things_is_not_taken_over(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match=r"thesis\.tex"):
+        RunDir(tmp_path).snapshot({"settings": {}}, {}, frozenset())
+
+
+def test_what_may_differ_may_and_is_recorded(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.snapshot({"settings": {"steps": 1, "lr": 2}}, {}, frozenset({"steps"})) is False
+    assert run.snapshot({"settings": {"steps": 5, "lr": 2}}, {}, frozenset({"steps"})) is True
+    assert read_json(run.config)["settings"]["steps"] == 5
+    with pytest.raises(RunFolderError, match=r"settings\.lr: 2 -> 3"):
+        run.snapshot({"settings": {"steps": 5, "lr": 3}}, {}, frozenset({"steps"}))
+
+
+def test_leftovers_of_a_killed_process_are_cleaned(tmp_path):
+    run = RunDir(tmp_path)
+    for name in ("checkpoints/.step_0000001.xyz", ".model.abc"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".config.json.tmp").touch()
+    run.clean_leftovers()
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["checkpoints"]
+
+
+def test_json_that_is_none_is_a_corrupt_file(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(CorruptFileError, match=r"a\.json"):
+        read_json(tmp_path / "a.json")
+    write_json(tmp_path / "b.json", {"ä": 1})
+    assert read_json(tmp_path / "b.json") == {"ä": 1}

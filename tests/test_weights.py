@@ -1,0 +1,184 @@
+"""Weights are found, asked for, downloaded and checked; nothing touches the network before consent."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from golden import load_golden, write_student, write_teacher
+
+from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
+from turbovaed_cli.registry import MODELS
+from turbovaed_cli.weights import no_consent, pull, student_weights, teacher_folder
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """A loopback server that speaks as much of the hub's protocol as a download needs."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.requests, self.wrong_hash = files, [], False
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body):
+        self.server.requests.append((self.command, self.path))
+        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
+        name = rest.partition("/")[2]
+        content = self.server.files.get(f"{repo}/{name}")
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound" if any(key.startswith(repo) for key in self.server.files) else "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0]) if "Range" in self.headers else 0
+        digest = "0" * 64 if self.server.wrong_hash else hashlib.sha256(content).hexdigest()
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.send_header("ETag", f'"{digest}"')
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    golden = load_golden("ltx")
+    folder = write_teacher(golden, tmp_path / "teacher")
+    weights, _ = write_student(golden, tmp_path)
+    files = {f"Lightricks/LTX-Video/vae/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    server = Hub(files | {"hustvl/Turbo-VAED/Turbo-VAED-LTX.pth": weights.read_bytes()})
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def turbovaed(hub, tmp_path):
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "TORCH_HOME": str(tmp_path / "torch")}
+    environment.pop("HF_HUB_OFFLINE", None)
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *arguments]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
+
+    return run
+
+
+def test_pull_downloads_after_consent_and_prints_each_sha256(hub, turbovaed, tmp_path):
+    done = turbovaed("models", "pull", "ltx", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    files = {Path(item["path"]).name: item for item in json.loads(done.stdout)["files"]}
+    assert set(files) == {"diffusion_pytorch_model.safetensors", "config.json", "Turbo-VAED-LTX.pth"}
+    served = hub.files["Lightricks/LTX-Video/vae/diffusion_pytorch_model.safetensors"]
+    assert files["diffusion_pytorch_model.safetensors"]["sha256"] == hashlib.sha256(served).hexdigest()
+    assert "LTX-Video Open Weights License" in done.stderr
+    # From now on the cache is enough: offline, and without another request.
+    before = len(hub.requests)
+    script = "from turbovaed_cli import load_teacher; print(load_teacher('ltx').vae.config.latent_channels)"
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.strip() == "6"
+    assert len(hub.requests) == before
+
+
+def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, turbovaed, tmp_path):
+    for arguments in (("models", "pull", "ltx"), ("cache-latents", "--teacher", "ltx", "--data", str(tmp_path), "--out", str(tmp_path / "out"))):
+        done = turbovaed(*arguments)
+        assert done.returncode == 3
+        assert len(done.stderr.strip().splitlines()) == 2
+        assert " MB)" in done.stderr and "turbovaed models pull ltx" in done.stderr
+        assert done.stdout == ""
+    assert hub.requests == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_what_the_server_said_is_refused(hub, turbovaed):
+    hub.wrong_hash = True
+    done = turbovaed("models", "pull", "ltx", "--yes")
+    assert done.returncode == 1
+    assert "sha256" in done.stderr
+
+
+@pytest.mark.parametrize(("path", "said"), [("Lightricks/LTX-Video/vae/config.json", "config.json"), ("Lightricks", "not on the hub")])
+def test_what_the_hub_does_not_hold_is_one_clear_line(path, said, hub, turbovaed):
+    hub.files = {name: content for name, content in hub.files.items() if not name.startswith(path)}
+    done = turbovaed("models", "pull", "ltx", "--yes")
+    assert done.returncode == 3
+    assert said in done.stderr.splitlines()[-2] and "Traceback" not in done.stderr
+
+
+def test_offline_says_so(turbovaed):
+    done = turbovaed("models", "pull", "ltx", "--yes", HF_HUB_OFFLINE="1")
+    assert done.returncode == 3
+    assert "cannot be reached" in done.stderr
+
+
+def test_an_lpips_backbone_is_checked_against_the_hash_in_its_name(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from turbovaed_cli import metrics
+
+    content = b"not really a backbone"
+    served = tmp_path / "served"
+    served.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    for digest, works in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
+        name = f"vgg16-{digest}.pth"
+        (served / name).write_bytes(content)
+        trunk = replace(metrics.TRUNKS["vgg"], file_name=name, url=(served / name).as_uri())
+        monkeypatch.setitem(metrics.TRUNKS, "vgg", trunk)
+        if works:
+            (file,) = pull("lpips-vgg", lambda *_: True).files
+            assert file.path.read_bytes() == content
+            assert metrics.trunk_path("vgg") == file.path
+        else:
+            with pytest.raises(MissingWeightsError, match="hash"):
+                pull("lpips-vgg", lambda *_: True)
+            assert metrics.trunk_path("vgg") is None
+
+
+def test_consent_is_asked_with_the_size(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    with pytest.raises(MissingWeightsError):
+        teacher_folder(MODELS["hunyuan"], lambda files, total: asked.append((files, total)) or False)
+    (files, total) = asked[0]
+    assert 980e6 < total < 990e6
+    assert files[0].licence == MODELS["hunyuan"].teacher.licence
+    with pytest.raises(MissingWeightsError, match=r"Turbo-VAED-Hunyuan\.pth"):
+        student_weights(MODELS["hunyuan"], no_consent)
+
+
+def test_local_folders_need_no_hub(ltx_teacher):
+    from turbovaed_cli.registry import find_model
+
+    assert teacher_folder(find_model(ltx_teacher)) == ltx_teacher
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(UnknownModelError):
+        pull("lpips-squeeze", lambda *_: True)
+    with pytest.raises(UnknownModelError):
+        pull("nothing", lambda *_: True)
