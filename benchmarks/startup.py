@@ -1,6 +1,6 @@
 """What `turbovaed --help` costs: CPU seconds beside a bare interpreter and beside `import torch`, in the same run.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import resource
@@ -9,7 +9,11 @@ import sys
 
 COMMANDS = {
     "bare interpreter": [sys.executable, "-c", "pass"],
-    "turbovaed --help": [sys.executable, "-c", "import sys; sys.argv = ['turbovaed', '--help']; from turbovaed_cli.cli import main; main()"],
+    "turbovaed --help": [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv = ['turbovaed', '--help']; from turbovaed_cli.cli import main; main()",
+    ],
     "import torch": [sys.executable, "-c", "import torch"],
 }
 

@@ -32,7 +32,9 @@ def ltx_student(tmp_path_factory) -> Path:
     config = load_golden("ltx").meta["student_config"]
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("ltx-student")
-    build_student(config | {"decoder_block_out_channels": [64, *config["decoder_block_out_channels"][1:]]}).save_pretrained(folder)
+    build_student(config | {"decoder_block_out_channels": [64, *config["decoder_block_out_channels"][1:]]}).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -43,7 +45,21 @@ def make_video(path: Path, source: str = "testsrc2", size: str = "96x80", frames
     from turbovaed_cli import ffmpeg
 
     generator = f"{source}=size={size}:rate=25"
-    command = [ffmpeg.executable(), "-v", "error", "-y", "-f", "lavfi", "-i", generator, "-frames:v", str(frames), "-pix_fmt", "yuv420p", *options]
+    command = [
+        ffmpeg.executable(),
+        "-v",
+        "error",
+        "-y",
+        "-f",
+        "lavfi",
+        "-i",
+        generator,
+        "-frames:v",
+        str(frames),
+        "-pix_fmt",
+        "yuv420p",
+        *options,
+    ]
     subprocess.run([*command, str(path)], check=True)
     return path
 
@@ -63,4 +79,8 @@ def videos(tmp_path_factory) -> Path:
 def small_student() -> dict:
     """Config of a student small enough to train in a test, for the teacher of `ltx_teacher`."""
     config = load_golden("ltx").meta["student_config"]
-    return config | {"decoder_block_out_channels": [32, 8, 8, 8], "decoder_layers_per_block": [1, 1, 1, 1, 1], "latent_channels": 6}
+    return config | {
+        "decoder_block_out_channels": [32, 8, 8, 8],
+        "decoder_layers_per_block": [1, 1, 1, 1, 1],
+        "latent_channels": 6,
+    }

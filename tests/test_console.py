@@ -63,6 +63,8 @@ def test_without_a_terminal_nobody_is_asked():
     assert console.confirm("Download?") is False
 
 
-@pytest.mark.parametrize(("num_bytes", "text"), [(1_680_000_000, "1.68 GB"), (84_000_000, "84 MB"), (2_000, "2 kB"), (7, "7 bytes")])
+@pytest.mark.parametrize(
+    ("num_bytes", "text"), [(1_680_000_000, "1.68 GB"), (84_000_000, "84 MB"), (2_000, "2 kB"), (7, "7 bytes")]
+)
 def test_sizes_are_for_people(num_bytes, text):
     assert console.human_bytes(num_bytes) == text

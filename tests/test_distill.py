@@ -35,7 +35,9 @@ def run(ltx_teacher, videos, small_student, tmp_path_factory):
 
 def test_a_run_folder_holds_everything_it_promises(run):
     folder, result = run
-    assert {"config.json", "env.json", "metrics.jsonl", "train.log", "checkpoints", "samples", "model"} <= {path.name for path in folder.iterdir()}
+    assert {"config.json", "env.json", "metrics.jsonl", "train.log", "checkpoints", "samples", "model"} <= {
+        path.name for path in folder.iterdir()
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["lr"] == 1e-3
     assert len(config["teacher"]["weights_sha256"]) == len(config["data_fingerprint"]) == 64
@@ -76,7 +78,17 @@ def test_a_run_folder_is_a_model_that_knows_its_teacher(run, ltx_teacher):
 
 def test_it_learns(ltx_teacher, cache, small_student, tmp_path):
     """Over the seven clips of the cache: the eighth round is much better than the first."""
-    settings = replace(TINY, steps=56, accumulation=1, lr=1e-2, lr_schedule="cosine", save_every=100, sample_every=0, perceptual="none", feature_weight=0)
+    settings = replace(
+        TINY,
+        steps=56,
+        accumulation=1,
+        lr=1e-2,
+        lr_schedule="cosine",
+        save_every=100,
+        sample_every=0,
+        perceptual="none",
+        feature_weight=0,
+    )
     distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     losses = [json.loads(line)["l1"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-7:]) < 0.8 * sum(losses[:7])
@@ -121,15 +133,25 @@ def test_nan_stops_before_the_step_and_says_where(ltx_teacher, cache, small_stud
         distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student)
     from safetensors.torch import load_file
 
-    assert all(torch.isfinite(value).all() for value in load_file(tmp_path / "run" / "checkpoints" / "step_0000002" / "student.safetensors").values())
+    assert all(
+        torch.isfinite(value).all()
+        for value in load_file(tmp_path / "run" / "checkpoints" / "step_0000002" / "student.safetensors").values()
+    )
     monkeypatch.setattr(LatentCache, "batch_at", original)
-    assert distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student).resumed_from == 2
+    assert (
+        distill(
+            find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student
+        ).resumed_from
+        == 2
+    )
 
 
 def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, videos, small_student):
     folder, _ = run
     with pytest.raises(RunFolderError) as error:
-        distill(find_model(ltx_teacher), folder, data=videos, settings=replace(TINY, lr=5e-4, seed=9), student_config=small_student)
+        distill(
+            find_model(ltx_teacher), folder, data=videos, settings=replace(TINY, lr=5e-4, seed=9), student_config=small_student
+        )
     assert "settings.lr: 0.001 -> 0.0005" in error.value.what
     assert "settings.seed: 0 -> 9" in error.value.what
 
@@ -143,7 +165,13 @@ def test_a_second_process_on_the_same_run_is_refused(run, ltx_teacher, videos, s
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"steps": 0}, "steps"), ({"lr": 0.0}, "lr"), ({"posterior": "mode"}, "mode"), ({"perceptual": "l2"}, "l2"), ({"dtype": "int8"}, "int8")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"lr": 0.0}, "lr"),
+        ({"posterior": "mode"}, "mode"),
+        ({"perceptual": "l2"}, "l2"),
+        ({"dtype": "int8"}, "int8"),
+    ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(change, said, ltx_teacher, videos, tmp_path):
     with pytest.raises(SettingsError, match=said):
@@ -178,16 +206,37 @@ def test_a_crop_cuts_pixels_and_latents_at_the_same_place():
     assert cut.mean.shape == cut.std.shape == (2, 6, 2, 3, 2)
     assert torch.equal(cut.video[:, :, :1, ::32, ::32], cut.mean[:, :3, :1])
     assert torch.equal(random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=5).mean, cut.mean)
-    starts = {tuple(random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=i).mean[:, 0, 0, 0, 0].tolist()) for i in range(20)}
+    starts = {
+        tuple(random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=i).mean[:, 0, 0, 0, 0].tolist())
+        for i in range(20)
+    }
     assert len(starts) > 5
 
 
 def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
     with pytest.raises(ShapeError):
-        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=replace(TINY, crop=(50, 64)), student_config=small_student)
+        distill(
+            find_model(ltx_teacher),
+            tmp_path / "run",
+            latents=cache,
+            settings=replace(TINY, crop=(50, 64)),
+            student_config=small_student,
+        )
     with pytest.raises(SettingsError, match="larger than the clips"):
-        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=replace(TINY, crop=(96, 96)), student_config=small_student)
-    result = distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=replace(TINY, steps=1, crop=(32, 64)), student_config=small_student)
+        distill(
+            find_model(ltx_teacher),
+            tmp_path / "run",
+            latents=cache,
+            settings=replace(TINY, crop=(96, 96)),
+            student_config=small_student,
+        )
+    result = distill(
+        find_model(ltx_teacher),
+        tmp_path / "run",
+        latents=cache,
+        settings=replace(TINY, steps=1, crop=(32, 64)),
+        student_config=small_student,
+    )
     assert result.step == 1
 
 

@@ -52,7 +52,13 @@ def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
     told = {item.key: item.value for item in model.metadata_props}
     assert json.loads(told["config"])["latent_channels"] == 8
     assert told["licence"] == "Apache-2.0"
-    assert [dimension.dim_param or dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim] == [1, 8, "t", "h", "w"]
+    assert [dimension.dim_param or dimension.dim_value for dimension in model.graph.input[0].type.tensor_type.shape.dim] == [
+        1,
+        8,
+        "t",
+        "h",
+        "w",
+    ]
     weights = {item.name: item.dims for item in model.graph.initializer}
     assert all(len(weights[node.input[1]]) == 4 for node in model.graph.node if node.op_type == "Conv")
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
@@ -82,6 +88,7 @@ def test_the_5d_layout_converts_too(student, tmp_path):
 def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypatch):
     """With weights changed behind its back the written file is another function: the check must see it."""
     import onnx
+
     from turbovaed_cli.exporters import onnx as exporter
 
     def broken(module, latents, path, precision, metadata):

@@ -19,7 +19,9 @@ def student(request, tmp_path_factory):
 def test_it_equals_the_student(student, layout, shape):
     """In double precision, so that the one-channel norm at the end of the golden nets magnifies nothing."""
     student = student.double()
-    latents = torch.randn(1, student.config.latent_channels, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    latents = torch.randn(
+        1, student.config.latent_channels, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     with torch.no_grad():
         wanted, found = student(latents), export_form(student, layout)(latents)
     assert found.shape == wanted.shape

@@ -46,7 +46,11 @@ def test_every_module_has_a_floor():
     assert {home(path) for path in modules()} == GROUND | PIECES | VERBS | TOP
 
 
-@pytest.mark.parametrize("path", [path for path in modules() if path.stem != "__init__" or path.parent != PACKAGE], ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path",
+    [path for path in modules() if path.stem != "__init__" or path.parent != PACKAGE],
+    ids=lambda path: str(path.relative_to(PACKAGE)),
+)
 def test_imports_point_downwards(path):
     here = home(path)
     for name in ours(path) - {here}:
@@ -67,7 +71,11 @@ def test_the_terminal_is_touched_in_two_files():
 
 def test_nothing_else_prints():
     for path in modules():
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+        calls = [
+            node
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        ]
         assert not [call for call in calls if call.func.id == "print"], path
 
 

@@ -104,7 +104,9 @@ def test_lpips_equals_its_definition_layer_by_layer(name, tmp_path, monkeypatch)
         for index, kind in enumerate(LISTED[name]):
             if kind == "c":
                 stride, padding = ((4, 2) if index == 0 else (1, 2) if index == 3 else (1, 1)) if name == "alex" else (1, 1)
-                x = torch.nn.functional.conv2d(x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], stride, padding)
+                x = torch.nn.functional.conv2d(
+                    x, state[f"features.{index}.weight"], state[f"features.{index}.bias"], stride, padding
+                )
             elif kind == "m":
                 x = torch.nn.functional.max_pool2d(x, 3 if name == "alex" else 2, 2)
             else:
@@ -131,7 +133,11 @@ def test_lpips_without_its_weights_says_what_to_run(tmp_path, monkeypatch):
 
 
 def test_the_lpips_network_needs_no_gradient():
-    network = Lpips(TRUNKS["alex"], random_trunk("alex"), {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))})
+    network = Lpips(
+        TRUNKS["alex"],
+        random_trunk("alex"),
+        {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))},
+    )
     assert not any(parameter.requires_grad for parameter in network.parameters())
     video = torch.zeros(1, 3, 64, 64, requires_grad=True)
     network(video, torch.ones(1, 3, 64, 64)).sum().backward()

@@ -37,7 +37,9 @@ def test_every_frame_comes_back_at_its_size(frames, pair, tmp_path):
 def test_odd_sizes_sound_pixel_shape_and_rate_stay(pair, tmp_path):
     source = tmp_path / "in.mkv"
     make = ["-f", "lavfi", "-i", "testsrc=size=51x37:rate=30000/1001:duration=1", "-f", "lavfi", "-i", "sine=duration=1"]
-    subprocess.run([ffmpeg.executable(), "-v", "error", *make, "-vf", "setsar=4/3", "-pix_fmt", "yuv444p", "-c:a", "aac", source], check=True)
+    subprocess.run(
+        [ffmpeg.executable(), "-v", "error", *make, "-vf", "setsar=4/3", "-pix_fmt", "yuv444p", "-c:a", "aac", source], check=True
+    )
     reconstruct(source, tmp_path / "out.mp4", pair)
     before, after = probe(source), probe(tmp_path / "out.mp4")
     for name in ("num_frames", "width", "height", "fps", "sample_aspect_ratio", "audio_codec"):

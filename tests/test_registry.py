@@ -73,7 +73,10 @@ def test_a_local_folder_of_another_ratio_gets_as_many_upsamplings(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = find_model(tmp_path)
     student = build_student(spec.student.config)
-    assert (student.temporal_compression_ratio, student.spatial_compression_ratio) == (spec.teacher.time_ratio, spec.teacher.space_ratio)
+    assert (student.temporal_compression_ratio, student.spatial_compression_ratio) == (
+        spec.teacher.time_ratio,
+        spec.teacher.space_ratio,
+    )
 
 
 def test_a_config_that_is_none_is_refused(tmp_path):

@@ -21,7 +21,9 @@ from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings, DistillSettings
 from turbovaed_cli.training import state as training_state
 
-SETTINGS = DistillSettings(steps=6, accumulation=2, frames=9, size=(64, 64), perceptual="none", save_every=1, sample_every=0, lr=1e-2, ema_decay=0.9)
+SETTINGS = DistillSettings(
+    steps=6, accumulation=2, frames=9, size=(64, 64), perceptual="none", save_every=1, sample_every=0, lr=1e-2, ema_decay=0.9
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,9 @@ def uninterrupted(ltx_teacher, cache, small_student, tmp_path_factory):
     return everything(run)
 
 
-def test_stopping_at_3_and_going_on_to_6_gives_the_weights_of_6_in_one_go(ltx_teacher, cache, small_student, uninterrupted, tmp_path):
+def test_stopping_at_3_and_going_on_to_6_gives_the_weights_of_6_in_one_go(
+    ltx_teacher, cache, small_student, uninterrupted, tmp_path
+):
     spec = find_model(ltx_teacher)
     distill(spec, tmp_path / "run", latents=cache, settings=replace(SETTINGS, steps=3), student_config=small_student)
     result = distill(spec, tmp_path / "run", latents=cache, settings=SETTINGS, student_config=small_student)
@@ -101,7 +105,9 @@ def shell(ltx_teacher, cache, small_student, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
 
     def start(run: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(command(ltx_teacher, cache, config, run), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            command(ltx_teacher, cache, config, run), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     return start
 

@@ -64,7 +64,7 @@ def test_a_changed_or_missing_file_is_named(tmp_path):
     path = run.save_checkpoint(1, lambda folder: [(folder / name).write_text("1") for name in ("x", "y")], keep=2)
     verify_manifest(path)
     (path / "x").write_text("2")
-    with pytest.raises(CorruptFileError, match="step_0000001.x is not"):
+    with pytest.raises(CorruptFileError, match=r"step_0000001.x is not"):
         verify_manifest(path)
     (path / "x").unlink()
     with pytest.raises(CorruptFileError, match="misses x"):

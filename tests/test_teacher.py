@@ -7,7 +7,15 @@ import torch
 from golden import NAMES, TEACHER_FILES, load_golden, write_teacher
 from safetensors.torch import save_file
 
-from turbovaed_cli.errors import FrameCountError, MissingError, MissingWeightsError, SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.errors import (
+    FrameCountError,
+    MissingError,
+    MissingWeightsError,
+    SettingsError,
+    ShapeError,
+    UnknownModelError,
+    WeightFileError,
+)
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
@@ -37,7 +45,10 @@ def test_stopping_after_the_last_tap_changes_no_bit(named_teacher):
     full = {}
     modules = dict(teacher.vae.named_modules())
     handles = [
-        modules[tap].register_forward_hook(lambda _m, _i, out, tap=tap: full.__setitem__(tap, out[0] if isinstance(out, tuple) else out)) for tap in taps
+        modules[tap].register_forward_hook(
+            lambda _m, _i, out, tap=tap: full.__setitem__(tap, out[0] if isinstance(out, tuple) else out)
+        )
+        for tap in taps
     ]
     teacher.decode(golden.io["latents"])
     for handle in handles:
@@ -83,7 +94,8 @@ def test_required_settings_are_set(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "frames", "nearest"), [("ltx", 16, "9 or 17"), ("hunyuan", 16, "13 or 17"), ("cogvideox", 13, "9 or 17"), ("video-dc-ae", 4, "1 or 8")]
+    ("name", "frames", "nearest"),
+    [("ltx", 16, "9 or 17"), ("hunyuan", 16, "13 or 17"), ("cogvideox", 13, "9 or 17"), ("video-dc-ae", 4, "1 or 8")],
 )
 def test_a_wrong_frame_count_is_refused_with_the_nearest(name, frames, nearest):
     with pytest.raises(FrameCountError, match=str(frames)) as error:

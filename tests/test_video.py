@@ -19,16 +19,32 @@ RATE = "25"
 
 
 def run_ffmpeg(*arguments: object) -> bytes:
-    return subprocess.run([ffmpeg.executable(), "-v", "error", "-y", *map(str, arguments)], check=True, capture_output=True).stdout
+    return subprocess.run(
+        [ffmpeg.executable(), "-v", "error", "-y", *map(str, arguments)], check=True, capture_output=True
+    ).stdout
 
 
-def make(path: Path, *options: object, size: str = "96x64", seconds: float = 1, rate: str = RATE, source: str = "testsrc2") -> Path:
+def make(
+    path: Path, *options: object, size: str = "96x64", seconds: float = 1, rate: str = RATE, source: str = "testsrc2"
+) -> Path:
     run_ffmpeg("-f", "lavfi", "-i", f"{source}=size={size}:rate={rate}:duration={seconds}", *options, path)
     return path
 
 
 def decoded_independently(path: Path, height: int, width: int) -> np.ndarray:
-    raw = run_ffmpeg("-i", path, "-fps_mode", "passthrough", "-vf", "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    raw = run_ffmpeg(
+        "-i",
+        path,
+        "-fps_mode",
+        "passthrough",
+        "-vf",
+        "scale=flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-",
+    )
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
 
 
@@ -87,7 +103,17 @@ def test_non_square_pixels_are_widened_unless_asked_not_to(tmp_path):
 
 
 def test_variable_frame_rate_neither_doubles_nor_drops(tmp_path):
-    path = make(tmp_path / "vfr.mp4", "-vf", "select='not(mod(n,3))+lt(n,9)',setpts='PTS+if(gt(N,5),0.3/TB,0)'", "-fps_mode", "passthrough", "-c:v", "libx264", "-pix_fmt", "yuv420p")
+    path = make(
+        tmp_path / "vfr.mp4",
+        "-vf",
+        "select='not(mod(n,3))+lt(n,9)',setpts='PTS+if(gt(N,5),0.3/TB,0)'",
+        "-fps_mode",
+        "passthrough",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p",
+    )
     info = probe(path)
     assert info.num_frames == len(list(read_frames(info))) == len(decoded_independently(path, 64, 96)) == 15
 
@@ -99,7 +125,15 @@ def test_a_cut_with_a_hidden_lead_in_counts_only_what_is_shown(tmp_path):
     assert info.num_frames == len(list(read_frames(info))) == len(decoded_independently(info.path, 64, 96))
 
 
-@pytest.mark.parametrize(("rate", "fps"), [("30000/1001", Fraction(30000, 1001)), ("24000/1001", Fraction(24000, 1001)), ("50", Fraction(50)), ("7.5", Fraction(15, 2))])
+@pytest.mark.parametrize(
+    ("rate", "fps"),
+    [
+        ("30000/1001", Fraction(30000, 1001)),
+        ("24000/1001", Fraction(24000, 1001)),
+        ("50", Fraction(50)),
+        ("7.5", Fraction(15, 2)),
+    ],
+)
 def test_the_frame_rate_is_exact(rate, fps, tmp_path):
     assert probe(make(tmp_path / "a.mp4", "-c:v", "libx264", rate=rate, seconds=2)).fps == fps
 
@@ -151,7 +185,18 @@ def hostile(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["fifo.mp4", "folder.mp4", "playlist.mp4", "hls.mp4", "truncated.mp4", "empty.mp4", "noise.mp4", "sound-only.mp4", "missing.mp4"]
+    "name",
+    [
+        "fifo.mp4",
+        "folder.mp4",
+        "playlist.mp4",
+        "hls.mp4",
+        "truncated.mp4",
+        "empty.mp4",
+        "noise.mp4",
+        "sound-only.mp4",
+        "missing.mp4",
+    ],
 )
 def test_what_is_no_whole_video_is_one_error_within_seconds(name, tmp_path):
     path = hostile(name, tmp_path)
@@ -198,7 +243,9 @@ def test_written_frames_come_back(size, tmp_path):
     info = probe(tmp_path / "out.mp4")
     assert (info.num_frames, info.height, info.width, info.fps) == (7, *size, Fraction(30000, 1001))
     again = np.stack(list(read_frames(info))).astype(int)
-    assert np.abs(again[:, :, :, 1] - np.stack(frames)[:, :, :, 1]).mean() < (20 if size == (64, 96) else 3)  # 4:2:0 blurs colours
+    assert np.abs(again[:, :, :, 1] - np.stack(frames)[:, :, :, 1]).mean() < (
+        20 if size == (64, 96) else 3
+    )  # 4:2:0 blurs colours
 
 
 def test_the_file_is_tagged_bt709_limited_range(tmp_path):
@@ -208,17 +255,23 @@ def test_the_file_is_tagged_bt709_limited_range(tmp_path):
     assert "yuv420p(tv, bt709" in said
 
 
-@pytest.mark.parametrize(("name", "options", "kept"), [("a.mp4", ["-c:a", "aac"], "aac"), ("a.webm", ["-c:v", "libvpx", "-c:a", "libvorbis"], "aac")])
+@pytest.mark.parametrize(
+    ("name", "options", "kept"), [("a.mp4", ["-c:a", "aac"], "aac"), ("a.webm", ["-c:v", "libvpx", "-c:a", "libvorbis"], "aac")]
+)
 def test_sound_is_kept(name, options, kept, tmp_path):
     source = tmp_path / name
-    run_ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=1", *options, source)
+    run_ffmpeg(
+        "-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=1", *options, source
+    )
     info = probe(source)
     with VideoWriter(tmp_path / "out.mp4", height=64, width=96, fps=info.fps, audio_from=info) as writer:
         for frame in read_frames(info):
             writer.write(frame)
     assert probe(tmp_path / "out.mp4").audio_codec == kept
     if kept == "aac" and name == "a.mp4":
-        before, after = (run_ffmpeg("-i", path, "-map", "0:a", "-c", "copy", "-f", "md5", "-") for path in (source, tmp_path / "out.mp4"))
+        before, after = (
+            run_ffmpeg("-i", path, "-map", "0:a", "-c", "copy", "-f", "md5", "-") for path in (source, tmp_path / "out.mp4")
+        )
         assert before == after
 
 

@@ -46,7 +46,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         content = self.server.files.get(f"{repo}/{name}")
         if content is None:
             self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound" if any(key.startswith(repo) for key in self.server.files) else "RepoNotFound")
+            self.send_header(
+                "X-Error-Code", "EntryNotFound" if any(key.startswith(repo) for key in self.server.files) else "RepoNotFound"
+            )
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -77,12 +79,26 @@ def hub(tmp_path):
 
 @pytest.fixture
 def turbovaed(hub, tmp_path):
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1", "TORCH_HOME": str(tmp_path / "torch")}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "TORCH_HOME": str(tmp_path / "torch"),
+    }
     environment.pop("HF_HUB_OFFLINE", None)
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *arguments]
-        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120)
+        return subprocess.run(
+            command,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+        )
 
     return run
 
@@ -99,12 +115,18 @@ def test_pull_downloads_after_consent_and_prints_each_sha256(hub, turbovaed, tmp
     before = len(hub.requests)
     script = "from turbovaed_cli import load_teacher; print(load_teacher('ltx').vae.config.latent_channels)"
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.strip() == "6"
+    assert (
+        subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.strip()
+        == "6"
+    )
     assert len(hub.requests) == before
 
 
 def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, turbovaed, tmp_path):
-    for arguments in (("models", "pull", "ltx"), ("cache-latents", "--teacher", "ltx", "--data", str(tmp_path), "--out", str(tmp_path / "out"))):
+    for arguments in (
+        ("models", "pull", "ltx"),
+        ("cache-latents", "--teacher", "ltx", "--data", str(tmp_path), "--out", str(tmp_path / "out")),
+    ):
         done = turbovaed(*arguments)
         assert done.returncode == 3
         assert len(done.stderr.strip().splitlines()) == 2
@@ -121,7 +143,9 @@ def test_a_file_that_is_not_what_the_server_said_is_refused(hub, turbovaed):
     assert "sha256" in done.stderr
 
 
-@pytest.mark.parametrize(("path", "said"), [("Lightricks/LTX-Video/vae/config.json", "config.json"), ("Lightricks", "not on the hub")])
+@pytest.mark.parametrize(
+    ("path", "said"), [("Lightricks/LTX-Video/vae/config.json", "config.json"), ("Lightricks", "not on the hub")]
+)
 def test_what_the_hub_does_not_hold_is_one_clear_line(path, said, hub, turbovaed):
     hub.files = {name: content for name, content in hub.files.items() if not name.startswith(path)}
     done = turbovaed("models", "pull", "ltx", "--yes")

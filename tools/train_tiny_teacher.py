@@ -80,12 +80,29 @@ def main() -> None:
             print(json.dumps({"step": step, "minutes": round(trained_s / 60, 2), "loss": round(loss, 4)}), flush=True)
         if trained_s - last_saved_s > 300 or trained_s >= budget_s:
             last_saved_s = trained_s
-            save(state_path, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step, "trained_s": trained_s})
+            save(
+                state_path,
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "ema": ema,
+                    "step": step,
+                    "trained_s": trained_s,
+                },
+            )
             print(json.dumps({"step": step, "val_psnr": evaluate(ema, options.val)}), flush=True)
     final = AutoencoderKLLTXVideo(**CONFIG)
     final.load_state_dict(ema)
     final.half().save_pretrained(options.out / "teacher")
-    print(json.dumps({"step": step, "minutes": round(trained_s / 60, 1), "val_psnr_fp16": evaluate(final.float().state_dict(), options.val)}))
+    print(
+        json.dumps(
+            {
+                "step": step,
+                "minutes": round(trained_s / 60, 1),
+                "val_psnr_fp16": evaluate(final.float().state_dict(), options.val),
+            }
+        )
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -114,7 +131,7 @@ def quiet_residuals(model: AutoencoderKLLTXVideo) -> None:
 
 def batch_at(clips: list[np.ndarray], seed: int, step: int, progress: float) -> torch.Tensor:
     """The batch of a step, (B, 3, FRAMES, crop, crop): random place, flips, half scale, double speed."""
-    rng = random.Random(f"{seed}-{step}")
+    rng = random.Random(f"{seed}-{step}")  # noqa: S311 - reproducible, not secret
     _, size, crop = next(stage for stage in STAGES if progress <= stage[0])
     batch = []
     for _ in range(size):
@@ -133,7 +150,9 @@ def batch_at(clips: list[np.ndarray], seed: int, step: int, progress: float) -> 
     return torch.stack(batch)
 
 
-def train_step(model: AutoencoderKLLTXVideo, optimizer: torch.optim.Optimizer, video: torch.Tensor, step: int, progress: float) -> float:
+def train_step(
+    model: AutoencoderKLLTXVideo, optimizer: torch.optim.Optimizer, video: torch.Tensor, step: int, progress: float
+) -> float:
     rate = LEARNING_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,30 @@ def bench(
         except SettingsError as error:
             absent_teacher = error.what
     rows: list[BenchRow] = []
-    job = {"model": model, "teacher": teacher, "config": config, "settings": asdict(settings), "with_teacher": settings.teacher and not absent_teacher}
+    job = {
+        "model": model,
+        "teacher": teacher,
+        "config": config,
+        "settings": asdict(settings),
+        "with_teacher": settings.teacher and not absent_teacher,
+    }
     for target in report.track(settings.targets, "benchmarking"):
         report.note(f"{target}: in a process of its own")
         rows += [BenchRow(**{**row, "size": tuple(row["size"])}) for row in _in_child({**job, "target": target})]
     if absent_teacher:
-        rows.insert(1, BenchRow("torch", "teacher", "torch", settings.precision, False, f"not measured: {absent_teacher}", settings.frames, settings.size))
+        rows.insert(
+            1,
+            BenchRow(
+                "torch",
+                "teacher",
+                "torch",
+                settings.precision,
+                False,
+                f"not measured: {absent_teacher}",
+                settings.frames,
+                settings.size,
+            ),
+        )
     return BenchResult(model, _header(settings), _with_speedups(rows))
 
 
@@ -116,13 +134,17 @@ def _header(settings: BenchSettings) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
     load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     threads = settings.threads or torch.get_num_threads()
-    return f"{name} ({device.type}), {threads} of {os.cpu_count()} threads{load}; torch {torch.__version__}, turbovaed {__version__}"
+    return (
+        f"{name} ({device.type}), {threads} of {os.cpu_count()} threads{load}; torch {torch.__version__}, turbovaed {__version__}"
+    )
 
 
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
+    )
 
 
 def _with_speedups(rows: Sequence[BenchRow]) -> list[BenchRow]:
@@ -134,7 +156,14 @@ def as_row(row: BenchRow) -> tuple[str, ...]:
     """One line of the table."""
     numbers = (row.first_ms, row.p50_ms, row.p90_ms, row.fps, row.peak_mb)
     speedup = f"{row.speedup:.2f}x" if row.speedup else "-"
-    return row.target, row.network, row.precision, *("-" if n is None else f"{n:.0f}" if n >= 100 else f"{n:.1f}" for n in numbers), speedup, row.status
+    return (
+        row.target,
+        row.network,
+        row.precision,
+        *("-" if n is None else f"{n:.0f}" if n >= 100 else f"{n:.1f}" for n in numbers),
+        speedup,
+        row.status,
+    )
 
 
 def as_document(result: BenchResult) -> dict[str, Any]:
@@ -147,12 +176,20 @@ def as_document(result: BenchResult) -> dict[str, Any]:
 
 def _in_child(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Run `job` in a fresh interpreter; its error becomes ours."""
-    done = subprocess.run([sys.executable, "-m", "turbovaed_cli.bench"], input=json.dumps(job, default=str), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "turbovaed_cli.bench"],
+        input=json.dumps(job, default=str),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise TurboVaedError(f"the process for {job['target']} ended early: {last}", "use a smaller --size or --frames if memory ran out") from None
+        raise TurboVaedError(
+            f"the process for {job['target']} ended early: {last}", "use a smaller --size or --frames if memory ran out"
+        ) from None
     if "error" in answer:
         raise TurboVaedError(answer["error"], answer["hint"])
     return list(answer["rows"])
@@ -160,7 +197,9 @@ def _in_child(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _child() -> None:
     job = json.loads(sys.stdin.read())
-    job["settings"] = BenchSettings(**{**job["settings"], "size": tuple(job["settings"]["size"]), "targets": tuple(job["settings"]["targets"])})
+    job["settings"] = BenchSettings(
+        **{**job["settings"], "size": tuple(job["settings"]["size"]), "targets": tuple(job["settings"]["targets"])}
+    )
     if job["settings"].threads:
         torch.set_num_threads(job["settings"].threads)
     try:
@@ -182,7 +221,7 @@ def _pair(job: dict[str, Any]) -> Pair:
     )
 
 
-def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], object]]:
+def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], None]]:
     """One decode of the same latents by each network."""
     student = pair.student
     latents = check_latents(student, ExportSettings(settings.frames, settings.size)).to(pair.device, student.dtype)
@@ -207,7 +246,7 @@ def _synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _time(calls: dict[str, Callable[[], object]], settings: BenchSettings) -> dict[str, tuple[float, list[float]]]:
+def _time(calls: Mapping[str, Callable[[], object]], settings: BenchSettings) -> dict[str, tuple[float, list[float]]]:
     """(first, samples) in ms of each call, taking turns so that what else the machine does hits all alike."""
     firsts = {name: _once(call) for name, call in calls.items()}
     for _ in range(settings.warmup - 1):
@@ -241,8 +280,13 @@ def _bench_torch(job: dict[str, Any]) -> list[dict[str, Any]]:
         return [{"peak_mb": _peak_of(job)}]
     pair = _pair(job)
     times = _time(_decoders(pair, job["settings"]), job["settings"])
-    peaks = {network: _in_child({**job, "settings": asdict(job["settings"]), "memory_of": network})[0]["peak_mb"] for network in times}
-    return [_row(job, network, f"torch {torch.__version__}, {pair.device.type}", times[network], peak_mb=peaks[network]) for network in times]
+    peaks = {
+        network: _in_child({**job, "settings": asdict(job["settings"]), "memory_of": network})[0]["peak_mb"] for network in times
+    }
+    return [
+        _row(job, network, f"torch {torch.__version__}, {pair.device.type}", times[network], peak_mb=peaks[network])
+        for network in times
+    ]
 
 
 def _peak_of(job: dict[str, Any]) -> float:
@@ -305,10 +349,26 @@ def _bench_onnx(job: dict[str, Any]) -> list[dict[str, Any]]:
         load_s = time.perf_counter() - began
         feed = {"latents": latents.numpy()}
         times = _time({"student": lambda: running.run(None, feed)}, settings)
-        memory_job = {**job, "settings": asdict(settings), "memory_of": "student", "path": str(artifact.path), "latents": str(Path(folder) / "latents.pt")}
+        memory_job = {
+            **job,
+            "settings": asdict(settings),
+            "memory_of": "student",
+            "path": str(artifact.path),
+            "latents": str(Path(folder) / "latents.pt"),
+        }
         peak = _in_child(memory_job)[0]["peak_mb"]
         remarks = [f"loads in {load_s:.1f} s; {artifact.size_mb:.1f} MB; max abs {artifact.max_abs:.1e} against the fp32 student"]
-        return [_row(job, "student", f"ONNX Runtime {onnxruntime.__version__}, CPU", times["student"], peak_mb=peak, size_mb=artifact.size_mb, remarks=remarks)]
+        return [
+            _row(
+                job,
+                "student",
+                f"ONNX Runtime {onnxruntime.__version__}, CPU",
+                times["student"],
+                peak_mb=peak,
+                size_mb=artifact.size_mb,
+                remarks=remarks,
+            )
+        ]
 
 
 def _bench_coreml(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -325,13 +385,28 @@ def _bench_coreml(job: dict[str, Any]) -> list[dict[str, Any]]:
             f"numbers: {artifact.psnr_db:.1f} dB against the fp32 student ({artifact.status})",
         ]
         if not runs_here():
-            status = "did not run here: converted only. Core ML runs on a Mac (macOS 14 or later): turbovaed bench --target coreml"
-            row = BenchRow("coreml", "student", "Core ML", "fp16", False, status, settings.frames, settings.size, size_mb=artifact.size_mb, remarks=remarks)
+            status = (
+                "did not run here: converted only. Core ML runs on a Mac (macOS 14 or later): turbovaed bench --target coreml"
+            )
+            row = BenchRow(
+                "coreml",
+                "student",
+                "Core ML",
+                "fp16",
+                False,
+                status,
+                settings.frames,
+                settings.size,
+                size_mb=artifact.size_mb,
+                remarks=remarks,
+            )
             return [asdict(row)]
         return _run_coreml(job, artifact.path, latents, artifact.size_mb, remarks)
 
 
-def _run_coreml(job: dict[str, Any], path: Path, latents: torch.Tensor, megabytes: float, remarks: list[str]) -> list[dict[str, Any]]:
+def _run_coreml(
+    job: dict[str, Any], path: Path, latents: torch.Tensor, megabytes: float, remarks: list[str]
+) -> list[dict[str, Any]]:
     """On a Mac: every choice of compute units, one row each."""
     import coremltools  # noqa: PLC0415
 
@@ -345,7 +420,11 @@ def _run_coreml(job: dict[str, Any], path: Path, latents: torch.Tensor, megabyte
     return rows
 
 
-_WORK: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {"torch": _bench_torch, "onnx": _bench_onnx, "coreml": _bench_coreml}
+_WORK: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
+    "torch": _bench_torch,
+    "onnx": _bench_onnx,
+    "coreml": _bench_coreml,
+}
 
 if __name__ == "__main__":
     _child()

@@ -56,7 +56,11 @@ def cache_latents(
     if dry_run:
         return CacheResult(out, len(clips), 0, skipped)
 
-    made_by = {"teacher": teacher.identity(), "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride}, "dtype": settings.dtype}
+    made_by = {
+        "teacher": teacher.identity(),
+        "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
+        "dtype": settings.dtype,
+    }
     with CacheWriter(out, made_by, settings.shard_mb) as writer:
         missing = [clip for clip in clips if clip.key not in writer.committed]
         found = len(clips) - len(missing)
@@ -104,7 +108,9 @@ def _in_batches(
     batch: list[tuple[ClipSource, np.ndarray]] = []
     for clip, frames in clips:
         if isinstance(frames, str):
-            skipped.append(Skipped(f"{clip.path} (frames {clip.start} to {clip.start + (clip.frames - 1) * clip.stride})", frames))
+            skipped.append(
+                Skipped(f"{clip.path} (frames {clip.start} to {clip.start + (clip.frames - 1) * clip.stride})", frames)
+            )
             continue
         batch.append((clip, frames))
         if len(batch) == batch_size:

@@ -31,17 +31,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-models_app = typer.Typer(help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True)
+models_app = typer.Typer(
+    help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
+)
 app.add_typer(models_app, name="models")
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 # Common flags mean the same everywhere; sizes are WIDTHxHEIGHT for people, (height, width) inside.
 Data = Annotated[Path, typer.Option("--data", help="A folder of videos, or one video.")]
-Model = Annotated[str | None, typer.Option("--model", help="Registry name, run folder, saved model folder, or weight file. Default: the embedded pair.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", help="Registry name, run folder, saved model folder, or weight file. Default: the embedded pair."),
+]
 ModelConfig = Annotated[str | None, typer.Option("--config", help="JSON config of a weight file given as --model.")]
 Teacher = Annotated[str, typer.Option("--teacher", help="Registry name, or a local diffusers VAE folder.")]
-TeacherOf = Annotated[str | None, typer.Option("--teacher", help="The teacher of --model, where it does not say itself: registry name or VAE folder.")]
+TeacherOf = Annotated[
+    str | None,
+    typer.Option("--teacher", help="The teacher of --model, where it does not say itself: registry name or VAE folder."),
+]
 Frames = Annotated[int, typer.Option("--frames", help="Pixel frames per clip.")]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 720p, or one number for a square.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
@@ -90,7 +98,11 @@ def command(function: Command) -> Command:
             if os.environ.get("TURBOVAED_DEBUG"):
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            hint = "use a smaller --size, --frames or --batch-size" if "memory" in lines[0].lower() else "TURBOVAED_DEBUG=1 shows where; please report it"
+            hint = (
+                "use a smaller --size, --frames or --batch-size"
+                if "memory" in lines[0].lower()
+                else "TURBOVAED_DEBUG=1 shows where; please report it"
+            )
             console.print_error(TurboVaedError(lines[0], hint))
             raise typer.Exit(1) from None
 
@@ -105,7 +117,9 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
         width, height = int(parts[0]), int(parts[-1])
         return height, width
-    raise SettingsError(f"--size {text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}")
+    raise SettingsError(
+        f"--size {text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}"
+    )
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -153,7 +167,9 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False) -> None:
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
     """Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them."""
 
 
@@ -194,7 +210,9 @@ def _list_models(json: bool) -> None:
 
 @models_app.command("show")
 @command
-def models_show(name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")], json: Json = False) -> None:
+def models_show(
+    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")], json: Json = False
+) -> None:
     """Show one row: what the teacher needs, what the student is, where weights come from."""
     spec = find_model(name)
     description = _describe(spec)
@@ -222,7 +240,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         "title": spec.title,
         "teacher": {
             "class": teacher.class_name,
-            "weights": str(teacher.path) if teacher.path else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
+            "weights": str(teacher.path)
+            if teacher.path
+            else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
             "size": console.human_bytes(teacher.num_bytes),
             "latent channels": teacher.latent_channels,
             "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
@@ -235,7 +255,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         "student": {
             "parameters": f"{student.params_m} M",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
-            "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}" if student.published else None,
+            "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
+            if student.published
+            else None,
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
         },
     }
@@ -270,7 +292,9 @@ def cache_latents(
     frames: Frames = CacheSettings.frames,
     size: Size = format_size(CacheSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = CacheSettings.stride,
-    clips_per_video: Annotated[int, typer.Option("--clips-per-video", help="At most this many, evenly spread; 0 takes all that fit.")] = CacheSettings.clips_per_video,
+    clips_per_video: Annotated[
+        int, typer.Option("--clips-per-video", help="At most this many, evenly spread; 0 takes all that fit.")
+    ] = CacheSettings.clips_per_video,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Clips encoded at once.")] = CacheSettings.batch_size,
     shard_mb: Annotated[int, typer.Option("--shard-mb", help="Size at which a shard is closed.")] = CacheSettings.shard_mb,
     dtype: Dtype = CacheSettings.dtype,
@@ -286,12 +310,18 @@ def cache_latents(
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
 
     settings = CacheSettings(frames, parse_size(size), stride, clips_per_video, batch_size, shard_mb, dtype, device, workers)
-    result = run(find_model(teacher), data, out, settings, dry_run=dry_run, consent=_consent(yes), report=_reporter(quiet, verbose))
+    result = run(
+        find_model(teacher), data, out, settings, dry_run=dry_run, consent=_consent(yes), report=_reporter(quiet, verbose)
+    )
     if json:
         console.print_json(result)
     else:
         verb = "would encode" if dry_run else "encoded"
-        console.print_table("Latent cache", [verb, "already there", "skipped", "folder"], [(result.encoded, result.found, len(result.skipped), out)])
+        console.print_table(
+            "Latent cache",
+            [verb, "already there", "skipped", "folder"],
+            [(result.encoded, result.found, len(result.skipped), out)],
+        )
         if not dry_run:
             console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
     _finish(result.skipped)
@@ -303,10 +333,14 @@ def distill(
     teacher: Teacher = DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option("--data", help="Videos to learn from, encoded on the way.")] = None,
     latents: Annotated[Path | None, typer.Option("--latents", help="A cache made by cache-latents, instead of --data.")] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")
+    ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = DistillSettings.steps,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Clips per forward pass.")] = DistillSettings.batch_size,
-    accumulation: Annotated[int, typer.Option("--accumulation", help="Forward passes per optimizer step.")] = DistillSettings.accumulation,
+    accumulation: Annotated[
+        int, typer.Option("--accumulation", help="Forward passes per optimizer step.")
+    ] = DistillSettings.accumulation,
     frames: Frames = DistillSettings.frames,
     size: Size = format_size(DistillSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = DistillSettings.stride,
@@ -314,15 +348,25 @@ def distill(
     lr: Annotated[float, typer.Option("--lr", help="AdamW learning rate.")] = DistillSettings.lr,
     lr_schedule: Annotated[str, typer.Option("--lr-schedule", help="constant or cosine.")] = DistillSettings.lr_schedule,
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = DistillSettings.warmup_steps,
-    ema_decay: Annotated[float, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")] = DistillSettings.ema_decay,
+    ema_decay: Annotated[
+        float, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")
+    ] = DistillSettings.ema_decay,
     perceptual: Annotated[str, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = DistillSettings.perceptual,
-    perceptual_weight: Annotated[float, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")] = DistillSettings.perceptual_weight,
-    feature_weight: Annotated[float, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")] = DistillSettings.feature_weight,
+    perceptual_weight: Annotated[
+        float, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")
+    ] = DistillSettings.perceptual_weight,
+    feature_weight: Annotated[
+        float, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")
+    ] = DistillSettings.feature_weight,
     posterior: Annotated[str, typer.Option("--posterior", help="sample or mean.")] = DistillSettings.posterior,
-    student_config: Annotated[Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")] = None,
+    student_config: Annotated[
+        Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = DistillSettings.seed,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = DistillSettings.save_every,
-    sample_every: Annotated[int, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = DistillSettings.sample_every,
+    sample_every: Annotated[
+        int, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")
+    ] = DistillSettings.sample_every,
     workers: Annotated[int, typer.Option("--workers", help="Batches read ahead.")] = DistillSettings.workers,
     dtype: Dtype = DistillSettings.dtype,
     device: Device = DistillSettings.device,
@@ -374,13 +418,19 @@ def distill(
 @command
 def reconstruct(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video, or a latents .safetensors.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The video to write. Default: INPUT-turbovaed.mp4 in this folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The video to write. Default: INPUT-turbovaed.mp4 in this folder.")
+    ] = None,
     model: Model = None,
     config: ModelConfig = None,
     teacher: TeacherOf = None,
     compare: Annotated[bool, typer.Option("--compare", help="Source, teacher and student side by side.")] = False,
-    window: Annotated[int, typer.Option("--window", help="Frames at once, which bounds the memory; 0 chooses by the frame's size.")] = ReconstructSettings.window,
-    overlap: Annotated[int, typer.Option("--overlap", help="Frames that windows share and fade over.")] = ReconstructSettings.overlap,
+    window: Annotated[
+        int, typer.Option("--window", help="Frames at once, which bounds the memory; 0 chooses by the frame's size.")
+    ] = ReconstructSettings.window,
+    overlap: Annotated[
+        int, typer.Option("--overlap", help="Frames that windows share and fade over.")
+    ] = ReconstructSettings.overlap,
     fps: Annotated[float, typer.Option("--fps", help="Frame rate for latents, which have none.")] = ReconstructSettings.fps,
     crf: Annotated[int, typer.Option("--crf", help="H.264 quality, 0 (lossless) to 51.")] = ReconstructSettings.crf,
     dtype: Dtype = ReconstructSettings.dtype,
@@ -402,14 +452,22 @@ def reconstruct(
     settings = ReconstructSettings(window, overlap, compare, crf, fps, dtype, device)
     is_video = source.suffix != ".safetensors"
     pair = load_pair(
-        _model_or_default(model), teacher, config=config, with_teacher=is_video, device=resolve_device(device), dtype=resolve_dtype(dtype), consent=_consent(yes)
+        _model_or_default(model),
+        teacher,
+        config=config,
+        with_teacher=is_video,
+        device=resolve_device(device),
+        dtype=resolve_dtype(dtype),
+        consent=_consent(yes),
     )
     result = run(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose))
     if json:
         console.print_json({**asdict(result), "fps": float(result.fps)})
         return
     size = f"{result.width}x{result.height}"
-    console.print_table("Reconstructed", ["file", "frames", "size", "fps"], [(result.out, result.num_frames, size, f"{float(result.fps):.3f}")])
+    console.print_table(
+        "Reconstructed", ["file", "frames", "size", "fps"], [(result.out, result.num_frames, size, f"{float(result.fps):.3f}")]
+    )
 
 
 @app.command("eval")
@@ -422,8 +480,12 @@ def evaluate(
     frames: Frames = EvalSettings.frames,
     size: Size = format_size(EvalSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = EvalSettings.stride,
-    clips_per_video: Annotated[int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")] = EvalSettings.clips_per_video,
-    protocol: Annotated[str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean.")] = EvalSettings.protocol,
+    clips_per_video: Annotated[
+        int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")
+    ] = EvalSettings.clips_per_video,
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean.")
+    ] = EvalSettings.protocol,
     dtype: Dtype = EvalSettings.dtype,
     device: Device = EvalSettings.device,
     yes: Yes = False,
@@ -439,7 +501,12 @@ def evaluate(
     from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
     pair = load_pair(
-        _model_or_default(model), teacher, config=config, device=resolve_device(device), dtype=resolve_dtype(dtype), consent=_consent(yes)
+        _model_or_default(model),
+        teacher,
+        config=config,
+        device=resolve_device(device),
+        dtype=resolve_dtype(dtype),
+        consent=_consent(yes),
     )
     settings = EvalSettings(frames, parse_size(size), stride, clips_per_video, protocol, dtype, device)
     result = run(pair, data, settings, report=_reporter(quiet, verbose))
@@ -454,11 +521,18 @@ def evaluate(
         digits = {"psnr": 2, "ssim": 4, "lpips": 4}
         names = list(result.means["student"])
         rows = [
-            (Path(clip.path).name, *(f"{scores[name]:.{digits[name]}f}" for name in names for scores in (clip.teacher, clip.student)))
+            (
+                Path(clip.path).name,
+                *(f"{scores[name]:.{digits[name]}f}" for name in names for scores in (clip.teacher, clip.student)),
+            )
             for clip in result.clips
         ]
-        rows.append(("mean", *(f"{result.means[who][name]:.{digits[name]}f}" for name in names for who in ("teacher", "student"))))
-        rows.append(("student / teacher", *(cell for name in names for cell in ("", f"{100 * result.means['ratio'][name]:.1f} %"))))
+        rows.append(
+            ("mean", *(f"{result.means[who][name]:.{digits[name]}f}" for name in names for who in ("teacher", "student")))
+        )
+        rows.append(
+            ("student / teacher", *(cell for name in names for cell in ("", f"{100 * result.means['ratio'][name]:.1f} %")))
+        )
         columns = ["clip", *(f"{name.upper()} {who}" for name in names for who in ("teacher", "student"))]
         console.print_table(f"{result.model}, {frames} frames at {size}, protocol {protocol}", columns, rows)
         for name, reason in result.not_measured.items():
@@ -470,7 +544,9 @@ def evaluate(
 @command
 def export(
     out: Annotated[Path, typer.Option("--out", help="The artefact to write, or a folder for several formats.")],
-    format: Annotated[list[str], typer.Option("--format", help="onnx, coreml; repeat for several.")] = ["onnx"],  # noqa: A002, B006 - the flag's name; typer copies
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx, coreml; repeat for several. Default: onnx.")
+    ] = None,
     model: Model = None,
     config: ModelConfig = None,
     frames: Frames = ExportSettings.frames,
@@ -491,12 +567,20 @@ def export(
 
     settings = ExportSettings(frames, parse_size(size), dtype, layout, seed, latents, overwrite)
     student = load_student(_model_or_default(model), config, consent=_consent(yes))
-    result = export_student(student, tuple(format), out, settings, _reporter(quiet, verbose))
+    result = export_student(student, tuple(formats or ("onnx",)), out, settings, _reporter(quiet, verbose))
     if json:
         console.print_json(result)
         return
     rows = [
-        (item.format, item.path.name, f"{item.size_mb:.1f}", item.precision, f"{item.max_abs:.1e}", f"{item.psnr_db:.1f}", item.status)
+        (
+            item.format,
+            item.path.name,
+            f"{item.size_mb:.1f}",
+            item.precision,
+            f"{item.max_abs:.1e}",
+            f"{item.psnr_db:.1f}",
+            item.status,
+        )
         for item in result.artifacts
     ]
     console.print_table("Exported", ["format", "file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
@@ -507,7 +591,9 @@ def export(
 @app.command("bench")
 @command
 def bench(
-    target: Annotated[list[str], typer.Option("--target", help="torch, onnx, coreml or all; repeat for several.")] = list(BenchSettings.targets),  # noqa: B006 - typer copies
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="torch, onnx, coreml or all; repeat for several. Default: torch, onnx.")
+    ] = None,
     model: Model = None,
     config: ModelConfig = None,
     teacher: TeacherOf = None,
@@ -516,7 +602,9 @@ def bench(
     dtype: Dtype = BenchSettings.precision,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves the library's choice.")] = BenchSettings.threads,
+    threads: Annotated[
+        int, typer.Option("--threads", help="CPU threads; 0 leaves the library's choice.")
+    ] = BenchSettings.threads,
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher's decoder out.")] = False,
     device: Device = BenchSettings.device,
     yes: Yes = False,
@@ -528,9 +616,16 @@ def bench(
     from turbovaed_cli.bench import TARGETS, as_document, as_row  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.bench import bench as run  # noqa: PLC0415
 
-    targets = TARGETS if "all" in target else tuple(target)
+    targets = TARGETS if target and "all" in target else tuple(target or BenchSettings.targets)
     settings = BenchSettings(targets, frames, parse_size(size), dtype, warmup, repeats, threads, device, not no_teacher)
-    result = run(_model_or_default(model), settings, teacher=teacher, config=config, consent=_consent(yes), report=_reporter(quiet, verbose))
+    result = run(
+        _model_or_default(model),
+        settings,
+        teacher=teacher,
+        config=config,
+        consent=_consent(yes),
+        report=_reporter(quiet, verbose),
+    )
     if json:
         console.print_json(as_document(result))
         return

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,11 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 def print_json(value: object) -> None:
     """One JSON document on stdout, with schema_version; dataclasses and paths as plain values."""
     plain = _plain(value)
-    document = {"schema_version": SCHEMA_VERSION, **plain} if isinstance(plain, dict) else {"schema_version": SCHEMA_VERSION, "items": plain}
+    document = (
+        {"schema_version": SCHEMA_VERSION, **plain}
+        if isinstance(plain, dict)
+        else {"schema_version": SCHEMA_VERSION, "items": plain}
+    )
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
 
@@ -48,12 +52,14 @@ def _plain(value: Any) -> Any:
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """One table on stdout. Numbers line up on the right; a table without column names is a list of facts."""
-    rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    table = Table(title=escape(title), title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False)
+    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
+    table = Table(
+        title=escape(title), title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False
+    )
     for i, column in enumerate(columns):
-        is_numeric = bool(rows) and all(_looks_numeric(row[i]) for row in rows)
+        is_numeric = bool(texts) and all(_looks_numeric(row[i]) for row in texts)
         table.add_column(escape(column), justify="right" if is_numeric else "left", overflow="fold")
-    for row in rows:
+    for row in texts:
         table.add_row(*(escape(cell) for cell in row))
     # A pipe has no width: nothing may be folded or cut there.
     Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
@@ -113,7 +119,7 @@ class ConsoleReporter:
 
     def track(self, items: Iterable[Item], label: str, total: int | None = None, start: int = 0) -> Iterator[Item]:
         """Yield `items` unchanged and show how many of `total` are done; see Reporter."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         self._values = ""
         if self.quiet:

@@ -12,7 +12,18 @@ from turbovaed_cli import __version__
 from turbovaed_cli.errors import SettingsError, UnavailableError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_PACKAGES = ("torch", "diffusers", "safetensors", "numpy", "onnx", "onnxruntime", "coremltools", "imageio-ffmpeg", "typer", "rich")
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "safetensors",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "coremltools",
+    "imageio-ffmpeg",
+    "typer",
+    "rich",
+)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -82,7 +82,9 @@ def distill(
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
     if (data is None) == (latents is None):
-        raise SettingsError("distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR")
+        raise SettingsError(
+            "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
+        )
     _check_settings(settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     folder = RunDir(run)
@@ -116,7 +118,10 @@ def distill(
             "command": "distill",
             "settings": asdict(settings),
             "model": spec.name,
-            "teacher": {**teacher.identity(), "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name},
+            "teacher": {
+                **teacher.identity(),
+                "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
+            },
             "student_config": _published_config(student),
             "data_fingerprint": stream.fingerprint,
         }
@@ -161,7 +166,7 @@ class Trainer:
             index, batch = next(batches)
             losses = self.losses(batch, index)
             _check_finite(losses, state.step + 1, index)
-            state.scaler.scale(losses.total / settings.accumulation).backward()  # type: ignore[no-untyped-call]
+            state.scaler.scale(losses.total / settings.accumulation).backward()
             for name, value in [("loss", losses.total), *losses.parts.items()]:
                 sums[name] = sums.get(name, 0.0) + value.item() / settings.accumulation
         state.scaler.unscale_(state.optimizer)
@@ -192,7 +197,9 @@ class Trainer:
                 taught = self.teacher.features(latents, [pair.teacher_tap for pair in self.state.heads.pairs])
                 features = self.state.heads(learnt, taught)
         assert decoded is not None
-        return reconstruction_losses(decoded, source, features, self.perceptual, settings.perceptual_weight, settings.feature_weight)
+        return reconstruction_losses(
+            decoded, source, features, self.perceptual, settings.perceptual_weight, settings.feature_weight
+        )
 
     def latents_of(self, batch: Batch, source: Tensor, index: int) -> Tensor:
         """Latents (B, C, t, h, w) to decode: sampled from the posterior, or its mean."""
@@ -237,7 +244,9 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
             if settings.sample_every and (state.step % settings.sample_every == 0 or last):
                 _draw_sample(trainer, folder)
             if stop and not last:
-                raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", stop[0], "the same command goes on from there")
+                raise InterruptedRunError(
+                    f"stopped after step {state.step} of {settings.steps}", stop[0], "the same command goes on from there"
+                )
     return losses
 
 
@@ -294,7 +303,9 @@ def _check_settings(settings: DistillSettings) -> None:
     choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean")}
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
-            raise SettingsError(f"--{name.replace('_', '-')} {getattr(settings, name)} is unknown", f"one of: {', '.join(allowed)}")
+            raise SettingsError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} is unknown", f"one of: {', '.join(allowed)}"
+            )
 
 
 def _perceptual_of(folder: RunDir, settings: DistillSettings, report: Reporter) -> str:
@@ -315,7 +326,8 @@ def _cache_of(latents: Path, teacher: Teacher) -> LatentCache:
 def _check_crop(settings: DistillSettings, stream: ClipStream) -> None:
     if settings.crop is not None and (settings.crop[0] > stream.size[0] or settings.crop[1] > stream.size[1]):
         raise SettingsError(
-            f"--crop {settings.crop[1]}x{settings.crop[0]} is larger than the clips ({stream.size[1]}x{stream.size[0]})", "lower --crop"
+            f"--crop {settings.crop[1]}x{settings.crop[0]} is larger than the clips ({stream.size[1]}x{stream.size[0]})",
+            "lower --crop",
         )
 
 
@@ -340,7 +352,9 @@ def _check_ratios(student: StudentDecoder, spec: ModelSpec) -> None:
     made = (student.temporal_compression_ratio, student.spatial_compression_ratio)
     wanted = (spec.teacher.time_ratio, spec.teacher.space_ratio)
     if made != wanted:
-        raise SettingsError(f"this student upsamples {made[0]}x in time and {made[1]}x in space, the teacher compresses {wanted[0]}x and {wanted[1]}x")
+        raise SettingsError(
+            f"this student upsamples {made[0]}x in time and {made[1]}x in space, the teacher compresses {wanted[0]}x and {wanted[1]}x"
+        )
 
 
 def _check_finite(losses: Losses, step: int, index: int) -> None:
@@ -356,7 +370,8 @@ def _check_gradients(state: TrainingState, norm: Tensor) -> None:
     if torch.isfinite(norm):
         return
     name = next(
-        (name for name, p in state.named_parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm"
+        (name for name, p in state.named_parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()),
+        "their norm",
     )
     raise NonFiniteError(
         f"the gradient of {name} is not finite at step {state.step + 1}; the weights are as they were before this step",
@@ -379,7 +394,7 @@ def ema_student(trainer: Trainer) -> StudentDecoder:
     """A copy of the student with the averaged weights, in eval mode."""
     student = StudentDecoder.from_config(trainer.state.student.config)
     student.load_state_dict(trainer.state.ema)
-    return student.to(trainer.device).eval()  # type: ignore[no-any-return]
+    return student.to(trainer.device).eval()
 
 
 def _write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mapping[str, Any]) -> None:

@@ -71,7 +71,11 @@ def evaluate(
     measures, not_measured = available_measures(resolve_device(settings.device))
     videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
     cut = CacheSettings(settings.frames, settings.size, settings.stride, settings.clips_per_video)
-    planned = [clip for info in videos for clip in (plan_clips(info, cut)[:1] if settings.clips_per_video == 1 else plan_clips(info, cut))]
+    planned = [
+        clip
+        for info in videos
+        for clip in (plan_clips(info, cut)[:1] if settings.clips_per_video == 1 else plan_clips(info, cut))
+    ]
     clips = []
     for clip in report.track(planned, "evaluating"):
         try:

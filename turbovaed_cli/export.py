@@ -97,7 +97,9 @@ def _path_of(row: Exporter, out: Path, num_formats: int) -> Path:
     if out.suffix == row.suffix and num_formats == 1:
         return out
     if out.suffix in {other.suffix for other in exporters().values()}:
-        raise SettingsError(f"{out.name} is no name for {row.name}", f"it ends in {row.suffix}; for several formats give a folder")
+        raise SettingsError(
+            f"{out.name} is no name for {row.name}", f"it ends in {row.suffix}; for several formats give a folder"
+        )
     return out / f"student{row.suffix}"
 
 
@@ -109,7 +111,9 @@ def check_latents(student: StudentDecoder, settings: ExportSettings) -> Tensor:
     if settings.latents is not None:
         found = read_latents(settings.latents)
         if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
-            raise SettingsError(f"{settings.latents} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside")
+            raise SettingsError(
+                f"{settings.latents} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+            )
         return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
     mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
@@ -132,7 +136,9 @@ def _metadata(student: StudentDecoder, settings: ExportSettings) -> dict[str, st
     }
 
 
-def _compare(row: Exporter, written: Path, path: Path, student: StudentDecoder, latents: Tensor, settings: ExportSettings) -> Artifact:
+def _compare(
+    row: Exporter, written: Path, path: Path, student: StudentDecoder, latents: Tensor, settings: ExportSettings
+) -> Artifact:
     """Run what was written on its own shape and, where it takes any, on another one."""
     checked = [latents]
     if row.dynamic and latents.shape[2] > 1:
@@ -149,7 +155,9 @@ def _compare(row: Exporter, written: Path, path: Path, student: StudentDecoder, 
     good = worst <= MAX_ABS_FP32 if settings.precision == "fp32" else psnr_db >= MIN_PSNR_FP16_DB
     final = path if good else path.with_name(f"{path.name}.unverified")
     status = row.verified_by() if good else f"MISSED ({row.verified_by()})"
-    return Artifact(row.name, final, size_mb(written), settings.precision, [tuple(item.shape) for item in checked], worst, psnr_db, status)
+    return Artifact(
+        row.name, final, size_mb(written), settings.precision, [tuple(item.shape) for item in checked], worst, psnr_db, status
+    )
 
 
 def _take_place(written: Path, path: Path) -> None:
@@ -166,7 +174,7 @@ def next_commands(result: ExportResult) -> list[str]:
     lines = []
     for item in result.artifacts:
         if item.format == "onnx":
-            lines.append(f'python -c "import onnxruntime as o; print(o.InferenceSession(\'{item.path}\').get_inputs()[0].shape)"')
+            lines.append(f"python -c \"import onnxruntime as o; print(o.InferenceSession('{item.path}').get_inputs()[0].shape)\"")
             lines.append("turbovaed bench --target onnx")
         if item.format == "coreml":
             lines.append(f"copy {item.path} to a Mac, open it in Xcode, or there: turbovaed bench --target coreml")

@@ -59,13 +59,26 @@ def open_regular(path: Path) -> IO[bytes]:
 
 def input_options(descriptor: int) -> list[str]:
     """Options that make an open file an input, and nothing else reachable from it."""
-    return ["-protocol_whitelist", "fd", "-format_whitelist", _CONTAINERS, "-max_pixels", str(_MAX_PIXELS), "-fd", str(descriptor), "-i", "fd:"]
+    return [
+        "-protocol_whitelist",
+        "fd",
+        "-format_whitelist",
+        _CONTAINERS,
+        "-max_pixels",
+        str(_MAX_PIXELS),
+        "-fd",
+        str(descriptor),
+        "-i",
+        "fd:",
+    ]
 
 
 class Child:
     """A running ffmpeg whose stderr is drained by a thread and which is killed when it keeps us waiting."""
 
-    def __init__(self, arguments: Sequence[str], *, descriptors: Sequence[int] = (), feed: bool = False, may_write: bool = False) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, descriptors: Sequence[int] = (), feed: bool = False, may_write: bool = False
+    ) -> None:
         """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files."""
         self.process = subprocess.Popen(
             [executable(), "-nostdin", "-hide_banner", *arguments],

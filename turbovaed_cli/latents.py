@@ -99,7 +99,13 @@ class CacheWriter:
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))
         write_json(
             path.with_suffix(".json"),
-            {"schema_version": SCHEMA_VERSION, "file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips},
+            {
+                "schema_version": SCHEMA_VERSION,
+                "file": path.name,
+                "sha256": sha256_of(path),
+                "bytes": path.stat().st_size,
+                "clips": self._clips,
+            },
         )
         self.committed |= {clip["key"] for clip in self._clips}
         self._tensors, self._clips, self._bytes = {}, [], 0
@@ -124,7 +130,8 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
     for name in sorted(before.keys() | manifest.keys()):
         if before.get(name) != manifest.get(name):
             raise SettingsError(
-                f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}", "give another folder as --out"
+                f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
+                "give another folder as --out",
             )
 
 
@@ -139,7 +146,9 @@ class LatentCache:
 
     def __init__(self, root: Path) -> None:
         if not (root / "manifest.json").is_file():
-            raise SettingsError(f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one")
+            raise SettingsError(
+                f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one"
+            )
         self.root = root
         self.manifest = read_json(root / "manifest.json")
         shards = list(committed_shards(root))
@@ -148,7 +157,9 @@ class LatentCache:
             key=lambda clip: str(clip["key"]),
         )
         if not self.clips:
-            raise SettingsError(f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again")
+            raise SettingsError(
+                f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"
+            )
         self._verified: set[str] = set()
 
     def __len__(self) -> int:
@@ -172,7 +183,8 @@ class LatentCache:
         if clip["file"] not in self._verified:
             if not path.is_file() or sha256_of(path) != clip["file_sha256"]:
                 raise CorruptFileError(
-                    f"{path} is missing or not what was written (sha256 differs)", f"remove {path.with_suffix('.json')} and run cache-latents again"
+                    f"{path} is missing or not what was written (sha256 differs)",
+                    f"remove {path.with_suffix('.json')} and run cache-latents again",
                 )
             self._verified.add(clip["file"])
         with safe_open(path, framework="pt") as file:
@@ -199,7 +211,9 @@ def read_latents(path: Path) -> Tensor:
                 found = names
             if len(found) != 1:
                 what = "no latents" if not found else f"{len(found)} clips"
-                raise SettingsError(f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)")
+                raise SettingsError(
+                    f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
+                )
             latents: Tensor = file.get_tensor(found[0]).float()
     except (SafetensorError, OSError) as error:
         raise SettingsError(f"{path} is not a readable safetensors file: {error}") from error

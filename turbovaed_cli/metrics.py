@@ -55,7 +55,9 @@ def ssim_value(video: Tensor, source: Tensor) -> Tensor:
     """`ssim` over a batch (B, 3, T, H, W) in [-1, 1] as a scalar with a gradient. ShapeError below 11x11 pixels."""
     height, width = video.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
-        raise ShapeError(f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this is {width}x{height}", "use a larger --size")
+        raise ShapeError(
+            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this is {width}x{height}", "use a larger --size"
+        )
     a, b = (to_unit(x).movedim(2, 1).reshape(-1, 1, height, width) for x in (video, source))  # (B*T*3, 1, H, W)
     mean_a, mean_b, square_a, square_b, product = (_blur(x) for x in (a, b, a * a, b * b, a * b))
     variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
@@ -184,7 +186,9 @@ def load_lpips(name: str) -> Lpips:
     """
     path = trunk_path(name)
     if path is None:
-        raise MissingWeightsError(f"LPIPS needs {TRUNKS[name].file_name}, which is not on this machine", f"turbovaed models pull lpips-{name}")
+        raise MissingWeightsError(
+            f"LPIPS needs {TRUNKS[name].file_name}, which is not on this machine", f"turbovaed models pull lpips-{name}"
+        )
     linear = files("torchmetrics").joinpath(f"functional/image/lpips_models/{name}.pth")
     with linear.open("rb") as file:
         weights = torch.load(file, map_location="cpu", weights_only=True)

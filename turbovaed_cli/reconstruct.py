@@ -63,7 +63,9 @@ def reconstruct(
     ) as writer:
         written = 0
         frames = read_frames(info, square_pixels=False)
-        for frame in report.track(reconstructed_frames(frames, info.height, info.width, pair, settings), "reconstructing", total=info.num_frames):
+        for frame in report.track(
+            reconstructed_frames(frames, info.height, info.width, pair, settings), "reconstructing", total=info.num_frames
+        ):
             writer.write(frame)
             written += 1
     return ReconstructResult(out, written, info.height, info.width * columns, info.fps)

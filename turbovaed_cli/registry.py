@@ -157,7 +157,13 @@ _STUDENT_REPO = "hustvl/Turbo-VAED"
 
 
 def _student_config(
-    latent_channels: int, channels: tuple[int, ...], layers: tuple[int, ...], *, patch_size: int, spatio_only: bool, dc: bool = False
+    latent_channels: int,
+    channels: tuple[int, ...],
+    layers: tuple[int, ...],
+    *,
+    patch_size: int,
+    spatio_only: bool,
+    dc: bool = False,
 ) -> dict[str, Any]:
     return {
         "latent_channels": latent_channels,
@@ -266,7 +272,9 @@ _COGVIDEOX = ModelSpec(
         decoder_params_m=123.368,
         licence="CogVideoX License",
         required=(
-            RequiredSetting("num_latent_frames_batch_size", 8, "GroupNorm per chunk of 2 changes the output, and a tap sees one chunk"),
+            RequiredSetting(
+                "num_latent_frames_batch_size", 8, "GroupNorm per chunk of 2 changes the output, and a tap sees one chunk"
+            ),
             RequiredSetting("num_sample_frames_batch_size", 8, "the chunk the encoder was trained with"),
         ),
         ratios=_cogvideox_ratios,
@@ -333,7 +341,8 @@ _TINY = ModelSpec(
         path=ASSETS / "tiny" / "teacher",
     ),
     student=StudentSpec(
-        config=_student_config(32, (64, 96), (1, 2, 3), patch_size=4, spatio_only=False) | {"spatio_temporal_scaling": (True, False)},
+        config=_student_config(32, (64, 96), (1, 2, 3), patch_size=4, spatio_only=False)
+        | {"spatio_temporal_scaling": (True, False)},
         pairs=(
             AlignmentPair("mid_block", "decoder.mid_block", head=True),
             AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True),
@@ -378,7 +387,9 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         class_name = config["_class_name"]
     except FileNotFoundError:
-        raise SettingsError(f"{folder} holds no config.json", "--teacher takes a registry name or a diffusers VAE folder") from None
+        raise SettingsError(
+            f"{folder} holds no config.json", "--teacher takes a registry name or a diffusers VAE folder"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{config_path} is not a diffusers config: {error}") from error
     rows = [spec for spec in (_LTX, _HUNYUAN, _COGVIDEOX, _VIDEO_DC_AE) if spec.teacher.class_name == class_name]
@@ -395,7 +406,13 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
     teacher = replace(
-        row.teacher, path=folder, repo=None, latent_channels=latent_channels, time_ratio=time_ratio, space_ratio=space_ratio, frames=frames
+        row.teacher,
+        path=folder,
+        repo=None,
+        latent_channels=latent_channels,
+        time_ratio=time_ratio,
+        space_ratio=space_ratio,
+        frames=frames,
     )
     config = dict(row.student.config, latent_channels=latent_channels)
     if not same_ratios:
@@ -410,7 +427,9 @@ def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]
     channels, layers = config["decoder_block_out_channels"], config["decoder_layers_per_block"]
     most = len(channels) - 1
     if num_space not in range(1, most + 1) or num_time not in range(int(num_space) + 1):
-        raise SettingsError(f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass --student-config FILE")
+        raise SettingsError(
+            f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass --student-config FILE"
+        )
     num_blocks = int(num_space) + 1
     return {
         "decoder_block_out_channels": channels[-num_blocks:] if config["patch_size"] == 1 else channels[:num_blocks],

@@ -94,7 +94,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CorruptFileError(f"{path} is not JSON: {error}", "it was changed or damaged; restore it or start a new folder") from error
+        raise CorruptFileError(
+            f"{path} is not JSON: {error}", "it was changed or damaged; restore it or start a new folder"
+        ) from error
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path} holds a {type(value).__name__} where an object was written")
     return value
@@ -137,7 +139,9 @@ class RunDir:
             if self.root.exists() and any(self.root.iterdir()):
                 names = sorted(item.name for item in self.root.iterdir() if item.name != "lock")
                 if names:
-                    raise RunFolderError(f"{self.root} holds other things ({names[0]}) and no run", "give a new or empty folder as --run")
+                    raise RunFolderError(
+                        f"{self.root} holds other things ({names[0]}) and no run", "give a new or empty folder as --run"
+                    )
             write_json(self.env, env)
             write_json(self.config, config)
             return False
@@ -149,7 +153,8 @@ class RunDir:
         ]
         if changes:
             raise RunFolderError(
-                f"{self.root} was started otherwise; " + "; ".join(changes), "repeat the first command to resume, or give another --run"
+                f"{self.root} was started otherwise; " + "; ".join(changes),
+                "repeat the first command to resume, or give another --run",
             )
         if before != config:
             write_json(self.config, config)
@@ -163,7 +168,9 @@ class RunDir:
         with path.open("a+", encoding="utf-8") as file:
             if not _try_lock(file.fileno()):
                 file.seek(0)
-                raise RunFolderError(f"{self.root} is in use by {file.read().strip() or 'another process'}", "wait for it, or give another --run")
+                raise RunFolderError(
+                    f"{self.root} is in use by {file.read().strip() or 'another process'}", "wait for it, or give another --run"
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
@@ -181,7 +188,9 @@ class RunDir:
         with whole_folder(path, overwrite=True) as folder:
             write(folder)
             files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
-            (folder / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "step": step, "files": files}, indent=2))
+            (folder / "manifest.json").write_text(
+                json.dumps({"schema_version": SCHEMA_VERSION, "step": step, "files": files}, indent=2)
+            )
         for old in self.steps()[: -max(keep, 1)]:
             _remove_folder(self.checkpoint_path(old))
         return path
@@ -222,7 +231,9 @@ def verify_manifest(folder: Path) -> dict[str, Any]:
         if not file.is_file():
             raise CorruptFileError(f"{folder} misses {name}", f"remove {folder} to go on from the checkpoint before")
         if sha256_of(file) != wanted["sha256"]:
-            raise CorruptFileError(f"{file} is not what was written (sha256 differs)", f"remove {folder} to go on from the checkpoint before")
+            raise CorruptFileError(
+                f"{file} is not what was written (sha256 differs)", f"remove {folder} to go on from the checkpoint before"
+            )
     return manifest
 
 

@@ -141,7 +141,9 @@ def _frame_table(path: Path, options: list[str]) -> tuple[list[str], dict[str, s
     """Run ffmpeg to a table of frames: its log, the table's header, and the time of every row in units of header["tb"]."""
     with ffmpeg.open_regular(path) as file:
         arguments = ["-loglevel", "info", "-nostats", *ffmpeg.input_options(file.fileno()), "-map", "0:v:0", "-an", "-sn", "-dn"]
-        with ffmpeg.Child([*arguments, "-fps_mode", "passthrough", *options, "-f", "framecrc", "pipe:1"], descriptors=[file.fileno()]) as child:
+        with ffmpeg.Child(
+            [*arguments, "-fps_mode", "passthrough", *options, "-f", "framecrc", "pipe:1"], descriptors=[file.fileno()]
+        ) as child:
             text = b"".join(iter(lambda: child.read(1 << 16), b"")).decode(errors="replace")
             code = child.finish()
             messages = child.messages
@@ -171,7 +173,9 @@ def _reason(messages: list[str]) -> str:
         r"invalid|error|failed|not found|no such|moov|matches no streams|does not contain|not in .*whitelist|unknown|cannot|end of file|unsupported|exceeds|too large",
         re.IGNORECASE,
     )
-    last_words = [re.sub(r"^(\[[^\]]*\] )+", "", line.strip()) for line in messages if wanted.search(line) and "configuration:" not in line]
+    last_words = [
+        re.sub(r"^(\[[^\]]*\] )+", "", line.strip()) for line in messages if wanted.search(line) and "configuration:" not in line
+    ]
     if any("whitelist" in line for line in last_words):
         return "not a video container (mp4, mov, mkv, webm, avi, ts)"
     if any("matches no streams" in line for line in last_words):
@@ -219,7 +223,9 @@ def read_frames(
     info = video if isinstance(video, VideoInfo) else probe(video)
     wanted = len(range(start, info.num_frames, stride))
     if count is not None and count > wanted:
-        raise VideoError(f"{info.path} has {info.num_frames} frames; {(count - 1) * stride + 1} from frame {start} on are asked for")
+        raise VideoError(
+            f"{info.path} has {info.num_frames} frames; {(count - 1) * stride + 1} from frame {start} on are asked for"
+        )
     wanted = wanted if count is None else count
     filters, (height, width) = _filters(info, size, crop, square_pixels=square_pixels)
     seek, skip = _seek_to(info, start)
@@ -236,17 +242,23 @@ def read_frames(
                 data = child.read(num_bytes)
                 if len(data) < num_bytes:
                     child.finish()
-                    raise VideoError(f"{info.path}: frame {start + i * stride} of {info.num_frames} could not be decoded: {child.complaint() or 'the file ends'}")
+                    raise VideoError(
+                        f"{info.path}: frame {start + i * stride} of {info.num_frames} could not be decoded: {child.complaint() or 'the file ends'}"
+                    )
                 if child.complaint():
                     raise VideoError(f"{info.path}: damaged: {child.complaint()}")
                 yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
             extra = child.read(1)
             code = child.finish()
             if code or extra or child.complaint():
-                raise VideoError(f"{info.path}: damaged: {child.complaint() or f'more than the {info.num_frames} frames it should hold'}")
+                raise VideoError(
+                    f"{info.path}: damaged: {child.complaint() or f'more than the {info.num_frames} frames it should hold'}"
+                )
 
 
-def _filters(info: VideoInfo, size: tuple[int, int] | None, crop: tuple[float, float], *, square_pixels: bool) -> tuple[list[str], tuple[int, int]]:
+def _filters(
+    info: VideoInfo, size: tuple[int, int] | None, crop: tuple[float, float], *, square_pixels: bool
+) -> tuple[list[str], tuple[int, int]]:
     """The ffmpeg filters from the upright stored frame to what was asked for, and its (height, width)."""
     square = (info.height, round(info.width * info.sample_aspect_ratio))
     if size is None:
@@ -271,14 +283,26 @@ def _seek_to(info: VideoInfo, start: int) -> tuple[list[str], int]:
 
 
 def read_clip_uint8(
-    video: Path | VideoInfo, frames: int, size: tuple[int, int], *, start: int = 0, stride: int = 1, crop: tuple[float, float] = (0.5, 0.5)
+    video: Path | VideoInfo,
+    frames: int,
+    size: tuple[int, int],
+    *,
+    start: int = 0,
+    stride: int = 1,
+    crop: tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
     """One clip, (T, H, W, 3) uint8: `frames` frames of `size` (height, width). See read_frames."""
     return np.stack(list(read_frames(video, size=size, start=start, count=frames, stride=stride, crop=crop)))
 
 
 def read_clip(
-    video: Path | VideoInfo, frames: int, size: tuple[int, int], *, start: int = 0, stride: int = 1, crop: tuple[float, float] = (0.5, 0.5)
+    video: Path | VideoInfo,
+    frames: int,
+    size: tuple[int, int],
+    *,
+    start: int = 0,
+    stride: int = 1,
+    crop: tuple[float, float] = (0.5, 0.5),
 ) -> Tensor:
     """One clip, (3, T, H, W) in [-1, 1]: `frames` frames of `size` (height, width). See read_frames."""
     return to_model(read_clip_uint8(video, frames, size, start=start, stride=stride, crop=crop))
@@ -323,7 +347,21 @@ class VideoWriter:
         self._open.callback(self._temporary.unlink, missing_ok=True)
         pixel_format = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         filters = f"scale=out_color_matrix=bt709:out_range=tv:flags={_SWS},format={pixel_format},setsar={sample_aspect_ratio.numerator}/{sample_aspect_ratio.denominator}"
-        arguments = ["-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "pipe:0"]
+        arguments = [
+            "-loglevel",
+            "error",
+            "-y",
+            "-f",
+            "rawvideo",
+            "-pix_fmt",
+            "rgb24",
+            "-s",
+            f"{width}x{height}",
+            "-r",
+            str(fps),
+            "-i",
+            "pipe:0",
+        ]
         descriptors = []
         if audio_from is not None:
             file = self._open.enter_context(ffmpeg.open_regular(audio_from.path))
@@ -331,15 +369,30 @@ class VideoWriter:
             arguments += ffmpeg.input_options(file.fileno())
             copied = audio_from.audio_codec in _COPIED_AUDIO
             arguments += ["-map", "0:v:0", "-map", "1:a:0", *(["-c:a", "copy"] if copied else ["-c:a", "aac", "-b:a", "192k"])]
-        arguments += ["-vf", filters, "-c:v", "libx264", "-preset", "medium", "-crf", str(crf), "-pix_fmt", pixel_format, "-fps_mode", "passthrough"]
+        arguments += [
+            "-vf",
+            filters,
+            "-c:v",
+            "libx264",
+            "-preset",
+            "medium",
+            "-crf",
+            str(crf),
+            "-pix_fmt",
+            pixel_format,
+            "-fps_mode",
+            "passthrough",
+        ]
         arguments += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
         arguments += [] if self.path.suffix == ".mkv" else ["-movflags", "+faststart"]
-        self._child = self._open.enter_context(ffmpeg.Child([*arguments, str(self._temporary)], descriptors=descriptors, feed=True, may_write=True))
+        self._child = self._open.enter_context(
+            ffmpeg.Child([*arguments, str(self._temporary)], descriptors=descriptors, feed=True, may_write=True)
+        )
 
     def write(self, frame: np.ndarray) -> None:
         """Add one frame (H, W, 3) uint8."""
         assert frame.shape == self.shape and frame.dtype == np.uint8, (frame.shape, frame.dtype)
-        self._child.write(memoryview(np.ascontiguousarray(frame)).cast("B"))
+        self._child.write(np.ascontiguousarray(frame).data.cast("B"))
         self.num_frames += 1
 
     def close(self) -> None:

@@ -69,7 +69,9 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
     if spec.embedded:
         return ASSETS / spec.name / "student"
     if spec.student.published is None:
-        raise MissingWeightsError(f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR")
+        raise MissingWeightsError(
+            f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
+        )
     return _fetch(spec.name, _student_files(spec), consent)[0]
 
 
@@ -83,7 +85,9 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
         return PullResult(name, [_pull_trunk(name, consent)])
     spec = find_model(name)
     if spec.name not in MODELS:
-        raise UnknownModelError(f"{name} is a local folder: there is nothing to pull", f"known: {', '.join(MODELS)}, lpips-vgg, lpips-alex")
+        raise UnknownModelError(
+            f"{name} is a local folder: there is nothing to pull", f"known: {', '.join(MODELS)}, lpips-vgg, lpips-alex"
+        )
     if spec.embedded:
         report.note(f"{name} comes with the package")
         paths = [ASSETS / spec.name / part / WEIGHTS_FILE for part in ("teacher", "student")]
@@ -115,7 +119,10 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent) -> list[Pat
     if missing:
         total = sum(file.num_bytes for file in missing)
         if not consent(missing, total):
-            what = ", ".join(f"{file.repo} {file.filename}" for file in missing if file.num_bytes > _CONFIG_BYTES) or missing[0].filename
+            what = (
+                ", ".join(f"{file.repo} {file.filename}" for file in missing if file.num_bytes > _CONFIG_BYTES)
+                or missing[0].filename
+            )
             raise MissingWeightsError(
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
                 f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or give --teacher DIR, a local VAE folder",
@@ -147,13 +154,19 @@ def _download(file: RemoteFile) -> Path:
     try:
         return Path(hf_hub_download(file.repo, file.filename))
     except GatedRepoError as error:
-        raise MissingWeightsError(f"{where} is gated", f"accept its licence at https://huggingface.co/{file.repo}, then set HF_TOKEN") from error
+        raise MissingWeightsError(
+            f"{where} is gated", f"accept its licence at https://huggingface.co/{file.repo}, then set HF_TOKEN"
+        ) from error
     except RepositoryNotFoundError as error:
         raise MissingWeightsError(f"{file.repo} is not on the hub, or private", "set HF_TOKEN if it is yours") from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise MissingWeightsError(f"{where} is not in the cache and the hub cannot be reached", "check the network and HF_HUB_OFFLINE, then repeat") from error
+        raise MissingWeightsError(
+            f"{where} is not in the cache and the hub cannot be reached", "check the network and HF_HUB_OFFLINE, then repeat"
+        ) from error
     except EntryNotFoundError as error:
-        raise MissingWeightsError(f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher") from error
+        raise MissingWeightsError(
+            f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
+        ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingWeightsError(f"downloading {where} failed: {reason}", "the same command goes on where it stopped") from error
@@ -163,7 +176,9 @@ def _checked(path: Path) -> PulledFile:
     """Hash a file; the hub's cache names large files by the sha256 they should have."""
     digest, stated = sha256_of(path), path.resolve().name
     if len(stated) == _SHA256_DIGITS and stated != digest:
-        raise CorruptFileError(f"{path.name} is not what the hub holds (sha256 differs)", f"remove {path.resolve()} and pull again")
+        raise CorruptFileError(
+            f"{path.name} is not what the hub holds (sha256 differs)", f"remove {path.resolve()} and pull again"
+        )
     return PulledFile(path, path.stat().st_size, digest)
 
 
@@ -179,15 +194,21 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
     trunk = TRUNKS[kind]
     path = trunk_path(kind)
     if path is None:
-        file = RemoteFile(f"backbone of {name}", trunk.url.rpartition("/")[0], trunk.file_name, trunk.num_bytes, "BSD-3-Clause (torchvision)")
+        file = RemoteFile(
+            f"backbone of {name}", trunk.url.rpartition("/")[0], trunk.file_name, trunk.num_bytes, "BSD-3-Clause (torchvision)"
+        )
         if not consent([file], trunk.num_bytes):
-            raise MissingWeightsError(f"{trunk.file_name} is not on this machine ({trunk.num_bytes / 1e6:,.0f} MB)", f"turbovaed models pull {name} --yes")
+            raise MissingWeightsError(
+                f"{trunk.file_name} is not on this machine ({trunk.num_bytes / 1e6:,.0f} MB)",
+                f"turbovaed models pull {name} --yes",
+            )
         path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = trunk.file_name.rpartition("-")[2].partition(".")[0]
         try:
             torch.hub.download_url_to_file(trunk.url, str(path), hash_prefix=prefix, progress=False)
         except (OSError, RuntimeError) as error:
-            raise MissingWeightsError(f"downloading {trunk.file_name} failed: {error}", "check the network, then repeat") from error
+            raise MissingWeightsError(
+                f"downloading {trunk.file_name} failed: {error}", "check the network, then repeat"
+            ) from error
     return PulledFile(path, path.stat().st_size, sha256_of(path))
-

@@ -20,7 +20,9 @@ def _coremltools() -> Any:
         with hushed():
             import coremltools  # noqa: PLC0415 - four seconds that only this format needs
     except ImportError as error:
-        raise UnavailableError("coremltools is not on this machine", "it has no build for Windows or Python >= 3.14; convert elsewhere") from error
+        raise UnavailableError(
+            "coremltools is not on this machine", "it has no build for Windows or Python >= 3.14; convert elsewhere"
+        ) from error
     return coremltools
 
 

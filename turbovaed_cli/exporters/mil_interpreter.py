@@ -62,7 +62,7 @@ def _conv(a: Inputs) -> Tensor:
     elif pad == "same":
         reach = [(size - 1) // 2 for size in weight.shape[2:]]
         x = functional.pad(x, [side for size in reversed(reach) for side in (size, size)])
-    convolve: Callable[..., Tensor] = functional.conv3d if rank == 3 else functional.conv2d  # noqa: PLR2004
+    convolve: Callable[..., Tensor] = functional.conv3d if rank == 3 else functional.conv2d
     return convolve(x, weight, a.get("bias"), a.get("strides", 1), 0, a.get("dilations", 1), a.get("groups", 1))
 
 
@@ -77,7 +77,7 @@ def _slice(a: Inputs) -> Tensor:
             index.append(a["begin"][i])
         else:
             index.append(slice(None if begin_mask[i] else a["begin"][i], None if end_mask[i] else a["end"][i], stride[i]))
-    return x[tuple(index)]  # type: ignore[no-any-return]
+    return x[tuple(index)]
 
 
 def _batch_norm(a: Inputs) -> Tensor:
@@ -93,12 +93,12 @@ def _layer_norm(a: Inputs) -> Tensor:
     for name, combine in (("gamma", torch.mul), ("beta", torch.add)):
         if name in a:
             x = combine(x, a[name].reshape(shape))
-    return x  # type: ignore[no-any-return]
+    return x
 
 
 def _reshape(a: Inputs) -> Tensor:
     shape = [a["x"].shape[i] if size == 0 else size for i, size in enumerate(a["shape"])]
-    return a["x"].reshape(shape)  # type: ignore[no-any-return]
+    return a["x"].reshape(shape)
 
 
 OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {

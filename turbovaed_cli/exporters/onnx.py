@@ -37,15 +37,27 @@ def write(module: nn.Module, latents: Tensor, path: Path, precision: str, metada
     if latents.shape[2] > 1:
         sizes[2] = torch.export.Dim("t", min=2, max=_MOST_FRAMES)
     # A size of 1 would be taken for a constant: trace with at least two of each.
-    example = torch.zeros(1, latents.shape[1], min(latents.shape[2], 3), max(2, min(latents.shape[3], 4)), max(3, min(latents.shape[4], 5)))
+    example = torch.zeros(
+        1, latents.shape[1], min(latents.shape[2], 3), max(2, min(latents.shape[3], 4)), max(3, min(latents.shape[4], 5))
+    )
     with hushed(), torch.no_grad():
         program = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
         converted = torch.onnx.export(
-            program, (example,), dynamo=True, opset_version=OPSET, input_names=["latents"], output_names=["video"], external_data=False, verbose=False
+            program,
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["latents"],
+            output_names=["video"],
+            external_data=False,
+            verbose=False,
         )
     assert converted is not None
     proto = converted.model_proto
-    for (value, names) in ((proto.graph.input[0], (None, None, "t", "h", "w")), (proto.graph.output[0], (None, None, "T", "H", "W"))):
+    for value, names in (
+        (proto.graph.input[0], (None, None, "t", "h", "w")),
+        (proto.graph.output[0], (None, None, "T", "H", "W")),
+    ):
         for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
             if name and not dimension.dim_value:
                 dimension.dim_param = name
@@ -60,7 +72,9 @@ def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecut
 
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if missing:
-        raise UnavailableError(f"ONNX Runtime has no {missing[0]} here", f"it has: {', '.join(onnxruntime.get_available_providers())}")
+        raise UnavailableError(
+            f"ONNX Runtime has no {missing[0]} here", f"it has: {', '.join(onnxruntime.get_available_providers())}"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3

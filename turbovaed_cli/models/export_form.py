@@ -29,10 +29,9 @@ LAYOUTS = ("4d-cat", "4d-sum", "5d")
 
 
 def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
-    """A module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student`, sharing nothing with it;
-    "5d" keeps the 3-D convolutions.
+    """A module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student` and sharing nothing with it.
 
-    Raises SettingsError for an unknown layout.
+    "5d" keeps the 3-D convolutions. Raises SettingsError for an unknown layout.
     """
     if layout not in LAYOUTS:
         raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
@@ -46,11 +45,13 @@ class FoldedDecoder(nn.Module):
         super().__init__()
         self.patch_size = student.config.patch_size
         self.conv_in = FoldedConv(student.conv_in, concatenate=concatenate)
-        modules: list[nn.Module] = [FoldedResnet(cast(ResnetBlock, m), concatenate=concatenate) for m in student.mid_block.resnets]
+        modules: list[nn.Module] = [
+            FoldedResnet(cast(ResnetBlock, m), concatenate=concatenate) for m in student.mid_block.resnets
+        ]
         for block in student.up_blocks:
             modules += _folded_up_block(cast(UpBlock, block), concatenate=concatenate)
         self.blocks = nn.Sequential(*modules)
-        if self.patch_size == 4:  # noqa: PLR2004 - the published tail
+        if self.patch_size == 4:
             self.upsampler2d_1 = copy.deepcopy(student.upsampler2d_1.conv)
             self.upsampler2d_2 = copy.deepcopy(student.upsampler2d_2.conv)
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
@@ -59,7 +60,7 @@ class FoldedDecoder(nn.Module):
         """Latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
         x = latents.squeeze(0).transpose(0, 1)  # (t, C, h, w)
         x = self.blocks(self.conv_in(x))
-        if self.patch_size == 4:  # noqa: PLR2004
+        if self.patch_size == 4:
             x = functional.pixel_shuffle(self.upsampler2d_1(functional.silu(rms_norm(x))), 2)
             x = functional.pixel_shuffle(self.upsampler2d_2(functional.silu(rms_norm(x))), 2)
         x = self.conv_out(functional.silu(rms_norm(x)))  # (T, 3, H, W)
@@ -164,7 +165,7 @@ class FoldedResnet(nn.Module):
         x = rms_norm(x)
         x = self.conv1(functional.relu(x) if self.relu_first else functional.silu(x))
         x = self.conv2(functional.silu(rms_norm(x)))
-        return x + residual  # type: ignore[no-any-return]
+        return x + residual
 
 
 def _folded_conv(source: nn.Module, *, concatenate: bool) -> nn.Module:

@@ -49,7 +49,7 @@ class TimeReplicatedConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(pad_time(x, self.kernel_size))  # type: ignore[no-any-return]
+        return self.conv(pad_time(x, self.kernel_size))
 
 
 class DepthwiseSeparableConv3d(nn.Module):
@@ -63,7 +63,7 @@ class DepthwiseSeparableConv3d(nn.Module):
         self.pointwise_conv = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise_conv(self.depthwise_conv(pad_time(x, self.kernel_size)))  # type: ignore[no-any-return]
+        return self.pointwise_conv(self.depthwise_conv(pad_time(x, self.kernel_size)))
 
 
 def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
@@ -128,7 +128,7 @@ class ResnetBlock(nn.Module):
         residual = self.conv_shortcut(self.norm3(x)) if hasattr(self, "conv_shortcut") else x
         x = self.conv1(self.act1(self.norm1(x)))
         x = self.conv2(self.act2(self.norm2(x)))
-        return x + residual  # type: ignore[no-any-return]
+        return x + residual
 
 
 def _conv(in_channels: int, out_channels: int, depthwise_kernel: int | None) -> nn.Module:

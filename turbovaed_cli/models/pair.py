@@ -26,7 +26,7 @@ class Pair:
     @property
     def device(self) -> torch.device:
         """Where both run."""
-        return self.student.device  # type: ignore[no-any-return]
+        return self.student.device
 
 
 def load_pair(

@@ -7,6 +7,7 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,33 @@ HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
 # Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
 _ENCODER_KEYS = frozenset(
-    ["block_out_channels", "down_block_types", "layers_per_block", "encoder_causal", "downsample_type", "out_layers", "up_block_types", "act_fn", "norm_num_groups", "mid_block_add_attention", "spatial_compression_ratio", "temporal_compression_ratio", "force_upcast", "use_quant_conv", "use_post_quant_conv", "timestep_conditioning", "decoder_inject_noise", "upsample_residual", "upsample_factor", "sample_height", "sample_width", "shift_factor", "norm_eps", "invert_scale_latents", "decoder_spatio_temporal_scaling"]
+    [
+        "block_out_channels",
+        "down_block_types",
+        "layers_per_block",
+        "encoder_causal",
+        "downsample_type",
+        "out_layers",
+        "up_block_types",
+        "act_fn",
+        "norm_num_groups",
+        "mid_block_add_attention",
+        "spatial_compression_ratio",
+        "temporal_compression_ratio",
+        "force_upcast",
+        "use_quant_conv",
+        "use_post_quant_conv",
+        "timestep_conditioning",
+        "decoder_inject_noise",
+        "upsample_residual",
+        "upsample_factor",
+        "sample_height",
+        "sample_width",
+        "shift_factor",
+        "norm_eps",
+        "invert_scale_latents",
+        "decoder_spatio_temporal_scaling",
+    ]
 )
 
 
@@ -92,7 +119,7 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 upsample_time=block.upsample_time,
                 drop_first_frame=not is_video_dc_ae,
             )
-            for before, block in zip(plan[:-1], plan[1:], strict=True)
+            for before, block in pairwise(plan)
         )
         self.norm_out = ChannelRMSNorm()
         self.act_out = nn.SiLU()
@@ -135,12 +162,18 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
         rule = FrameRule(ratio, first)
         if frames < 1 or frames % ratio != first % ratio:
-            raise FrameCountError(f"this student makes {rule} frames, not {frames}", f"nearest: --frames {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}")
+            raise FrameCountError(
+                f"this student makes {rule} frames, not {frames}",
+                f"nearest: --frames {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}",
+            )
         space = int(self.spatial_compression_ratio)
         height, width = size
         if height % space or width % space or min(size) < space:
             nearest = [max(round(pixels / space), 1) * space for pixels in (width, height)]
-            raise ShapeError(f"this student makes multiples of {space} pixels, not {width}x{height}", f"nearest: --size {nearest[0]}x{nearest[1]}")
+            raise ShapeError(
+                f"this student makes multiples of {space} pixels, not {width}x{height}",
+                f"nearest: --size {nearest[0]}x{nearest[1]}",
+            )
         return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -169,7 +202,9 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Raise SettingsError: a student is a decoder; its teacher encodes."""
         raise SettingsError("a student has no encoder", "encode with its teacher: turbovaed_cli.load_teacher(...).encode(video)")
 
-    def features(self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def features(
+        self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Decode and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
 
         Returns (sample, {block: (B, C, t', h', w')}); without `with_sample` it stops after the last block asked for.
@@ -229,7 +264,11 @@ def plan_blocks(
     mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
     return [mid] + [
         BlockPlan(
-            channels[i], layers[i], bool(depthwise[i]), upsample_space=bool(scaling[i]), upsample_time=scaling[i] and not spatio_only[i]
+            channels[i],
+            layers[i],
+            bool(depthwise[i]),
+            upsample_space=bool(scaling[i]),
+            upsample_time=scaling[i] and not spatio_only[i],
         )
         for i in reversed(range(num_up))
     ]
@@ -274,17 +313,23 @@ def load_student(
         path = student_weights(spec, consent)
         return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
     raise UnknownModelError(
-        f"no model answers to {str(where)!r}", f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+        f"no model answers to {str(where)!r}",
+        f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}",
     )
 
 
 def _load_folder(folder: Path) -> StudentDecoder:
     config_path = folder / "config.json"
     if not config_path.is_file():
-        raise UnknownModelError(f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished")
+        raise UnknownModelError(
+            f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished"
+        )
     config = read_config(config_path)
     if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
-        raise UnknownModelError(f"{folder} holds a {config.get('_class_name')}, not a student", "give a student folder as --model; this one may be a --teacher")
+        raise UnknownModelError(
+            f"{folder} holds a {config.get('_class_name')}, not a student",
+            "give a student folder as --model; this one may be a --teacher",
+        )
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
         raise UnknownModelError(f"{folder} holds no diffusion_pytorch_model.safetensors")
@@ -339,7 +384,10 @@ def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -
         return config
     path = Path(config) if config else weights.with_name("config.json")
     if not path.is_file():
-        raise SettingsError(f"{weights.name} needs the JSON config of its architecture, and {path} is not there", "pass config=... (--config FILE)")
+        raise SettingsError(
+            f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
+            "pass config=... (--config FILE)",
+        )
     return read_config(path)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
 
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None) -> None:
         super().__init__()
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae: Any = vae.eval().requires_grad_(False)  # any of the registry's classes: encode and decode, no common base
         self.spec = spec
         self.folder = folder
         for setting in spec.required:
@@ -94,11 +94,8 @@ class Teacher(nn.Module):
 
         Equal, bit for bit, to those of a full decode.
         """
-        with tapped(self.vae, taps) as found:
-            try:
-                self.vae.decode(latents.to(self.device, self.dtype))
-            except _DecodeStoppedError:
-                pass
+        with tapped(self.vae, taps) as found, suppress(_DecodeStoppedError):
+            self.vae.decode(latents.to(self.device, self.dtype))
         return found
 
     def identity(self) -> dict[str, Any]:
@@ -134,7 +131,9 @@ def tapped(root: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     def hook_for(tap: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            assert tap not in found, f"{tap} fired twice: the teacher decodes in pieces, which its required settings should prevent"
+            assert tap not in found, (
+                f"{tap} fired twice: the teacher decodes in pieces, which its required settings should prevent"
+            )
             found[tap] = output[0] if isinstance(output, tuple) else output  # CogVideoX's mid block returns a tuple
             if len(found) == len(taps):
                 raise _DecodeStoppedError
@@ -150,7 +149,11 @@ def tapped(root: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
 
 def load_teacher(
-    where: str | Path | ModelSpec, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, consent: Consent = no_consent
+    where: str | Path | ModelSpec,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    consent: Consent = no_consent,
 ) -> Teacher:
     """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec.
 

@@ -60,7 +60,7 @@ class Residual(nn.Module):
         self.main = main
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.main(x) + self.shortcut(x)  # type: ignore[no-any-return]
+        return self.main(x) + self.shortcut(x)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """What is added to `main`'s output."""
@@ -76,7 +76,7 @@ class ConvPair(nn.Module):
         self.conv2 = Conv(channels, channels, 3, bias=False, norm=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))  # type: ignore[no-any-return]
+        return self.conv2(self.conv1(x))
 
 
 class LinearAttention(nn.Module):
@@ -101,7 +101,7 @@ class LinearAttention(nn.Module):
         v = functional.pad(v, (0, 0, 0, 1), value=1.0)  # (B, heads, 33, N)
         attended = (v @ functional.relu(k).transpose(-1, -2)) @ functional.relu(q)
         attended = attended[:, :, :-1] / (attended[:, :, -1:] + ATTENTION_EPS)
-        return self.proj(attended.reshape(batch, -1, frames, height, width).to(x.dtype))  # type: ignore[no-any-return]
+        return self.proj(attended.reshape(batch, -1, frames, height, width).to(x.dtype))
 
 
 class GatedConv(nn.Module):
@@ -115,7 +115,7 @@ class GatedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.depth_conv(self.inverted_conv(x)).chunk(2, dim=1)
-        return self.point_conv(x * functional.silu(gate))  # type: ignore[no-any-return]
+        return self.point_conv(x * functional.silu(gate))
 
 
 class AttentionBlock(nn.Module):
@@ -127,7 +127,7 @@ class AttentionBlock(nn.Module):
         self.local_module = Residual(GatedConv(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.local_module(self.context_module(x))  # type: ignore[no-any-return]
+        return self.local_module(self.context_module(x))
 
 
 def _unshuffle(x: Tensor, time: int) -> Tensor:
@@ -172,7 +172,7 @@ class UpsampleConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         time = 2 if self.double_time and x.shape[2] > 1 else 1
-        return self.conv(functional.interpolate(x, scale_factor=(time, 2, 2), mode="nearest"))  # type: ignore[no-any-return]
+        return self.conv(functional.interpolate(x, scale_factor=(time, 2, 2), mode="nearest"))
 
 
 class Upsample(Residual):
@@ -250,7 +250,7 @@ class Encoder(nn.Module):
         x = self.project_in(x)
         for stage in self.stages:
             x = stage(x)
-        return self.project_out(x)  # type: ignore[no-any-return]
+        return self.project_out(x)
 
 
 class Decoder(nn.Module):
@@ -272,7 +272,7 @@ class Decoder(nn.Module):
         x = self.project_in(x)
         for stage in reversed(list(self.stages)):
             x = stage(x)
-        return self.project_out(x)  # type: ignore[no-any-return]
+        return self.project_out(x)
 
 
 class VideoDCAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -296,8 +296,8 @@ class VideoDCAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def encode(self, x: Tensor) -> Tensor:
         """Video (B, 3, T, H, W) in [-1, 1] to latents (B, C, T/4, H/32, W/32)."""
-        return self.encoder(x)  # type: ignore[no-any-return]
+        return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, C, t, h, w) to video (B, 3, 4t, 32h, 32w), not clamped."""
-        return self.decoder(z)  # type: ignore[no-any-return]
+        return self.decoder(z)

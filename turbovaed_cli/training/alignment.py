@@ -75,5 +75,7 @@ def build_heads(student: StudentDecoder, teacher: Teacher, pairs: Sequence[Align
     latents = torch.zeros(1, spec.latent_channels, frames, 2, 2, device=teacher.device)
     taught = teacher.features(latents, [pair.teacher_tap for pair in pairs])
     with torch.no_grad():
-        _, learnt = student.features(latents.to(student.device, student.dtype), [pair.student_block for pair in pairs], with_sample=False)
+        _, learnt = student.features(
+            latents.to(student.device, student.dtype), [pair.student_block for pair in pairs], with_sample=False
+        )
     return AlignmentHeads(pairs, [(learnt[pair.student_block].shape[1], taught[pair.teacher_tap].shape[1]) for pair in pairs])

@@ -48,7 +48,10 @@ def usable_videos(data: Path, num_frames: int, report: Reporter = quiet) -> tupl
             usable.append(info)
     if not usable:
         reasons = "; ".join(f"{Path(item.path).name}: {item.reason}" for item in skipped[:3])
-        raise SettingsError(f"no video under {data} can be used ({reasons})", "give readable videos of at least that many frames, or lower --frames")
+        raise SettingsError(
+            f"no video under {data} can be used ({reasons})",
+            "give readable videos of at least that many frames, or lower --frames",
+        )
     return usable, skipped
 
 

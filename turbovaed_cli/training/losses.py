@@ -31,7 +31,9 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
         return name
     if trunk_path("vgg") is not None:
         return "lpips"
-    report.note("perceptual loss: SSIM, since the LPIPS weights of the published recipe are not on this machine (turbovaed models pull lpips-vgg)")
+    report.note(
+        "perceptual loss: SSIM, since the LPIPS weights of the published recipe are not on this machine (turbovaed models pull lpips-vgg)"
+    )
     return "ssim"
 
 
@@ -44,13 +46,18 @@ def perceptual_loss(name: str, device: torch.device) -> PerceptualLoss | None:
     network = load_lpips("vgg").to(device)
 
     def lpips(video: Tensor, source: Tensor) -> Tensor:
-        return network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1)).mean()  # type: ignore[no-any-return]
+        return network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1)).mean()
 
     return lpips
 
 
 def reconstruction_losses(
-    decoded: Tensor, source: Tensor, features: dict[str, Tensor], perceptual: PerceptualLoss | None, perceptual_weight: float, feature_weight: float
+    decoded: Tensor,
+    source: Tensor,
+    features: dict[str, Tensor],
+    perceptual: PerceptualLoss | None,
+    perceptual_weight: float,
+    feature_weight: float,
 ) -> Losses:
     """L1 + perceptual_weight * perceptual + feature_weight * sum of feature losses; everything in fp32."""
     decoded = decoded.float()

@@ -28,7 +28,11 @@ class TrainingState:
         self.ema = {name: value.detach().clone() for name, value in student.state_dict().items()}
         self.named_parameters = dict(student.named_parameters()) | dict(heads.named_parameters())
         self.optimizer = torch.optim.AdamW(
-            self.named_parameters.values(), lr=settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
+            self.named_parameters.values(),
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == "fp16")
         self.step = 0
@@ -43,7 +47,9 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Write every piece to `folder`."""
         for piece in PIECES:
-            tensors = {name: value.detach().cpu().contiguous().clone() for name, value in getattr(self, f"_{piece}_out")().items()}
+            tensors = {
+                name: value.detach().cpu().contiguous().clone() for name, value in getattr(self, f"_{piece}_out")().items()
+            }
             save_file(tensors, folder / f"{piece}.safetensors")
 
     def load(self, folder: Path) -> None:
