@@ -80,6 +80,8 @@ def command(function: Command) -> Command:
         signal.signal(signal.SIGTERM, _on_sigterm)
         try:
             function(*args, **kwargs)
+        except typer.Exit:  # a RuntimeError by birth
+            raise
         except TurboVaedError as error:
             console.print_error(error)
             if os.environ.get("TURBOVAED_DEBUG"):
@@ -656,5 +658,14 @@ def env(json: Json = False) -> None:
 
 
 def main() -> None:
-    """The `turbovaed` executable."""
-    app()
+    """The `turbovaed` executable: the app, with its usage errors in our two lines."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        # Typer carries its own click, which is not ours to import: its usage errors are known by what they can do.
+        if not hasattr(error, "format_message"):
+            raise
+        where = getattr(getattr(error, "ctx", None), "command_path", "turbovaed")
+        console.print_error(SettingsError(error.format_message(), f"{where} --help"))
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)

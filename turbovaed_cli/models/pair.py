@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.student import StudentDecoder, load_student
@@ -45,7 +46,8 @@ def load_pair(
     """
     device = device or torch.device("cpu")
     name = model or DEFAULT_MODEL
-    student = load_student(name, config, consent=consent).to(device=device, dtype=dtype)
+    student = load_student(name, config, consent=consent)
+    nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
     run = RunDir(Path(name)) if RunDir.is_run(Path(name)) else None
     where = teacher or _teacher_of(name, run, student)
     spec = find_model(where) if where else None

@@ -163,7 +163,8 @@ def load_teacher(
     spec = where if isinstance(where, ModelSpec) else find_model(where)
     folder = teacher_folder(spec, consent)
     vae = _build(spec.teacher, folder)
-    return Teacher(vae.to(device=device, dtype=dtype), spec.teacher, folder)
+    # torch's own `to`: diffusers' warns about an empty list of layers it would keep in fp32.
+    return Teacher(nn.Module.to(vae, device=device, dtype=dtype), spec.teacher, folder)
 
 
 def _build(spec: TeacherSpec, folder: Path) -> nn.Module:

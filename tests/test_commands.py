@@ -1,0 +1,223 @@
+"""The contract users script against: results on stdout, two-line errors, exit codes, outputs whole or absent."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_video
+from golden import TEACHER_FILES, load_golden, write_student, write_teacher
+
+from turbovaed_cli import cli
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.video import probe
+
+
+@pytest.fixture
+def turbovaed(capsys, monkeypatch):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["turbovaed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return run
+
+
+def is_two_lines(err: str) -> bool:
+    lines = err.strip().splitlines()
+    return lines[-2].startswith("error: ") and lines[-1].startswith("hint: ")
+
+
+SMALL = ("--frames", "9", "--size", "64x64")
+
+
+def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small_student, tmp_path):
+    config = tmp_path / "student.json"
+    config.write_text(json.dumps(small_student))
+    code, out, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--json")
+    assert code == 0, err
+    assert json.loads(out)["encoded"] == 7
+    assert "--model not given" not in err
+
+    run = tmp_path / "run"
+    train = (
+        "distill", "--teacher", ltx_teacher, "--latents", tmp_path / "c", "--run", run, "--accumulation", "1", "--student-config", config,
+        "--perceptual", "ssim", "--save-every", "1", "--steps",
+    )  # fmt: skip
+    code, out, err = turbovaed(*train, "2", "--json")
+    assert code == 0, err
+    assert json.loads(out)["step"] == 2
+    code, out, err = turbovaed(*train, "3")
+    assert code == 0 and "resumed from 2" in out and "resumed from step 2" in err
+
+    code, out, err = turbovaed("eval", "--model", run, "--data", videos, *SMALL, "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert set(document["means"]) == {"teacher", "student", "ratio"} and document["schema_version"] == 1
+    (kept,) = (run / "eval").iterdir()
+    assert json.loads(kept.read_text())["means"] == document["means"]
+
+    code, out, err = turbovaed("reconstruct", videos / "a.mp4", "--model", run, "--out", tmp_path / "out.mp4", "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_frames"] == probe(tmp_path / "out.mp4").num_frames == 20
+
+
+@pytest.mark.parametrize("name", ["hunyuan", "cogvideox", "video-dc-ae"])
+def test_every_family_distils_from_a_local_folder(name, turbovaed, videos, tmp_path):
+    """A student of the golden size, so that it takes seconds; its latents and ratios are the folder's own."""
+    teacher = write_teacher(load_golden(TEACHER_FILES[name]), tmp_path / "vae")
+    student = load_golden(name).meta["student_config"] | {"latent_channels": load_golden(TEACHER_FILES[name]).io["latents"].shape[1]}
+    config = tmp_path / "student.json"
+    config.write_text(json.dumps({key: value for key, value in student.items() if key not in ("latents_mean", "latents_std")}))
+    frames = "8" if name == "video-dc-ae" else "9"
+    code, out, err = turbovaed(
+        "distill", "--teacher", teacher, "--data", videos, "--run", tmp_path / "run", "--student-config", config, "--steps", "1",
+        "--accumulation", "1", "--frames", frames, "--size", "64", "--perceptual", "none", "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    losses = json.loads(out)["losses"]
+    assert sum(name.startswith("feature_") for name in losses) == (3 if name == "video-dc-ae" else 2)
+    code, _, err = turbovaed("reconstruct", videos / "a.mp4", "--model", tmp_path / "run", "--out", tmp_path / "out.mp4")
+    assert code == 0, err
+    assert probe(tmp_path / "out.mp4").num_frames == 20
+
+
+def test_without_model_the_embedded_pair_is_used_and_said_on_stderr(turbovaed, videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = turbovaed("reconstruct", videos / "a.mp4")
+    assert code == 0, err
+    assert "using the embedded pair, tiny" in err
+    assert "a-turbovaed.mp4" in out and "embedded" not in out
+    assert probe(tmp_path / "a-turbovaed.mp4").num_frames == 20
+
+
+def test_the_embedded_pair_evals_exports_and_decodes_a_published_layout_too(turbovaed, videos, tmp_path):
+    code, out, _ = turbovaed("eval", "--data", videos, *SMALL, "--json")
+    assert code == 0
+    means = json.loads(out)["means"]
+    assert 15 < means["student"]["psnr"] < 60
+    code, out, err = turbovaed("export", "--out", tmp_path / "student.onnx", *SMALL)
+    assert code == 0, err
+    assert "ONNX Runtime" in out and "next:" in err
+    code, _, err = turbovaed("export", "--out", tmp_path / "student.onnx", *SMALL)
+    assert code == 2 and is_two_lines(err)
+
+
+def test_a_published_weight_file_is_a_model(turbovaed, ltx_teacher, videos, tmp_path):
+    weights, config = write_student(load_golden("ltx"), tmp_path)
+    code, out, err = turbovaed("eval", "--model", weights, "--config", config, "--teacher", ltx_teacher, "--data", videos, *SMALL, "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["clips"]) == 3
+
+
+def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "data")
+    (tmp_path / "data" / "broken.mp4").write_bytes(b"no")
+    code, out, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", tmp_path / "data", "--out", tmp_path / "c", *SMALL, "--json")
+    assert code == 5
+    assert [Path(item["path"]).name for item in json.loads(out)["skipped"]] == ["broken.mp4"]
+    assert "skipped: " in err and "broken.mp4" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("reconstruct", "nowhere.mp4"), 2, "nowhere.mp4"),
+        (("eval", "--data", "nowhere"), 2, "nowhere"),
+        (("distill", "--teacher", "hunyan", "--data", "."), 2, "hunyan"),
+        (("distill", "--teacher", "tiny"), 2, "one of the two"),
+        (("distill", "--nosuch"), 2, "--nosuch"),
+        (("nosuch",), 2, "nosuch"),
+        (("export",), 2, "--out"),
+        (("export", "--out", "x.onnx", "--size", "abc"), 2, "abc"),
+        (("bench", "--target", "tpu"), 2, "tpu"),
+        (("eval", "--data", ".", "--device", "cuda"), 3, "cuda"),
+        (("eval", "--data", ".", "--device", "abacus"), 2, "abacus"),
+        (("eval", "--data", ".", "--model", "nosuch"), 2, "nosuch"),
+        (("models", "show", "nosuch"), 2, "nosuch"),
+    ],
+)
+def test_a_mistake_is_two_lines_and_an_exit_code(arguments, code, said, turbovaed, tmp_path, monkeypatch):
+    import torch
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has what the test asks in vain for")
+    monkeypatch.chdir(tmp_path)
+    found, out, err = turbovaed(*arguments)
+    assert found == code, err
+    assert is_two_lines(err), err
+    assert said in err and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
+    monkeypatch.setattr("turbovaed_cli.export.MAX_ABS_FP32", 0.0)
+    code, _, err = turbovaed("export", "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
+    assert code == 4 and is_two_lines(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx.unverified"]
+
+
+def test_dry_run_writes_nothing(turbovaed, ltx_teacher, videos, tmp_path):
+    code, out, _ = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--dry-run")
+    assert code == 0 and "would encode" in out and "7" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_are_listed_shown_and_documented_as_json(turbovaed):
+    _, out, _ = turbovaed("models", "list")
+    assert all(name in out for name in ("ltx", "hunyuan", "cogvideox, cog", "video-dc-ae, dc", "tiny"))
+    _, out, _ = turbovaed("models", "--json")
+    assert [model["name"] for model in json.loads(out)["models"]] == ["ltx", "hunyuan", "cogvideox", "video-dc-ae", "tiny"]
+    _, out, _ = turbovaed("models", "show", "cog")
+    assert "num_latent_frames_batch_size: 8" in out and "8k+1" in out
+    code, out, _ = turbovaed("models", "pull", "tiny", "--json")
+    assert code == 0 and len(json.loads(out)["files"]) == 2
+
+
+def test_env_and_version(turbovaed):
+    code, out, _ = turbovaed("env", "--json")
+    assert code == 0 and {"torch", "diffusers"} <= set(json.loads(out)["packages"])
+    code, out, _ = turbovaed("--version")
+    assert code == 0 and out.startswith("turbovaed ")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", "reconstruct", "nowhere.mp4"]
+    done = subprocess.run(command, env={**os.environ, "TURBOVAED_DEBUG": "1"}, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "Traceback" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback(tmp_path):
+    command = f"{sys.executable} -c 'from turbovaed_cli.cli import main; main()' models show ltx | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_frame_count_names_the_nearest(turbovaed, ltx_teacher, videos, tmp_path):
+    code, _, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", "--frames", "16", "--size", "64")
+    assert code == 2 and "--frames 9 or 17" in err
+
+
+def test_sizes_are_width_by_height():
+    assert cli.parse_size("640x480") == (480, 640)
+    assert cli.parse_size("64") == (64, 64)
+    assert cli.format_size(cli.parse_size("720p")) == "1280x704"
+    with pytest.raises(SettingsError):
+        cli.parse_size("0x5")
+
+
+def test_an_encoding_error_leaves_no_output(turbovaed, ltx_student, ltx_teacher, tmp_path):
+    source = make_video(tmp_path / "in.mp4", "testsrc2", "96x80", 60, "-movflags", "+faststart")
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    code, _, err = turbovaed("reconstruct", source, "--model", ltx_student, "--teacher", ltx_teacher, "--out", tmp_path / "out.mp4")
+    assert code == 1 and "damaged" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
