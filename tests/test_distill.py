@@ -76,22 +76,15 @@ def test_a_run_folder_is_a_model_that_knows_its_teacher(run, ltx_teacher):
     assert pair.run.root == run[0]
 
 
-def test_it_learns(ltx_teacher, cache, small_student, tmp_path):
-    """Over the seven clips of the cache: the eighth round is much better than the first."""
-    settings = replace(
-        TINY,
-        steps=56,
-        accumulation=1,
-        lr=1e-2,
-        lr_schedule="cosine",
-        save_every=100,
-        sample_every=0,
-        perceptual="none",
-        feature_weight=0,
-    )
-    distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
+def test_it_learns(videos, tmp_path):
+    """From the embedded teacher, whose latents mean something: the last round over the clips is much better than the first."""
+    spec = find_model("tiny")
+    cache_latents(spec, videos, tmp_path / "cache", CacheSettings(frames=9, size=(64, 64)))
+    settings = replace(TINY, steps=42, accumulation=1, batch_size=2, lr=3e-3, feature_weight=0.1, save_every=100, sample_every=0, perceptual="none")
+    config = spec.student.config | {"decoder_layers_per_block": (1, 1, 1)}
+    distill(spec, tmp_path / "run", latents=tmp_path / "cache", settings=settings, student_config=config)
     losses = [json.loads(line)["l1"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert sum(losses[-7:]) < 0.8 * sum(losses[:7])
+    assert sum(losses[-7:]) < 0.6 * sum(losses[:7])
 
 
 def test_cached_latents_and_videos_see_the_same_encoder(ltx_teacher, cache):

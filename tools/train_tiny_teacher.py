@@ -28,7 +28,7 @@ CONFIG = {
     "spatio_temporal_scaling": (True,),
     "downsample_type": ("spatiotemporal",),
     "decoder_block_out_channels": (128,),
-    "decoder_layers_per_block": (2, 2),
+    "decoder_layers_per_block": (2, 1),  # output first: two resnets behind the upsampling, one before it
     "decoder_spatio_temporal_scaling": (True,),
     "decoder_inject_noise": (False, False),
     # What decides how fast it learns is residual down- and upsampling.
@@ -37,7 +37,6 @@ CONFIG = {
     "encoder_causal": True,
     "decoder_causal": False,
 }
-LEARNING_RATE = 1.2e-3
 WARMUP_STEPS = 100
 EMA_DECAY = 0.999
 KL_WEIGHT = 1e-5
@@ -55,8 +54,10 @@ def main() -> None:
     clips = [load(path) for path in list_videos(options.data)]
     model = AutoencoderKLLTXVideo(**CONFIG)
     quiet_residuals(model)
+    if options.init is not None:
+        start_from(model, options.init)
     ema = {name: value.clone() for name, value in model.state_dict().items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=1e-4)
     step, trained_s = 0, 0.0
     state_path = options.out / "state.pt"
     if state_path.exists():
@@ -71,7 +72,7 @@ def main() -> None:
     while trained_s < budget_s:
         started = time.monotonic()
         progress = trained_s / budget_s
-        loss = train_step(model, optimizer, batch_at(clips, options.seed, step, progress), step, progress)
+        loss = train_step(model, optimizer, batch_at(clips, options.seed, step, progress), step, progress, options.lr)
         for name, value in model.state_dict().items():
             ema[name].lerp_(value, 1 - min(EMA_DECAY, (step + 1) / (step + 10)))
         step += 1
@@ -111,6 +112,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("build/tiny"))
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--init", type=Path, help="a teacher folder to start from, where names and shapes agree")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -127,6 +130,15 @@ def quiet_residuals(model: AutoencoderKLLTXVideo) -> None:
         if name.endswith("conv2.conv"):
             torch.nn.init.zeros_(module.weight)
             torch.nn.init.zeros_(module.bias)
+
+
+def start_from(model: AutoencoderKLLTXVideo, folder: Path) -> None:
+    """Take every tensor that an earlier teacher has under the same name and shape."""
+    own = model.state_dict()
+    found = AutoencoderKLLTXVideo.from_pretrained(folder).float().state_dict()
+    taken = {name: value for name, value in found.items() if name in own and own[name].shape == value.shape}
+    print(f"{len(taken)} of {len(own)} tensors from {folder}", flush=True)
+    model.load_state_dict(own | taken)
 
 
 def batch_at(clips: list[np.ndarray], seed: int, step: int, progress: float) -> torch.Tensor:
@@ -151,9 +163,9 @@ def batch_at(clips: list[np.ndarray], seed: int, step: int, progress: float) -> 
 
 
 def train_step(
-    model: AutoencoderKLLTXVideo, optimizer: torch.optim.Optimizer, video: torch.Tensor, step: int, progress: float
+    model: AutoencoderKLLTXVideo, optimizer: torch.optim.Optimizer, video: torch.Tensor, step: int, progress: float, peak_lr: float
 ) -> float:
-    rate = LEARNING_RATE * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    rate = peak_lr * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
         group["lr"] = rate
     posterior = model.encode(video).latent_dist

@@ -44,7 +44,7 @@ class AlignmentHeads(nn.Module):
             feature = student_features[pair.student_block]
             if pair.student_block in self.head_of:
                 feature = self.aligned_feature_projection_heads[self.head_of[pair.student_block]](feature)
-            target = teacher_features[pair.teacher_tap].to(feature.dtype)
+            target = (teacher_features[pair.teacher_tap] / pair.unit).to(feature.dtype)
             losses[pair.student_block] = functional.mse_loss(_TRANSFORMS[pair.transform](feature), target)
         return losses
 

@@ -1,0 +1,76 @@
+"""What the README says is so: every command parses, every flag exists, the tree is the tree."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = sorted({line.partition("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("turbovaed ")})
+
+
+@pytest.fixture(scope="session")
+def helps() -> dict[str, str]:
+    """The help of every command, wide enough that no flag is cut."""
+    names = {command.split()[1] for command in COMMANDS}
+    script = "import sys; sys.argv = ['turbovaed', sys.argv[1], '--help']; from turbovaed_cli.cli import main; main()"
+    return {
+        name: subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, check=True, env={"COLUMNS": "300"}).stdout for name in names
+    }
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_every_command_exists(command, helps):
+    words = shlex.split(command)
+    for word in words[2:]:
+        if word.startswith("--"):
+            assert re.search(rf"{re.escape(word)}\b", helps[words[1]]), word
+
+
+def test_every_command_is_in_the_readme():
+    from turbovaed_cli.cli import app
+
+    named = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
+    assert named == {command.split()[1] for command in COMMANDS}
+
+
+def test_the_two_commands_are_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_the_tree_names_every_module():
+    tree = next(block for _, block in BLOCKS if block.startswith("turbovaed_cli/"))
+    for path in (ROOT / "turbovaed_cli").rglob("*.py"):
+        if path.name != "__init__.py":
+            assert re.search(rf"\b{path.name}\b", tree), path
+    for name in re.findall(r"\b\w+\.(?:py|sh)\b", tree):
+        assert list(ROOT.glob(f"*/{name}")) or list(ROOT.glob(f"*/*/{name}")) or list(ROOT.glob(f"turbovaed_cli/**/{name}")), name
+
+
+def test_python_blocks_run(tmp_path, videos):
+    """On a real clip, with the embedded pair."""
+    for kind, block in BLOCKS:
+        if kind == "python":
+            script = block.replace('"in.mp4"', repr(str(videos / "a.mp4"))).replace("frames=17", "frames=9").replace("(256, 256)", "(64, 64)")
+            script += "\nassert decoded.shape == (1, 3, 9, 64, 64)\n"
+            subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
+def test_the_registry_table_is_the_registry():
+    from turbovaed_cli.registry import MODELS
+
+    for spec in MODELS.values():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{spec.name}`"))
+        assert f"{spec.teacher.decoder_params_m:.1f} M" in row and f"{spec.student.params_m:.1f} M" in row
+        assert f"{spec.teacher.time_ratio}x{spec.teacher.space_ratio}x{spec.teacher.space_ratio}" in row
