@@ -1,0 +1,45 @@
+"""Peak memory of `turbovaed reconstruct` on 10 and 60 seconds of the same video, and their ratio.
+
+python benchmarks/reconstruct_memory.py [--size 320x240]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from turbovaed_cli import ffmpeg
+
+
+def peak_mb(arguments: list[str]) -> float:
+    """Highest resident memory of one child, in MB, as the system counted it."""
+    pid = os.posix_spawn(
+        sys.executable, [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *arguments], os.environ
+    )
+    _, status, usage = os.wait4(pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"turbovaed {' '.join(arguments)} failed")
+    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="320x240")
+    size = parser.parse_args().size
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = []
+        for seconds in (10, 60):
+            source, out = Path(folder) / f"{seconds}.mp4", Path(folder) / f"{seconds}-out.mp4"
+            generator = f"testsrc2=size={size}:rate=24:duration={seconds}"
+            subprocess.run(
+                [ffmpeg.executable(), "-v", "error", "-f", "lavfi", "-i", generator, "-pix_fmt", "yuv420p", source], check=True
+            )
+            peaks.append(peak_mb(["reconstruct", str(source), "--out", str(out), "-q"]))
+            print(f"{seconds:3} s of {size}: peak {peaks[-1]:.0f} MB", flush=True)
+        print(f"60 s / 10 s: {peaks[1] / peaks[0]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
