@@ -38,29 +38,16 @@ def ltx_student(tmp_path_factory) -> Path:
     return folder
 
 
-def make_video(path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str) -> Path:
+def make_video(
+    path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str, rate: int = 25
+) -> Path:
     """A short H.264 clip from one of ffmpeg's generators."""
     import subprocess
 
     from turbovaed_cli import ffmpeg
 
-    generator = f"{source}=size={size}:rate=25"
-    command = [
-        ffmpeg.executable(),
-        "-v",
-        "error",
-        "-y",
-        "-f",
-        "lavfi",
-        "-i",
-        generator,
-        "-frames:v",
-        str(frames),
-        "-pix_fmt",
-        "yuv420p",
-        *options,
-    ]
-    subprocess.run([*command, str(path)], check=True)
+    drawn = ["-f", "lavfi", "-i", f"{source}=size={size}:rate={rate}", "-frames:v", str(frames)]
+    subprocess.run([ffmpeg.executable(), "-v", "error", "-y", *drawn, "-pix_fmt", "yuv420p", *options, str(path)], check=True)
     return path
 
 

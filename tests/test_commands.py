@@ -43,7 +43,9 @@ SMALL = ("--frames", "9", "--size", "64x64")
 def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small_student, tmp_path):
     config = tmp_path / "student.json"
     config.write_text(json.dumps(small_student))
-    code, out, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--json")
+    code, out, err = turbovaed(
+        "cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["encoded"] == 7
     assert "--model not given" not in err
@@ -75,7 +77,9 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
 def test_every_family_distils_from_a_local_folder(name, turbovaed, videos, tmp_path):
     """A student of the golden size, so that it takes seconds; its latents and ratios are the folder's own."""
     teacher = write_teacher(load_golden(TEACHER_FILES[name]), tmp_path / "vae")
-    student = load_golden(name).meta["student_config"] | {"latent_channels": load_golden(TEACHER_FILES[name]).io["latents"].shape[1]}
+    student = load_golden(name).meta["student_config"] | {
+        "latent_channels": load_golden(TEACHER_FILES[name]).io["latents"].shape[1]
+    }
     config = tmp_path / "student.json"
     config.write_text(json.dumps({key: value for key, value in student.items() if key not in ("latents_mean", "latents_std")}))
     frames = "8" if name == "video-dc-ae" else "9"
@@ -114,7 +118,9 @@ def test_the_embedded_pair_evals_exports_and_decodes_a_published_layout_too(turb
 
 def test_a_published_weight_file_is_a_model(turbovaed, ltx_teacher, videos, tmp_path):
     weights, config = write_student(load_golden("ltx"), tmp_path)
-    code, out, err = turbovaed("eval", "--model", weights, "--config", config, "--teacher", ltx_teacher, "--data", videos, *SMALL, "--json")
+    code, out, err = turbovaed(
+        "eval", "--model", weights, "--config", config, "--teacher", ltx_teacher, "--data", videos, *SMALL, "--json"
+    )
     assert code == 0, err
     assert len(json.loads(out)["clips"]) == 3
 
@@ -122,7 +128,9 @@ def test_a_published_weight_file_is_a_model(turbovaed, ltx_teacher, videos, tmp_
 def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos, tmp_path):
     shutil.copytree(videos, tmp_path / "data")
     (tmp_path / "data" / "broken.mp4").write_bytes(b"no")
-    code, out, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", tmp_path / "data", "--out", tmp_path / "c", *SMALL, "--json")
+    code, out, err = turbovaed(
+        "cache-latents", "--teacher", ltx_teacher, "--data", tmp_path / "data", "--out", tmp_path / "c", *SMALL, "--json"
+    )
     assert code == 5
     assert [Path(item["path"]).name for item in json.loads(out)["skipped"]] == ["broken.mp4"]
     assert "skipped: " in err and "broken.mp4" in err
@@ -167,7 +175,9 @@ def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
 
 
 def test_dry_run_writes_nothing(turbovaed, ltx_teacher, videos, tmp_path):
-    code, out, _ = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--dry-run")
+    code, out, _ = turbovaed(
+        "cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", *SMALL, "--dry-run"
+    )
     assert code == 0 and "would encode" in out and "7" in out
     assert list(tmp_path.iterdir()) == []
 
@@ -192,7 +202,9 @@ def test_env_and_version(turbovaed):
 
 def test_debug_shows_the_traceback(tmp_path):
     command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", "reconstruct", "nowhere.mp4"]
-    done = subprocess.run(command, env={**os.environ, "TURBOVAED_DEBUG": "1"}, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = subprocess.run(
+        command, env={**os.environ, "TURBOVAED_DEBUG": "1"}, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert "Traceback" in done.stderr
 
 
@@ -203,7 +215,9 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
 
 
 def test_a_wrong_frame_count_names_the_nearest(turbovaed, ltx_teacher, videos, tmp_path):
-    code, _, err = turbovaed("cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", "--frames", "16", "--size", "64")
+    code, _, err = turbovaed(
+        "cache-latents", "--teacher", ltx_teacher, "--data", videos, "--out", tmp_path / "c", "--frames", "16", "--size", "64"
+    )
     assert code == 2 and "--frames 9 or 17" in err
 
 
@@ -218,6 +232,8 @@ def test_sizes_are_width_by_height():
 def test_an_encoding_error_leaves_no_output(turbovaed, ltx_student, ltx_teacher, tmp_path):
     source = make_video(tmp_path / "in.mp4", "testsrc2", "96x80", 60, "-movflags", "+faststart")
     source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
-    code, _, err = turbovaed("reconstruct", source, "--model", ltx_student, "--teacher", ltx_teacher, "--out", tmp_path / "out.mp4")
+    code, _, err = turbovaed(
+        "reconstruct", source, "--model", ltx_student, "--teacher", ltx_teacher, "--out", tmp_path / "out.mp4"
+    )
     assert code == 1 and "damaged" in err
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]

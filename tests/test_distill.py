@@ -80,7 +80,17 @@ def test_it_learns(videos, tmp_path):
     """From the embedded teacher, whose latents mean something: the last round over the clips is much better than the first."""
     spec = find_model("tiny")
     cache_latents(spec, videos, tmp_path / "cache", CacheSettings(frames=9, size=(64, 64)))
-    settings = replace(TINY, steps=42, accumulation=1, batch_size=2, lr=3e-3, feature_weight=0.1, save_every=100, sample_every=0, perceptual="none")
+    settings = replace(
+        TINY,
+        steps=42,
+        accumulation=1,
+        batch_size=2,
+        lr=3e-3,
+        feature_weight=0.1,
+        save_every=100,
+        sample_every=0,
+        perceptual="none",
+    )
     config = spec.student.config | {"decoder_layers_per_block": (1, 1, 1)}
     distill(spec, tmp_path / "run", latents=tmp_path / "cache", settings=settings, student_config=config)
     losses = [json.loads(line)["l1"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -137,6 +147,45 @@ def test_nan_stops_before_the_step_and_says_where(ltx_teacher, cache, small_stud
         ).resumed_from
         == 2
     )
+
+
+def test_a_video_that_turns_out_damaged_is_passed_over_named_and_the_same_every_time(
+    ltx_teacher, videos, small_student, tmp_path
+):
+    """Its header and first packets are whole, so only reading tells."""
+    import shutil
+
+    from conftest import make_video
+
+    from turbovaed_cli.training.data import VideoClips
+    from turbovaed_cli.video import probe
+
+    data = tmp_path / "data"
+    shutil.copytree(videos, data)
+    bad = make_video(data / "bad.mkv", frames=60)
+    infos = [probe(path) for path in sorted(data.rglob("*.m*"))]
+    content = bytearray(bad.read_bytes())
+    middle = len(content) // 3
+    content[middle : middle + 3000] = bytes(3000)
+    bad.write_bytes(content)
+    clips = [VideoClips(infos, 9, (64, 64), 1) for _ in range(2)]
+    batches = [[stream.batch_at(0, index, 2).video for index in range(8)] for stream in clips]
+    assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
+    assert list(clips[0].damaged) == [str(bad)]
+
+
+def test_a_loss_scale_that_only_falls_is_an_error(ltx_teacher, cache, small_student, tmp_path, monkeypatch):
+    """Gradients that overflow at every step halve the scale each time, and nothing is learnt."""
+    from turbovaed_cli.training.alignment import AlignmentHeads
+
+    original = AlignmentHeads.forward
+    monkeypatch.setattr(AlignmentHeads, "forward", lambda self, a, b: {k: v * 1e30 for k, v in original(self, a, b).items()})
+    settings = replace(TINY, dtype="fp16", steps=60, accumulation=1, sample_every=0)
+    with pytest.raises(NonFiniteError, match="loss scale"):
+        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert 10 < len(lines) < 60
+    assert all(json.loads(line, parse_constant=lambda text: pytest.fail(text)) for line in lines)
 
 
 def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, videos, small_student):

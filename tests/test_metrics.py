@@ -54,6 +54,11 @@ def test_identical_clips_score_the_maximum():
     assert ssim(source, source) == pytest.approx(1)
 
 
+def test_nan_is_not_a_perfect_score():
+    _, source = clips()
+    assert math.isnan(psnr(source * math.nan, source))
+
+
 def test_half_the_contrast_is_a_large_error():
     _, source = clips()
     assert psnr(source / 2, source) < 20

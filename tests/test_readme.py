@@ -11,7 +11,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
-COMMANDS = sorted({line.partition("#")[0].strip() for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("turbovaed ")})
+COMMANDS = sorted(
+    {
+        line.partition("#")[0].strip()
+        for kind, block in BLOCKS
+        if kind == "sh"
+        for line in block.splitlines()
+        if line.startswith("turbovaed ")
+    }
+)
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +28,10 @@ def helps() -> dict[str, str]:
     names = {command.split()[1] for command in COMMANDS}
     script = "import sys; sys.argv = ['turbovaed', sys.argv[1], '--help']; from turbovaed_cli.cli import main; main()"
     return {
-        name: subprocess.run([sys.executable, "-c", script, name], capture_output=True, text=True, check=True, env={"COLUMNS": "300"}).stdout for name in names
+        name: subprocess.run(
+            [sys.executable, "-c", script, name], capture_output=True, text=True, check=True, env={"COLUMNS": "300"}
+        ).stdout
+        for name in names
     }
 
 
@@ -62,7 +73,11 @@ def test_python_blocks_run(tmp_path, videos):
     """On a real clip, with the embedded pair."""
     for kind, block in BLOCKS:
         if kind == "python":
-            script = block.replace('"in.mp4"', repr(str(videos / "a.mp4"))).replace("frames=17", "frames=9").replace("(256, 256)", "(64, 64)")
+            script = (
+                block.replace('"in.mp4"', repr(str(videos / "a.mp4")))
+                .replace("frames=17", "frames=9")
+                .replace("(256, 256)", "(64, 64)")
+            )
             script += "\nassert decoded.shape == (1, 3, 9, 64, 64)\n"
             subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 

@@ -153,11 +153,12 @@ print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(ltx_student, ltx_teacher, tmp_path):
-    """10 and 60 seconds of the same video peak within 10 % of each other."""
-    peaks = []
+    """10 and 60 seconds of the same video peak within 10 % of each other, and far within what the frames between would take."""
+    peaks, width, height, rate = [], 256, 192, 6
     for seconds in (10, 60):
-        source = make_video(tmp_path / f"{seconds}.mp4", size="128x96", frames=seconds * 25)
+        source = make_video(tmp_path / f"{seconds}.mp4", size=f"{width}x{height}", frames=seconds * rate, rate=rate)
         command = [sys.executable, "-c", PEAK, source, tmp_path / f"out{seconds}.mp4", ltx_student, ltx_teacher]
-        peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-        assert probe(tmp_path / f"out{seconds}.mp4").num_frames == seconds * 25
+        peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024)
+        assert probe(tmp_path / f"out{seconds}.mp4").num_frames == seconds * rate
     assert peaks[1] < 1.1 * peaks[0], peaks
+    assert peaks[1] - peaks[0] < 0.5 * (50 * rate * width * height * 3 / 2**20), peaks

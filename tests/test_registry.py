@@ -28,7 +28,7 @@ def test_the_nearest_valid_counts_are_valid_and_nearest(spec, frames):
     rule = spec.teacher.frames
     below, above = rule.at_most(frames), rule.at_least(frames)
     assert rule.is_valid(below) and rule.is_valid(above)
-    assert below <= frames <= above
+    assert below <= frames <= above or rule.maximum is not None
     assert not any(rule.is_valid(other) for other in range(below + 1, above) if other != frames) or rule.is_valid(frames)
 
 
@@ -77,6 +77,36 @@ def test_a_local_folder_of_another_ratio_gets_as_many_upsamplings(tmp_path):
         spec.teacher.time_ratio,
         spec.teacher.space_ratio,
     )
+
+
+def test_the_published_ltx_config_without_decoder_scaling_is_understood(tmp_path):
+    """The 0.9.0 config.json leaves it to the class's default."""
+    import json
+
+    config = {
+        "_class_name": "AutoencoderKLLTXVideo", "block_out_channels": [128, 256, 512, 512], "encoder_causal": True, "decoder_causal": False,
+        "latent_channels": 128, "layers_per_block": [4, 3, 3, 3, 4], "patch_size": 4, "patch_size_t": 1, "scaling_factor": 1.0,
+        "spatio_temporal_scaling": [True, True, True, False],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    teacher = find_model(tmp_path).teacher
+    assert (teacher.time_ratio, teacher.space_ratio, teacher.latent_channels) == (8, 32, 128)
+    for name, value in (("timestep_conditioning", True), ("decoder_inject_noise", [False, True])):
+        (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+        with pytest.raises(SettingsError, match=name):
+            find_model(tmp_path)
+
+
+def test_a_folder_with_nothing_but_the_published_video_dc_ae_file_is_that_teacher(tmp_path):
+    (tmp_path / "F32T4C128_AE.safetensors").touch()
+    spec = find_model(tmp_path)
+    assert (spec.name, spec.teacher.path, spec.teacher.latent_channels) == ("video-dc-ae", tmp_path, 128)
+
+
+def test_cogvideox_stops_where_its_class_would_decode_in_chunks():
+    with pytest.raises(FrameCountError) as error:
+        MODELS["cogvideox"].teacher.check_frames(65)
+    assert error.value.hint == "nearest: --frames 57"
 
 
 def test_a_config_that_is_none_is_refused(tmp_path):

@@ -158,6 +158,21 @@ def test_a_polite_signal_ends_at_a_checkpoint_with_its_exit_code(number, code, s
     assert differing(everything(run), uninterrupted) == []
 
 
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teacher, videos, small_student, tmp_path):
+    """A terminal sends SIGINT to every process of the group: an ffmpeg at work must not look like a damaged video."""
+    config, run = tmp_path / "student.json", tmp_path / "run"
+    config.write_text(json.dumps(small_student))
+    arguments = [word if word != "--latents" else "--data" for word in command(ltx_teacher, videos, config, run)]
+    arguments[arguments.index("--steps") + 1] = "500"
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: len(RunDir(run).steps()) >= 2, process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "goes on from there" in errors and "warning" not in errors
+
+
 def test_a_damaged_checkpoint_is_named_not_used(ltx_teacher, cache, small_student, tmp_path):
     spec = find_model(ltx_teacher)
     distill(spec, tmp_path / "run", latents=cache, settings=replace(SETTINGS, steps=2), student_config=small_student)

@@ -108,11 +108,19 @@ def test_what_may_differ_may_and_is_recorded(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_cleaned(tmp_path):
     run = RunDir(tmp_path)
-    for name in ("checkpoints/.step_0000001.xyz", ".model.abc"):
+    for name in ("checkpoints/.step_0000001.xyz", "checkpoints/.step_0000002.old", ".model.abc", ".git"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / ".config.json.tmp").touch()
+    (tmp_path / ".env").touch()
     run.clean_leftovers()
-    assert sorted(item.name for item in tmp_path.rglob("*")) == ["checkpoints"]
+    assert sorted(item.name for item in tmp_path.rglob("*")) == [".env", ".git", "checkpoints"]
+
+
+def test_a_run_killed_before_its_config_was_written_starts_again(tmp_path):
+    run = RunDir(tmp_path)
+    write_json(run.env, {})
+    (tmp_path / ".config.json.xyz.json").touch()
+    assert run.snapshot({"settings": {}}, {}, frozenset()) is False
 
 
 def test_json_that_is_none_is_a_corrupt_file(tmp_path):

@@ -255,6 +255,34 @@ def test_the_file_is_tagged_bt709_limited_range(tmp_path):
     assert "yuv420p(tv, bt709" in said
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".m4v", ".mkv"])
+def test_sound_that_a_container_cannot_hold_is_encoded_anew(suffix, tmp_path):
+    source = tmp_path / "in.mkv"
+    video, sound = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1"], ["-f", "lavfi", "-i", "sine=duration=1"]
+    run_ffmpeg(*video, *sound, "-c:a", "libopus", source)
+    info = probe(source)
+    with VideoWriter(tmp_path / f"out{suffix}", height=64, width=96, fps=info.fps, audio_from=info) as writer:
+        for frame in read_frames(info):
+            writer.write(frame)
+    assert probe(tmp_path / f"out{suffix}").audio_codec == ("opus" if suffix in (".mp4", ".mkv") else "aac")
+
+
+def test_a_writer_that_takes_its_time_at_the_end_is_not_stopped(tmp_path):
+    """x264 encodes what it looked ahead at, and faststart writes the file again: no limit of time holds there."""
+    with VideoWriter(tmp_path / "out.mp4", height=480, width=640, fps=Fraction(24)) as writer:
+        for frame in noise(80, 480, 640):
+            writer.write(frame)
+        writer._child.patience_s = 0.0
+    assert probe(tmp_path / "out.mp4").num_frames == 80
+
+
+def test_a_reader_that_hears_nothing_stops_the_child(tmp_path):
+    path = make(tmp_path / "a.mp4", seconds=1)
+    arguments = ["-re", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+    with ffmpeg.Child(arguments, patience_s=0.3) as child, pytest.raises(VideoError, match="gave nothing"):
+        child.read(96 * 64 * 3 * 1000)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "kept"), [("a.mp4", ["-c:a", "aac"], "aac"), ("a.webm", ["-c:v", "libvpx", "-c:a", "libvorbis"], "aac")]
 )

@@ -125,6 +125,7 @@ def test_pull_downloads_after_consent_and_prints_each_sha256(hub, turbovaed, tmp
 def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, turbovaed, tmp_path):
     for arguments in (
         ("models", "pull", "ltx"),
+        ("distill", "--teacher", "ltx", "--data", str(tmp_path), "--run", str(tmp_path / "out")),
         ("cache-latents", "--teacher", "ltx", "--data", str(tmp_path), "--out", str(tmp_path / "out")),
     ):
         done = turbovaed(*arguments)

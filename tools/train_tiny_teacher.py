@@ -163,7 +163,12 @@ def batch_at(clips: list[np.ndarray], seed: int, step: int, progress: float) -> 
 
 
 def train_step(
-    model: AutoencoderKLLTXVideo, optimizer: torch.optim.Optimizer, video: torch.Tensor, step: int, progress: float, peak_lr: float
+    model: AutoencoderKLLTXVideo,
+    optimizer: torch.optim.Optimizer,
+    video: torch.Tensor,
+    step: int,
+    progress: float,
+    peak_lr: float,
 ) -> float:
     rate = peak_lr * min(1, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:

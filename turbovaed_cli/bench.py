@@ -101,22 +101,17 @@ def bench(
     }
     for target in report.track(settings.targets, "benchmarking"):
         report.note(f"{target}: in a process of its own")
-        rows += [BenchRow(**{**row, "size": tuple(row["size"])}) for row in _in_child({**job, "target": target})]
+        try:
+            rows += [BenchRow(**{**row, "size": tuple(row["size"])}) for row in _in_child({**job, "target": target})]
+        except MissingError as error:
+            rows.append(_unmeasured(target, "student", f"{error.what}; {error.hint}", settings))
     if absent_teacher:
-        rows.insert(
-            1,
-            BenchRow(
-                "torch",
-                "teacher",
-                "torch",
-                settings.precision,
-                False,
-                f"not measured: {absent_teacher}",
-                settings.frames,
-                settings.size,
-            ),
-        )
-    return BenchResult(model, _header(settings), _with_speedups(rows))
+        rows.insert(1, _unmeasured("torch", "teacher", absent_teacher, settings))
+    return BenchResult(model, _header(settings), _with_speedups(rows, resolve_device(settings.device)))
+
+
+def _unmeasured(target: str, network: str, reason: str, settings: BenchSettings) -> BenchRow:
+    return BenchRow(target, network, target, settings.precision, False, f"not measured: {reason}", settings.frames, settings.size)
 
 
 def _check(settings: BenchSettings) -> None:
@@ -147,9 +142,15 @@ def _cpu_name() -> str:
     )
 
 
-def _with_speedups(rows: Sequence[BenchRow]) -> list[BenchRow]:
+def _with_speedups(rows: Sequence[BenchRow], device: torch.device) -> list[BenchRow]:
+    """Beside the teacher's time, where both ran on the same device."""
     reference = next((row.p50_ms for row in rows if row.network == "teacher" and row.measured), None)
-    return [replace(row, speedup=reference / row.p50_ms) if reference and row.p50_ms else row for row in rows]
+    return [
+        replace(row, speedup=reference / row.p50_ms)
+        if reference and row.p50_ms and (row.target == "torch" or device.type == "cpu")
+        else row
+        for row in rows
+    ]
 
 
 def as_row(row: BenchRow) -> tuple[str, ...]:
@@ -191,8 +192,16 @@ def _in_child(job: dict[str, Any]) -> list[dict[str, Any]]:
             f"the process for {job['target']} ended early: {last}", "use a smaller --size or --frames if memory ran out"
         ) from None
     if "error" in answer:
-        raise TurboVaedError(answer["error"], answer["hint"])
+        raise (
+            MissingError(answer["error"], answer["hint"]) if answer["exit_code"] == MissingError.exit_code else _as_it_was(answer)
+        )
     return list(answer["rows"])
+
+
+def _as_it_was(answer: dict[str, Any]) -> TurboVaedError:
+    error = TurboVaedError(answer["error"], answer["hint"])
+    error.exit_code = answer["exit_code"]
+    return error
 
 
 def _child() -> None:
@@ -205,7 +214,7 @@ def _child() -> None:
     try:
         answer: dict[str, Any] = {"rows": _WORK[job["target"]](job)}
     except TurboVaedError as error:
-        answer = {"error": error.what, "hint": error.hint}
+        answer = {"error": error.what, "hint": error.hint, "exit_code": error.exit_code}
     sys.stdout.write(json.dumps(answer) + "\n")
 
 

@@ -1,7 +1,8 @@
 """`cache-latents`: encode clips once, so that every later distillation step pays for no encoder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def cache_latents(
         if found:
             report.note(f"{found} of {len(clips)} clips are cached already")
         encoded = 0
-        read = read_ahead(_read_or_reason, missing, settings.workers)
+        read = read_ahead(partial(_read_or_reason, {str(info.path): info for info in videos}), missing, settings.workers)
         for batch in _in_batches(report.track(read, "encoding clips", total=len(missing)), settings.batch_size, skipped):
             _encode(teacher, batch, writer)
             encoded += len(batch)
@@ -94,9 +95,9 @@ def _unique(clips: Sequence[ClipSource]) -> list[ClipSource]:
     return list({clip.key: clip for clip in clips}.values())
 
 
-def _read_or_reason(clip: ClipSource) -> np.ndarray | str:
+def _read_or_reason(infos: Mapping[str, VideoInfo], clip: ClipSource) -> np.ndarray | str:
     try:
-        return read_clip_uint8(Path(clip.path), clip.frames, clip.size, start=clip.start, stride=clip.stride)
+        return read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
     except VideoError as error:
         return error.what
 

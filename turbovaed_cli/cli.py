@@ -138,6 +138,7 @@ def _consent(yes: bool) -> Callable[[Sequence[RemoteFile], int], bool]:
         for file in files:
             console.note(f"{file.label}: {file.filename} from {file.repo}, licence {file.licence}")
         if yes:
+            console.note(f"downloading {console.human_bytes(total_bytes)}")
             return True
         return console.confirm(f"Download {console.human_bytes(total_bytes)}?")
 
@@ -145,6 +146,7 @@ def _consent(yes: bool) -> Callable[[Sequence[RemoteFile], int], bool]:
 
 
 def _reporter(quiet: bool, verbose: bool) -> console.ConsoleReporter:
+    console.be_quiet(quiet)
     return console.ConsoleReporter(quiet=quiet, verbose=verbose)
 
 
@@ -157,7 +159,7 @@ def _model_or_default(model: str | None) -> str:
 def _finish(skipped: list[Any]) -> None:
     """Name what was skipped, and end with 5 if anything was."""
     for item in skipped:
-        console.note(f"skipped: {item.path}: {item.reason}")
+        console.warn(f"skipped: {item.path}: {item.reason}")
     if skipped:
         raise typer.Exit(5)
 

@@ -69,9 +69,19 @@ def _looks_numeric(cell: str) -> bool:
     return not cell or cell[0].isdigit() or cell[0] == "-"
 
 
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """With -q, leave out notes: results, warnings and errors remain."""
+    global _quiet  # noqa: PLW0603 - one terminal, one loudness
+    _quiet = quiet
+
+
 def note(text: str) -> None:
-    """One line for people, on stderr."""
-    stderr.print(escape(text))
+    """One line for people, on stderr; left out with -q."""
+    if not _quiet:
+        stderr.print(escape(text))
 
 
 def warn(text: str) -> None:
@@ -97,7 +107,10 @@ def is_interactive() -> bool:
 
 def confirm(question: str) -> bool:
     """Ask on a terminal; False where there is none to ask on."""
-    return is_interactive() and Confirm.ask(question, console=stderr, default=False)
+    try:
+        return is_interactive() and Confirm.ask(question, console=stderr, default=False)
+    except EOFError:
+        return False
 
 
 def human_bytes(num_bytes: int) -> str:

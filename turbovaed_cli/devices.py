@@ -32,6 +32,10 @@ def resolve_device(name: str) -> torch.device:
     Raises UnavailableError where a named one is not there: nothing falls back silently.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if available["cuda"]:
+        # fp32 means fp32 and a resumed run the same bits: no TF32, no algorithm chosen by a race.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
     kind = name.partition(":")[0]

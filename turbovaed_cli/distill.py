@@ -22,7 +22,7 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, num_para
 from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
 from turbovaed_cli.registry import AlignmentPair, ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import RunDir, whole_folder
+from turbovaed_cli.rundir import RunDir, whole_folder, write_whole
 from turbovaed_cli.settings import RESUMABLE_CHANGES, DistillSettings
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.data import Skipped, VideoClips, random_crop, read_ahead, usable_videos
@@ -31,9 +31,13 @@ from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.weights import Consent, no_consent
 
+MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
+
 
 class ClipStream(Protocol):
     """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
+
+    damaged: dict[str, str]  # videos that could not be read after all, and why
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,6 +51,11 @@ class ClipStream(Protocol):
 
     def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
         """Batch number `index`."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Frames of its clips."""
         ...
 
 
@@ -88,9 +97,9 @@ def distill(
     _check_settings(settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     folder = RunDir(run)
+    teacher = load_teacher(spec, device=device, consent=consent)
     settings = replace(settings, perceptual=_perceptual_of(folder, settings, report))
     perceptual = perceptual_loss(settings.perceptual, device)
-    teacher = load_teacher(spec, device=device, consent=consent)
     if settings.crop is not None:
         spec.teacher.check_size(*settings.crop)
     if latents is None:
@@ -113,7 +122,6 @@ def distill(
     )
     state = TrainingState(student, heads, settings, device)
     with folder.lock():
-        folder.clean_leftovers()
         config = {
             "command": "distill",
             "settings": asdict(settings),
@@ -126,12 +134,14 @@ def distill(
             "data_fingerprint": stream.fingerprint,
         }
         folder.snapshot(config, environment(), RESUMABLE_CHANGES)
+        folder.clean_leftovers()
         resumed_from = _resume(folder, state)
         if resumed_from:
             report.note(f"resumed from step {resumed_from}")
         trainer = Trainer(teacher, state, stream, perceptual, settings, spec.student.pairs, device, dtype)
         losses = _train(trainer, folder, report)
         _write_model(folder, trainer, spec, config)
+    skipped += [Skipped(path, reason) for path, reason in stream.damaged.items()]
     return DistillResult(
         run, folder.model, state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
     )
@@ -180,6 +190,7 @@ class Trainer:
             group["lr"] = rate
         state.scaler.step(state.optimizer)
         state.scaler.update()
+        _check_scale(state)
         state.step += 1
         state.update_ema(settings.ema_decay)
         return sums | {"grad_norm": norm.item(), "lr": rate}
@@ -235,18 +246,19 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
             started = time.monotonic()
             losses = trainer.learn(batches)
             seconds = time.monotonic() - started
-            _append(folder.metrics, json.dumps({"step": step + 1, **losses, "seconds": seconds}))
+            finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
+            _append(folder.metrics, json.dumps({"step": step + 1, **finite, "seconds": seconds}))
             report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_step / seconds)
             last = state.step == settings.steps
-            if state.step % settings.save_every == 0 or last or stop:
-                folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
-                _append(folder.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} saved step {state.step}, loss {losses['loss']:.5f}")
             if settings.sample_every and (state.step % settings.sample_every == 0 or last):
                 _draw_sample(trainer, folder)
-            if stop and not last:
-                raise InterruptedRunError(
-                    f"stopped after step {state.step} of {settings.steps}", stop[0], "the same command goes on from there"
-                )
+            asked_to_stop = list(stop)  # read once: what comes later belongs to the next step
+            if state.step % settings.save_every == 0 or last or asked_to_stop:
+                folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
+                _append(folder.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} saved step {state.step}, loss {losses['loss']:.5f}")
+            if asked_to_stop and not last:
+                hint = "the same command goes on from there"
+                raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop[0], hint)
     return losses
 
 
@@ -278,7 +290,9 @@ def _resume(folder: RunDir, state: TrainingState) -> int | None:
         state.load(path)
     if folder.metrics.exists():
         lines = [line for line in folder.metrics.read_text().splitlines() if _step_of(line) <= state.step]
-        folder.metrics.write_text("".join(f"{line}\n" for line in lines))
+        write_whole(
+            folder.metrics, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        )
     return state.step if path is not None else None
 
 
@@ -379,6 +393,15 @@ def _check_gradients(state: TrainingState, norm: Tensor) -> None:
     )
 
 
+def _check_scale(state: TrainingState) -> None:
+    """An overflow lowers the scale and skips a step; a scale that only falls means that nothing is learnt any more."""
+    if state.scaler.is_enabled() and state.scaler.get_scale() < MIN_LOSS_SCALE:
+        raise NonFiniteError(
+            f"fp16 gradients overflow at every step; the loss scale has fallen below {MIN_LOSS_SCALE} at step {state.step + 1}",
+            "use --dtype bf16 or fp32; the same command goes on from the last checkpoint",
+        )
+
+
 @torch.no_grad()
 def _draw_sample(trainer: Trainer, folder: RunDir) -> None:
     """samples/step_N.png: teacher | student (EMA) | source of one fixed clip."""
@@ -411,7 +434,8 @@ def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
     """The model card: what it is, of what, trained how, under whose licence."""
     settings, teacher = trainer.settings, spec.teacher
     note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
-    origin = teacher.repo or "a local folder"
+    origin = teacher.repo or ("embedded in turbovaed" if spec.embedded else "a local folder")
+    height, width = settings.crop or trainer.stream.size
     return f"""---
 license: other
 license_name: {teacher.licence}
@@ -424,7 +448,7 @@ A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} 
 
 - Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
 - Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
-- Trained for {trainer.state.step:,} steps of {settings.batch_size * settings.accumulation} clips, {settings.frames} frames of {settings.size[1]}x{settings.size[0]};
+- Trained for {trainer.state.step:,} steps of {settings.batch_size * settings.accumulation} clips, {trainer.stream.frames} frames of {width}x{height}{" (random crops)" if settings.crop else ""};
   L1 + {settings.perceptual_weight} {settings.perceptual} + {settings.feature_weight} feature alignment; AdamW {settings.lr}, EMA {settings.ema_decay}.
 
 Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}

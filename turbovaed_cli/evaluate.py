@@ -62,7 +62,8 @@ def evaluate(
     encoder. PSNR and SSIM have a fixed range, per clip, then the mean over clips; LPIPS (Alex) joins when its weights
     are there, and is listed in `not_measured` with the reason when not.
     """
-    if settings.protocol != "standard":
+    _check_settings(settings)
+    if settings.protocol == "paper":
         raise UnavailableError(f"--protocol {settings.protocol} is not built yet", "--protocol standard: fixed range, per clip")
     assert pair.teacher is not None
     spec = pair.teacher.spec
@@ -76,10 +77,11 @@ def evaluate(
         for info in videos
         for clip in (plan_clips(info, cut)[:1] if settings.clips_per_video == 1 else plan_clips(info, cut))
     ]
+    infos = {str(info.path): info for info in videos}
     clips = []
     for clip in report.track(planned, "evaluating"):
         try:
-            frames = read_clip_uint8(Path(clip.path), clip.frames, clip.size, start=clip.start, stride=clip.stride)
+            frames = read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
         except VideoError as error:
             skipped.append(Skipped(clip.path, error.what))
             continue
@@ -91,6 +93,13 @@ def evaluate(
     if not clips:
         raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
     return EvalResult(pair.name, settings.protocol, settings.frames, settings.size, clips, _means(clips), not_measured, skipped)
+
+
+def _check_settings(settings: EvalSettings) -> None:
+    if settings.protocol not in ("standard", "paper"):
+        raise SettingsError(f"--protocol {settings.protocol} is unknown", "one of: standard, paper")
+    if settings.stride < 1 or settings.clips_per_video < 0:
+        raise SettingsError("--stride must be at least 1, --clips-per-video at least 0")
 
 
 def available_measures(device: torch.device) -> tuple[dict[str, Measure], dict[str, str]]:

@@ -1,6 +1,7 @@
 """The ffmpeg child process: what it may open, how much it may use, how long it may be silent, and what it complained of."""
 
 import contextlib
+import io
 import os
 import re
 import stat
@@ -8,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from turbovaed_cli.errors import MissingError, VideoError
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 _MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
-_STALL_S = 20.0  # seconds without a byte while we wait for one
+STALL_S = 20.0  # seconds without a byte while we wait for one
 # Said at error level about files that are fine.
 _HARMLESS = re.compile(r"chapter track not found|timescale not set|Last message repeated|deprecated pixel format", re.IGNORECASE)
 
@@ -73,11 +74,25 @@ def input_options(descriptor: int) -> list[str]:
     ]
 
 
+def complaint(messages: Sequence[str]) -> str:
+    """The first line of ffmpeg's that is not harmless, without its pointers and levels; empty where there is none."""
+    for line in messages:
+        if line.strip() and not _HARMLESS.search(line):
+            return re.sub(r"^(\[[^\]]*\] )+", "", line.strip())
+    return ""
+
+
 class Child:
     """A running ffmpeg whose stderr is drained by a thread and which is killed when it keeps us waiting."""
 
     def __init__(
-        self, arguments: Sequence[str], *, descriptors: Sequence[int] = (), feed: bool = False, may_write: bool = False
+        self,
+        arguments: Sequence[str],
+        *,
+        descriptors: Sequence[int] = (),
+        feed: bool = False,
+        may_write: bool = False,
+        patience_s: float = STALL_S,
     ) -> None:
         """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files."""
         self.process = subprocess.Popen(
@@ -86,8 +101,11 @@ class Child:
             stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=descriptors,
+            # Ctrl-C goes to us: we end the step at hand, and a child that died of it would look like a damaged video.
+            process_group=0 if os.name == "posix" else None,
         )
         _limit(self.process.pid, may_write=may_write)
+        self.patience_s = patience_s
         self._messages: list[str] = []
         self._waiting_since: float | None = None
         self.stalled = False
@@ -101,13 +119,13 @@ class Child:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
-    def read(self, num_bytes: int) -> bytes:
-        """Up to `num_bytes` of its stdout; less only at the end. VideoError when it is silent for too long."""
-        assert self.process.stdout is not None
+    def read(self, num_bytes: int, *, whole: bool = True) -> bytes:
+        """`num_bytes` of its stdout, less only at the end; not `whole`: what there is. VideoError when it is silent for too long."""
+        assert isinstance(self.process.stdout, io.BufferedReader)
         with self._waiting():
-            data = self.process.stdout.read(num_bytes)
+            data = self.process.stdout.read(num_bytes) if whole else self.process.stdout.read1(num_bytes)
         if self.stalled:
-            raise VideoError(f"ffmpeg gave nothing for {_STALL_S:.0f} seconds and was stopped")
+            raise VideoError(f"ffmpeg gave nothing for {self.patience_s:.0f} seconds and was stopped")
         return data
 
     def write(self, data: bytes | memoryview) -> None:
@@ -125,7 +143,8 @@ class Child:
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
-        with self._waiting():
+        # An encoder may take its time over its last frames and its index; a reader has nothing left to do.
+        with self._waiting() if self.process.stdin is None else nullcontext():
             code = self.process.wait()
         self._drain.join(timeout=5)
         return code
@@ -147,11 +166,8 @@ class Child:
         return list(self._messages)
 
     def complaint(self) -> str:
-        """The first line of stderr that is not harmless, without ffmpeg's pointers; empty where there is none."""
-        for line in self._messages:
-            if line.strip() and not _HARMLESS.search(line):
-                return re.sub(r"^(\[[^\]]*\] )+", "", line.strip())
-        return ""
+        """The first thing it complained of; see the function."""
+        return complaint(self._messages)
 
     def _collect(self) -> None:
         assert self.process.stderr is not None
@@ -171,7 +187,7 @@ class Child:
         """Only time that we spend waiting counts: a slow consumer is not a stalled ffmpeg."""
         while self.process.poll() is None:
             since = self._waiting_since
-            if since is not None and time.monotonic() - since > _STALL_S:
+            if since is not None and time.monotonic() - since > self.patience_s:
                 self.stalled = True
                 self.process.kill()
                 return

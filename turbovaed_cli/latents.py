@@ -1,7 +1,7 @@
 """The latent cache: posterior mean and std of clips, with the very pixels they were made from.
 
     cache/manifest.json                  what made it: teacher identity and clip settings
-    cache/shards/3f2a....safetensors     {key}.mean {key}.std (C, t, h, w) fp32 (fp16 where exact enough), {key}.video (T, H, W, 3) uint8
+    cache/shards/3f2a....safetensors     {key}.mean {key}.std (C, t, h, w) fp32, {key}.video (T, H, W, 3) uint8
     cache/shards/3f2a....json            its sha256 and, per clip: key, source, first frame
 
 A shard counts only with its .json, which is written after it: what a killed process leaves half-done is never read.
@@ -122,7 +122,9 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
     path = root / "manifest.json"
     manifest = {"schema_version": SCHEMA_VERSION, **made_by}
     if not path.exists():
-        if root.exists() and any(item.name != "shards" for item in root.iterdir()):
+        if root.exists() and any(
+            item.name != "shards" and not item.name.startswith(".manifest.json.") for item in root.iterdir()
+        ):
             raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
         write_json(path, manifest)
         return
@@ -161,9 +163,15 @@ class LatentCache:
                 f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"
             )
         self._verified: set[str] = set()
+        self.damaged: dict[str, str] = {}  # a damaged shard is an error, never passed over
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def frames(self) -> int:
+        """Frames of its clips."""
+        return int(self.manifest["clip"]["frames"])
 
     @property
     def size(self) -> tuple[int, int]:

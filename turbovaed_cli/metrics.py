@@ -39,7 +39,7 @@ def psnr(video: Tensor, source: Tensor) -> float:
     Both (3, T, H, W) in [-1, 1]. At most MAX_PSNR_DB.
     """
     error = (to_unit(video.double()) - to_unit(source.double())).square().mean().item()
-    return min(-10 * math.log10(error), MAX_PSNR_DB) if error > 0 else MAX_PSNR_DB
+    return MAX_PSNR_DB if error == 0 else min(-10 * math.log10(error), MAX_PSNR_DB)
 
 
 def ssim(video: Tensor, source: Tensor) -> float:

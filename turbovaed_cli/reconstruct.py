@@ -1,5 +1,6 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -49,7 +50,12 @@ def reconstruct(
     if source.suffix == ".safetensors":
         return _decode_file(source, out, pair, settings, overwrite=overwrite, report=report)
     assert pair.teacher is not None
+    _check_settings(settings)
     info = probe(source)
+    if not info.has_constant_rate:
+        report.note(
+            f"{source.name} has a variable frame rate: every frame is kept and shown at its average, {float(info.fps):.3f}"
+        )
     columns = 3 if settings.compare else 1
     with VideoWriter(
         out,
@@ -69,6 +75,13 @@ def reconstruct(
             writer.write(frame)
             written += 1
     return ReconstructResult(out, written, info.height, info.width * columns, info.fps)
+
+
+def _check_settings(settings: ReconstructSettings) -> None:
+    if settings.overlap < 0 or settings.window < 0:
+        raise SettingsError("--overlap and --window cannot be below 0")
+    if not 0 < settings.fps < math.inf:
+        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
 
 
 def reconstructed_frames(
@@ -105,6 +118,7 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
 def _decode_file(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
+    _check_settings(settings)
     latents = read_latents(source)
     student = pair.student
     if latents.shape[0] != student.config.latent_channels:

@@ -21,26 +21,33 @@ class FrameRule:
     step: int
     first: int
     minimum: int = 1
+    maximum: int | None = None
 
     def is_valid(self, frames: int) -> bool:
         """Whether `frames` pixel frames come back as that many."""
+        if self.maximum is not None and frames > self.maximum:
+            return False
         return frames == 1 or (frames >= self.minimum and frames % self.step == self.first % self.step)
 
     def at_least(self, frames: int) -> int:
-        """The smallest valid count >= frames."""
+        """The smallest valid count >= frames; the maximum where there is none."""
         if frames <= 1:
             return 1
+        if self.maximum is not None and frames > self.maximum:
+            return self.maximum
         return max(self.minimum, math.ceil((frames - self.first) / self.step) * self.step + self.first)
 
     def at_most(self, frames: int) -> int:
         """The largest valid count <= frames; 1 where there is none."""
+        frames = frames if self.maximum is None else min(frames, self.maximum)
         valid = (frames - self.first) // self.step * self.step + self.first
         return valid if valid >= self.minimum else 1
 
     def __str__(self) -> str:
         """'8k+1' or '4k, at least 8', as users read it."""
         text = f"{self.step}k+{self.first}" if self.first else f"{self.step}k"
-        return f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
+        text = f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
+        return f"{text}, at most {self.maximum}" if self.maximum else text
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,9 @@ class TeacherSpec:
         """Raise FrameCountError unless the teacher gives back as many frames as it was given."""
         if not self.frames.is_valid(frames):
             below, above = self.frames.at_most(frames), self.frames.at_least(frames)
+            nearest = " or ".join(str(count) for count in dict.fromkeys((below, above)))
             raise FrameCountError(
-                f"{frames} frames do not survive this teacher, which takes {self.frames}", f"nearest: --frames {below} or {above}"
+                f"{frames} frames do not survive this teacher, which takes {self.frames}", f"nearest: --frames {nearest}"
             )
 
     def check_size(self, height: int, width: int) -> None:
@@ -182,7 +190,7 @@ def _student_config(
 
 
 def _ltx_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
-    num_scaled = sum(config["decoder_spatio_temporal_scaling"])
+    num_scaled = sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))  # the 0.9.0 config leaves it out
     return config.get("patch_size_t", 1) * 2**num_scaled, config.get("patch_size", 4) * 2**num_scaled
 
 
@@ -270,8 +278,9 @@ _COGVIDEOX = ModelSpec(
         latent_channels=16,
         time_ratio=4,
         space_ratio=8,
-        # 13 frames encode to 4 latents, which decode to 16 frames: only 8k+1 round-trips.
-        frames=FrameRule(step=8, first=1),
+        # 13 frames encode to 4 latents, which decode to 16 frames: only 8k+1 round-trips. From 16 latents on the class
+        # decodes in chunks, which changes pixels and shows a tap one chunk only.
+        frames=FrameRule(step=8, first=1, maximum=57),
         decoder_params_m=123.368,
         licence="CogVideoX License",
         required=(
@@ -386,6 +395,9 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     config_path = folder / "config.json"
     if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
         folder, config_path = folder / "vae", folder / "vae" / "config.json"
+    lone = [spec for spec in MODELS.values() if not spec.teacher.folder and (folder / spec.teacher.weights_file).is_file()]
+    if not config_path.is_file() and lone and not lone[0].embedded:
+        return replace(lone[0], teacher=replace(lone[0].teacher, path=folder, repo=None))  # published without a config
     try:
         config = json.loads(config_path.read_text(encoding="utf-8"))
         class_name = config["_class_name"]
@@ -399,6 +411,12 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     if not rows:
         known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
         raise SettingsError(f"{folder} holds a {class_name}, which is no known teacher", f"known classes: {known}")
+    for name in ("timestep_conditioning", "decoder_inject_noise"):
+        if _any(config.get(name)):
+            raise SettingsError(
+                f"{folder} has {name}: its decoder needs more than latents, which a student cannot learn to do without",
+                "LTX-Video 0.9.0 has a plain decoder; 0.9.1 and later do not",
+            )
     row = rows[0]
     assert row.teacher.ratios is not None
     try:
@@ -422,6 +440,10 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
         config |= _upsampling_for(time_ratio, space_ratio, config)
     student = replace(row.student, config=config, published=None)
     return replace(row, name=row.name, title=f"{row.title} class in {folder}", teacher=teacher, student=student)
+
+
+def _any(value: object) -> bool:
+    return any(value) if isinstance(value, list | tuple) else bool(value)
 
 
 def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:

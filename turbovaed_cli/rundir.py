@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
 
 SCHEMA_VERSION = 1
+# Names that write_whole, whole_folder and _remove_folder give to what is not complete.
+_LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|model|step_\d{7}(\.png)?)\.")
 
 
 def sha256_of(path: Path) -> str:
@@ -136,12 +139,12 @@ class RunDir:
         """
         config = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config}))
         if not self.config.exists():
-            if self.root.exists() and any(self.root.iterdir()):
-                names = sorted(item.name for item in self.root.iterdir() if item.name != "lock")
-                if names:
-                    raise RunFolderError(
-                        f"{self.root} holds other things ({names[0]}) and no run", "give a new or empty folder as --run"
-                    )
+            items = [item.name for item in self.root.iterdir()] if self.root.exists() else []
+            others = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
+            if others:
+                raise RunFolderError(
+                    f"{self.root} holds other things ({others[0]}) and no run", "give a new or empty folder as --run"
+                )
             write_json(self.env, env)
             write_json(self.config, config)
             return False
@@ -217,10 +220,11 @@ class RunDir:
         return path
 
     def clean_leftovers(self) -> None:
-        """Remove what a killed process left half-written. Call while holding the lock."""
+        """Remove what a killed process of ours left half-written, and nothing else. Call while holding the lock of a known run."""
         for folder in (self.root, self.checkpoints, self.samples):
             for item in folder.glob(".*") if folder.is_dir() else ():
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
+                if _LEFTOVER.match(item.name):
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class CacheSettings:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """`distill`. The defaults are the published recipe; what a resume may change is in RESUMABLE_CHANGES."""
+    """`distill`. The defaults are the published recipe, and a bound on the gradient; what a resume may change: RESUMABLE_CHANGES."""
 
     steps: int = 2000  # optimizer steps in all
     batch_size: int = 1  # clips per forward pass
@@ -60,7 +60,7 @@ class DistillSettings:
     workers: int = 2  # batches read ahead, each in a thread
 
 
-# What may differ between a run and its resume without changing what it computes up to that step.
+# What may differ between a run and its resume without changing what was computed so far.
 RESUMABLE_CHANGES = frozenset({"steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where"})
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -28,7 +29,13 @@ WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 # In these, one packet is one frame, so counting needs no decoding; VP8 hides frames, AVI packs several into one packet.
 _COUNTABLE_CODECS = ("h264", "hevc", "av1", "vp9")
 _COUNTABLE_CONTAINERS = ("mov,mp4", "matroska")
-_COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # what mp4, mov and mkv all take as it is
+# Sound that each container takes as it is; other sound becomes AAC.
+_COPIED_AUDIO = {
+    ".mp4": ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"),
+    ".m4v": ("aac", "ac3", "alac"),
+    ".mov": ("aac", "mp3", "ac3", "alac"),
+    ".mkv": ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac", "vorbis"),
+}
 _COMMON_RATES = [Fraction(n) for n in (1, 5, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)] + [
     Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)
 ]
@@ -53,6 +60,12 @@ class VideoInfo:
     def has_audio(self) -> bool:
         """Whether it has sound."""
         return self.audio_codec is not None
+
+    @property
+    def has_constant_rate(self) -> bool:
+        """Whether frames are shown at even distances, up to half of one (containers round their times)."""
+        gaps = [after - before for before, after in pairwise(self.times_s)]
+        return not gaps or max(gaps) < 1.5 / float(self.fps)
 
     @property
     def duration_s(self) -> float:
@@ -140,15 +153,27 @@ def probe(path: Path) -> VideoInfo:
 def _frame_table(path: Path, options: list[str]) -> tuple[list[str], dict[str, str], list[int | None]]:
     """Run ffmpeg to a table of frames: its log, the table's header, and the time of every row in units of header["tb"]."""
     with ffmpeg.open_regular(path) as file:
-        arguments = ["-loglevel", "info", "-nostats", *ffmpeg.input_options(file.fileno()), "-map", "0:v:0", "-an", "-sn", "-dn"]
+        arguments = [
+            "-loglevel",
+            "level+info",
+            "-nostats",
+            *ffmpeg.input_options(file.fileno()),
+            "-map",
+            "0:v:0",
+            "-an",
+            "-sn",
+            "-dn",
+        ]
         with ffmpeg.Child(
             [*arguments, "-fps_mode", "passthrough", *options, "-f", "framecrc", "pipe:1"], descriptors=[file.fileno()]
         ) as child:
-            text = b"".join(iter(lambda: child.read(1 << 16), b"")).decode(errors="replace")
+            text = b"".join(iter(lambda: child.read(1 << 16, whole=False), b"")).decode(errors="replace")
             code = child.finish()
             messages = child.messages
     if code != 0:
         raise VideoError(f"{path}: {_reason(messages)}")
+    if damage := ffmpeg.complaint([line for line in messages if "[error]" in line or "[fatal]" in line]):
+        raise VideoError(f"{path}: damaged: {damage}")
     header, rows = {}, []
     for line in text.splitlines():
         if line.startswith("#"):
@@ -236,7 +261,9 @@ def read_frames(
         arguments += ["-fps_mode", "passthrough", "-vf", ",".join(filters)]
         # Asking for every last frame leaves it to ffmpeg to meet the end, and what is wrong there.
         arguments += ["-frames:v", str(wanted)] if count is not None else []
-        with ffmpeg.Child([*arguments, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"], descriptors=[file.fileno()]) as child:
+        patience_s = ffmpeg.STALL_S + skip / 5  # seconds; frames that are decoded only to be passed over give no byte
+        arguments += ["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
+        with ffmpeg.Child(arguments, descriptors=[file.fileno()], patience_s=patience_s) as child:
             num_bytes = height * width * 3
             for i in range(wanted):
                 data = child.read(num_bytes)
@@ -367,7 +394,7 @@ class VideoWriter:
             file = self._open.enter_context(ffmpeg.open_regular(audio_from.path))
             descriptors.append(file.fileno())
             arguments += ffmpeg.input_options(file.fileno())
-            copied = audio_from.audio_codec in _COPIED_AUDIO
+            copied = audio_from.audio_codec in _COPIED_AUDIO[self.path.suffix.lower()]
             arguments += ["-map", "0:v:0", "-map", "1:a:0", *(["-c:a", "copy"] if copied else ["-c:a", "aac", "-b:a", "192k"])]
         arguments += [
             "-vf",

@@ -48,7 +48,7 @@ def load_pair(
     name = model or DEFAULT_MODEL
     student = load_student(name, config, consent=consent)
     nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
-    run = RunDir(Path(name)) if RunDir.is_run(Path(name)) else None
+    run = RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
     where = teacher or _teacher_of(name, run, student)
     spec = find_model(where) if where else None
     loaded = None

@@ -303,15 +303,15 @@ def load_student(
     Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
     are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
     """
+    if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
+        spec = find_model(where)
+        path = student_weights(spec, consent)
+        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
     path = Path(where)
     if path.is_dir():
         return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
     if path.is_file():
         return load_published(path, _read_config(path, config))
-    if is_model_name(str(where)):
-        spec = find_model(where)
-        path = student_weights(spec, consent)
-        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
     raise UnknownModelError(
         f"no model answers to {str(where)!r}",
         f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}",

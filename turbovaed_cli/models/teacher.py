@@ -105,11 +105,17 @@ class Teacher(nn.Module):
             weights = self.folder / WEIGHTS_FILE
         return {
             "class": self.spec.class_name,
+            "config_sha256": _hash_of_config(self.vae),
             "required_settings": {setting.name: setting.value for setting in self.spec.required},
             "weights_sha256": sha256_of(weights) if weights is not None and weights.is_file() else _hash_of_state(self.vae),
             "latent_channels": self.spec.latent_channels,
             "licence": self.spec.licence,
         }
+
+
+def _hash_of_config(vae: Any) -> str:
+    config = {name: value for name, value in vae.config.items() if not name.startswith("_")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _hash_of_state(module: nn.Module) -> str:

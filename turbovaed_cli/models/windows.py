@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from turbovaed_cli.errors import NonFiniteError
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry import TeacherSpec
@@ -55,6 +56,8 @@ def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDec
         decoded = [student(latents.to(student.dtype))]
     if with_teacher:
         decoded.insert(0, teacher.decode(latents))
+    if not all(bool(torch.isfinite(video).all()) for video in decoded):
+        raise NonFiniteError(f"decoding in {student.dtype} gave values that are not finite", "use --dtype fp32")
     return [video[0, :, :num_frames, :height, :width].float().clamp(-1, 1).cpu() for video in decoded]
 
 

@@ -61,6 +61,7 @@ class VideoClips:
     def __init__(self, videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], stride: int) -> None:
         self.videos = sorted(videos, key=lambda info: str(info.path))
         self.frames, self.size, self.stride = frames, size, stride
+        self.damaged: dict[str, str] = {}  # what failed while it was read, and why
 
     @property
     def fingerprint(self) -> str:
@@ -68,17 +69,26 @@ class VideoClips:
         return hashlib.sha256("".join(sha256_of(info.path) for info in self.videos).encode()).hexdigest()
 
     def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
-        """Batch number `index`, video only; depends on nothing but its arguments."""
-        clips = []
-        for i in range(index * batch_size, (index + 1) * batch_size):
-            info = self.videos[item_at(seed, i, len(self.videos))]
-            rng = random.Random(f"clip/{seed}/{i}")  # noqa: S311 - reproducible, not secret
-            span = (self.frames - 1) * self.stride + 1
-            start = rng.randrange(info.num_frames - span + 1)
+        """Batch number `index`, video only; depends on nothing but its arguments and the files.
+
+        A place that turns out damaged is named in `damaged` and the next video takes its turn, the same one every time.
+        """
+        return Batch(torch.stack([self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)]))
+
+    def _clip_at(self, seed: int, i: int) -> Tensor:
+        first = item_at(seed, i, len(self.videos))
+        for turn in range(len(self.videos)):
+            info = self.videos[(first + turn) % len(self.videos)]
+            rng = random.Random(f"clip/{seed}/{i}/{turn}")  # noqa: S311 - reproducible, not secret
+            start = rng.randrange(info.num_frames - (self.frames - 1) * self.stride)
             crop = (rng.random(), rng.random())
-            clip = read_clip(info.path, self.frames, self.size, start=start, stride=self.stride, crop=crop)
-            clips.append(clip.flip(-1) if rng.random() < 0.5 else clip)
-        return Batch(torch.stack(clips))
+            try:
+                clip = read_clip(info, self.frames, self.size, start=start, stride=self.stride, crop=crop)
+            except VideoError as error:
+                self.damaged[str(info.path)] = error.what
+                continue
+            return clip.flip(-1) if rng.random() < 0.5 else clip
+        raise VideoError("no video can be read any more", "; ".join(list(self.damaged.values())[:3]))
 
 
 def random_crop(batch: Batch, crop: tuple[int, int], space_ratio: int, seed: int, index: int) -> Batch:
