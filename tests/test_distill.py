@@ -9,7 +9,7 @@ from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.distill import distill, learning_rate
-from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError
+from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, load_student
@@ -185,7 +185,7 @@ def test_a_loss_scale_that_only_falls_is_an_error(ltx_teacher, cache, small_stud
         distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert 10 < len(lines) < 60
-    assert all(json.loads(line, parse_constant=lambda text: pytest.fail(text)) for line in lines)
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
 
 
 def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, videos, small_student):
@@ -280,6 +280,25 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
         student_config=small_student,
     )
     assert result.step == 1
+
+
+def test_init_starts_from_a_students_weights(run, ltx_teacher, cache, small_student, tmp_path):
+    settings = replace(TINY, steps=1, accumulation=1, lr=1e-12, sample_every=0)
+    distill(
+        find_model(ltx_teacher),
+        tmp_path / "run",
+        latents=cache,
+        settings=settings,
+        student_config=small_student,
+        init=str(run[0]),
+    )
+    before, after = load_student(run[0]).state_dict(), load_student(tmp_path / "run").state_dict()
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    with pytest.raises(WeightFileError):
+        wider = small_student | {"decoder_block_out_channels": [32, 8, 8, 16]}
+        distill(
+            find_model(ltx_teacher), tmp_path / "other", latents=cache, settings=settings, student_config=wider, init=str(run[0])
+        )
 
 
 def test_learning_rate_warms_up_and_falls():

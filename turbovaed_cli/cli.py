@@ -366,6 +366,9 @@ def distill(
     student_config: Annotated[
         Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")
     ] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="A student to start from, as --model takes it, instead of random weights.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = DistillSettings.seed,
     save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = DistillSettings.save_every,
     sample_every: Annotated[
@@ -400,6 +403,7 @@ def distill(
         latents=latents,
         settings=settings,
         student_config=read_config(student_config) if student_config else None,
+        init=init,
         consent=_consent(yes),
         report=_reporter(quiet, verbose),
     )

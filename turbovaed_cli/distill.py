@@ -18,8 +18,8 @@ from turbovaed_cli import __version__
 from turbovaed_cli.devices import autocast, environment, resolve_device, resolve_dtype
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, SettingsError
 from turbovaed_cli.latents import Batch, LatentCache
-from turbovaed_cli.models.student import StudentDecoder, build_student, num_params
-from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
+from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
+from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import AlignmentPair, ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir, whole_folder, write_whole
@@ -81,11 +81,13 @@ def distill(
     latents: Path | None = None,
     settings: DistillSettings = DistillSettings(),  # noqa: B008 - frozen
     student_config: Mapping[str, Any] | None = None,
+    init: str | None = None,
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> DistillResult:
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
 
+    `init` names a student (as load_student takes it) to start from instead of random weights.
     Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
@@ -114,6 +116,8 @@ def distill(
 
     torch.manual_seed(settings.seed)
     student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
+    if init is not None:
+        load_strictly(student, load_student(init, consent=consent).state_dict(), Path(init))
     _check_ratios(student, spec)
     heads = build_heads(student.to(device), teacher, spec.student.pairs if settings.feature_weight else ())
     report.note(
@@ -131,6 +135,7 @@ def distill(
                 "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
             },
             "student_config": _published_config(student),
+            "init_sha256": hash_of_state(student) if init is not None else None,
             "data_fingerprint": stream.fingerprint,
         }
         folder.snapshot(config, environment(), RESUMABLE_CHANGES)

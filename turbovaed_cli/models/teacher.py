@@ -107,7 +107,7 @@ class Teacher(nn.Module):
             "class": self.spec.class_name,
             "config_sha256": _hash_of_config(self.vae),
             "required_settings": {setting.name: setting.value for setting in self.spec.required},
-            "weights_sha256": sha256_of(weights) if weights is not None and weights.is_file() else _hash_of_state(self.vae),
+            "weights_sha256": sha256_of(weights) if weights is not None and weights.is_file() else hash_of_state(self.vae),
             "latent_channels": self.spec.latent_channels,
             "licence": self.spec.licence,
         }
@@ -118,7 +118,8 @@ def _hash_of_config(vae: Any) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _hash_of_state(module: nn.Module) -> str:
+def hash_of_state(module: nn.Module) -> str:
+    """Hex sha256 over names and values of a module's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
