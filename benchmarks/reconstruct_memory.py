@@ -1,6 +1,6 @@
 """Peak memory of `turbovaed reconstruct` on 10 and 60 seconds of the same video, and their ratio.
 
-python benchmarks/reconstruct_memory.py [--size 320x240]
+python benchmarks/reconstruct_memory.py [--size 128x96]
 """
 
 import argparse
@@ -26,7 +26,7 @@ def peak_mb(arguments: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="320x240")
+    parser.add_argument("--size", default="128x96")
     size = parser.parse_args().size
     with tempfile.TemporaryDirectory() as folder:
         peaks = []

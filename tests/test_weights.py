@@ -85,6 +85,7 @@ def turbovaed(hub, tmp_path):
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "TORCH_HOME": str(tmp_path / "torch"),
+        "NO_PROXY": "127.0.0.1",
     }
     environment.pop("HF_HUB_OFFLINE", None)
 

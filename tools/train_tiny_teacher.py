@@ -94,6 +94,7 @@ def main() -> None:
             print(json.dumps({"step": step, "val_psnr": evaluate(ema, options.val)}), flush=True)
     final = AutoencoderKLLTXVideo(**CONFIG)
     final.load_state_dict(ema)
+    measure_latents(final, clips)
     final.half().save_pretrained(options.out / "teacher")
     print(
         json.dumps(
@@ -184,6 +185,17 @@ def train_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return loss.item()
+
+
+@torch.no_grad()
+def measure_latents(model: AutoencoderKLLTXVideo, clips: list[np.ndarray]) -> None:
+    """Set the buffers latents_mean and latents_std, which pipelines normalise with: per channel, over the first frames of every clip."""
+    means = [
+        model.encode(to_model(frames[:FRAMES])[None]).latent_dist.mode()[0].flatten(1) for frames in clips
+    ]  # each (C, t*h*w)
+    every = torch.cat(means, dim=1)
+    model.latents_mean.copy_(every.mean(dim=1))
+    model.latents_std.copy_(every.std(dim=1))
 
 
 def save(path: Path, state: dict[str, object]) -> None:
