@@ -277,7 +277,7 @@ def test_a_writer_that_takes_its_time_at_the_end_is_not_stopped(tmp_path):
 
 
 def test_a_reader_that_hears_nothing_stops_the_child(tmp_path):
-    path = make(tmp_path / "a.mp4", seconds=1)
+    path = make(tmp_path / "a.mp4", seconds=10)
     arguments = ["-re", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
     with ffmpeg.Child(arguments, patience_s=0.3) as child, pytest.raises(VideoError, match="gave nothing"):
         child.read(96 * 64 * 3 * 1000)

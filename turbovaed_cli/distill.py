@@ -354,7 +354,7 @@ def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teache
     """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
     inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
     for name in ("latents_mean", "latents_std"):
-        value = getattr(teacher.vae, name, None)
+        value = dict(teacher.vae.named_buffers()).get(name)
         if isinstance(value, Tensor):
             inherited[name] = value.float().cpu().tolist()
     scaling = getattr(teacher.vae.config, "scaling_factor", None)
