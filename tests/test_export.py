@@ -73,7 +73,7 @@ def test_one_frame_makes_a_graph_of_its_own(student, tmp_path):
 def test_coreml_converts_and_its_saved_program_gives_the_students_numbers(student, precision, tmp_path):
     settings = ExportSettings(frames=5, size=(48, 32), precision=precision)
     (artifact,) = export_student(student, ("coreml",), tmp_path / "student.mlpackage", settings).artifacts
-    assert artifact.max_abs < 1e-3 if precision == "fp32" else 55 < artifact.psnr_db < 120
+    assert artifact.max_abs < 1e-3 if precision == "fp32" else 55 < artifact.psnr_db < 90
     inside = anatomy(artifact.path)
     assert inside.operators["conv"] > 0
     assert inside.gmacs > 0

@@ -34,7 +34,9 @@ def interpret(program: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_half(variable: Any) -> bool:
-    return "fp16" in str(variable.dtype)
+    from coremltools.converters.mil.mil import types  # noqa: PLC0415 - the program came from coremltools
+
+    return bool(types.builtin_to_string(variable.dtype) == "fp16")
 
 
 def _value_of(variable: Any, values: Mapping[str, Any]) -> Any:
