@@ -1,21 +1,34 @@
-"""Eval measures teacher and student alike, on the frames that reconstruct would write."""
+"""Eval measures teacher and student alike, on the frames that reconstruct would write, and says how sure it is."""
 
+import hashlib
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_video
+from test_metrics import TinyDetector, random_trunk, scripted_detector
 
-from turbovaed_cli.errors import FrameCountError, SettingsError, UnavailableError
-from turbovaed_cli.evaluate import as_document, evaluate
-from turbovaed_cli.metrics import psnr, ssim
+from turbovaed_cli import ffmpeg
+from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError
+from turbovaed_cli.evaluate import as_document, clip_frames, decode_times, evaluate, evaluate_all, find_misses, parse_thresholds
+from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
+from turbovaed_cli.metrics.intervals import ratio_interval
+from turbovaed_cli.metrics.published import published_scores, recognise
+from turbovaed_cli.metrics.scores import ClipScores, summarise
+from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.reconstruct import reconstructed_frames
+from turbovaed_cli.models.student import num_params
+from turbovaed_cli.reconstruct import reconstruct
+from turbovaed_cli.registry import MODELS
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings
-from turbovaed_cli.video import read_clip_uint8, to_model
+from turbovaed_cli.video import VideoWriter, read_clip_uint8, read_frames, to_model
 
 SMALL = EvalSettings(frames=9, size=(64, 64))
+PIXELS = replace(SMALL, metrics=("psnr", "ssim", "flicker"))
 
 
 @pytest.fixture(scope="module")
@@ -31,54 +44,328 @@ def result(pair, videos):
 def test_means_are_over_clips_and_the_ratio_is_of_means(result):
     assert len(result.clips) == 3
     for who in ("teacher", "student"):
-        for name in ("psnr", "ssim"):
+        for name in ("psnr", "ssim", "flicker"):
             assert result.means[who][name] == pytest.approx(np.mean([getattr(clip, who)[name] for clip in result.clips]))
     assert result.means["ratio"]["psnr"] == pytest.approx(result.means["student"]["psnr"] / result.means["teacher"]["psnr"])
 
 
-def test_the_numbers_are_those_of_the_frames_reconstruct_writes(result, pair):
+def test_intervals_are_over_clips_and_paired_for_the_ratio(result):
+    scores = {who: [getattr(clip, who)["psnr"] for clip in result.clips] for who in ("teacher", "student")}
+    for who, values in scores.items():
+        assert result.intervals[who]["psnr"] == pytest.approx(ratio_interval(values, [1.0] * 3, range(3)))
+    assert result.intervals["ratio"]["psnr"] == pytest.approx(ratio_interval(scores["student"], scores["teacher"], range(3)))
+    assert result.num_videos == 3
+
+
+def test_the_worst_clips_are_named_worst_first(result):
+    by_psnr = sorted(result.clips, key=lambda clip: clip.student["psnr"])
+    assert result.worst["psnr"] == by_psnr
+    assert result.worst["flicker"] == sorted(result.clips, key=lambda clip: -clip.student["flicker"])
+    assert as_document(result)["worst"]["psnr"][0]["path"] == by_psnr[0].path
+
+
+@pytest.mark.parametrize("frames", [9, 41])
+def test_the_numbers_are_those_of_the_frames_that_reconstruct_hands_to_the_encoder(frames, pair, tmp_path, monkeypatch):
+    """Bit for bit, for a clip of one window and for one of several that fade into each other."""
+    source = make_video(tmp_path / "in.mp4", "testsrc2", "64x64", frames)
+    written = []
+    monkeypatch.setattr(
+        VideoWriter, "write", lambda self, frame, write=VideoWriter.write: (written.append(frame.copy()), write(self, frame))[1]
+    )
+    reconstruct(source, tmp_path / "out.mp4", pair, ReconstructSettings())
+    settings = replace(PIXELS, frames=frames)
+    result = evaluate(pair, source, settings)
+    (clip,) = result.clips
+    clean, _, student = clip_frames(pair, clip, settings)
+    assert np.array_equal(student, np.stack(written))
+    assert np.array_equal(clean, np.stack(list(read_frames(source, square_pixels=False))))
+    video, original = to_model(np.stack(written)), to_model(clean)
+    assert clip.student == {"psnr": psnr(video, original), "ssim": ssim(video, original), "flicker": flicker(video, original)}
+
+
+def test_clip_frames_are_what_was_measured(result, pair):
     for clip in result.clips:
-        frames = read_clip_uint8(clip.path, 9, (64, 64), start=clip.start)
-        side_by_side = np.stack(list(reconstructed_frames(iter(frames), 64, 64, pair, ReconstructSettings())))
-        written, source = to_model(side_by_side), to_model(frames)
-        assert clip.student == {"psnr": psnr(written, source), "ssim": ssim(written, source)}
+        source, teacher, student = clip_frames(pair, clip, SMALL)
+        assert source.shape == teacher.shape == student.shape == (9, 64, 64, 3)
+        assert {frames.dtype for frames in (source, teacher, student)} == {np.dtype(np.uint8)}
+        assert np.array_equal(source, read_clip_uint8(clip.path, 9, (64, 64), start=clip.start))
+        assert psnr(to_model(teacher), to_model(source)) == clip.teacher["psnr"]
+        assert psnr(to_model(student), to_model(source)) == clip.student["psnr"]
 
 
 def test_what_was_not_measured_says_why_and_what_to_run(result):
-    assert "turbovaed models pull lpips-alex" in result.not_measured["lpips"]
-    assert "lpips" not in result.means["student"]
+    for name, pull in (("lpips", "lpips-alex"), ("lpips_vgg", "lpips-vgg")):
+        assert (
+            result.not_measured[name].startswith("not measured: ")
+            and f"turbovaed models pull {pull}" in result.not_measured[name]
+        )
+        assert name not in result.means["student"]
+    assert result.not_measured["rfvd"].startswith("not comparable: 3 clips of the 256")
+    assert "rfvd" not in result.means["student"]
+
+
+def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, monkeypatch):
+    monkeypatch.setattr(ffmpeg, "has_filter", lambda _name: False)
+    result = evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("psnr", "vmaf")))
+    assert result.not_measured["vmaf"].startswith("not measured: this ffmpeg has no libvmaf")
+    assert list(result.means["student"]) == ["psnr"]
+    with pytest.raises(MissingError, match="nothing can be measured"):
+        evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("vmaf",)))
 
 
 def test_the_document_is_the_contract(result):
-    document = json.loads(json.dumps(as_document(result)))
+    document = json.loads(json.dumps(as_document(result), allow_nan=False))
     assert document["schema_version"] == 1
     assert set(document["means"]) == {"teacher", "student", "ratio"}
-    assert {"clips", "not_measured"} <= set(document)
+    assert {"clips", "not_measured", "intervals", "worst", "weights", "published", "decoder_params", "kept"} <= set(document)
     assert document["frames"] == 9 and document["size"] == [64, 64]
+    assert document["protocol"] == "standard" and document["intervals"]["confidence"] == 0.95
+
+
+def test_decoder_parameters_are_those_of_the_two_decoders(result, pair):
+    assert result.decoder_params == {"teacher": num_params(pair.teacher.decoder), "student": num_params(pair.student)}
 
 
 def test_the_default_is_17_frames_at_256(pair):
     assert (EvalSettings().frames, EvalSettings().size) == (17, (256, 256))
 
 
-def test_several_clips_of_a_video(pair, videos):
-    result = evaluate(pair, videos / "more", EvalSettings(frames=9, size=(64, 64), clips_per_video=2))
+def test_several_clips_of_a_video_count_as_one_video(pair, videos):
+    result = evaluate(pair, videos / "more", replace(PIXELS, clips_per_video=2))
     assert [clip.start for clip in result.clips] == [0, 9, 0, 21]
+    assert result.num_videos == 2
+    alone = evaluate(pair, videos / "a.mp4", PIXELS)
+    assert alone.intervals["student"]["psnr"] is None  # one video has no spread
 
 
 def test_skipped_videos_are_listed(pair, videos, tmp_path):
     shutil.copy(videos / "a.mp4", tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"no")
     make_video(tmp_path / "c.mp4", frames=2)
-    result = evaluate(pair, tmp_path, SMALL)
+    result = evaluate(pair, tmp_path, PIXELS)
     assert len(result.clips) == 1
     assert len(result.skipped) == 2
 
 
 def test_bad_requests_are_refused(pair, videos, tmp_path):
-    with pytest.raises(FrameCountError):
-        evaluate(pair, videos, EvalSettings(frames=10, size=(64, 64)))
-    with pytest.raises(UnavailableError, match="protocol"):
-        evaluate(pair, videos, EvalSettings(frames=9, size=(64, 64), protocol="paper"))
+    for error, changed, said in (
+        (FrameCountError, {"frames": 10}, "10 frames"),
+        (SettingsError, {"protocol": "mine"}, "standard, paper"),
+        (SettingsError, {"metrics": ("psnr", "pnsr")}, "'pnsr'"),
+        (SettingsError, {"dataset": "ucf11"}, "'ucf11'"),
+        (SettingsError, {"stride": 0}, "--stride"),
+    ):
+        with pytest.raises(error) as raised:
+            evaluate(pair, videos, replace(SMALL, **changed))
+        assert said in f"{raised.value.what} {raised.value.hint}"
     with pytest.raises(SettingsError, match="no video"):
         evaluate(pair, tmp_path, SMALL)
+
+
+# --- several models -----------------------------------------------------------------------------------------------
+
+
+def test_models_of_one_teacher_are_compared_on_the_same_clips_and_it_decodes_once(pair, ltx_student, ltx_teacher, videos):
+    """Each gets the numbers it gets alone."""
+    other = load_pair(str(ltx_student), str(ltx_teacher))
+    with torch.no_grad():
+        for parameter in other.student.parameters():
+            parameter.mul_(0.9)
+    decodes = []
+    handles = [p.teacher.decoder.register_forward_hook(lambda *_: decodes.append(1)) for p in (pair, other)]
+    first, second = evaluate_all([pair, other], videos, PIXELS)
+    for handle in handles:
+        handle.remove()
+    assert len(decodes) == len(first.clips) == 3
+    assert first.clips == evaluate(pair, videos, PIXELS).clips
+    assert second.clips == evaluate(other, videos, PIXELS).clips
+    assert [clip.teacher for clip in first.clips] == [clip.teacher for clip in second.clips]
+    assert first.means["student"] != second.means["student"]
+    scores, facts, *_ = as_tables([first, second], videos)
+    assert [row[0].strip() for row in scores.rows] == [first.model, "teacher", "student", "ratio"] * 2
+    assert sum("decoder" in label for label, _ in facts.rows) == 2
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------------
+
+
+def test_thresholds_are_shares_of_the_teachers_quality_whichever_way_the_metric_points():
+    """Twice the teacher's LPIPS keeps half of its quality."""
+    clips = [ClipScores("a", 0, {"psnr": 30.0, "lpips": 0.1}, {"psnr": 27.0, "lpips": 0.2})]
+    summary = summarise(clips)
+    assert summary.means["ratio"] == pytest.approx({"psnr": 0.9, "lpips": 2.0})
+    assert summary.kept == pytest.approx({"psnr": 0.9, "lpips": 0.5})
+    same = [ClipScores("a", 0, {"lpips": 0.0}, {"lpips": 0.0}), ClipScores("b", 0, {"lpips": 0.0}, {"lpips": 0.0})]
+    assert summarise(same).kept == {"lpips": 1.0}
+
+
+def test_a_miss_says_by_how_much(result):
+    kept = result.kept["psnr"]
+    assert find_misses(result, {"psnr": kept - 1e-6}) == []
+    (miss,) = find_misses(result, {"psnr": kept + 0.05, "ssim": 1e-6})
+    assert miss.name == "psnr"
+    assert miss.short_by == pytest.approx(0.05 * result.means["teacher"]["psnr"])
+    assert "short by 0.0500" in str(miss) and f"({miss.short_by:.2f} dB)" in str(miss)
+
+
+def test_no_ratio_reaches_no_threshold():
+    nothing = [ClipScores("a", 0, {"vmaf": 0.0}, {"vmaf": 3.0})]
+    summary = summarise(nothing)
+    assert math.isnan(summary.kept["vmaf"]) and not summary.kept["vmaf"] >= 0.1
+
+
+def test_thresholds_are_read_from_text():
+    assert parse_thresholds(["psnr=0.969,ssim=0.98", "LPIPS-Alex=1"]) == {"psnr": 0.969, "ssim": 0.98, "lpips": 1.0}
+    assert parse_thresholds([]) == {}
+    for text, said in (
+        ("psnr", "NAME=RATIO"), ("=0.9", "NAME=RATIO"), ("pnsr=0.9", "pnsr"), ("psnr=30", "ratio"), ("psnr=", "ratio"), ("psnr=nan", "ratio"),
+        ("psnr=-1", "ratio"), ("psnr=98%", "ratio"), ("psnr=0.9,", "NAME=RATIO"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=said) as error:
+            parse_thresholds([text])
+        assert error.value.hint
+
+
+def test_a_threshold_on_what_cannot_be_measured_never_passes(pair, videos):
+    with pytest.raises(MissingError, match="rfvd cannot be checked: not comparable: 3 clips"):
+        evaluate_all([pair], videos, SMALL, required=["rfvd"])
+    with pytest.raises(SettingsError, match="leaves out"):
+        evaluate_all([pair], videos, PIXELS, required=["vmaf"])
+
+
+# --- what needs weights -------------------------------------------------------------------------------------------
+
+
+def test_lpips_is_measured_with_weights_from_a_path_whose_sha256_is_recorded(pair, videos, tmp_path):
+    path = tmp_path / "my-alexnet.pth"
+    torch.save(random_trunk("alex"), path)
+    settings = replace(SMALL, metrics=("lpips", "lpips_vgg"), lpips_weights=(path,))
+    result = evaluate(pair, videos / "a.mp4", settings)
+    assert set(result.means["student"]) == {"lpips"} and result.means["student"]["lpips"] > 0
+    trunk, linear = result.weights["lpips"]
+    assert trunk == {"file": "my-alexnet.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert linear["file"] == "alex.pth" and len(linear["sha256"]) == 64
+    assert trunk["sha256"][:16] in "".join(text for _, text in as_tables([result], videos)[1].rows)
+    assert "lpips_vgg" in result.not_measured
+
+
+@pytest.mark.parametrize("protocol", ["standard", "paper"])
+def test_rfvd_is_the_distance_of_the_features_of_all_clips(protocol, pair, videos, tmp_path, monkeypatch):
+    """With a detector of our own; each protocol feeds it its own range."""
+    monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
+    path = tmp_path / "detector.pt"
+    digest = scripted_detector(path)
+    settings = replace(SMALL, metrics=("rfvd",), i3d=path, i3d_sha256=digest, protocol=protocol)
+    result = evaluate(pair, videos, settings)
+    assert result.weights["rfvd"] == [{"file": "detector.pt", "sha256": digest}]
+    assert result.intervals["student"]["rfvd"] is None and result.kept["rfvd"] > 0
+    if protocol == "standard":
+        frames = [clip_frames(pair, clip, settings) for clip in result.clips]
+        features = [
+            np.stack([TinyDetector()(to_model(clip[side])[None], rescale=False)[0].double().numpy() for clip in frames])
+            for side in range(3)
+        ]
+        assert result.means["teacher"]["rfvd"] == pytest.approx(fvd.frechet_distance(features[1], features[0]), rel=1e-4)
+        assert result.means["student"]["rfvd"] == pytest.approx(fvd.frechet_distance(features[2], features[0]), rel=1e-4)
+    with pytest.raises(CorruptFileError, match="not what you confirmed"):
+        evaluate(pair, videos, replace(settings, i3d_sha256="0" * 64))
+    monkeypatch.setattr(fvd, "MIN_CLIPS", 4)
+    few = evaluate(pair, videos, replace(settings, metrics=("psnr", "rfvd")))
+    assert few.not_measured["rfvd"].startswith("not comparable: 3 clips of the 4")
+
+
+# --- the published protocol ---------------------------------------------------------------------------------------
+
+
+def test_paper_normalises_batches_of_four_and_takes_the_mean_of_batch_means(pair, tmp_path):
+    """Five clips: a batch of four, and one alone, which counts as much as the four."""
+    for i, drawn in enumerate(("testsrc2", "mandelbrot", "testsrc", "rgbtestsrc", "testsrc2")):
+        make_video(tmp_path / f"{i}.mp4", drawn, "64x64", 9 + 4 * i)
+    result = evaluate(pair, tmp_path, replace(PIXELS, protocol="paper"))
+    assert [clip.batch for clip in result.clips] == [0, 0, 0, 0, 1]
+    assert set(result.means["student"]) == {"psnr", "ssim"}
+    assert result.not_measured["flicker"].startswith("not measured: the published script has no such metric")
+    scores = [clip.student["psnr"] for clip in result.clips]
+    assert result.means["student"]["psnr"] == pytest.approx((np.mean(scores[:4]) + scores[4]) / 2)
+
+    sources, decoded = [], []
+    for i, clip in enumerate(result.clips[:4]):
+        video = to_model(read_clip_uint8(clip.path, 9, (64, 64)))
+        posterior = pair.teacher.encode(video[None])
+        latents = posterior.sample(torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(i)))
+        with torch.no_grad():
+            decoded.append(pair.student(latents)[0].clamp(-1, 1))
+        sources.append(video)
+    for clip, video, source in zip(result.clips, paper.min_max(decoded), paper.min_max(sources), strict=False):
+        assert clip.student == pytest.approx({"psnr": paper.psnr(video, source), "ssim": paper.ssim(video, source)}, rel=1e-5)
+    assert evaluate(pair, tmp_path, replace(PIXELS, protocol="paper")).clips == result.clips
+
+
+def test_paper_is_labelled_wherever_its_numbers_are(pair, videos):
+    result = evaluate(pair, videos / "a.mp4", replace(PIXELS, protocol="paper"))
+    document = as_document(result)
+    assert document["protocol"] == "paper" and "published script" in document["protocol_label"]
+    scores, facts, *_ = as_tables([result], videos)
+    assert "protocol paper" in scores.title
+    assert "published script" in dict(facts.rows)["protocol"] and "hides contrast errors" in dict(facts.rows)["protocol"]
+
+
+# --- published figures --------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_known_by_its_file_names_or_by_word(tmp_path):
+    names = [tmp_path / f"v_ApplyEyeMakeup_g{i:02}_c01.avi" for i in range(1, 4)]
+    assert recognise("", names) == "ucf101"
+    assert recognise("", [*names, tmp_path / "mine.mp4"]) is None
+    assert recognise("", [tmp_path / "UCF-101" / "a.mp4"]) is None  # a folder's name proves nothing
+    assert recognise("UCF-101", [tmp_path / "a.mp4"]) == "ucf101"
+
+
+@pytest.mark.parametrize(("protocol", "label"), [("standard", "published, other protocol"), ("paper", "published")])
+def test_published_figures_stand_beside_ours_where_model_and_data_match(protocol, label, pair, tmp_path):
+    for i in (1, 2):
+        make_video(tmp_path / f"v_Archery_g0{i}_c01.avi", "testsrc2", "64x64", 17, "-c:v", "mpeg4")
+    settings = EvalSettings(metrics=("psnr",), protocol=protocol)
+    ltx = replace(pair, spec=MODELS["ltx"], name="ltx")
+    found = published_scores(MODELS["ltx"], recognise("", sorted(tmp_path.iterdir())), settings)
+    assert found.means == MODELS["ltx"].published_results and found.label == label
+    for spec, dataset, other in (
+        (MODELS["tiny"], "ucf101", settings),  # nothing published
+        (pair.spec, "ucf101", settings),  # a local folder of the same class is another model
+        (MODELS["ltx"], None, settings),  # other data
+        (MODELS["ltx"], "ucf101", replace(settings, frames=9)),  # other clips
+        (MODELS["ltx"], "ucf101", replace(settings, size=(64, 64))),
+        (MODELS["ltx"], "ucf101", replace(settings, stride=2)),
+    ):
+        assert published_scores(spec, dataset, other) is None
+
+    result = evaluate(ltx, tmp_path, settings)
+    document = as_document(result)
+    assert document["dataset"] == "ucf101"
+    assert document["published"]["label"] == label and document["published"]["means"]["psnr"] == [32.40, 31.68]
+    scores, facts, *_ = as_tables([result], tmp_path)
+    rows = [row[0].strip() for row in scores.rows]
+    assert rows == ["ltx", "teacher", "student", "ratio", label, "teacher", "student", "ratio"]
+    assert scores.rows[5][1] == "32.40" and scores.rows[6][1] == "31.68"
+    assert dict(facts.rows)["published"].startswith(f"{label}: arXiv:2508.09136, UCF-101")
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+def test_decoders_are_timed_in_turns_and_only_their_ratio_is_shown(pair, videos):
+    order = []
+    handles = [
+        pair.teacher.decoder.register_forward_hook(lambda *_: order.append("teacher")),
+        pair.student.register_forward_hook(lambda *_: order.append("student")),
+    ]
+    times = decode_times(pair, read_clip_uint8(videos / "a.mp4", 9, (64, 64)), repeats=3)
+    for handle in handles:
+        handle.remove()
+    assert order == ["teacher", "student"] * 4  # a warm-up and three turns
+    assert len(times.teacher_s) == len(times.student_s) == 3
+    low, high = times.range
+    assert 0 < low <= high and times.ratio == pytest.approx(np.median(times.teacher_s) / np.median(times.student_s))
+    result = evaluate(pair, videos / "a.mp4", replace(PIXELS, speed_repeats=1))
+    assert as_document(result)["decode_times"]["ratio"] > 0
+    assert "times as fast as the teacher" in dict(as_tables([result], videos)[1].rows)["speed"]

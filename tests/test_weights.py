@@ -14,7 +14,7 @@ from golden import load_golden, write_student, write_teacher
 
 from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
 from turbovaed_cli.registry import MODELS
-from turbovaed_cli.weights import no_consent, pull, student_weights, teacher_folder
+from turbovaed_cli.weights import I3D_FILE, no_consent, pull, student_weights, teacher_folder
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -121,6 +121,28 @@ def test_pull_downloads_after_consent_and_prints_each_sha256(hub, turbovaed, tmp
         == "6"
     )
     assert len(hub.requests) == before
+
+
+def test_the_i3d_detector_is_pulled_but_not_trusted(hub, turbovaed, tmp_path, monkeypatch):
+    """--yes agrees to a download, not to code: eval still wants the sha256."""
+    import torch
+
+    from turbovaed_cli.metrics import fvd
+
+    refused = turbovaed("models", "pull", "i3d")
+    assert refused.returncode == 3 and hub.requests == []
+    assert "turbovaed models pull i3d --yes" in refused.stderr and "--i3d FILE" in refused.stderr
+    content = b"TorchScript, says its publisher"
+    hub.files[f"{I3D_FILE.repo}/{I3D_FILE.filename}"] = content
+    done = turbovaed("models", "pull", "i3d", "--yes", "--json")
+    assert done.returncode == 0, done.stderr
+    (file,) = json.loads(done.stdout)["files"]
+    digest = hashlib.sha256(content).hexdigest()
+    assert file["sha256"] == digest and "code" in done.stderr
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    with pytest.raises(MissingWeightsError, match="vouched") as error:
+        fvd.load_detector(None, "", torch.device("cpu"))
+    assert digest in error.value.hint
 
 
 def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, turbovaed, tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from turbovaed_cli import __version__
 from turbovaed_cli.errors import SettingsError, UnavailableError
+from turbovaed_cli.reporting import Reporter, quiet
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
@@ -51,6 +52,18 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise SettingsError(f"--dtype {name} is unknown", f"one of: {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
+    """What `--dtype auto` of a training means here, said out loud: bf16 where the device multiplies it natively, else fp32."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    name = "bf16" if native else "fp32"
+    report.note(f"--dtype auto: {name} on this {device.type}")
+    return name
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

@@ -1,52 +1,61 @@
 """`eval`: how close a student comes to its source, beside its teacher on the same clips."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from turbovaed_cli.cache_latents import plan_clips
 from turbovaed_cli.devices import resolve_device
-from turbovaed_cli.errors import MissingWeightsError, SettingsError, UnavailableError, VideoError
-from turbovaed_cli.metrics import METRICS, load_lpips, lpips_video
+from turbovaed_cli.errors import MissingError, NonFiniteError, SettingsError, VideoError
+from turbovaed_cli.latents import ClipSource
+from turbovaed_cli.metrics import fvd, metric_name, paper
+from turbovaed_cli.metrics.gauges import Gauges, open_gauges
+from turbovaed_cli.metrics.published import published_scores, recognise
+from turbovaed_cli.metrics.scores import (
+    PROTOCOLS,
+    ClipScores,
+    DecodeTimes,
+    EvalResult,
+    Miss,
+    Scores,
+    as_document,
+    find_misses,
+    parse_thresholds,
+    summarise,
+)
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.windows import reconstruct_window
+from turbovaed_cli.models.student import num_params
+from turbovaed_cli.models.teacher import Teacher, decoder_params
+from turbovaed_cli.reconstruct import decoded_frames
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import CacheSettings, EvalSettings
+from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
-from turbovaed_cli.video import read_clip_uint8, to_model, to_uint8
+from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
 
-Scores = dict[str, float]
-Measure = Callable[[Tensor, Tensor], float]
+__all__ = [
+    "SPEED_REPEATS",
+    "ClipScores",
+    "EvalResult",
+    "Miss",
+    "as_document",
+    "clip_frames",
+    "evaluate",
+    "evaluate_all",
+    "find_misses",
+    "parse_thresholds",
+]
 
-
-@dataclass(frozen=True)
-class ClipScores:
-    """One clip: which, and what teacher and student score on it."""
-
-    path: str
-    start: int
-    teacher: Scores
-    student: Scores
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """Scores per clip and their means; `ratio` is student / teacher, as printed."""
-
-    model: str
-    protocol: str
-    frames: int
-    size: tuple[int, int]
-    clips: list[ClipScores]
-    means: dict[str, Scores]
-    not_measured: dict[str, str]
-    skipped: list[Skipped] = field(default_factory=list)
+SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
+AS_RECONSTRUCT = ReconstructSettings()  # its windows and overlap, so that long clips have the same seams
+Clip = tuple[ClipSource, np.ndarray]  # which, and its frames (T, H, W, 3) uint8
+Videos = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
 
 
 def evaluate(
@@ -56,86 +65,268 @@ def evaluate(
     *,
     report: Reporter = quiet,
 ) -> EvalResult:
-    """Measure teacher and student against the source on clips of every video under `data`.
+    """Measure teacher and student against the source on clips of every video under `data`; see evaluate_all."""
+    return evaluate_all([pair], data, settings, report=report)[0]
 
-    Both decode the same posterior mean; both are rounded to 8 bits, which is what `reconstruct` hands to the video
-    encoder. PSNR and SSIM have a fixed range, per clip, then the mean over clips; LPIPS (Alex) joins when its weights
-    are there, and is listed in `not_measured` with the reason when not.
+
+def evaluate_all(
+    pairs: Sequence[Pair],
+    data: Path,
+    settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
+    *,
+    required: Iterable[str] = (),
+    report: Reporter = quiet,
+) -> list[EvalResult]:
+    """Measure several students, each with its own teacher, on the same clips of every video under `data`.
+
+    Under `standard` both decode the posterior mean as `reconstruct` does, and are rounded to the 8 bits that it hands to
+    the video encoder; every metric has a fixed range, per clip, then the mean over clips. Under `paper` the published
+    script is repeated: see metrics/paper.py. What cannot be measured here is listed in `not_measured` with the reason.
+
+    `required` names metrics that must be measurable. Raises SettingsError for settings that cannot work and data without
+    a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
     """
     _check_settings(settings)
-    if settings.protocol == "paper":
-        raise UnavailableError(f"--protocol {settings.protocol} is not built yet", "--protocol standard: fixed range, per clip")
-    assert pair.teacher is not None
-    spec = pair.teacher.spec
-    spec.check_frames(settings.frames)
-    spec.check_size(*settings.size)
-    measures, not_measured = available_measures(resolve_device(settings.device))
+    for pair in pairs:
+        assert pair.teacher is not None
+        pair.teacher.spec.check_frames(settings.frames)
+        pair.teacher.spec.check_size(*settings.size)
     videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
-    cut = CacheSettings(settings.frames, settings.size, settings.stride, settings.clips_per_video)
-    planned = [
-        clip
-        for info in videos
-        for clip in (plan_clips(info, cut)[:1] if settings.clips_per_video == 1 else plan_clips(info, cut))
-    ]
-    infos = {str(info.path): info for info in videos}
-    clips = []
-    for clip in report.track(planned, "evaluating"):
-        try:
-            frames = read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
-        except VideoError as error:
-            skipped.append(Skipped(clip.path, error.what))
-            continue
-        source = to_model(frames)
-        decoded = reconstruct_window(frames, pair.teacher, pair.student, with_teacher=True)
-        teacher, student = (_score(to_model(to_uint8(video)), source, measures) for video in decoded)
-        clips.append(ClipScores(clip.path, clip.start, teacher, student))
-        report.note(psnr=student["psnr"])
-    if not clips:
+    planned = _plan(videos, settings)
+    gauges = open_gauges(settings, resolve_device(settings.device), len(planned))
+    _check_required(required, gauges)
+    if not gauges.per_clip and gauges.detector is None:
+        raise MissingError(
+            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other --metrics"
+        )
+    tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
+    clips = _read(report.track(planned, "evaluating"), {str(info.path): info for info in videos}, settings, skipped)
+    first: np.ndarray | None = None
+    for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
+        first = batch[0][1] if first is None else first
+        _measure(number, batch, tallies, gauges, settings)
+        if "psnr" in gauges.per_clip:
+            report.note(psnr=tallies[0].clips[-1].student["psnr"])
+    if first is None:
         raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
-    return EvalResult(pair.name, settings.protocol, settings.frames, settings.size, clips, _means(clips), not_measured, skipped)
+    dataset = recognise(settings.dataset, [info.path for info in videos])
+    return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
 
 
 def _check_settings(settings: EvalSettings) -> None:
-    if settings.protocol not in ("standard", "paper"):
-        raise SettingsError(f"--protocol {settings.protocol} is unknown", "one of: standard, paper")
-    if settings.stride < 1 or settings.clips_per_video < 0:
-        raise SettingsError("--stride must be at least 1, --clips-per-video at least 0")
+    if settings.protocol not in PROTOCOLS:
+        raise SettingsError(f"--protocol {settings.protocol} is unknown", f"one of: {', '.join(PROTOCOLS)}")
+    if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
+        raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
+    recognise(settings.dataset, [])
+    for name in settings.metrics:
+        metric_name(name)
 
 
-def available_measures(device: torch.device) -> tuple[dict[str, Measure], dict[str, str]]:
-    """What can be measured on this machine, and why the rest can not."""
-    measures: dict[str, Measure] = {name: metric.measure for name, metric in METRICS.items()}
-    not_measured = {}
-    try:
-        network = load_lpips("alex").to(device)
-        measures["lpips"] = lambda video, source: lpips_video(network, video.to(device), source.to(device))
-    except MissingWeightsError as error:
-        not_measured["lpips"] = f"{error.what} ({error.hint})"
-    return measures, not_measured
+def _check_required(required: Iterable[str], gauges: Gauges) -> None:
+    for name in required:
+        if name in gauges.not_measured:
+            raise MissingError(
+                f"--fail-under {name} cannot be checked: {gauges.not_measured[name]}", "give what is missing, or drop it"
+            )
+        if name not in gauges.per_clip and not (name == "rfvd" and gauges.detector):
+            raise SettingsError(f"--fail-under {name} needs the metric that --metrics leaves out", f"add {name} to --metrics")
 
 
-def _score(video: Tensor, source: Tensor, measures: Mapping[str, Measure]) -> Scores:
-    return {name: measure(video, source) for name, measure in measures.items()}
+def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSource]:
+    cut = CacheSettings(settings.frames, settings.size, settings.stride, settings.clips_per_video)
+    return [clip for info in videos for clip in plan_clips(info, cut)]
 
 
-def _means(clips: Sequence[ClipScores]) -> dict[str, Scores]:
-    names = clips[0].student
-    teacher = {name: fmean(clip.teacher[name] for clip in clips) for name in names}
-    student = {name: fmean(clip.student[name] for clip in clips) for name in names}
-    ratio = {name: student[name] / teacher[name] if teacher[name] else math.nan for name in names}
-    return {"teacher": teacher, "student": student, "ratio": ratio}
+def _read(
+    planned: Iterable[ClipSource], infos: dict[str, VideoInfo], settings: EvalSettings, skipped: list[Skipped]
+) -> Iterator[tuple[ClipSource, np.ndarray]]:
+    """Each clip with its frames (T, H, W, 3) uint8; those that cannot be read go to `skipped`."""
+    for clip in planned:
+        try:
+            yield clip, read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
+        except VideoError as error:
+            skipped.append(Skipped(f"{clip.path} (from frame {clip.start})", error.what))
 
 
-def as_document(result: EvalResult) -> dict[str, Any]:
-    """The JSON document of `eval --json` and of eval/*.json in a run folder."""
+def _in_batches(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:
+    while batch := list(islice(clips, size)):
+        yield batch
+
+
+@dataclass
+class _Tally:
+    """What one pair has scored so far."""
+
+    pair: Pair
+    clips: list[ClipScores] = field(default_factory=list)
+    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"source": [], "teacher": [], "student": []})
+
+
+def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, with one teacher object where several have the same weights, which then decodes once for all."""
+    if len(pairs) == 1:
+        return list(pairs)
+    seen: dict[str, Teacher] = {}
+    shared = []
+    for pair in pairs:
+        assert pair.teacher is not None
+        identity = json.dumps(pair.teacher.identity(), sort_keys=True, default=str)
+        shared.append(replace(pair, teacher=seen.setdefault(identity, pair.teacher)))
+    return shared
+
+
+def _measure(number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings) -> None:
+    """Score one batch of clips by every pair; a teacher that several share is scored once."""
+    known: dict[int, tuple[list[Scores], list[np.ndarray]]] = {}  # by teacher: its scores and features
+    frames = [frames for _, frames in batch]
+    prepare = paper.min_max if settings.protocol == "paper" else list
+    sources = prepare([to_model(clip) for clip in frames])
+    source_features = _features(gauges, sources)
+    for tally in tallies:
+        teacher = id(tally.pair.teacher)
+        if settings.protocol == "paper":
+            decoded = _decode_sampled(number, frames, tally.pair)
+        else:
+            decoded = _decode_rounded(frames, tally.pair, with_teacher=teacher not in known)
+        student = prepare(decoded["student"])
+        if teacher not in known:
+            videos = prepare(decoded["teacher"])
+            known[teacher] = _scores(gauges, videos, sources), _features(gauges, videos)
+        scores = zip(batch, known[teacher][0], _scores(gauges, student, sources), strict=True)
+        tally.clips += [
+            ClipScores(clip.path, clip.start, by_teacher, by_student, number) for (clip, _), by_teacher, by_student in scores
+        ]
+        for side, found in (("source", source_features), ("teacher", known[teacher][1]), ("student", _features(gauges, student))):
+            tally.features[side] += found
+
+
+def _scores(gauges: Gauges, videos: Videos, sources: Videos) -> list[Scores]:
+    return [
+        {name: measure(video, source) for name, measure in gauges.per_clip.items()}
+        for video, source in zip(videos, sources, strict=True)
+    ]
+
+
+def _features(gauges: Gauges, videos: Videos) -> list[np.ndarray]:
+    return [gauges.detector.features(video) for video in videos] if gauges.detector else []
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def _decode_rounded(frames: list[np.ndarray], pair: Pair, *, with_teacher: bool) -> dict[str, Videos]:
+    """What `reconstruct` writes of each clip, in [-1, 1]."""
+    decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
     return {
-        "schema_version": 1,
-        "model": result.model,
-        "protocol": result.protocol,
-        "frames": result.frames,
-        "size": list(result.size),
-        "means": result.means,
-        "clips": [{"path": c.path, "start": c.start, "teacher": c.teacher, "student": c.student} for c in result.clips],
-        "not_measured": result.not_measured,
-        "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
+        "teacher": [to_model(teacher) for teacher, _ in decoded if teacher is not None],
+        "student": [to_model(student) for _, student in decoded],
     }
+
+
+def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
+    """Teacher's (if asked for) and student's version of (T, H, W, 3) uint8 frames, bit for bit what `reconstruct` writes."""
+    _, height, width, _ = source.shape
+    settings = replace(AS_RECONSTRUCT, compare=with_teacher)
+    columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
+    if not with_teacher:
+        return None, columns
+    return columns[:, :, width : 2 * width], columns[:, :, 2 * width :]  # (T, H, 3W, 3): source, teacher, student
+
+
+@torch.no_grad()
+def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, Videos]:
+    """As the published script decodes: a sample of the posterior, the whole clip at once, clamped, not rounded."""
+    assert pair.teacher is not None
+    decoded: dict[str, Videos] = {"teacher": [], "student": []}
+    for i, clip in enumerate(frames):
+        posterior = pair.teacher.encode(to_model(clip)[None])
+        generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        latents = posterior.sample(noise)
+        videos = {"teacher": pair.teacher.decode(latents), "student": pair.student(latents.to(pair.student.dtype))}
+        for side, video in videos.items():
+            if not bool(torch.isfinite(video).all()):
+                raise NonFiniteError(f"decoding in {pair.student.dtype} gave values that are not finite", "use --dtype fp32")
+            decoded[side].append(video[0].float().clamp(-1, 1).cpu())
+    return decoded
+
+
+def clip_frames(pair: Pair, clip: ClipScores, settings: EvalSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8: what was measured, computed once more.
+
+    `settings` are those of the evaluation. Under `--protocol paper` too these are the frames that `reconstruct` would
+    write. Raises VideoError where the video has gone.
+    """
+    source = read_clip_uint8(probe(Path(clip.path)), settings.frames, settings.size, start=clip.start, stride=settings.stride)
+    teacher, student = decode_clip(source, pair)
+    assert teacher is not None
+    return source, teacher, student
+
+
+@torch.no_grad()
+def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
+    """Time decodes of the clip (T, H, W, 3) uint8 by teacher and by student, which take turns, after a warm-up each."""
+    assert pair.teacher is not None
+    latents = pair.teacher.encode(to_model(frames)[None]).mean
+    decoders: dict[str, Callable[[Tensor], Tensor]] = {
+        "teacher": pair.teacher.decode,
+        "student": lambda latents: pair.student(latents.to(pair.student.dtype)),
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in decoders}
+    for turn in range(repeats + 1):
+        for side, decode in decoders.items():
+            _wait_for(pair.device)
+            began = time.perf_counter()
+            decode(latents)
+            _wait_for(pair.device)
+            if turn:  # the first one allocates and chooses kernels
+                seconds[side].append(time.perf_counter() - began)
+    return DecodeTimes(seconds["teacher"], seconds["student"], str(pair.device))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def _result(
+    tally: _Tally, first: np.ndarray, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
+) -> EvalResult:
+    pair = tally.pair
+    assert pair.teacher is not None
+    not_measured = dict(gauges.not_measured)
+    of_the_set: dict[str, Scores] = {}
+    if gauges.detector and len(tally.clips) < fvd.MIN_CLIPS:  # some could not be read
+        not_measured["rfvd"] = fvd.not_comparable(len(tally.clips))
+    elif gauges.detector:
+        source = np.stack(tally.features["source"])
+        of_the_set["rfvd"] = {
+            side: fvd.frechet_distance(np.stack(tally.features[side]), source) for side in ("teacher", "student")
+        }
+    summary = summarise(tally.clips, of_the_set)
+    return EvalResult(
+        model=pair.name,
+        protocol=settings.protocol,
+        frames=settings.frames,
+        size=settings.size,
+        stride=settings.stride,
+        clips=tally.clips,
+        means=summary.means,
+        intervals=summary.intervals,
+        kept=summary.kept,
+        worst=summary.worst,
+        num_videos=summary.num_videos,
+        not_measured=not_measured,
+        decoder_params={"teacher": decoder_params(pair.teacher), "student": num_params(pair.student)},
+        weights=gauges.weights,
+        dataset=dataset,
+        published=published_scores(pair.spec, dataset, settings),
+        decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats else None,
+        skipped=skipped,
+    )

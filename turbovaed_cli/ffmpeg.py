@@ -44,6 +44,13 @@ def version() -> str:
     return text.partition("version ")[2].partition(" ")[0]
 
 
+@cache
+def has_filter(name: str) -> bool:
+    """Whether this ffmpeg was built with a filter, such as "libvmaf"."""
+    text = subprocess.run([executable(), "-hide_banner", "-filters"], capture_output=True, text=True, check=True).stdout
+    return any(name in line.split()[:2] for line in text.splitlines())
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading; VideoError for anything else (a FIFO would hang, a device is not a video)."""
     try:

@@ -374,6 +374,8 @@ class VideoWriter:
         self._open.callback(self._temporary.unlink, missing_ok=True)
         pixel_format = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
         filters = f"scale=out_color_matrix=bt709:out_range=tv:flags={_SWS},format={pixel_format},setsar={sample_aspect_ratio.numerator}/{sample_aspect_ratio.denominator}"
+        # The encoder takes its tags from the frames; a matrix without primaries and transfer is guessed at by browsers.
+        filters += ",setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
         arguments = [
             "-loglevel",
             "error",

@@ -28,6 +28,15 @@ class RemoteFile:
     licence: str
 
 
+# The detector of rFVD: StyleGAN-V's TorchScript of DeepMind's I3D, mirrored on the hub; about that size.
+I3D_FILE = RemoteFile(
+    "I3D detector (TorchScript: code)",
+    "flateon/FVD-I3D-torchscript",
+    "i3d_torchscript.pt",
+    51_000_000,
+    "Apache-2.0 (the I3D weights)",
+)
+
 # Asked with the files and their total size in bytes; the download starts only on True.
 Consent = Callable[[Sequence[RemoteFile], int], bool]
 
@@ -76,17 +85,19 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
 
 
 def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
-    """Bring the weights of a registry row (teacher and published student) or of LPIPS into the cache, after consent.
+    """Bring the weights of a registry row (teacher and published student), of LPIPS or of rFVD into the cache, after consent.
 
     Every file is checked against the sha256 its server or its name states. Raises MissingWeightsError without consent or
     network, CorruptFileError where a sha256 differs, UnknownModelError for other names.
     """
     if name.startswith("lpips-"):
         return PullResult(name, [_pull_trunk(name, consent)])
+    if name == "i3d":
+        return PullResult(name, [_checked(path) for path in _fetch(name, [I3D_FILE], consent, "eval takes one as --i3d FILE")])
     spec = find_model(name)
     if spec.name not in MODELS:
         raise UnknownModelError(
-            f"{name} is a local folder: there is nothing to pull", f"known: {', '.join(MODELS)}, lpips-vgg, lpips-alex"
+            f"{name} is a local folder: there is nothing to pull", f"known: {', '.join(MODELS)}, lpips-vgg, lpips-alex, i3d"
         )
     if spec.embedded:
         report.note(f"{name} comes with the package")
@@ -113,9 +124,11 @@ def _student_files(spec: ModelSpec) -> list[RemoteFile]:
     return [RemoteFile(f"student of {spec.name}", published.repo, published.filename, published.num_bytes, published.licence)]
 
 
-def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent) -> list[Path]:
+def _fetch(
+    name: str, files: Sequence[RemoteFile], consent: Consent, instead: str = "give --teacher DIR, a local VAE folder"
+) -> list[Path]:
     """Paths of `files` in the hub cache; those missing are downloaded after consent."""
-    missing = [file for file in files if _cached(file) is None]
+    missing = [file for file in files if cached_file(file) is None]
     if missing:
         total = sum(file.num_bytes for file in missing)
         if not consent(missing, total):
@@ -125,14 +138,15 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent) -> list[Pat
             )
             raise MissingWeightsError(
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
-                f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or give --teacher DIR, a local VAE folder",
+                f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or {instead}",
             )
         for file in missing:
             _download(file)
-    return [path for path in (_cached(file) for file in files) if path is not None]
+    return [path for path in (cached_file(file) for file in files) if path is not None]
 
 
-def _cached(file: RemoteFile) -> Path | None:
+def cached_file(file: RemoteFile) -> Path | None:
+    """Where a file lies in the hub's cache; None where it does not. Never touches the network."""
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - a third of a second that most calls do not need
 
     found = try_to_load_from_cache(file.repo, file.filename)

@@ -1,0 +1,61 @@
+"""How close a video comes to its source: the METRICS table, and a module for each kind of measurement."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, load_lpips, lpips_video, trunk_path
+from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
+
+__all__ = [
+    "MAX_PSNR_DB",
+    "METRICS",
+    "TRUNKS",
+    "Lpips",
+    "Metric",
+    "flicker",
+    "load_lpips",
+    "lpips_video",
+    "metric_name",
+    "psnr",
+    "ssim",
+    "ssim_value",
+    "trunk_path",
+]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of METRICS: what a score is called, which way is better, its range and unit, and what it needs."""
+
+    name: str  # the key in JSON and in --fail-under
+    label: str  # what people read
+    better: Literal["up", "down"]
+    range: tuple[float, float | None]  # None: without a bound
+    unit: str
+    digits: int  # behind the point, where people read it
+    needs: str  # beside the clips; empty where nothing
+    per_clip: bool = True  # False: one value for the whole set of clips
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("psnr", "PSNR", "up", (0, MAX_PSNR_DB), "dB", 2, ""),
+        Metric("ssim", "SSIM", "up", (-1, 1), "", 4, ""),
+        Metric("lpips", "LPIPS-Alex", "down", (0, None), "", 4, "the AlexNet backbone"),
+        Metric("lpips_vgg", "LPIPS-VGG", "down", (0, None), "", 4, "the VGG16 backbone"),
+        Metric("rfvd", "rFVD", "down", (0, None), "", 2, "the I3D detector, and 256 clips", per_clip=False),
+        Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
+        Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
+    )
+}
+
+
+def metric_name(text: str) -> str:
+    """The METRICS key that somebody means: case and dashes do not matter, `lpips-alex` is `lpips`. SettingsError for others."""
+    name = text.strip().lower().replace("-", "_")
+    name = "lpips" if name == "lpips_alex" else name
+    if name not in METRICS:
+        raise SettingsError(f"no metric is called {text.strip()!r}", f"one of: {', '.join(METRICS)}")
+    return name

@@ -1,0 +1,100 @@
+"""rFVD: how far the reconstructions of many clips are, as a set, from their sources, in the eyes of a video classifier."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
+from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.weights import I3D_FILE, cached_file
+
+MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
+
+
+class Detector:
+    """I3D trained on Kinetics-400, as TorchScript: clips to 400 logits.
+
+    Called as `detector(video, rescale=False, resize=True, return_features=True)` with video (B, 3, T, H, W) in [-1, 1];
+    it scales to 224x224 itself. Source: Carreira and Zisserman 2017; the TorchScript file of StyleGAN-V (Skorokhodov et
+    al. 2022), which gives the numbers of the first implementation of FVD (Unterthiner et al. 2018).
+    """
+
+    def __init__(self, content: bytes, label: str, device: torch.device) -> None:
+        """`content` is code: only what somebody vouched for comes here. See load_detector."""
+        self.label, self.device = label, device
+        try:
+            self.network: Any = torch.jit.load(io.BytesIO(content), map_location=device).eval()
+        except RuntimeError as error:
+            raise WeightFileError(f"{label} is not TorchScript", "see docs/METRICS.md for the detector that is meant") from error
+
+    @torch.no_grad()
+    def features(self, video: Tensor) -> np.ndarray:
+        """Logits of one clip (3, T, H, W), (D,) fp64. Raises WeightFileError where the detector does not take it."""
+        try:
+            found = self.network(video[None].to(self.device), rescale=False, resize=True, return_features=True)
+        except RuntimeError as error:
+            words = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise WeightFileError(
+                f"{self.label} does not take clips of {video.shape[1]} frames: {words[-1] if words else error}",
+                "I3D needs 10 frames or more; see docs/METRICS.md for the detector that is meant",
+            ) from error
+        if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[0] != 1 or not bool(torch.isfinite(found).all()):
+            raise WeightFileError(
+                f"{self.label} gave no row of finite features", "see docs/METRICS.md for the detector that is meant"
+            )
+        return found[0].double().cpu().numpy()
+
+
+def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple[Detector, Path]:
+    """The detector in `path`, or the one that `models pull i3d` fetched, and its path; only with the sha256 a user confirmed.
+
+    TorchScript is code, which runs as soon as it is loaded: the bytes that are hashed are the bytes that are loaded.
+    Raises MissingWeightsError without a file or without a sha256, WeightFileError where `path` is not there,
+    CorruptFileError where it is another.
+    """
+    found = path or cached_file(I3D_FILE)
+    if found is None:
+        raise MissingWeightsError(
+            "rFVD needs the I3D detector, which is not on this machine", "turbovaed models pull i3d, then --i3d-sha256 HEX"
+        )
+    if not found.is_file():
+        raise WeightFileError(f"{found} is not there", "--i3d takes the TorchScript file of the I3D detector")
+    if not sha256:
+        raise MissingWeightsError(
+            f"{found.name} is code, and nobody vouched for it",
+            f"compare its sha256 with a source you trust (docs/METRICS.md), then --i3d-sha256 {sha256_of(found)}",
+        )
+    content = found.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256.lower():
+        raise CorruptFileError(
+            f"{found} is not what you confirmed: its sha256 is {digest}", "do not load it unless you trust that; --i3d-sha256 HEX"
+        )
+    return Detector(content, found.name, device), found
+
+
+def not_comparable(num_clips: int) -> str:
+    """Why so few clips give no rFVD, and what to do."""
+    return (
+        f"not comparable: {num_clips} clip{'s' if num_clips != 1 else ''} of the {MIN_CLIPS} it needs; with fewer it is mostly the noise "
+        "of its covariances (more videos, or --clips-per-video 0)"
+    )
+
+
+def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
+    """Frechet distance of the Gaussians with the means and covariances of two sets of features, (N, D) and (M, D).
+
+    From 0 (the same two moments) without a bound; lower is better. Source: Dowson and Landau 1982: |m1 - m2|^2 +
+    tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances over N - 1. The last trace is the sum of the singular values of
+    R1 R2^T, where S = R^T R comes from a QR of the centred features: exact for singular S too, where a matrix root is not.
+    """
+    means = [x.mean(axis=0) for x in (features, others)]
+    roots = [np.linalg.qr(x - mean, mode="r") / np.sqrt(len(x) - 1) for x, mean in zip((features, others), means, strict=True)]
+    traces = sum(float(np.square(root).sum()) for root in roots)
+    overlap = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
+    return max(float(np.square(means[0] - means[1]).sum()) + traces - 2 * overlap, 0.0)

@@ -1,0 +1,209 @@
+"""LPIPS: a learned perceptual distance between frames, with AlexNet or VGG16 behind it, and where its weights come from."""
+
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
+from turbovaed_cli.rundir import sha256_of
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """A backbone of LPIPS: its published file, and its layers as (index in the file, in, out, kernel, stride, padding)."""
+
+    file_name: str  # torchvision's; the part behind the dash is the beginning of its sha256
+    num_bytes: int
+    url: str
+    convolutions: tuple[tuple[int, int, int, int, int, int], ...]
+    pools_before: frozenset[int]  # indices of the convolutions that follow a max pool
+    pool_kernel: int
+    taps: frozenset[int]  # indices of the convolutions whose ReLU is compared
+
+
+def _vgg_layers() -> tuple[tuple[int, int, int, int, int, int], ...]:
+    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    channels = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    return tuple((index, channels[i], channels[i + 1], 3, 1, 1) for i, index in enumerate(indices))
+
+
+TRUNKS = {
+    "vgg": Trunk(
+        "vgg16-397923af.pth",
+        553_433_881,
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        _vgg_layers(),
+        frozenset({5, 10, 17, 24}),
+        2,
+        frozenset({2, 7, 14, 21, 28}),
+    ),
+    "alex": Trunk(
+        "alexnet-owt-7be5be79.pth",
+        244_408_911,
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1), (8, 384, 256, 3, 1, 1), (10, 256, 256, 3, 1, 1)),
+        frozenset({3, 6}),
+        3,
+        frozenset({0, 3, 6, 8, 10}),
+    ),
+}
+
+
+class Lpips(nn.Module):
+    """Learned perceptual distance between images (N, 3, H, W) in [-1, 1], (N,); from 0 (equal), lower is better.
+
+    Source: Zhang et al. 2018 (arXiv:1801.03924): features of a classifier, unit length over channels, squared
+    difference, learned weights per channel, mean over places, sum over layers.
+    """
+
+    def __init__(self, trunk: Trunk, state: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
+        """`state`: torchvision's state dict of the backbone; `linear`: the weights `lin{i}.model.1.weight`, (1, C, 1, 1)."""
+        super().__init__()
+        self.trunk = trunk
+        self.convolutions = nn.ModuleDict()
+        for index, in_channels, out_channels, kernel, stride, padding in trunk.convolutions:
+            convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
+            convolution.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
+            self.convolutions[str(index)] = convolution
+        for i in range(len(trunk.taps)):
+            self.register_buffer(f"linear_{i}", linear[f"lin{i}.model.1.weight"])
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
+        """Distance of each pair, (N,). `spatial` brings every layer to the size of the image before its mean is taken."""
+        distance = torch.zeros(images.shape[0], device=images.device)
+        for i, (a, b) in enumerate(zip(self.features(images), self.features(others), strict=True)):
+            weighted = functional.conv2d((_unit_length(a) - _unit_length(b)) ** 2, cast(Tensor, getattr(self, f"linear_{i}")))
+            if spatial:
+                weighted = functional.interpolate(weighted, size=images.shape[2:], mode="bilinear", align_corners=False)
+            distance = distance + weighted.mean(dim=(1, 2, 3))
+        return distance
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """The compared layers, each (N, C, h, w)."""
+        x = (images - cast(Tensor, self.shift)) / cast(Tensor, self.scale)
+        found = []
+        for name, convolution in self.convolutions.items():
+            if int(name) in self.trunk.pools_before:
+                x = functional.max_pool2d(x, self.trunk.pool_kernel, 2)
+            x = functional.relu(convolution(x))
+            if int(name) in self.trunk.taps:
+                found.append(x)
+        return found
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+
+
+@dataclass(frozen=True)
+class LpipsFiles:
+    """The two files of one LPIPS: the backbone, and the learned weights on its channels."""
+
+    trunk: Path
+    linear: Path
+
+
+def trunk_path(name: str) -> Path | None:
+    """Where the backbone of LPIPS ("vgg", "alex") lies in torch's hub cache (TORCH_HOME); None where it is not."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[name].file_name
+    return path if path.is_file() else None
+
+
+def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:
+    """The files of LPIPS "vgg" or "alex": those of `given` that are it, else torch's cache and torchmetrics' package.
+
+    A cached backbone must be the one its name promises. Raises MissingWeightsError where there is none, WeightFileError
+    for a given file that is neither a backbone nor learned weights, CorruptFileError where the cached one is another.
+    """
+    kinds = {identify(path): path for path in given}
+    trunk = kinds.get(("trunk", name))
+    if trunk is None:
+        trunk = _cached_trunk(name)
+        prefix = TRUNKS[name].file_name.rpartition("-")[2].partition(".")[0]
+        if not sha256_of(trunk).startswith(prefix):
+            raise CorruptFileError(
+                f"{trunk} is not the file its name promises (sha256 differs)",
+                f"remove it, then: turbovaed models pull lpips-{name}",
+            )
+    return LpipsFiles(trunk, kinds.get(("linear", name)) or _shipped_linear(name))
+
+
+def identify(path: Path) -> tuple[Literal["trunk", "linear"], str]:
+    """What a weight file of LPIPS is, by its keys and shapes: ("trunk" or "linear", "alex" or "vgg"). WeightFileError for others."""
+    state = _read(path)
+    first, second = state.get("features.0.weight"), state.get("lin1.model.1.weight")
+    for name, trunk in TRUNKS.items():
+        _, in_channels, out_channels, kernel, _, _ = trunk.convolutions[0]
+        if first is not None and tuple(first.shape) == (out_channels, in_channels, kernel, kernel):
+            return "trunk", name
+        channels = _tap_channels(trunk)[1]
+        if second is not None and tuple(second.shape) == (1, channels, 1, 1):
+            return "linear", name
+    raise WeightFileError(
+        f"{path} is no weight file of LPIPS",
+        "a backbone is torchvision's state dict (features.0.weight, ...), learned weights are lin0.model.1.weight, ...",
+    )
+
+
+def _tap_channels(trunk: Trunk) -> list[int]:
+    return [out_channels for index, _, out_channels, *_ in trunk.convolutions if index in trunk.taps]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightFileError(f"{path} is not there", "--lpips-weights takes a file; turbovaed models pull lpips-alex") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise WeightFileError(f"{path} cannot be read as weights", "a .pth state dict is wanted") from error
+    return cast(dict[str, Tensor], state) if isinstance(state, dict) else {}
+
+
+def _cached_trunk(name: str) -> Path:
+    path = trunk_path(name)
+    if path is None:
+        raise MissingWeightsError(
+            f"LPIPS needs {TRUNKS[name].file_name}, which is not on this machine", f"turbovaed models pull lpips-{name}"
+        )
+    return path
+
+
+def _shipped_linear(name: str) -> Path:
+    """The learned weights in torchmetrics' package (Apache-2.0)."""
+    return Path(str(files("torchmetrics").joinpath(f"functional/image/lpips_models/{name}.pth")))
+
+
+@cache
+def load_lpips(name: str) -> Lpips:
+    """LPIPS with the backbone "vgg" or "alex" from torch's cache. Raises MissingWeightsError where that is not on this machine.
+
+    The learned weights come from torchmetrics, which ships them (Apache-2.0).
+    """
+    return read_lpips(name, LpipsFiles(_cached_trunk(name), _shipped_linear(name)))
+
+
+def read_lpips(name: str, found: LpipsFiles) -> Lpips:
+    """LPIPS from its two files. Raises WeightFileError where one lacks a key or has another shape."""
+    try:
+        return Lpips(TRUNKS[name], _read(found.trunk), _read(found.linear))
+    except (KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip() if isinstance(error, RuntimeError) else f"it lacks {error}"
+        raise WeightFileError(f"{found.trunk} and {found.linear} do not make LPIPS: {reason}") from error
+
+
+@torch.no_grad()
+def lpips_video(network: Lpips, video: Tensor, source: Tensor, *, spatial: bool = False) -> float:
+    """Mean LPIPS over the frames of a clip, both (3, T, H, W) in [-1, 1]; frame by frame, so memory does not grow with T."""
+    pairs = ((video[:, i][None], source[:, i][None]) for i in range(video.shape[1]))
+    return float(torch.stack([network(a, b, spatial=spatial)[0] for a, b in pairs]).mean())

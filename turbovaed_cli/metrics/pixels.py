@@ -1,0 +1,80 @@
+"""What can be said from pixels alone: PSNR, SSIM and flicker. Clips are (3, T, H, W) fp32 in [-1, 1], fixed range.
+
+Nothing here looks at the minimum or maximum of its input: a wrong contrast is an error, and it is measured as one.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.video import to_unit
+
+MAX_PSNR_DB = 100.0  # of identical videos, where the formula says infinity and JSON cannot
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+_K1, _K2 = 0.01, 0.03
+_LEVELS = 255  # of a pixel of 8 bits
+
+
+def psnr(video: Tensor, source: Tensor) -> float:
+    """Peak signal-to-noise ratio of a clip in dB: -10 log10 of the mean squared error over all its pixels, range 1.
+
+    Both (3, T, H, W) in [-1, 1]. From 0 (black for white) to MAX_PSNR_DB (identical); higher is better. Source: the
+    definition, with one mean over the whole clip; a mean of the frames' PSNR is never lower than that.
+    """
+    error = (to_unit(video.double()) - to_unit(source.double())).square().mean().item()
+    return MAX_PSNR_DB if error == 0 else min(-10 * math.log10(error), MAX_PSNR_DB)
+
+
+def ssim(video: Tensor, source: Tensor) -> float:
+    """Structural similarity of a clip (3, T, H, W) in [-1, 1]: the mean over frames and channels; from -1 to 1 (identical).
+
+    Source: Wang et al. 2004, with its Gaussian window of 11x11, sigma 1.5, K 0.01 and 0.03, range 1, on each of R, G and
+    B, where the window fits whole.
+    """
+    # Frame by frame, in which the planes stay in the processor's cache: ten times faster than the clip at once.
+    frames = [ssim_value(video[None, :, i : i + 1].double(), source[None, :, i : i + 1].double()) for i in range(video.shape[1])]
+    return float(torch.stack(frames).mean())
+
+
+def ssim_value(video: Tensor, source: Tensor) -> Tensor:
+    """`ssim` over a batch (B, 3, T, H, W) in [-1, 1] as a scalar with a gradient. ShapeError below 11x11 pixels."""
+    height, width = video.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise ShapeError(
+            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this is {width}x{height}", "use a larger --size"
+        )
+    a, b = (to_unit(x).movedim(2, 1).reshape(-1, 1, height, width) for x in (video, source))  # (B*T*3, 1, H, W)
+    mean_a, mean_b, squares, product = (_blur(x) for x in (a, b, a * a + b * b, a * b))
+    mean_squares, mean_product = mean_a**2 + mean_b**2, mean_a * mean_b
+    c1, c2 = _K1**2, _K2**2
+    numerator = (2 * mean_product + c1) * (2 * (product - mean_product) + c2)
+    return (numerator / ((mean_squares + c1) * (squares - mean_squares + c2))).mean()
+
+
+def _blur(x: Tensor) -> Tensor:
+    """The Gaussian window, where it fits whole: along rows, then columns. Shifted sums: a tenth of the time of a conv2d."""
+    reach = SSIM_WINDOW // 2
+    window = [math.exp(-((i - reach) ** 2) / (2 * SSIM_SIGMA**2)) for i in range(SSIM_WINDOW)]
+    weights = [value / sum(window) for value in window]
+    for dim in (-1, -2):
+        length = x.shape[dim] - 2 * reach
+        total = x.narrow(dim, reach, length) * weights[reach]
+        for k in range(reach):
+            total = total.add(x.narrow(dim, k, length) + x.narrow(dim, 2 * reach - k, length), alpha=weights[k])
+        x = total
+    return x
+
+
+def flicker(video: Tensor, source: Tensor) -> float:
+    """How wrongly a clip changes from frame to frame: the root mean square, over all pixels, of (change - source's change).
+
+    Both (3, T, H, W) in [-1, 1], T at least 2 (ShapeError). In levels of 8 bits, from 0 to 510; lower is better. An error
+    that stands still counts nothing, one that is drawn anew in every frame counts 1.41 times its own root mean square.
+    Source: dtSSD of Erofeev et al., "Perceptually motivated benchmark for video matting", BMVC 2015, on RGB.
+    """
+    if video.shape[1] < 2:
+        raise ShapeError("flicker needs two frames at least", "use more --frames")
+    error = (to_unit(video.double()) - to_unit(source.double())) * _LEVELS
+    return float(error.diff(dim=1).square().mean().sqrt())

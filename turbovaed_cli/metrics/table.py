@@ -1,0 +1,150 @@
+"""What `eval` found, as tables of text for people; 80 columns are enough."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbovaed_cli.metrics import METRICS, Metric
+from turbovaed_cli.metrics.scores import PROTOCOLS, SIDES, ClipScores, EvalResult, Interval, furthest_behind, worst_clips
+
+_MOST_INLINE = 4  # metrics that fit 80 columns with their intervals beside them rather than below
+_RATIO_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A title, the names of the columns, and the rows, all text."""
+
+    title: str
+    columns: list[str]
+    rows: list[tuple[str, ...]]
+
+
+def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = False) -> list[TextTable]:
+    """The scores of every model, what should be known about them, and the worst clips (or every clip) of each."""
+    clips = _every_clip if every_clip else _worst_clips
+    return [
+        _scores_table(results),
+        _facts_table(results),
+        *(clips(result, data) for result in results if result.clips[0].student),
+    ]
+
+
+def _scores_table(results: Sequence[EvalResult]) -> TextTable:
+    first = results[0]
+    published = {name for result in results if result.published for name in result.published.means}
+    metrics = [metric for name, metric in METRICS.items() if name in first.means["student"] or name in published]
+    join = " ± " if len(metrics) <= _MOST_INLINE else "\n± "
+    has_groups = len(results) > 1 or bool(published)
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        if has_groups:
+            rows.append((result.model, *("" for _ in metrics)))
+        for side in (*SIDES, "ratio"):
+            rows.append((f"  {side}" if has_groups else side, *(_cell(result, side, metric, join) for metric in metrics)))
+        if result.published:
+            rows.append((result.published.label, *("" for _ in metrics)))
+            rows += _published_rows(result, metrics)
+    size = f"{first.size[1]}x{first.size[0]}"
+    model = first.model if len(results) == 1 else f"{len(results)} models"
+    title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
+    return TextTable(title, ["", *(_heading(metric) for metric in metrics)], rows)
+
+
+def _heading(metric: Metric) -> str:
+    name = metric.label.replace("-", "\n") if "-" in metric.label else f"{metric.label} {metric.unit}".strip()
+    return f"{name}\n({'higher' if metric.better == 'up' else 'lower'})"
+
+
+def _cell(result: EvalResult, side: str, metric: Metric, join: str) -> str:
+    value = result.means[side].get(metric.name)
+    if value is None or not math.isfinite(value):
+        return "-"
+    digits = _RATIO_DIGITS if side == "ratio" else metric.digits
+    return f"{value:.{digits}f}" + _half_width(result.intervals[side][metric.name], digits, join)
+
+
+def _half_width(interval: Interval, digits: int, join: str) -> str:
+    return f"{join}{(interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
+
+
+def _published_rows(result: EvalResult, metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
+    assert result.published is not None
+    means = result.published.means
+    rows = [
+        (f"  {side}", *(f"{means[metric.name][i]:.{metric.digits}f}" if metric.name in means else "-" for metric in metrics))
+        for i, side in enumerate(SIDES)
+    ]
+    ratios = (f"{means[m.name][1] / means[m.name][0]:.{_RATIO_DIGITS}f}" if m.name in means else "-" for m in metrics)
+    return [*rows, ("  ratio", *ratios)]
+
+
+def _facts_table(results: Sequence[EvalResult]) -> TextTable:
+    first = results[0]
+    rows = [("protocol", f"{first.protocol}: {PROTOCOLS[first.protocol]}")]
+    rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
+    units = _count(first.num_videos, "video") + (f" ({len(first.clips)} clips)" if first.num_videos != len(first.clips) else "")
+    told = (
+        f"95 % confidence, Student's t over {units}; the ratio's is paired"
+        if first.num_videos > 1
+        else "none: one video has no spread"
+    )
+    rows.append(("±", told))
+    for result in results:
+        prefix = f"{result.model} " if len(results) > 1 else ""
+        teacher, student = result.decoder_params["teacher"], result.decoder_params["student"]
+        share = f"{student / 1e6:.3f} M parameters, {100 * student / teacher:.1f} % of the teacher's {teacher / 1e6:.3f} M"
+        rows.append((f"{prefix}decoder", share))
+        if result.decode_times:
+            times = result.decode_times
+            low, high = times.range
+            turns = f"{times.device}, {len(times.student_s)} turns: {low:.2f} to {high:.2f}"
+            rows.append((f"{prefix}speed", f"decodes {times.ratio:.2f} times as fast as the teacher ({turns})"))
+        if result.published:
+            rows.append((f"{prefix}published", f"{result.published.label}: {result.published.source}"))
+    rows += [(METRICS[name].label, reason) for name, reason in first.not_measured.items()]
+    rows += [
+        (f"{METRICS[name].label} with", "; ".join(f"{item['file']}, sha256 {item['sha256'][:16]}..." for item in items))
+        for name, items in first.weights.items()
+    ]
+    return TextTable("", ["", ""], [(label, text) for label, text in rows])
+
+
+def _worst_clips(result: EvalResult, data: Path) -> TextTable:
+    rows: list[tuple[str, ...]] = []
+    for name in result.clips[0].student:
+        (worst,), (behind,) = worst_clips(result.clips, name, 1), furthest_behind(result.clips, name, 1)
+        if worst == behind:
+            rows.append((METRICS[name].label, f"worst, {_how_far(worst, name)}", *_clip_cells(worst, name, data)))
+        else:
+            rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
+            rows.append(("", _how_far(behind, name), *_clip_cells(behind, name, data)))
+    return TextTable(f"{result.model}: clips to look at", ["metric", "student is", "clip", "frame", "teacher", "student"], rows)
+
+
+def _how_far(clip: ClipScores, name: str) -> str:
+    is_ahead = (
+        clip.student[name] > clip.teacher[name] if METRICS[name].better == "up" else clip.student[name] < clip.teacher[name]
+    )
+    return "least ahead" if is_ahead else "furthest behind"
+
+
+def _every_clip(result: EvalResult, data: Path) -> TextTable:
+    rows = [
+        (METRICS[name].label, *_clip_cells(clip, name, data))
+        for name in result.clips[0].student
+        for clip in worst_clips(result.clips, name, len(result.clips))
+    ]
+    return TextTable(f"{result.model}: every clip, worst first", ["metric", "clip", "frame", "teacher", "student"], rows)
+
+
+def _clip_cells(clip: ClipScores, name: str, data: Path) -> tuple[str, ...]:
+    path = Path(clip.path)
+    shown = path.relative_to(data) if data.is_dir() and path.is_relative_to(data) else Path(path.name)
+    digits = METRICS[name].digits
+    return str(shown), str(clip.start), f"{clip.teacher[name]:.{digits}f}", f"{clip.student[name]:.{digits}f}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
