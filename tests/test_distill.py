@@ -1,30 +1,30 @@
 """Distillation learns, writes what it promises, refuses what cannot work, and stops before NaN spreads."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.distill import distill, learning_rate
+from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, load_student
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.settings import CacheSettings, DistillSettings
+from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.data import random_crop
+from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 
-TINY = DistillSettings(steps=4, accumulation=2, frames=9, size=(64, 64), perceptual="ssim", save_every=2, sample_every=2, lr=1e-3)
-
-
-@pytest.fixture(scope="module")
-def cache(ltx_teacher, videos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cache") / "latents"
-    cache_latents(find_model(ltx_teacher), videos, out, CacheSettings(frames=9, size=(64, 64)))
-    return out
+TINY = DistillSettings(
+    (Stage("only", steps=4, accumulation=2, perceptual="ssim", lr=1e-3),),
+    frames=9,
+    size=(64, 64),
+    dtype="fp32",
+    save_every=2,
+    sample_every=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_run_folder_holds_everything_it_promises(run):
         path.name for path in folder.iterdir()
     }
     config = json.loads((folder / "config.json").read_text())
-    assert config["settings"]["lr"] == 1e-3
+    assert config["settings"]["stages"][0]["lr"] == 1e-3
     assert len(config["teacher"]["weights_sha256"]) == len(config["data_fingerprint"]) == 64
     assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_0000002", "step_0000004"]
@@ -57,7 +57,7 @@ def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run):
         assert torch.equal(a(latents), b(latents))
     card = (folder / "model" / "README.md").read_text()
     assert find_model("ltx").teacher.licence in card
-    assert "Trained for 4 steps of 2 clips" in card
+    assert "only: 4 steps of 2 clips, 9 frames of 64x64; L1 + 1.0 ssim + 1.0 features; lr 0.001 constant" in card
 
 
 def test_model_holds_the_average_not_the_last_weights(run):
@@ -80,12 +80,12 @@ def test_it_learns(videos, tmp_path):
     """From the embedded teacher, whose latents mean something: the last round over the clips is much better than the first."""
     spec = find_model("tiny")
     cache_latents(spec, videos, tmp_path / "cache", CacheSettings(frames=9, size=(64, 64)))
-    settings = replace(
-        TINY,
+    settings = TINY.with_changes(
         steps=42,
         accumulation=1,
         batch_size=2,
-        lr=3e-3,
+        optimizer="muon",
+        lr=1e-2,
         feature_weight=0.1,
         save_every=100,
         sample_every=0,
@@ -107,7 +107,7 @@ def test_cached_latents_and_videos_see_the_same_encoder(ltx_teacher, cache):
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_trains_without_nan(dtype, ltx_teacher, cache, small_student, tmp_path):
-    settings = replace(TINY, steps=2, accumulation=1, dtype=dtype, sample_every=0)
+    settings = TINY.with_changes(steps=2, accumulation=1, dtype=dtype, sample_every=0)
     result = distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     assert result.losses["loss"] > 0
     assert all(torch.isfinite(value).all() for value in load_student(tmp_path / "run").state_dict().values())
@@ -117,7 +117,7 @@ def test_without_alignment_no_teacher_is_decoded(ltx_teacher, cache, small_stude
     from turbovaed_cli.models.teacher import Teacher
 
     monkeypatch.setattr(Teacher, "features", lambda *_: pytest.fail("a feature was asked for"))
-    settings = replace(TINY, steps=1, feature_weight=0, sample_every=0)
+    settings = TINY.with_changes(steps=1, feature_weight=0, sample_every=0)
     result = distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     assert not [name for name in result.losses if name.startswith("feature")]
 
@@ -180,7 +180,7 @@ def test_a_loss_scale_that_only_falls_is_an_error(ltx_teacher, cache, small_stud
 
     original = AlignmentHeads.forward
     monkeypatch.setattr(AlignmentHeads, "forward", lambda self, a, b: {k: v * 1e30 for k, v in original(self, a, b).items()})
-    settings = replace(TINY, dtype="fp16", steps=60, accumulation=1, sample_every=0)
+    settings = TINY.with_changes(dtype="fp16", steps=60, accumulation=1, sample_every=0)
     with pytest.raises(NonFiniteError, match="loss scale"):
         distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -192,9 +192,13 @@ def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, video
     folder, _ = run
     with pytest.raises(RunFolderError) as error:
         distill(
-            find_model(ltx_teacher), folder, data=videos, settings=replace(TINY, lr=5e-4, seed=9), student_config=small_student
+            find_model(ltx_teacher),
+            folder,
+            data=videos,
+            settings=TINY.with_changes(lr=5e-4, seed=9),
+            student_config=small_student,
         )
-    assert "settings.lr: 0.001 -> 0.0005" in error.value.what
+    assert "settings.stages.1.lr: 0.001 -> 0.0005" in error.value.what
     assert "settings.seed: 0 -> 9" in error.value.what
 
 
@@ -217,7 +221,7 @@ def test_a_second_process_on_the_same_run_is_refused(run, ltx_teacher, videos, s
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(change, said, ltx_teacher, videos, tmp_path):
     with pytest.raises(SettingsError, match=said):
-        distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=replace(TINY, **change))
+        distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=TINY.with_changes(**change))
     assert not (tmp_path / "run").exists()
 
 
@@ -261,7 +265,7 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
             find_model(ltx_teacher),
             tmp_path / "run",
             latents=cache,
-            settings=replace(TINY, crop=(50, 64)),
+            settings=TINY.with_changes(crop=(50, 64)),
             student_config=small_student,
         )
     with pytest.raises(SettingsError, match="larger than the clips"):
@@ -269,21 +273,21 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
             find_model(ltx_teacher),
             tmp_path / "run",
             latents=cache,
-            settings=replace(TINY, crop=(96, 96)),
+            settings=TINY.with_changes(crop=(96, 96)),
             student_config=small_student,
         )
     result = distill(
         find_model(ltx_teacher),
         tmp_path / "run",
         latents=cache,
-        settings=replace(TINY, steps=1, crop=(32, 64)),
+        settings=TINY.with_changes(steps=1, crop=(32, 64)),
         student_config=small_student,
     )
     assert result.step == 1
 
 
 def test_init_starts_from_a_students_weights(run, ltx_teacher, cache, small_student, tmp_path):
-    settings = replace(TINY, steps=1, accumulation=1, lr=1e-12, sample_every=0)
+    settings = TINY.with_changes(steps=1, accumulation=1, lr=1e-12, sample_every=0)
     distill(
         find_model(ltx_teacher),
         tmp_path / "run",
@@ -302,9 +306,104 @@ def test_init_starts_from_a_students_weights(run, ltx_teacher, cache, small_stud
 
 
 def test_learning_rate_warms_up_and_falls():
-    settings = DistillSettings(steps=100, lr=1.0, warmup_steps=10, lr_schedule="cosine")
-    rates = [learning_rate(settings, step) for step in range(100)]
+    stage = Stage("s", steps=100, lr=1.0, warmup_steps=10, lr_schedule="cosine")
+    rates = [learning_rate(stage, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9] or max(rates) == rates[10]
     assert rates[-1] == pytest.approx(0.02, abs=0.01)
-    assert learning_rate(DistillSettings(lr=0.5), 1234) == 0.5
+    assert learning_rate(Stage("s", lr=0.5), 1234) == 0.5
+
+
+def test_a_schedule_knows_which_stage_each_step_and_forward_pass_belongs_to():
+    stages = (Stage("a", steps=2, accumulation=3), Stage("b", steps=1, accumulation=1), Stage("c", steps=2, accumulation=2))
+    assert [position_at(stages, step).stage.name for step in range(6)] == ["a", "a", "b", "c", "c", "c"]
+    every = list(passes_from(stages, 0))
+    assert every == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 6), (2, 7), (2, 8), (2, 9), (2, 10)]
+    assert [next(iter(passes_from(stages, step))) for step in range(5)] == [(0, 0), (0, 3), (1, 6), (2, 7), (2, 9)]
+
+
+def test_steps_scale_the_whole_schedule_and_a_stages_field_changes_in_every_stage():
+    settings = DistillSettings((Stage("a", steps=30, warmup_steps=10), Stage("b", steps=10)))
+    shorter = settings.with_changes(steps=8, lr=0.5, seed=3)
+    assert [(stage.steps, stage.lr) for stage in shorter.stages] == [(6, 0.5), (2, 0.5)]
+    assert shorter.seed == 3 and shorter.steps == 8
+    assert [stage.steps for stage in settings.with_changes(steps=2).stages] == [1, 1]
+    with pytest.raises(SettingsError, match="2 stages"):
+        settings.with_changes(steps=1)
+    with pytest.raises(SettingsError, match="at least 1"):
+        settings.with_changes(steps=0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_a_schedule_that_names_itself(name):
+    recipe = read_recipe(name)
+    assert recipe.recipe == name and recipe.steps > 0
+    assert len({stage.name for stage in recipe.stages}) == len(recipe.stages)
+
+
+def test_a_schedule_of_ones_own_comes_from_toml(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'ema_decay = 0.99\nseed = 4\n[[stages]]\nname = "a"\nsteps = 5\nlr = 1\n[[stages]]\nname = "b"\ncrop = [64, 64]\n'
+    )
+    settings = read_recipe(str(path))
+    assert settings.recipe == "mine" and settings.ema_decay == 0.99 and settings.seed == 4
+    assert settings.stages[0].lr == 1.0 and settings.stages[1].crop == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps = ", "not TOML"),
+        ("[[stages]]\nname = 'a'\nspeed = 3", "'speed'"),
+        ("[[stages]]\nsteps = 3", "no name"),
+        ("[[stages]]\nname = 'a'\nsteps = 'many'", "steps is 'many'"),
+        ("colour = 1", "'colour'"),
+        ("stages = 3", "list of tables"),
+        ("size = 256\n[[stages]]\nname = 'a'", "two numbers"),
+        ("[[stages]]\nname = 'a'\ncrop = [64, 'x']", "two numbers"),
+    ],
+)
+def test_a_recipe_file_that_is_wrong_says_where(text, said, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        read_recipe(str(path))
+    with pytest.raises(SettingsError, match="no recipe is called"):
+        read_recipe("quick")
+    with pytest.raises(SettingsError, match="is not there"):
+        read_recipe(str(tmp_path / "other.toml"))
+
+
+def test_crops_are_counted_in_latents_and_at_most_the_clip():
+    teacher = find_model("tiny").teacher
+    assert crop_of(Stage("s", crop_latents=8), teacher, (256, 128)) == (64, 64)
+    assert crop_of(Stage("s", crop_latents=20), teacher, (256, 128)) == (160, 128)
+    assert crop_of(Stage("s", crop_latents=64), teacher, (256, 128)) is None
+    assert crop_of(Stage("s"), teacher, (256, 128)) is None
+
+
+def test_a_stage_that_wants_larger_clips_than_were_cached_is_refused(ltx_teacher, cache, small_student, tmp_path):
+    settings = TINY.with_changes(stages=(*TINY.stages, Stage("large", size=(128, 128), perceptual="none")))
+    with pytest.raises(SettingsError, match="wants clips of 128x128"):
+        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
+
+
+def test_two_stages_of_one_name_and_an_average_that_never_moves_are_refused(ltx_teacher, videos, tmp_path):
+    twice = TINY.with_changes(stages=(TINY.stages[0], TINY.stages[0]))
+    for settings, said in ((twice, "two stages are called only"), (TINY.with_changes(ema_decay=1.0), "ema-decay")):
+        with pytest.raises(SettingsError, match=said):
+            distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_default_recipe_runs_from_a_fitted_start_and_says_each_stage(ltx_teacher, videos, small_student, tmp_path):
+    """Shortened to four steps; the student it starts from is far better than noise."""
+    settings = RECIPES["default"].with_changes(steps=4, frames=9, size=(64, 64), sample_every=0, dtype="fp32", perceptual="ssim")
+    distill(find_model(ltx_teacher), tmp_path / "fitted", data=videos, settings=settings, student_config=small_student)
+    log = (tmp_path / "fitted" / "train.log").read_text()
+    assert "stage reconstruct (1 of 2): steps 1 to 3" in log and "stage whole-clips (2 of 2): steps 4 to 4" in log
+    plain = settings.with_changes(start="plain")
+    distill(find_model(ltx_teacher), tmp_path / "plain", data=videos, settings=plain, student_config=small_student)
+    first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["l1"] for name in ("fitted", "plain")]
+    assert first[0] < first[1]

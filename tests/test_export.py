@@ -80,8 +80,10 @@ def test_coreml_converts_and_its_saved_program_gives_the_students_numbers(studen
     assert inside.max_rank <= 5
 
 
-def test_the_5d_layout_converts_too(student, tmp_path):
-    result = export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(frames=5, size=(32, 32), layout="5d"))
+@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("coreml", "mlpackage")])
+def test_the_5d_layout_converts_too(name, suffix, student, tmp_path):
+    settings = ExportSettings(frames=5, size=(32, 32), layout="5d")
+    result = export_student(student, (name,), tmp_path / f"a.{suffix}", settings)
     assert result.artifacts[0].max_abs < 1e-3
 
 

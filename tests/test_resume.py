@@ -13,24 +13,73 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.distill import distill
-from turbovaed_cli.errors import CorruptFileError
+from turbovaed_cli.errors import CorruptFileError, RunFolderError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import CacheSettings, DistillSettings
+from turbovaed_cli.settings import DistillSettings, read_recipe
 from turbovaed_cli.training import state as training_state
 
-SETTINGS = DistillSettings(
-    steps=6, accumulation=2, frames=9, size=(64, 64), perceptual="none", save_every=1, sample_every=0, lr=1e-2, ema_decay=0.9
-)
+# Three stages: what a checkpoint holds, and where a stage ends, must not be seen in the weights.
+RECIPE = """
+ema_decay = 0.9
+discriminator_channels = 8
+dtype = "fp32"
+[[stages]]
+name = "reconstruct"
+steps = 2
+accumulation = 2
+perceptual = "none"
+lr = 0.01
+lr_schedule = "cosine"
+[[stages]]
+name = "crops"
+steps = 2
+accumulation = 1
+batch_size = 2
+crop = [32, 64]
+perceptual = "none"
+lr = 0.005
+[[stages]]
+name = "adversarial"
+steps = 2
+accumulation = 2
+perceptual = "none"
+teacher_weight = 0.5
+adversarial_weight = 0.05
+lr = 0.005
+"""
 
 
 @pytest.fixture(scope="module")
-def cache(ltx_teacher, videos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("cache") / "latents"
-    cache_latents(find_model(ltx_teacher), videos, out, CacheSettings(frames=9, size=(64, 64)))
-    return out
+def recipe(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "three.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings(recipe) -> DistillSettings:
+    return read_recipe(str(recipe)).with_changes(frames=9, size=(64, 64), save_every=1, sample_every=0)
+
+
+class StopsAfter:
+    """Watches a run and throws after so many steps, as a Ctrl-C would that came a moment after a checkpoint."""
+
+    class Stopped(Exception):
+        pass
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def track(self, items, label, total=None, start=0):
+        for count, item in enumerate(items):
+            if label == "distilling" and count == self.steps:
+                raise self.Stopped
+            yield item
+
+    def note(self, text="", **values):
+        pass
 
 
 def everything(run: Path, step: int = 6) -> dict[str, torch.Tensor]:
@@ -47,67 +96,97 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ltx_teacher, cache, small_student, tmp_path_factory):
+def teach(ltx_teacher, cache, small_student, settings):
+    """Distil into a folder, all the way or for some steps; the same call resumes."""
+
+    def teach(run: Path, steps: int | None = None, settings: DistillSettings = settings):
+        arguments = {"latents": cache, "settings": settings, "student_config": small_student}
+        if steps is None:
+            return distill(find_model(ltx_teacher), run, **arguments)
+        with pytest.raises(StopsAfter.Stopped):
+            distill(find_model(ltx_teacher), run, **arguments, report=StopsAfter(steps))
+        return None
+
+    return teach
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(teach, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    distill(find_model(ltx_teacher), run, latents=cache, settings=SETTINGS, student_config=small_student)
+    teach(run)
     return everything(run)
 
 
-def test_stopping_at_3_and_going_on_to_6_gives_the_weights_of_6_in_one_go(
-    ltx_teacher, cache, small_student, uninterrupted, tmp_path
-):
-    spec = find_model(ltx_teacher)
-    distill(spec, tmp_path / "run", latents=cache, settings=replace(SETTINGS, steps=3), student_config=small_student)
-    result = distill(spec, tmp_path / "run", latents=cache, settings=SETTINGS, student_config=small_student)
-    assert result.resumed_from == 3
+@pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])
+def test_stopping_anywhere_and_going_on_gives_the_weights_of_one_go(stop, teach, uninterrupted, tmp_path):
+    """Inside every stage, and exactly where one ends."""
+    teach(tmp_path / "run", stop)
+    result = teach(tmp_path / "run")
+    assert result.resumed_from == stop
     assert differing(everything(tmp_path / "run"), uninterrupted) == []
-    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 2, 3, 4, 5, 6]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["stage"] for line in lines] == ["reconstruct"] * 2 + ["crops"] * 2 + ["adversarial"] * 2
+    assert lines[2]["data"] == {"clips": 2, "frames": 9, "height": 32, "width": 64}
+    assert {"teacher", "adversarial", "discriminator", "adaptive_weight"} <= lines[5].keys() - lines[3].keys()
+    assert lines[1]["lr"] < lines[0]["lr"] and lines[2]["lr"] == 0.005
 
 
 @pytest.mark.parametrize("piece", [piece for piece in training_state.PIECES if piece != "scaler"])
-def test_leaving_out_any_piece_of_state_is_seen(piece, ltx_teacher, cache, small_student, uninterrupted, tmp_path, monkeypatch):
+def test_leaving_out_any_piece_of_state_is_seen(piece, teach, uninterrupted, tmp_path, monkeypatch):
     """The control of the test above: with one piece not restored the weights must differ (or the steps no longer fit)."""
-    spec = find_model(ltx_teacher)
-    distill(spec, tmp_path / "run", latents=cache, settings=replace(SETTINGS, steps=3), student_config=small_student)
+    teach(tmp_path / "run", 5)
     monkeypatch.setattr(training_state.TrainingState, f"_{piece}_in", lambda *_: None)
-    distill(spec, tmp_path / "run", latents=cache, settings=SETTINGS, student_config=small_student)
+    teach(tmp_path / "run")
     assert differing(everything(tmp_path / "run"), uninterrupted)
 
 
-def test_the_gradient_scaler_is_part_of_the_state(ltx_teacher, cache, small_student, tmp_path, monkeypatch):
-    """In fp16 the first steps overflow and lower the scale; forgetting that would skip other steps after a resume."""
-    spec, settings = find_model(ltx_teacher), replace(SETTINGS, dtype="fp16", steps=4)
+def test_a_schedule_may_grow_behind_the_stage_that_is_on_but_not_before_it(teach, settings, tmp_path):
+    run = tmp_path / "run"
+    teach(run, 3)
+    first, second, third = settings.stages
+    longer = replace(settings, stages=(replace(first, steps=3), second, third))
+    with pytest.raises(RunFolderError, match=r"at step 3, in stage crops of 2, 2, 2 steps; not in reconstruct 3"):
+        teach(run, settings=longer)
+    with pytest.raises(RunFolderError, match="at step 3"):
+        teach(run, settings=replace(settings, stages=(first, replace(second, steps=1), third)))
+    teach(run, settings=replace(settings, stages=(first, second, replace(third, steps=1))))
+    assert RunDir(run).steps()[-1] == 5
 
-    def run(name: str, *steps: int) -> dict[str, torch.Tensor]:
-        for upto in steps:
-            distill(spec, tmp_path / name, latents=cache, settings=replace(settings, steps=upto), student_config=small_student)
+
+def test_the_gradient_scaler_is_part_of_the_state(teach, settings, tmp_path, monkeypatch):
+    """In fp16 the first steps overflow and lower the scale; forgetting that would skip other steps after a resume."""
+    half = replace(settings, dtype="fp16", stages=(replace(settings.stages[0], steps=4),))
+
+    def run(name: str, *stops: int) -> dict[str, torch.Tensor]:
+        for stop in stops:
+            teach(tmp_path / name, stop, half)
+        teach(tmp_path / name, settings=half)
         return everything(tmp_path / name, step=4)
 
-    once = run("once", 4)
-    assert differing(run("twice", 2, 4), once) == []
+    once = run("once")
+    assert differing(run("twice", 2), once) == []
     monkeypatch.setattr(training_state.TrainingState, "_scaler_in", lambda *_: None)
-    assert differing(run("forgetful", 2, 4), once)
+    assert differing(run("forgetful", 2), once)
 
 
-def command(teacher: Path, cache: Path, config: Path, run: Path) -> list[str]:
+def command(teacher: Path, cache: Path, config: Path, run: Path, recipe: Path, *more: str) -> list[str]:
     return [
         sys.executable, "-c", "from turbovaed_cli.cli import main; main()", "distill", "--teacher", str(teacher), "--latents", str(cache),
-        "--run", str(run), "--student-config", str(config), "--steps", "6", "--accumulation", "2", "--frames", "9", "--size", "64",
-        "--perceptual", "none", "--save-every", "1", "--sample-every", "0", "--lr", "0.01", "--ema-decay", "0.9",
+        "--run", str(run), "--student-config", str(config), "--recipe", str(recipe), "--frames", "9", "--size", "64",
+        "--dtype", "fp32", "--save-every", "1", "--sample-every", "0", *more,
     ]  # fmt: skip
 
 
 @pytest.fixture
-def shell(ltx_teacher, cache, small_student, tmp_path):
+def shell(ltx_teacher, cache, small_student, recipe, tmp_path):
     config = tmp_path / "student.json"
     config.write_text(json.dumps(small_student))
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
 
     def start(run: Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command(ltx_teacher, cache, config, run), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        words = command(ltx_teacher, cache, config, run, recipe)
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return start
 
@@ -122,13 +201,14 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) ->
 
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_in_the_same_bits(shell, uninterrupted, tmp_path):
-    """Real SIGKILLs: while a checkpoint is half-written, right after one, and between two."""
+    """Real SIGKILLs: while a checkpoint is half-written, right after one, between two, and in every stage."""
     run = tmp_path / "run"
     checkpoints = run / "checkpoints"
     moments = (
         lambda: any(checkpoints.glob(".step_0000001.*")) or RunDir(run).steps(),
         lambda: len(RunDir(run).steps()) >= 2 and any(checkpoints.glob(".step_*")),
-        lambda: any(step >= 4 for step in RunDir(run).steps()),
+        lambda: any(step >= 3 for step in RunDir(run).steps()),
+        lambda: any(step >= 5 for step in RunDir(run).steps()),
     )
     for moment in moments:
         process = shell(run)
@@ -159,12 +239,12 @@ def test_a_polite_signal_ends_at_a_checkpoint_with_its_exit_code(number, code, s
 
 
 @pytest.mark.slow
-def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teacher, videos, small_student, tmp_path):
+def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teacher, videos, small_student, recipe, tmp_path):
     """A terminal sends SIGINT to every process of the group: an ffmpeg at work must not look like a damaged video."""
     config, run = tmp_path / "student.json", tmp_path / "run"
     config.write_text(json.dumps(small_student))
-    arguments = [word if word != "--latents" else "--data" for word in command(ltx_teacher, videos, config, run)]
-    arguments[arguments.index("--steps") + 1] = "500"
+    arguments = command(ltx_teacher, videos, config, run, recipe, "--steps", "500")
+    arguments = [word if word != "--latents" else "--data" for word in arguments]
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: len(RunDir(run).steps()) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
@@ -173,12 +253,11 @@ def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teach
     assert "goes on from there" in errors and "warning" not in errors
 
 
-def test_a_damaged_checkpoint_is_named_not_used(ltx_teacher, cache, small_student, tmp_path):
-    spec = find_model(ltx_teacher)
-    distill(spec, tmp_path / "run", latents=cache, settings=replace(SETTINGS, steps=2), student_config=small_student)
+def test_a_damaged_checkpoint_is_named_not_used(teach, tmp_path):
+    teach(tmp_path / "run", 2)
     damaged = tmp_path / "run" / "checkpoints" / "step_0000002" / "ema.safetensors"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(CorruptFileError, match=r"step_0000002.ema\.safetensors"):
-        distill(spec, tmp_path / "run", latents=cache, settings=SETTINGS, student_config=small_student)
+        teach(tmp_path / "run")

@@ -158,3 +158,20 @@ def test_an_unknown_name_is_an_error_with_the_known_ones():
     with pytest.raises(UnknownModelError, match="nosuch") as error:
         load_student("nosuch")
     assert "hunyuan" in error.value.hint
+
+
+def test_a_small_input_takes_the_quick_path_to_the_same_numbers(monkeypatch):
+    """The one torch would send to slow_conv3d; and with it, the gradients."""
+    from turbovaed_cli.models import layers
+
+    torch.manual_seed(0)
+    convolution = layers.TimeReplicatedConv3d(24, 96)
+    x = torch.randn(1, 24, 5, 24, 40, requires_grad=True)
+    taken = []
+    quick = layers.TimeReplicatedConv3d._taps_as_channels
+    monkeypatch.setattr(layers.TimeReplicatedConv3d, "_taps_as_channels", lambda self, y: taken.append(1) or quick(self, y))
+    ours, plain = convolution(x), convolution.conv(layers.pad_time(x, 3))
+    assert taken
+    assert (ours - plain).abs().max() < 1e-5
+    (a,), (b,) = (torch.autograd.grad(y.square().mean(), x) for y in (ours, plain))
+    assert torch.allclose(a, b, atol=1e-7)

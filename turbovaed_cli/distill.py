@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,23 +15,37 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli import __version__
-from turbovaed_cli.devices import autocast, environment, resolve_device, resolve_dtype
-from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, SettingsError
+from turbovaed_cli.devices import auto_dtype, autocast, environment, resolve_device, resolve_dtype
+from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, RunFolderError, SettingsError
+from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.latents import Batch, LatentCache
+from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
-from turbovaed_cli.registry import AlignmentPair, ModelSpec
+from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import RunDir, whole_folder, write_whole
-from turbovaed_cli.settings import RESUMABLE_CHANGES, DistillSettings
+from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_whole
+from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.data import Skipped, VideoClips, random_crop, read_ahead, usable_videos
-from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses, resolve_perceptual
+from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
+from turbovaed_cli.training.losses import (
+    PERCEPTUAL,
+    Losses,
+    PerceptualLoss,
+    perceptual_loss,
+    reconstruction_losses,
+    resolve_perceptual,
+)
 from turbovaed_cli.training.samples import write_strip
+from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
+from turbovaed_cli.training.start import NUM_CLIPS, STARTS, fit_start
 from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.video import to_model, to_uint8
 from turbovaed_cli.weights import Consent, no_consent
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
+FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
 
 
 class ClipStream(Protocol):
@@ -79,7 +93,7 @@ def distill(
     *,
     data: Path | None = None,
     latents: Path | None = None,
-    settings: DistillSettings = DistillSettings(),  # noqa: B008 - frozen
+    settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
     consent: Consent = no_consent,
@@ -97,29 +111,28 @@ def distill(
             "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
         )
     _check_settings(settings)
-    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
-    folder = RunDir(run)
+    folder, device = RunDir(run), resolve_device(settings.device)
     teacher = load_teacher(spec, device=device, consent=consent)
-    settings = replace(settings, perceptual=_perceptual_of(folder, settings, report))
-    perceptual = perceptual_loss(settings.perceptual, device)
-    if settings.crop is not None:
-        spec.teacher.check_size(*settings.crop)
+    settings = _settle(settings, folder, device, report)
+    dtype = resolve_dtype(settings.dtype)
+    wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
+    perceptual = {name: perceptual_loss(name, device) for name in wanted | {"none"}}
     if latents is None:
         assert data is not None
-        spec.teacher.check_frames(settings.frames)
-        spec.teacher.check_size(*settings.size)
-        videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
-        stream: ClipStream = VideoClips(videos, settings.frames, settings.size, settings.stride)
+        streams, skipped = _video_streams(data, spec, settings, report)
     else:
-        stream, skipped = _cache_of(latents, teacher), []
-    _check_crop(settings, stream)
+        cache = _cache_of(latents, teacher)
+        _check_sizes(settings, cache)
+        streams, skipped = [cache] * len(settings.stages), []
+    crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
 
     torch.manual_seed(settings.seed)
     student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
     if init is not None:
         load_strictly(student, load_student(init, consent=consent).state_dict(), Path(init))
     _check_ratios(student, spec)
-    heads = build_heads(student.to(device), teacher, spec.student.pairs if settings.feature_weight else ())
+    aligned = any(stage.feature_weight for stage in settings.stages)
+    heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
     report.note(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {device.type}, {settings.dtype}"
@@ -136,17 +149,22 @@ def distill(
             },
             "student_config": _published_config(student),
             "init_sha256": hash_of_state(student) if init is not None else None,
-            "data_fingerprint": stream.fingerprint,
+            "data_fingerprint": streams[0].fingerprint,
         }
+        _check_finished_stages(folder, settings)
         folder.snapshot(config, environment(), RESUMABLE_CHANGES)
         folder.clean_leftovers()
+        trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype)
         resumed_from = _resume(folder, state)
         if resumed_from:
             report.note(f"resumed from step {resumed_from}")
-        trainer = Trainer(teacher, state, stream, perceptual, settings, spec.student.pairs, device, dtype)
+        elif settings.start == "fitted" and init is None:
+            trainer.fit_start(report)
         losses = _train(trainer, folder, report)
         _write_model(folder, trainer, spec, config)
-    skipped += [Skipped(path, reason) for path, reason in stream.damaged.items()]
+        if losses or not folder.report.exists():
+            _write_report(folder, trainer, [_training_clip(trainer)] if settings.sample_every else [])
+    skipped += [Skipped(path, reason) for path, reason in streams[0].damaged.items()]
     return DistillResult(
         run, folder.model, state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
     )
@@ -158,84 +176,125 @@ class Trainer:
 
     teacher: Teacher
     state: TrainingState
-    stream: ClipStream
-    perceptual: PerceptualLoss | None
+    streams: Sequence[ClipStream]  # of each stage
+    crops: Sequence[tuple[int, int] | None]  # of each stage, (height, width) in pixels
+    perceptual: Mapping[str, PerceptualLoss | None]
     settings: DistillSettings
-    pairs: tuple[AlignmentPair, ...]
     device: torch.device
     dtype: torch.dtype
 
-    def batch_at(self, index: int) -> Batch:
-        """Forward pass number `index` of the whole run; `settings.accumulation` of them make a step."""
-        batch = self.stream.batch_at(self.settings.seed, index, self.settings.batch_size)
-        if self.settings.crop is None:
-            return batch
-        return random_crop(batch, self.settings.crop, self.teacher.spec.space_ratio, self.settings.seed, index)
+    def batch_at(self, which: tuple[int, int]) -> Batch:
+        """The batch of (stage, number of the forward pass over the whole run)."""
+        index, number = which
+        stage, seed = self.settings.stages[index], self.settings.seed
+        batch = self.streams[index].batch_at(seed, number, stage.batch_size)
+        crop = self.crops[index]
+        return batch if crop is None else random_crop(batch, crop, self.teacher.spec.space_ratio, seed, number)
 
-    def learn(self, batches: Iterator[tuple[int, Batch]]) -> dict[str, float]:
-        """Take the next `accumulation` batches, make one optimizer step, and return the mean losses."""
+    def fit_start(self, report: Reporter) -> None:
+        """Fit the fresh student to the first clips, in fp32; its average starts there too."""
+        clips, space_ratio = [], self.teacher.spec.space_ratio
+        side = Stage("", crop_latents=max(FIT_PIXELS // space_ratio, 2))
+        crop = crop_of(side, self.teacher.spec, self.streams[0].size)
+        report.note("fitting the start to some clips")
+        for number in range(NUM_CLIPS):
+            batch = self.streams[0].batch_at(self.settings.seed, number, 1)
+            if crop is not None:
+                batch = random_crop(batch, crop, space_ratio, self.settings.seed, number)
+            source = batch.video.to(self.device)
+            mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
+            clips.append((mean, source))
+        fit_start(self.state.student, clips)
+        self.state.forget_average()
+
+    def learn(self, batches: Iterator[tuple[tuple[int, int], Batch]]) -> dict[str, float]:
+        """Take the next batches, make one optimizer step of the stage that is on, and return the mean losses."""
         settings, state = self.settings, self.state
-        state.optimizer.zero_grad(set_to_none=True)
+        at = position_at(settings.stages, state.step)
+        stage = at.stage
+        for optimizer in state.optimizers(stage):
+            optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {}
-        for _ in range(settings.accumulation):
-            index, batch = next(batches)
-            losses = self.losses(batch, index)
-            _check_finite(losses, state.step + 1, index)
-            state.scaler.scale(losses.total / settings.accumulation).backward()
+        for _ in range(stage.accumulation):
+            (_, number), batch = next(batches)
+            losses = self.losses(batch, number, stage)
+            _check_finite(losses, state.step + 1, number)
+            state.scaler.scale(losses.total / stage.accumulation).backward()
+            if losses.discriminator is not None:
+                state.scaler.scale(losses.discriminator / stage.accumulation).backward()
             for name, value in [("loss", losses.total), *losses.parts.items()]:
-                sums[name] = sums.get(name, 0.0) + value.item() / settings.accumulation
+                sums[name] = sums.get(name, 0.0) + value.item() / stage.accumulation
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm(p.grad for p in state.named_parameters.values() if p.grad is not None)
         if not state.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed, by design
             _check_gradients(state, norm)
         if settings.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(state.named_parameters.values(), settings.clip_grad_norm, norm)
-        rate = learning_rate(settings, state.step)
+        rate = learning_rate(stage, state.step - at.first_step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        state.scaler.step(state.optimizer)
+        for optimizer in state.optimizers(stage):
+            state.scaler.step(optimizer)
         state.scaler.update()
         _check_scale(state)
         state.step += 1
         state.update_ema(settings.ema_decay)
         return sums | {"grad_norm": norm.item(), "lr": rate}
 
-    def losses(self, batch: Batch, index: int) -> Losses:
-        """The losses of one batch; the posterior's noise depends on (seed, index) alone."""
-        settings = self.settings
+    def losses(self, batch: Batch, number: int, stage: Stage) -> Losses:
+        """The losses of one batch; the posterior's noise depends on (seed, number of the forward pass) alone."""
         source = batch.video.to(self.device)
+        pairs = self.state.heads.pairs if stage.feature_weight else ()
+        taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
+        features: dict[str, Tensor] = {}
+        taught = None
         with autocast(self.device, self.dtype):
-            latents = self.latents_of(batch, source, index)
-            blocks = [pair.student_block for pair in self.state.heads.pairs]
+            latents = self.latents_of(batch, source, number, stage)
             decoded, learnt = self.state.student.features(latents, blocks)
-            features = {}
-            if blocks:
-                taught = self.teacher.features(latents, [pair.teacher_tap for pair in self.state.heads.pairs])
-                features = self.state.heads(learnt, taught)
+            if stage.teacher_weight:
+                taught, known = self.teacher.decode_with_features(latents, taps)
+                features = self.state.heads(learnt, known) if taps else {}
+            elif taps:
+                features = self.state.heads(learnt, self.teacher.features(latents, taps))
         assert decoded is not None
-        return reconstruction_losses(
-            decoded, source, features, self.perceptual, settings.perceptual_weight, settings.feature_weight
-        )
+        losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught)
+        return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
 
-    def latents_of(self, batch: Batch, source: Tensor, index: int) -> Tensor:
+    def perceptual_of(self, stage: Stage) -> PerceptualLoss | None:
+        """The perceptual distance of a stage, None where it has no weight."""
+        return self.perceptual[stage.perceptual if stage.perceptual_weight else "none"]
+
+    def judged(self, losses: Losses, decoded: Tensor, source: Tensor, stage: Stage) -> Losses:
+        """The losses with the adversarial one, and the discriminator's own on the same batch."""
+        discriminator = self.state.discriminator
+        assert discriminator is not None
+        with autocast(self.device, self.dtype):
+            discriminator.requires_grad_(False)  # its gradients come from its own loss alone
+            adversarial = generator_loss(discriminator(decoded))
+            discriminator.requires_grad_(True)
+            judgement = discriminator_loss(discriminator(source), discriminator(decoded.detach()))
+        weight = adaptive_weight(losses.total, adversarial, self.state.student.conv_out.conv.weight)
+        parts = {"adversarial": adversarial, "adaptive_weight": weight, "discriminator": judgement}
+        total = losses.total + stage.adversarial_weight * weight * adversarial
+        return Losses(total, {**losses.parts, **parts}, judgement)
+
+    def data_of(self, index: int) -> dict[str, int]:
+        """What one optimizer step of a stage sees: clips, and their frames, height and width in pixels."""
+        stage, stream = self.settings.stages[index], self.streams[index]
+        height, width = self.crops[index] or stream.size
+        return {"clips": stage.batch_size * stage.accumulation, "frames": stream.frames, "height": height, "width": width}
+
+    def latents_of(self, batch: Batch, source: Tensor, number: int, stage: Stage) -> Tensor:
         """Latents (B, C, t, h, w) to decode: sampled from the posterior, or its mean."""
         if batch.mean is not None and batch.std is not None:
             mean, std = batch.mean.to(self.device), batch.std.to(self.device)
         else:
             posterior = self.teacher.encode(source)
             mean, std = posterior.mean.float(), posterior.std.float()
-        if self.settings.posterior == "mean":
+        if stage.posterior == "mean":
             return mean
-        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + index) % 2**63)
+        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
         return mean + std * torch.randn(mean.shape, generator=generator).to(self.device)
-
-
-def learning_rate(settings: DistillSettings, step: int) -> float:
-    """Learning rate of the optimizer step that follows `step` others: a linear warm-up, then constant or cosine to 2 %."""
-    rate = settings.lr * min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    if settings.lr_schedule == "cosine":
-        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1.0)))
-    return rate
 
 
 def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, float]:
@@ -243,28 +302,56 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
     settings, state = trainer.settings, trainer.state
     losses: dict[str, float] = {}
     first = state.step
-    indices = range(first * settings.accumulation, settings.steps * settings.accumulation)
-    batches = read_ahead(trainer.batch_at, indices, settings.workers)
-    clips_per_step = settings.batch_size * settings.accumulation
+    batches = read_ahead(trainer.batch_at, passes_from(settings.stages, first), settings.workers)
     with _stop_requests() as stop:
         for step in report.track(range(first, settings.steps), "distilling", total=settings.steps, start=first):
+            at = position_at(settings.stages, step)
+            if step in (first, at.first_step):
+                _announce(trainer, at.index, at.first_step, folder, report)
             started = time.monotonic()
             losses = trainer.learn(batches)
             seconds = time.monotonic() - started
             finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
-            _append(folder.metrics, json.dumps({"step": step + 1, **finite, "seconds": seconds}))
-            report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_step / seconds)
+            line = {"step": step + 1, "stage": at.stage.name, **finite, "data": trainer.data_of(at.index), "seconds": seconds}
+            _append(folder.metrics, json.dumps(line))
+            clips_per_s = at.stage.batch_size * at.stage.accumulation / seconds
+            report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
             last = state.step == settings.steps
             if settings.sample_every and (state.step % settings.sample_every == 0 or last):
                 _draw_sample(trainer, folder)
             asked_to_stop = list(stop)  # read once: what comes later belongs to the next step
             if state.step % settings.save_every == 0 or last or asked_to_stop:
                 folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
-                _append(folder.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} saved step {state.step}, loss {losses['loss']:.5f}")
+                _write_report(folder, trainer)
+                _log(folder, f"saved step {state.step}, loss {losses['loss']:.5f}")
             if asked_to_stop and not last:
                 hint = "the same command goes on from there"
                 raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop[0], hint)
     return losses
+
+
+def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, report: Reporter) -> None:
+    """Say what a stage does, to train.log and to whoever watches."""
+    stage, data = trainer.settings.stages[index], trainer.data_of(index)
+    text = (
+        f"stage {stage.name} ({index + 1} of {len(trainer.settings.stages)}): steps {first_step + 1} to {first_step + stage.steps}, "
+        f"{data['clips']} clips of {data['frames']} frames {data['width']}x{data['height']}, {losses_in_words(stage)}, lr {stage.lr} {stage.lr_schedule}"
+    )
+    if stage.crop_latents and min(data["height"], data["width"]) < stage.crop_latents * trainer.teacher.spec.space_ratio:
+        text += f" (whole clips: {stage.crop_latents} latents are more)"
+    _log(folder, text)
+    report.note(text)
+
+
+def losses_in_words(stage: Stage) -> str:
+    """What a stage minimises: "L1 + 1.0 ssim + 1.0 features"."""
+    weighted = {
+        stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
+        "features": stage.feature_weight,
+        "teacher L1": stage.teacher_weight,
+        "adversarial": stage.adversarial_weight,
+    }
+    return " + ".join(["L1", *(f"{weight} {name}" for name, weight in weighted.items() if weight)])
 
 
 @contextmanager
@@ -308,18 +395,44 @@ def _step_of(line: str) -> float:
         return math.inf  # the torn last line of a killed process
 
 
+def _log(folder: RunDir, text: str) -> None:
+    _append(folder.log, f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")
+
+
 def _append(path: Path, line: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
 
 def _check_settings(settings: DistillSettings) -> None:
-    for name in ("steps", "batch_size", "accumulation", "frames", "stride", "save_every", "keep_checkpoints"):
+    if not settings.stages:
+        raise SettingsError("the schedule has no stage", "give at least one")
+    names = [stage.name for stage in settings.stages]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"two stages are called {max(names, key=names.count)}", "give each its own name")
+    _check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
+    if settings.discriminator_channels % 4:
+        raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
+    if not 0 <= settings.ema_decay < 1:
+        raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
+    _check_choices(settings, {"optimizer": ("adamw", "muon"), "start": STARTS})
+    for stage in settings.stages:
+        _check_counts(stage, ("steps", "batch_size", "accumulation"))
+        if min(stage.crop_latents, stage.warmup_steps) < 0:
+            raise SettingsError(f"stage {stage.name}: crop_latents and warmup_steps must be at least 0")
+        if stage.lr <= 0:
+            raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
+        choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
+        _check_choices(stage, choices)
+
+
+def _check_counts(settings: object, names: Sequence[str]) -> None:
+    for name in names:
         if getattr(settings, name) < 1:
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    if settings.lr <= 0:
-        raise SettingsError(f"--lr is {settings.lr}; it must be above 0")
-    choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean")}
+
+
+def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise SettingsError(
@@ -327,11 +440,62 @@ def _check_settings(settings: DistillSettings) -> None:
             )
 
 
-def _perceptual_of(folder: RunDir, settings: DistillSettings, report: Reporter) -> str:
-    """What `auto` means: on a resume what it meant at the start, else what this machine has."""
-    if settings.perceptual == "auto" and RunDir.is_run(folder.root):
-        return str(json.loads(folder.config.read_text())["settings"]["perceptual"])
-    return resolve_perceptual(settings.perceptual, report)
+def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, report: Reporter) -> DistillSettings:
+    """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud."""
+    before = read_json(folder.config)["settings"] if RunDir.is_run(folder.root) else {}
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = before.get("dtype") or auto_dtype(device, report)
+    known = [stage["perceptual"] for stage in before.get("stages", [])]
+    if not known and any(stage.perceptual == "auto" and stage.perceptual_weight for stage in settings.stages):
+        known = [resolve_perceptual("auto", report)] * len(settings.stages)
+    stages = [
+        replace(stage, perceptual=known[index] if index < len(known) else "none") if stage.perceptual == "auto" else stage
+        for index, stage in enumerate(settings.stages)
+    ]
+    return replace(settings, stages=tuple(stages), dtype=dtype)
+
+
+def _check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
+    """Steps may change on a resume, but not so that the checkpoint comes to lie elsewhere in the schedule."""
+    done = folder.steps()[-1] if folder.steps() else 0
+    if not done or not folder.config.exists():
+        return
+    lengths = [stage["steps"] for stage in read_json(folder.config)["settings"].get("stages", [])]
+    if len(lengths) != len(settings.stages):
+        return  # the snapshot names it
+    before = tuple(replace(stage, steps=steps) for stage, steps in zip(settings.stages, lengths, strict=True))
+    old, new = position_at(before, done), position_at(settings.stages, done)
+    if (old.index, old.first_step) != (new.index, new.first_step) or settings.steps < done:
+        wanted = ", ".join(f"{stage.name} {stage.steps}" for stage in settings.stages)
+        raise RunFolderError(
+            f"{folder.root} is at step {done}, in stage {old.stage.name} of {', '.join(map(str, lengths))} steps; not in {wanted}",
+            "repeat the first command to resume, or give another --run",
+        )
+
+
+def _check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
+    """Cached clips have the size they were cached at."""
+    for stage in settings.stages:
+        if stage.size not in (None, cache.size):
+            height, width = cache.size
+            raise SettingsError(
+                f"stage {stage.name} wants clips of {stage.size[1]}x{stage.size[0]}; those in the cache are {width}x{height}",
+                "cache larger clips (cache-latents --size), or give --data",
+            )
+
+
+def _video_streams(
+    data: Path, spec: ModelSpec, settings: DistillSettings, report: Reporter
+) -> tuple[list[ClipStream], list[Skipped]]:
+    """One stream per stage, over the same videos, at the stage's size."""
+    sizes = [stage.size or settings.size for stage in settings.stages]
+    spec.teacher.check_frames(settings.frames)
+    for size in sizes:
+        spec.teacher.check_size(*size)
+    videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
+    damaged: dict[str, str] = {}
+    return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
 
 def _cache_of(latents: Path, teacher: Teacher) -> LatentCache:
@@ -340,14 +504,6 @@ def _cache_of(latents: Path, teacher: Teacher) -> LatentCache:
     if made_with != teacher.identity()["weights_sha256"]:
         raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
     return cache
-
-
-def _check_crop(settings: DistillSettings, stream: ClipStream) -> None:
-    if settings.crop is not None and (settings.crop[0] > stream.size[0] or settings.crop[1] > stream.size[1]):
-        raise SettingsError(
-            f"--crop {settings.crop[1]}x{settings.crop[0]} is larger than the clips ({stream.size[1]}x{stream.size[0]})",
-            "lower --crop",
-        )
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
@@ -386,12 +542,11 @@ def _check_finite(losses: Losses, step: int, index: int) -> None:
 
 
 def _check_gradients(state: TrainingState, norm: Tensor) -> None:
-    if torch.isfinite(norm):
+    judging = [p.grad for p in state.discriminator_parameters.values() if p.grad is not None]
+    if torch.isfinite(norm) and all(torch.isfinite(gradient).all() for gradient in judging):
         return
-    name = next(
-        (name for name, p in state.named_parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()),
-        "their norm",
-    )
+    parameters = state.named_parameters | {f"discriminator {name}": p for name, p in state.discriminator_parameters.items()}
+    name = next((name for name, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm")
     raise NonFiniteError(
         f"the gradient of {name} is not finite at step {state.step + 1}; the weights are as they were before this step",
         "lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
@@ -410,12 +565,32 @@ def _check_scale(state: TrainingState) -> None:
 @torch.no_grad()
 def _draw_sample(trainer: Trainer, folder: RunDir) -> None:
     """samples/step_N.png: teacher | student (EMA) | source of one fixed clip."""
-    batch = trainer.stream.batch_at(0, 0, 1)
+    write_strip(folder.samples / f"step_{trainer.state.step:07d}.png", _sample_videos(trainer))
+
+
+def _sample_videos(trainer: Trainer) -> dict[str, Tensor]:
+    """The first clip of the data as teacher and student (EMA) decode it, and its source: each (3, T, H, W) in [-1, 1]."""
+    batch = trainer.streams[0].batch_at(0, 0, 1)
     source = batch.video.to(trainer.device)
     mean = batch.mean.to(trainer.device) if batch.mean is not None else trainer.teacher.encode(source).mean
     student = ema_student(trainer)
-    columns = {"teacher": trainer.teacher.decode(mean)[0], "student": student(mean.float())[0], "source": source[0]}
-    write_strip(folder.samples / f"step_{trainer.state.step:07d}.png", columns)
+    return {"teacher": trainer.teacher.decode(mean)[0], "student": student(mean.float())[0], "source": source[0]}
+
+
+def _write_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip] = ()) -> None:
+    """report.html: the curves so far, and clips where there are some."""
+    facts = model_facts(trainer.state.student, trainer.teacher)
+    note = "One clip of the training data, which says nothing about others." if clips else ""
+    write_report(folder.report, report_of_run(folder, facts, clips=clips, clips_note=note))
+
+
+def _training_clip(trainer: Trainer) -> ShownClip:
+    """What sample strips show, as a clip of the report."""
+    frames = {name: to_uint8(video) for name, video in _sample_videos(trainer).items()}
+    scores = {name: {"psnr": psnr(to_model(frames[name]), to_model(frames["source"]))} for name in ("teacher", "student")}
+    return ShownClip(
+        "the first clip of the data", "training clip", frames["source"], frames["teacher"], frames["student"], scores=scores
+    )
 
 
 def ema_student(trainer: Trainer) -> StudentDecoder:
@@ -440,7 +615,7 @@ def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
     settings, teacher = trainer.settings, spec.teacher
     note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
     origin = teacher.repo or ("embedded in turbovaed" if spec.embedded else "a local folder")
-    height, width = settings.crop or trainer.stream.size
+    schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
     return f"""---
 license: other
 license_name: {teacher.licence}
@@ -453,8 +628,9 @@ A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} 
 
 - Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
 - Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
-- Trained for {trainer.state.step:,} steps of {settings.batch_size * settings.accumulation} clips, {trainer.stream.frames} frames of {width}x{height}{" (random crops)" if settings.crop else ""};
-  L1 + {settings.perceptual_weight} {settings.perceptual} + {settings.feature_weight} feature alignment; AdamW {settings.lr}, EMA {settings.ema_decay}.
+- Trained by recipe `{settings.recipe}` for {trainer.state.step:,} steps; {settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}:
+
+{schedule}
 
 Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
 
@@ -462,3 +638,11 @@ Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
     student = load_student("path/to/this/folder")
     video = student.decode(latents).sample
 """
+
+
+def _stage_in_words(trainer: Trainer, index: int) -> str:
+    stage, data = trainer.settings.stages[index], trainer.data_of(index)
+    return (
+        f"  {index + 1}. {stage.name}: {stage.steps:,} steps of {data['clips']} clips, {data['frames']} frames of "
+        f"{data['width']}x{data['height']}; {losses_in_words(stage)}; lr {stage.lr} {stage.lr_schedule}"
+    )

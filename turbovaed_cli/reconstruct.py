@@ -87,7 +87,15 @@ def _check_settings(settings: ReconstructSettings) -> None:
 def reconstructed_frames(
     frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
 ) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 in, as many out; with `compare` each is (H, 3W, 3): source, teacher, student."""
+    """Frames (H, W, 3) uint8 in, as many out; with `compare` each is (H, 3W, 3): source, teacher, student, and says so."""
+    for frame in decoded_frames(frames, height, width, pair, settings):
+        yield _labelled(frame, ("source", "teacher", "student")) if settings.compare else frame
+
+
+def decoded_frames(
+    frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
+) -> Iterator[np.ndarray]:
+    """`reconstructed_frames` without words drawn on them: what `eval` measures, and `reconstruct` writes."""
     assert pair.teacher is not None
     teacher, student = pair.teacher, pair.student
     length = window_frames(teacher.spec, height, width, settings.window, settings.overlap)
@@ -100,8 +108,7 @@ def reconstructed_frames(
             yield torch.cat(videos, dim=3), is_last
 
     for stretch in crossfade(decoded(), settings.overlap):
-        for frame in to_uint8(stretch):
-            yield _labelled(frame, ("source", "teacher", "student")) if settings.compare else frame
+        yield from to_uint8(stretch)
 
 
 def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:

@@ -342,24 +342,24 @@ _TINY = ModelSpec(
         class_name="AutoencoderKLLTXVideo",
         repo=None,
         folder="",
-        num_bytes=9_249_000,
+        num_bytes=11_905_000,
         latent_channels=32,
         time_ratio=2,
         space_ratio=8,
         frames=FrameRule(step=2, first=1),
-        decoder_params_m=3.291,
+        decoder_params_m=4.619,
         licence="Apache-2.0",
         ratios=_ltx_ratios,
         path=ASSETS / "tiny" / "teacher",
     ),
     student=StudentSpec(
-        config=_student_config(32, (64, 64), (1, 2, 3), patch_size=4, spatio_only=False)
-        | {"spatio_temporal_scaling": (True, False)},
+        config=_student_config(32, (64, 48), (0, 0, 1), patch_size=4, spatio_only=False)
+        | {"spatio_temporal_scaling": (False, True)},
         pairs=(
-            AlignmentPair("mid_block", "decoder.mid_block", head=True, unit=16.0),
-            AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True, unit=730.0),
+            AlignmentPair("mid_block", "decoder.mid_block", head=True, unit=2.0),
+            AlignmentPair("up_blocks.1", "decoder.up_blocks.0", head=True, unit=10.0),
         ),
-        params_m=1.324,
+        params_m=0.793,
     ),
 )
 

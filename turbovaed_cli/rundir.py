@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderE
 
 SCHEMA_VERSION = 1
 # Names that write_whole, whole_folder and _remove_folder give to what is not complete.
-_LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|model|step_\d{7}(\.png)?)\.")
+_LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
 
 
 def sha256_of(path: Path) -> str:
@@ -119,6 +120,7 @@ class RunDir:
         self.eval = root / "eval"
         self.exports = root / "exports"
         self.model = root / "model"
+        self.report = root / "report.html"
 
     @staticmethod
     def is_run(path: Path) -> bool:
@@ -178,6 +180,27 @@ class RunDir:
             file.write(f"process {os.getpid()}")
             file.flush()
             yield
+
+    def holder(self) -> str | None:
+        """Who holds the run folder's lock ("process 4711"), None where nobody does; looks without changing anything."""
+        path = self.root / "lock"
+        try:
+            with path.open(encoding="utf-8") as file:
+                return None if _try_lock(file.fileno(), shared=True) else file.read().strip() or "another process"
+        except FileNotFoundError:
+            return None
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every logged step, ascending; none before the first, and without the torn last line of a killed run."""
+        rows = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else ():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+        return sorted(rows, key=lambda row: row["step"])
 
     # Checkpoints: checkpoints/step_0005000/ with manifest.json last in, so a folder without it is not one.
 
@@ -253,12 +276,31 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif (
+        isinstance(before, list)
+        and isinstance(now, list)
+        and len(before) == len(now)
+        and isinstance(before[:1] and before[0], dict)
+    ):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            yield from _differences(old, new, f"{name}.{index + 1}")
     elif before != now:
         yield name, before, now
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Take an exclusive lock that the system drops when the process ends, however it ends."""
+def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Take a lock that the system drops when the file is closed or the process ends, however it ends; False where it is held.
+
+    A look at a run folder takes a shared one for an instant; a run that starts in that very instant tries again.
+    """
+    for _ in range(0 if shared else 3):
+        if _lock_once(descriptor, shared=False):
+            return True
+        time.sleep(0.02)
+    return _lock_once(descriptor, shared=shared)
+
+
+def _lock_once(descriptor: int, *, shared: bool) -> bool:
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
@@ -270,7 +312,7 @@ def _try_lock(descriptor: int) -> bool:
             return False
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

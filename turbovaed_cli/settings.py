@@ -1,7 +1,11 @@
 """One frozen settings class per long command; every default is typed here and nowhere else. Sizes are (height, width)."""
 
-from dataclasses import dataclass
+import tomllib
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
+from typing import Any, get_type_hints
+
+from turbovaed_cli.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -29,29 +33,47 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
-class DistillSettings:
-    """`distill`. The defaults are the published recipe, and a bound on the gradient; what a resume may change: RESUMABLE_CHANGES."""
+class Stage:
+    """One stage of a schedule: how long, on what, for which losses. A schedule is a list of them, run by one command."""
 
-    steps: int = 2000  # optimizer steps in all
+    name: str  # in metrics.jsonl, reports and messages
+    steps: int = 2000  # optimizer steps
     batch_size: int = 1  # clips per forward pass
     accumulation: int = 8  # forward passes per optimizer step
+    size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
+    crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
+    crop_latents: int = 0  # the same as so many latents a side, at most the clip; 0 takes all
+    lr: float = 1e-4  # learning rate behind the warm-up; Muon's are some thirty times AdamW's
+    lr_schedule: str = "constant"  # constant, or cosine down to lr_end at the stage's last step
+    lr_end: float = 0.02  # share of lr that cosine ends with
+    warmup_steps: int = 0  # steps over which the learning rate rises from zero, at most a tenth of the stage
+    perceptual: str = "auto"  # lpips, ssim, none; auto takes lpips where its weights are, else ssim, and says so
+    perceptual_weight: float = 1.0  # of the perceptual loss
+    feature_weight: float = 1.0  # of the sum of the feature losses; 0 aligns nothing
+    teacher_weight: float = 0.0  # of L1 to the teacher's own decode, beside L1 to the source; 0 never decodes it whole
+    adversarial_weight: float = 0.0  # of the 3-D PatchGAN's hinge loss, times the adaptive weight; 0 has no discriminator
+    posterior: str = "sample"  # sample from the posterior, or its mean
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """`distill`: a schedule and what all its stages share. RECIPES holds the presets; what a resume may change: RESUMABLE_CHANGES."""
+
+    stages: tuple[Stage, ...]  # run one after the other
+    recipe: str = "own"  # the preset's name
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels
     stride: int = ClipSettings.stride  # take every n-th frame (with --data alone; cached clips have theirs)
-    crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
-    lr: float = 1e-4  # AdamW learning rate, constant behind the warm-up
-    lr_schedule: str = "constant"  # constant, or cosine down to 2 % at the last step
-    warmup_steps: int = 0  # steps over which the learning rate rises from zero
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    optimizer: str = "adamw"  # adamw or muon, whose learning rates are larger
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW; Muon takes the second as its momentum
     eps: float = 1e-15  # AdamW
     weight_decay: float = 1e-4  # AdamW
     clip_grad_norm: float = 1.0  # gradients are scaled down to this norm; 0 leaves them alone
     ema_decay: float = 0.999  # moving average of the student's weights; model/ holds this average
-    perceptual: str = "auto"  # lpips, ssim, none; auto takes lpips where its weights are, else ssim, and says so
-    perceptual_weight: float = 1.0  # of the perceptual loss
-    feature_weight: float = 1.0  # of the sum of the feature losses; 0 aligns nothing and decodes no teacher
-    posterior: str = "sample"  # sample from the posterior, or its mean
-    dtype: str = "fp32"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler)
+    start: str = "plain"  # plain: torch's random weights; fitted: a linear decoder, by least squares from some clips
+    discriminator_channels: int = 32  # width of the first layer of the 3-D PatchGAN
+    discriminator_lr: float = 1e-4  # AdamW learning rate of the 3-D PatchGAN
+    dtype: str = "auto"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler); auto takes bf16 where the device has it
     device: str = "auto"  # auto, cpu, cuda or mps
     seed: int = 0  # of everything random
     save_every: int = 500  # steps between checkpoints
@@ -59,9 +81,135 @@ class DistillSettings:
     keep_checkpoints: int = 3  # older ones are removed once a newer one is safe
     workers: int = 2  # batches read ahead, each in a thread
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all stages together."""
+        return sum(stage.steps for stage in self.stages)
 
-# What may differ between a run and its resume without changing what was computed so far.
-RESUMABLE_CHANGES = frozenset({"steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where"})
+    def with_changes(self, **changes: Any) -> "DistillSettings":
+        """These settings with some fields changed: fields of a stage change in every stage, `steps` scales the whole schedule.
+
+        Raises SettingsError where the schedule has more stages than `steps`.
+        """
+        steps = changes.pop("steps", None)
+        of_stages = {name: changes.pop(name) for name in list(changes) if name in _STAGE_FIELDS and name not in _RUN_FIELDS}
+        stages = tuple(replace(stage, **of_stages) for stage in changes.pop("stages", self.stages))
+        return replace(self, stages=stages if steps is None else _scaled(stages, steps), **changes)
+
+
+_STAGE_FIELDS = frozenset(field.name for field in fields(Stage))
+_RUN_FIELDS = frozenset(field.name for field in fields(DistillSettings))
+
+
+def _scaled(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
+    """The same stages with `steps` in all, each keeping its share, and one step at least."""
+    if steps < len(stages):
+        what = f"--steps is {steps}; " + (f"the schedule has {len(stages)} stages" if steps > 0 else "it must be at least 1")
+        raise SettingsError(what, "raise --steps, or take --recipe fast, which has one stage")
+    total = max(sum(stage.steps for stage in stages), 1)
+    done, before, scaled = 0, 0, []
+    for index, stage in enumerate(stages):
+        before += stage.steps
+        end = min(max(round(before * steps / total), done + 1), steps - (len(stages) - 1 - index))
+        scaled.append(replace(stage, steps=end - done))
+        done = end
+    return tuple(scaled)
+
+
+# `--recipe`: complete schedules. What each was measured to be worth stands in benchmarks/recipes.md.
+RECIPES: dict[str, DistillSettings] = {
+    # As published: one stage of plain reconstruction, then the adversarial one, which its authors launch by hand.
+    "paper": DistillSettings(
+        recipe="paper",
+        dtype="fp32",
+        stages=(
+            Stage("reconstruct", steps=20000, batch_size=1, accumulation=8, lr=1e-4),
+            Stage("adversarial", steps=5000, batch_size=1, accumulation=8, lr=1e-4, adversarial_weight=0.05),
+        ),
+    ),
+    # Small crops first, in many steps; whole clips at the end: a crop has no real borders, and the picture's own need learning.
+    "default": DistillSettings(
+        recipe="default",
+        optimizer="muon",
+        start="fitted",
+        stages=(
+            Stage(
+                "reconstruct", steps=4000, batch_size=4, accumulation=1, crop_latents=8, lr=3e-3, lr_schedule="cosine", lr_end=0.1,
+                warmup_steps=100, perceptual_weight=0.1, feature_weight=0.0,
+            ),
+            Stage(
+                "whole-clips", steps=420, batch_size=1, accumulation=1, lr=8e-4, lr_schedule="cosine",
+                warmup_steps=20, perceptual_weight=0.1, feature_weight=0.0,
+            ),
+        ),
+    ),
+    # A tenth of the default: to see whether a teacher, a student and the data go together.
+    "fast": DistillSettings(
+        recipe="fast",
+        optimizer="muon",
+        start="fitted",
+        ema_decay=0.99,
+        stages=(
+            Stage(
+                "reconstruct", steps=450, batch_size=4, accumulation=1, crop_latents=8, lr=2e-3, lr_schedule="cosine",
+                warmup_steps=20, perceptual_weight=0.1, feature_weight=0.0,
+            ),
+        ),
+    ),
+}  # fmt: skip
+DEFAULT_RECIPE = "default"
+
+
+def read_recipe(name: str) -> DistillSettings:
+    """The preset of that name, or the schedule in a TOML file: fields of DistillSettings, and one [[stages]] table per stage.
+
+    Raises SettingsError for a name that is neither, a field that does not exist, or one of another type.
+    """
+    if name in RECIPES:
+        return RECIPES[name]
+    path = Path(name)
+    if path.suffix == ".toml" and not path.is_file():
+        raise SettingsError(f"{path} is not there", f"a TOML file with [[stages]], or one of: {', '.join(RECIPES)}")
+    if path.suffix != ".toml":
+        raise SettingsError(f"no recipe is called {name!r}", f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    stages = table.pop("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise SettingsError(f"{path}: stages is not a list of tables", "write one [[stages]] table per stage")
+    made = tuple(Stage(**_typed(Stage, stage, f"{path} stage {index + 1}")) for index, stage in enumerate(stages))
+    return DistillSettings(**_typed(DistillSettings, {"recipe": path.stem, **table, "stages": made}, str(path)))
+
+
+def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The values of a TOML table as the fields of a settings class want them; SettingsError names what does not fit."""
+    known = {field.name: field for field in fields(settings_class)}
+    typed = {}
+    for name, value in table.items():
+        if name not in known:
+            raise SettingsError(f"{where} has an unknown field {name!r}", f"known: {', '.join(known)}")
+        wanted = get_type_hints(settings_class)[name]
+        if wanted in (int, float, str):
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise SettingsError(f"{where}: {name} is {value!r}, not {wanted.__name__}")
+            typed[name] = wanted(value)
+        elif name == "stages":
+            typed[name] = value
+        else:  # the pairs: sizes and betas
+            kind = float if name == "betas" else int
+            if not (isinstance(value, list) and len(value) == 2 and all(type(one) in (int, kind) for one in value)):
+                raise SettingsError(f"{where}: {name} is {value!r}, not a list of two numbers (of sizes: height, width)")
+            typed[name] = tuple(kind(one) for one in value)
+    required = [name for name, field in known.items() if field.default is MISSING and name not in typed]
+    if required:
+        raise SettingsError(f"{where} has no {required[0]}")
+    return typed
+
+
+# What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
+RESUMABLE_CHANGES = frozenset({"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where"})
 
 
 @dataclass(frozen=True)
@@ -85,9 +233,15 @@ class EvalSettings:
     size: tuple[int, int] = ClipSettings.size  # pixels: scaled to cover, then cropped in the middle
     stride: int = ClipSettings.stride  # take every n-th frame
     clips_per_video: int = 1  # evenly spread; 1 takes the first frames
-    protocol: str = "standard"  # fixed range, per clip, then the mean over clips
+    protocol: str = "standard"  # fixed range, per clip, then the mean over clips; "paper" is the published script's
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
+    metrics: tuple[str, ...] = ()  # keys of METRICS; empty takes all
+    lpips_weights: tuple[Path, ...] = ()  # backbones or learned weights of LPIPS, recognised by their contents
+    i3d: Path | None = None  # the I3D detector (TorchScript); None takes the one that `models pull i3d` fetched
+    i3d_sha256: str = ""  # what somebody vouched for: TorchScript is code, and is not loaded without
+    dataset: str = ""  # "ucf101" says so where file names do not: published figures are shown beside ours
+    speed_repeats: int = 0  # timed decodes of teacher and student, in turns; 0 times nothing
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import MissingError, ShapeError, UnknownModelError, WeightFileError
@@ -94,9 +96,16 @@ class Teacher(nn.Module):
 
         Equal, bit for bit, to those of a full decode.
         """
-        with tapped(self.vae, taps) as found, suppress(_DecodeStoppedError):
+        with tapped(self.vae, taps, stop=True) as found, suppress(_DecodeStoppedError):
             self.vae.decode(latents.to(self.device, self.dtype))
         return found
+
+    @torch.no_grad()
+    def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """`decode` and `features` of one and the same full decode."""
+        with tapped(self.vae, taps, stop=False) as found:
+            decoded = self.decode(latents)
+        return decoded, found
 
     def identity(self) -> dict[str, Any]:
         """What makes this teacher this teacher: class, config, settings and the sha256 of its weights."""
@@ -128,8 +137,8 @@ def hash_of_state(module: nn.Module) -> str:
 
 
 @contextmanager
-def tapped(root: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named modules of `root`; _DecodeStoppedError is thrown once all have been seen."""
+def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named modules of `root`; with `stop`, _DecodeStoppedError is thrown once all have been seen."""
     modules = dict(root.named_modules())
     unknown = [tap for tap in taps if tap not in modules]
     if unknown:
@@ -142,7 +151,7 @@ def tapped(root: nn.Module, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
                 f"{tap} fired twice: the teacher decodes in pieces, which its required settings should prevent"
             )
             found[tap] = output[0] if isinstance(output, tuple) else output  # CogVideoX's mid block returns a tuple
-            if len(found) == len(taps):
+            if stop and len(found) == len(taps):
                 raise _DecodeStoppedError
 
         return hook
@@ -199,3 +208,19 @@ def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
 def decoder_params(teacher: Teacher) -> int:
     """Number of parameters in the teacher's decoder."""
     return num_params(teacher.decoder)
+
+
+def decoder_params_of(spec: ModelSpec) -> int | None:
+    """The same without loading it: of a local folder from the header of its weights, of a registry row as published.
+
+    None where the folder holds no weights.
+    """
+    if spec.teacher.path is None:
+        return round(spec.teacher.decoder_params_m * 1e6)
+    files = [spec.teacher.path / name for name in (spec.teacher.weights_file, WEIGHTS_FILE)]
+    path = next((file for file in files if file.is_file()), None)
+    if path is None:
+        return None
+    with safe_open(path, "pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if key.startswith("decoder.")]  # noqa: SIM118 - not a dict
+    return sum(math.prod(shape) for shape in shapes)

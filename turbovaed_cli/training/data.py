@@ -58,10 +58,17 @@ def usable_videos(data: Path, num_frames: int, report: Reporter = quiet) -> tupl
 class VideoClips:
     """Random clips straight from videos: place, start, flip are functions of (seed, index)."""
 
-    def __init__(self, videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], stride: int) -> None:
+    def __init__(
+        self,
+        videos: Sequence[VideoInfo],
+        frames: int,
+        size: tuple[int, int],
+        stride: int,
+        damaged: dict[str, str] | None = None,
+    ) -> None:
         self.videos = sorted(videos, key=lambda info: str(info.path))
         self.frames, self.size, self.stride = frames, size, stride
-        self.damaged: dict[str, str] = {}  # what failed while it was read, and why
+        self.damaged = {} if damaged is None else damaged  # what failed while it was read, and why; streams may share it
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,6 @@
-"""What the student is asked for: L1 to the source, a perceptual distance, and the teacher's features."""
+"""What the student is asked for: L1 to the source, a perceptual distance, the teacher's features, the teacher's pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import Stage
 
 PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
@@ -17,10 +18,11 @@ PERCEPTUAL = ("auto", "lpips", "ssim", "none")
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of one step's loss, each a scalar, and their weighted total."""
+    """The parts of one step's loss, each a scalar, and their weighted total; the discriminator's own, where there is one."""
 
     total: Tensor
     parts: dict[str, Tensor]
+    discriminator: Tensor | None = None
 
 
 def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
@@ -31,9 +33,7 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
         return name
     if trunk_path("vgg") is not None:
         return "lpips"
-    report.note(
-        "perceptual loss: SSIM, since the LPIPS weights of the published recipe are not on this machine (turbovaed models pull lpips-vgg)"
-    )
+    report.note("perceptual loss: SSIM; for LPIPS: turbovaed models pull lpips-vgg")
     return "ssim"
 
 
@@ -54,19 +54,22 @@ def perceptual_loss(name: str, device: torch.device) -> PerceptualLoss | None:
 def reconstruction_losses(
     decoded: Tensor,
     source: Tensor,
-    features: dict[str, Tensor],
+    stage: Stage,
+    features: Mapping[str, Tensor],
     perceptual: PerceptualLoss | None,
-    perceptual_weight: float,
-    feature_weight: float,
+    taught: Tensor | None = None,
 ) -> Losses:
-    """L1 + perceptual_weight * perceptual + feature_weight * sum of feature losses; everything in fp32."""
+    """L1 to the source, and what the stage adds: perceptual distance, features, L1 to the teacher's decode `taught`. All in fp32."""
     decoded = decoded.float()
     parts = {"l1": functional.l1_loss(decoded, source)}
     total = parts["l1"]
-    if perceptual is not None and perceptual_weight:
+    if perceptual is not None and stage.perceptual_weight:
         parts["perceptual"] = perceptual(decoded, source)
-        total = total + perceptual_weight * parts["perceptual"]
+        total = total + stage.perceptual_weight * parts["perceptual"]
     if features:
         parts |= {f"feature_{block}": loss.float() for block, loss in features.items()}
-        total = total + feature_weight * torch.stack([loss.float() for loss in features.values()]).sum()
+        total = total + stage.feature_weight * torch.stack([loss.float() for loss in features.values()]).sum()
+    if taught is not None:
+        parts["teacher"] = functional.l1_loss(decoded, taught.float())
+        total = total + stage.teacher_weight * parts["teacher"]
     return Losses(total, parts)

@@ -4,38 +4,51 @@ Batches, crops and noise are functions of (seed, step), so there is no random st
 optimizer steps, so there is no half-summed gradient either.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbovaed_cli.errors import CorruptFileError
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
+from turbovaed_cli.training.discriminator import PatchDiscriminator3d
+from turbovaed_cli.training.muon import Muon
 
-PIECES = ("student", "heads", "ema", "optimizer", "scaler", "step")
+PIECES = ("student", "heads", "ema", "optimizer", "scaler", "step", "discriminator", "discriminator_optimizer")
 
 
 class TrainingState:
-    """The student, its heads, EMA, optimizer, gradient scaler and the number of optimizer steps done."""
+    """The student, its heads, EMA, optimizer, gradient scaler and the number of optimizer steps done, over all stages.
+
+    A schedule with an adversarial stage has a discriminator with its optimizer from the first step on; others have none.
+    """
 
     def __init__(self, student: StudentDecoder, heads: AlignmentHeads, settings: DistillSettings, device: torch.device) -> None:
         self.student = student.to(device).train()
         self.heads = heads.to(device).train()
-        self.ema = {name: value.detach().clone() for name, value in student.state_dict().items()}
+        self.ema: dict[str, Tensor] = {}
+        self.forget_average()
         self.named_parameters = dict(student.named_parameters()) | dict(heads.named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.named_parameters.values(),
-            lr=settings.lr,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = _optimizer(self.named_parameters.values(), settings)
+        self.discriminator: PatchDiscriminator3d | None = None
+        self.discriminator_parameters: dict[str, nn.Parameter] = {}
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if any(stage.adversarial_weight for stage in settings.stages):
+            self.discriminator = PatchDiscriminator3d(settings.discriminator_channels).to(device).train()
+            self.discriminator_parameters = dict(self.discriminator.named_parameters())
+            self.discriminator_optimizer = torch.optim.AdamW(
+                self.discriminator_parameters.values(), lr=settings.discriminator_lr, betas=(0.5, 0.9), weight_decay=0.0
+            )
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.dtype == "fp16")
         self.step = 0
+
+    def forget_average(self) -> None:
+        """Let the average start at the weights as they are."""
+        self.ema = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -43,6 +56,11 @@ class TrainingState:
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, value in self.student.state_dict().items():
             self.ema[name].lerp_(value, 1 - decay)
+
+    def optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
+        """Those that make a step in `stage`."""
+        both = [self.optimizer, self.discriminator_optimizer] if stage.adversarial_weight else [self.optimizer]
+        return [optimizer for optimizer in both if optimizer is not None]
 
     def save(self, folder: Path) -> None:
         """Write every piece to `folder`."""
@@ -80,18 +98,23 @@ class TrainingState:
             value.copy_(tensors[name])
 
     def _optimizer_out(self) -> Mapping[str, Tensor]:
-        return {
-            f"{name}|{field}": torch.as_tensor(value)
-            for name, parameter in self.named_parameters.items()
-            for field, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        return _tensors_of(self.optimizer, self.named_parameters)
 
     def _optimizer_in(self, tensors: dict[str, Tensor]) -> None:
-        for key, value in tensors.items():
-            name, _, field = key.partition("|")
-            parameter = self.named_parameters[name]
-            # AdamW counts its steps on the CPU.
-            self.optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
+        _give_back(self.optimizer, self.named_parameters, tensors)
+
+    def _discriminator_out(self) -> Mapping[str, Tensor]:
+        return self.discriminator.state_dict() if self.discriminator is not None else {}
+
+    def _discriminator_in(self, tensors: dict[str, Tensor]) -> None:
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(tensors)
+
+    def _discriminator_optimizer_out(self) -> Mapping[str, Tensor]:
+        return _tensors_of(self.discriminator_optimizer, self.discriminator_parameters)
+
+    def _discriminator_optimizer_in(self, tensors: dict[str, Tensor]) -> None:
+        _give_back(self.discriminator_optimizer, self.discriminator_parameters, tensors)
 
     def _scaler_out(self) -> Mapping[str, Tensor]:
         return {name: torch.as_tensor(value, dtype=torch.float64) for name, value in self.scaler.state_dict().items()}
@@ -106,3 +129,33 @@ class TrainingState:
 
     def _step_in(self, tensors: dict[str, Tensor]) -> None:
         self.step = int(tensors["step"])
+
+
+def _optimizer(parameters: Iterable[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
+    """AdamW or Muon; the learning rate is set before every step."""
+    if settings.optimizer == "muon":
+        return Muon(parameters, lr=0.0, momentum=settings.betas[1], weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
+
+
+def _tensors_of(optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """An optimizer's state as "parameter|field" -> tensor."""
+    if optimizer is None:
+        return {}
+    return {
+        f"{name}|{field}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for field, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _give_back(
+    optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    if optimizer is None:
+        return
+    for key, value in tensors.items():
+        name, _, field = key.partition("|")
+        parameter = parameters[name]
+        # AdamW counts its steps on the CPU.
+        optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)

@@ -1,0 +1,206 @@
+"""A student designed for a budget costs what the table says, fits, and is the least changed of those that use the budget."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from golden import TEACHER_FILES, load_golden, write_teacher
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_commands import is_two_lines, turbovaed  # noqa: F401 - a fixture
+from torch.utils.flop_counter import FlopCounterMode
+
+from turbovaed_cli.errors import FrameCountError, SettingsError
+from turbovaed_cli.models.design import FILLED, Budget, cost_of, design_student
+from turbovaed_cli.models.student import build_student, num_params
+from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
+from turbovaed_cli.registry import MODELS, find_model
+
+ALL = list(MODELS.values())
+
+
+def frames_of(spec) -> int:
+    return spec.teacher.frames.at_most(17)
+
+
+def counted(config, latents) -> tuple[int, float]:
+    """Parameters and GFLOPs of the real network, counted by torch while it decodes without memory."""
+    with torch.device("meta"):
+        student = build_student(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(torch.empty(1, config["latent_channels"], *latents, device="meta"))
+    return num_params(student), counter.get_total_flops() / 1e9
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "params_m", "gflops"),
+    [
+        ("ltx", (3, 16, 16), 41.896, 813),
+        ("hunyuan", (5, 64, 64), 40.688, 6597),
+        ("cogvideox", (5, 64, 64), 40.688, 6597),
+        ("video-dc-ae", (5, 16, 16), 45.831, 1561),  # 20 frames
+    ],
+)
+def test_the_published_students_cost_what_is_known_of_them(name, latents, params_m, gflops):
+    """At 17x512x512."""
+    cost = cost_of(MODELS[name].student.config, latents)
+    assert (round(cost.params / 1e6, 3), round(cost.gflops)) == (params_m, gflops)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_costs_are_those_of_the_real_network(spec):
+    """Of every candidate in the table of a design, the published student among them; and of a single frame."""
+    budget = Budget(params=4_000_000, frames=frames_of(spec))
+    shapes = [(one.channels, one.layers, (3, 2, 4)) for one in design_student(spec, budget).table]
+    for channels, layers, latents in [*shapes, (*shapes[0][:2], (1, 1, 1))]:
+        config = spec.student.config | {"decoder_block_out_channels": channels, "decoder_layers_per_block": layers}
+        cost, (params, gflops) = cost_of(config, latents), counted(config, latents)
+        assert (cost.params, cost.gflops) == (params, pytest.approx(gflops, rel=1e-12))
+
+
+def test_costs_are_those_of_a_real_small_network_that_computes():
+    config = load_golden("ltx").meta["student_config"]
+    student = build_student(config)
+    latents = torch.randn(1, config["latent_channels"], 2, 3, 2)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(latents)
+    cost = cost_of(config, (2, 3, 2))
+    assert cost.params == num_params(student)
+    assert cost.gflops * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-12)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(ALL),
+    st.none() | st.integers(100_000, 300_000_000),
+    st.none() | st.floats(10, 3000),
+)
+def test_what_is_chosen_fits_every_limit_and_uses_the_budget_with_least_change(spec, params, gflops):
+    budget = Budget(params, gflops, frames_of(spec))
+    if params is None and gflops is None:
+        with pytest.raises(SettingsError, match="above 0"):
+            design_student(spec, budget)
+        return
+    try:
+        design = design_student(spec, budget)
+    except SettingsError as error:
+        assert "the smallest has channels" in error.what and error.hint.startswith("raise --")
+        return
+    chosen = design.chosen
+    assert params is None or chosen.params <= params
+    assert gflops is None or chosen.gflops <= gflops
+    assert chosen in design.table and design.published in design.table
+    rivals = [one for one in design.table if one.fits and one.of_teacher < 1]
+    assert chosen.used >= FILLED * max(one.used for one in rivals)
+    # Whatever fills the budget as well was changed more.
+    assert chosen.change <= min(one.change for one in rivals if one.used >= chosen.used)
+    channels = chosen.channels
+    published = spec.student.config["decoder_block_out_channels"]
+    rises = [i for i in range(1, len(published)) if published[i] >= published[i - 1]]
+    assert all(channels[i] >= channels[i - 1] for i in rises) and channels[-1] >= min(spec.teacher.latent_channels, 512)
+    assert channels[0] % 16 == 0 or spec.student.config["patch_size"] == 1
+    assert all(one.fits == (one.params <= (params or 1e12) and one.gflops <= (gflops or 1e12)) for one in design.table)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_the_budget_of_the_published_student_gives_the_published_student(spec):
+    latents = (spec.teacher.latent_frames(frames_of(spec)), *(256 // spec.teacher.space_ratio for _ in range(2)))
+    cost = cost_of(spec.student.config, latents)
+    for budget in (Budget(params=cost.params), Budget(gflops=cost.gflops), Budget(cost.params, cost.gflops)):
+        design = design_student(spec, replace(budget, frames=frames_of(spec)))
+        assert design.chosen == design.published
+        assert design.config == dict(spec.student.config)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=lambda spec: spec.name)
+def test_a_budget_below_the_smallest_is_refused_with_its_cost_and_the_hint_works(spec):
+    for params, gflops in ((1000, None), (None, 0.5), (1000, 0.5)):
+        budget = Budget(params, gflops, frames_of(spec))
+        with pytest.raises(SettingsError, match="the smallest has channels") as error:
+            design_student(spec, budget)
+        words = error.value.hint.split(",")[0].split()
+        raised = {words[i - 2].removeprefix("--"): float(words[i]) for i in range(3, len(words), 4)}
+        raised = {name: int(value) if name == "params" else value for name, value in raised.items()}
+        assert raised.keys() == {name for name in ("params", "gflops") if getattr(budget, name)}
+        again = design_student(spec, replace(budget, **raised))
+        assert f"channels {','.join(map(str, again.chosen.channels))}, " in error.value.what
+
+
+def test_a_design_only_holds_for_frames_and_sizes_the_teacher_takes():
+    with pytest.raises(FrameCountError):
+        design_student(MODELS["video-dc-ae"], Budget(params=8_000_000, frames=17))
+    large, small = (design_student(MODELS["ltx"], Budget(params=8_000_000, gflops=300, size=(side, side))) for side in (512, 256))
+    assert large.chosen.gflops == pytest.approx(4 * cost_of(large.config, (3, 8, 8)).gflops)
+    assert small.chosen.gflops < 300
+
+
+def test_the_teachers_size_is_read_without_loading_it(ltx_teacher, tmp_path):
+    spec = find_model(ltx_teacher)
+    assert decoder_params_of(spec) == decoder_params(load_teacher(spec))
+    assert decoder_params_of(MODELS["tiny"]) == decoder_params(load_teacher("tiny"))
+    assert decoder_params_of(replace(spec, teacher=replace(spec.teacher, path=tmp_path))) is None
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, videos, tmp_path):  # noqa: F811
+    """Of the small local teacher of every class: heads appear wherever channels differ from the teacher's."""
+    teacher = name if name == "tiny" else write_teacher(load_golden(TEACHER_FILES[name]), tmp_path / "vae")
+    params = {"hunyuan": "800k", "cogvideox": "800000", "tiny": "0.6M"}.get(name, "2M")
+    frames = "8" if name == "video-dc-ae" else "9"
+    command = (
+        "distill", "--teacher", teacher, "--data", videos, "--run", tmp_path / "run", "--accumulation", "1", "--frames", frames,
+        "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "fast", "--start", "plain", "--sample-every", "0", "--json",
+    )  # fmt: skip
+    code, out, err = turbovaed(*command, "--params", params, "--steps", "1")
+    assert code == 0, err
+    document = json.loads(out)
+    design = document["design"]
+    assert "chosen" in err and "published" in err
+    assert sum(key.startswith("feature_") for key in document["losses"]) == len(MODELS[name].student.pairs)
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["student_config"]
+    assert kept["decoder_block_out_channels"] == design["chosen"]["channels"] == design["config"]["decoder_block_out_channels"]
+    assert kept["decoder_layers_per_block"] == design["chosen"]["layers"]
+    assert document["student_params"] == design["chosen"]["params"] <= 2_000_000
+
+    code, _, err = turbovaed(*command, "--steps", "2")
+    assert code == 2 and is_two_lines(err) and "student_config.decoder_block_out_channels" in err
+    code, out, err = turbovaed(*command, "--params", params, "--steps", "2", "-q")
+    assert code == 0 and json.loads(out)["resumed_from"] == 1 and err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--params", "8X"), "8X"),
+        (("--params", "0"), "--params 0"),
+        (("--params", "1.2.3M"), "1.2.3M"),
+        (("--gflops", "0"), "above 0"),
+        (("--gflops", "nan"), "above 0"),
+        (("--params", "1k"), "the smallest has channels 48,32, layers 0,0,1: 387,058 parameters"),
+        (("--params", "8M", "--init", "tiny"), "--init"),
+        (("--gflops", "50", "--student-config", "s.json"), "--student-config"),
+    ],
+)
+def test_a_budget_that_cannot_be_is_two_lines_and_exit_code_2(arguments, said, turbovaed, videos, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    code, out, err = turbovaed("distill", "--data", videos, *arguments)
+    assert code == 2 and is_two_lines(err) and said in err and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_design_shows_the_table_and_a_document(turbovaed):  # noqa: F811
+    code, out, err = turbovaed("models", "design", "ltx", "--params", "8M")
+    assert code == 0 and "chosen" in out and "64,128,256,512" in out and "the smallest possible" in err
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    _, out, _ = turbovaed("models", "design", "ltx", "--params", "8M", "--gflops", "50", "--json")
+    document = json.loads(out)
+    assert document["chosen"]["params"] <= 8_000_000 and document["chosen"]["gflops"] <= 50
+    assert build_student(document["config"]).config.decoder_block_out_channels == document["chosen"]["channels"]
+
+
+@pytest.mark.parametrize(("text", "number"), [("8M", 8e6), ("0.8M", 8e5), ("800k", 8e5), ("8000000", 8e6), ("1.5m", 1.5e6)])
+def test_counts_are_read_as_people_write_them(text, number):
+    from turbovaed_cli.cli import parse_count
+
+    assert parse_count(text) == number

@@ -1,0 +1,66 @@
+"""A fitted start: a student begins where a linear decoder ends, whatever its architecture."""
+
+import pytest
+import torch
+from golden import load_golden
+
+from turbovaed_cli.models.student import build_student
+from turbovaed_cli.registry import find_model
+from turbovaed_cli.training.start import _unshuffle, fit_start
+
+
+def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
+    """Moving gradients in colour, (1, 3, T, H, W) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    speed, phase = torch.rand(3, 3, generator=generator) * 3, torch.rand(3, generator=generator) * 6
+    t, y, x = torch.meshgrid(*(torch.linspace(0, 1, n) for n in (frames, side, side)), indexing="ij")
+    return torch.stack([torch.sin(a * t + b * y + c * x + p) for (a, b, c), p in zip(speed, phase, strict=True)])[None]
+
+
+def linear_latents(video: torch.Tensor, channels: int, time: int, space: int, drops_first: bool) -> torch.Tensor:
+    """What a linear encoder would say: random mixtures of the pixels of every block."""
+    video = torch.cat([video[:, :, :1]] * ((time - 1) if drops_first else 0) + [video], dim=2)
+    blocks = _unshuffle(video, time, space)
+    mix = torch.randn(channels, blocks.shape[1], generator=torch.Generator().manual_seed(7)) / blocks.shape[1] ** 0.5
+    return torch.einsum("bcthw,kc->bkthw", blocks, mix)
+
+
+@pytest.mark.parametrize("name", ["tiny", "ltx", "hunyuan", "cogvideox", "video-dc-ae"])
+def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
+    """In every architecture: what a plain start shows is noise."""
+    if name == "tiny":
+        config = dict(find_model("tiny").student.config)
+    else:
+        config = load_golden(name).meta["student_config"]
+        channels = list(config["decoder_block_out_channels"])
+        config |= {"decoder_block_out_channels": [max(channels[0], 64 if config["patch_size"] == 4 else 16), *channels[1:]]}
+    torch.manual_seed(0)
+    student = build_student(config)
+    time, space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
+    drops_first = not student.config.is_video_dc_ae
+    frames = time * 2 + drops_first
+    videos = [smooth_video(frames, space * 4, seed) for seed in range(4)]
+    clips = [(linear_latents(v, student.config.latent_channels, time, space, drops_first), v) for v in videos]
+
+    def error() -> float:
+        with torch.no_grad():
+            return sum((student(latents) - video).square().mean().item() for latents, video in clips) / len(clips)
+
+    before = error()
+    fit_start(student, clips)
+    assert error() < 0.05 < before
+
+
+def test_unshuffling_undoes_the_students_shuffle():
+    from turbovaed_cli.models.layers import pixel_shuffle_3d
+
+    x = torch.randn(2, 3 * 4 * 2, 3, 4, 5)
+    assert torch.equal(_unshuffle(pixel_shuffle_3d(x, time=2), 2, 2), x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_student_on_a_gpu_is_fitted_there():
+    student = build_student(find_model("tiny").student.config).cuda()
+    videos = [smooth_video(5, 32, seed).cuda() for seed in range(2)]
+    fit_start(student, [(linear_latents(v.cpu(), 32, 2, 8, True).cuda(), v) for v in videos])
+    assert all(torch.isfinite(parameter).all() for parameter in student.parameters())

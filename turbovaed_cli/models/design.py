@@ -1,0 +1,319 @@
+"""A student for a budget: which channels and layers, so that parameters and FLOPs stay below what the user can afford.
+
+Costs are counted in closed form, so that thousands of candidates take a fraction of a second. FLOPs are those of the
+convolutions, two per multiply-add, for one decode of one clip, as torch.utils.flop_counter counts them.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.models.student import BlockPlan, StudentDecoder, plan_blocks
+from turbovaed_cli.models.teacher import decoder_params_of
+from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.settings import ClipSettings
+
+WIDTH_STEP = 8  # channels are multiples of this: the vector width of the kernels that will run them
+WIDEST, DEPTHS = 2.0, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the published channels and layers
+FILLED = 0.95  # of the most that any candidate makes of the budget: what counts as using it
+_DEFAULTS = {name: one.default for name, one in inspect.signature(StudentDecoder.__init__).parameters.items()}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a student may cost at most: decoder parameters, GFLOPs of one decode of `frames` x `size` pixels, or both."""
+
+    params: int | None = None
+    gflops: float | None = None
+    frames: int = ClipSettings.frames
+    size: tuple[int, int] = ClipSettings.size  # (height, width)
+
+    def share(self, cost: "Cost") -> float:
+        """How much of the budget `cost` takes, by the tighter of the limits; above 1 it does not fit."""
+        return max(cost.params / self.params if self.params else 0.0, cost.gflops / self.gflops if self.gflops else 0.0)
+
+    def __str__(self) -> str:
+        """'8 M parameters and 100 GFLOPs'."""
+        limits = [f"{count(self.params)} parameters"] if self.params else []
+        return " and ".join(limits + ([f"{self.gflops:g} GFLOPs"] if self.gflops else []))
+
+    @property
+    def decode(self) -> str:
+        """What GFLOPs are counted on: 'one decode of 17 frames of 256x256'."""
+        return f"one decode of {self.frames} frames of {self.size[1]}x{self.size[0]}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Parameters, and GFLOPs (two FLOPs per multiply-add) of one decode."""
+
+    params: int
+    gflops: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One student, its lists output-first as published."""
+
+    channels: tuple[int, ...]
+    layers: tuple[int, ...]
+    params: int
+    gflops: float
+    of_published: float  # its parameters as a share of the published student's
+    of_teacher: float | None  # and of the teacher's decoder; None where that is not on this machine
+    change: float  # distance from the published one, see `change_of`
+    used: float  # share of the budget, by the tighter limit
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Design:
+    """The student chosen for a budget, and what it was chosen from."""
+
+    model: str
+    budget: Budget
+    config: dict[str, Any]  # of the chosen student, in the published key names: build_student takes it
+    chosen: Candidate
+    table: tuple[Candidate, ...]  # around the choice, by parameters; the published student among them
+    published: Candidate
+    smallest: Candidate  # the one that takes least of this budget
+    num_candidates: int
+
+
+def design_student(spec: ModelSpec, budget: Budget) -> Design:
+    """Pick channels and layers of a student of `spec`'s teacher that costs no more than `budget`.
+
+    Candidates are the published student with all its channels scaled by one factor (up to 2x) and all its layers by
+    another (0.25x to 1.5x), as long as they stay smaller than the teacher's decoder (unless none does); what the teacher's
+    ratios and the published recipe fix (upsampling, depthwise blocks, tail) stays. The rule: of those that fit, keep the ones that use the budget (at least 95 % of what the largest of them
+    uses, by the tighter limit), and take the one changed least from the published student; of equals, the one with most
+    parameters. Why: quality grows with what a decoder may spend, so budget left over is quality given away; and the
+    published proportion between the blocks is the only one with measured results, so as little as possible of it
+    should be given up. Being within 5 % of full is worth no distortion.
+
+    Raises SettingsError for a budget that is none, or that no candidate meets (naming the smallest one and its cost);
+    FrameCountError or ShapeError where the teacher cannot make `budget.frames` or `budget.size`.
+    """
+    limits = [limit for limit in (budget.params, budget.gflops) if limit is not None]
+    if not limits or not all(0 < limit < math.inf for limit in limits):
+        raise SettingsError("a student is designed for a number of parameters or GFLOPs above 0", "such as --params 8M")
+    spec.teacher.check_frames(budget.frames)
+    spec.teacher.check_size(*budget.size)
+    height, width = (pixels // spec.teacher.space_ratio for pixels in budget.size)
+    latents = (spec.teacher.latent_frames(budget.frames), height, width)
+
+    published_cost = cost_of(spec.student.config, latents)
+    teacher_params = decoder_params_of(spec)
+
+    def candidate(channels: Sequence[int], layers: Sequence[int]) -> Candidate:
+        cost = cost_of(_config_of(spec, channels, layers), latents)
+        used = budget.share(cost)
+        return Candidate(
+            tuple(channels),
+            tuple(layers),
+            cost.params,
+            cost.gflops,
+            cost.params / published_cost.params,
+            cost.params / teacher_params if teacher_params else None,
+            change_of(spec, channels, layers),
+            used,
+            used <= 1,
+        )
+
+    published = candidate(spec.student.config["decoder_block_out_channels"], spec.student.config["decoder_layers_per_block"])
+    candidates = [candidate(channels, layers) for channels in _widths(spec) for layers in _depths(spec)]
+    candidates = [one for one in candidates if one.of_teacher is None or one.of_teacher < 1] or candidates
+    smallest = min(candidates, key=lambda one: (one.used, one.params))
+    fitting = [one for one in candidates if one.fits]
+    if not fitting:
+        raise SettingsError(
+            f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
+            f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs for {budget.decode}",
+            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another --student-config FILE",
+        )
+    enough = FILLED * max(one.used for one in fitting)
+    chosen = min((one for one in fitting if one.used >= enough), key=lambda one: (one.change, -one.params))
+    table = _around(chosen, candidates, published)
+    return Design(
+        spec.name, budget, _config_of(spec, chosen.channels, chosen.layers), chosen, table, published, smallest, len(candidates)
+    )
+
+
+def _config_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> dict[str, Any]:
+    lists = {"decoder_block_out_channels": tuple(channels), "decoder_layers_per_block": tuple(layers)}
+    return {**spec.student.config, **lists, "latent_channels": spec.teacher.latent_channels}
+
+
+def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> float:
+    """How far from the published student, in octaves: root mean square of log2(ours / published), of layers plus one."""
+    config = spec.student.config
+    pairs = [
+        *zip(channels, config["decoder_block_out_channels"], strict=True),
+        *((ours + 1, layer + 1) for ours, layer in zip(layers, config["decoder_layers_per_block"], strict=True)),
+    ]
+    return math.sqrt(sum(math.log2(ours / published) ** 2 for ours, published in pairs) / len(pairs))
+
+
+def _widths(spec: ModelSpec) -> list[tuple[int, ...]]:
+    """Channel lists, output-first and narrowing towards the latents only where the published one does, from narrow to wide.
+
+    Blocks at the latents' own resolution are no narrower than the latents, which would lose part of them. The tail of
+    patch_size 4 divides the last block's channels by 16: multiples of 16, at least 48, since the norm behind it would be
+    left with fewer values than there are colours.
+    """
+    config = spec.student.config
+    published = config["decoder_block_out_channels"]
+    step, least = (16, 48) if config["patch_size"] == 4 else (WIDTH_STEP, WIDTH_STEP)
+    at_latents = min(spec.teacher.latent_channels, published[-1])
+    found = set()
+    for widest in range(WIDTH_STEP, int(WIDEST * published[-1]) + 1, WIDTH_STEP):
+        factor = widest / published[-1]
+        channels = [max(least, _nearest(published[0] * factor, step))]
+        for i in range(1, len(published)):
+            upsamples = config["spatio_temporal_scaling"][i] and i < len(published) - 1  # the mid block never does
+            floor = 1 if upsamples else at_latents
+            before = channels[-1] if published[i] >= published[i - 1] else 1
+            channels.append(max(before, _up(floor, WIDTH_STEP), _nearest(published[i] * factor, WIDTH_STEP)))
+        found.add(tuple(channels))
+    return sorted(found)
+
+
+def _nearest(value: float, step: int) -> int:
+    return math.floor(value / step + 0.5) * step
+
+
+def _up(value: int, step: int) -> int:
+    return math.ceil(value / step) * step
+
+
+def _depths(spec: ModelSpec) -> list[tuple[int, ...]]:
+    published = spec.student.config["decoder_layers_per_block"]
+    return list(
+        dict.fromkeys(tuple(max(min(layers, 1), _nearest(layers * factor, 1)) for layers in published) for factor in DEPTHS)
+    )
+
+
+def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candidate) -> tuple[Candidate, ...]:
+    """The choice, its neighbours in width (two on each side), what every other depth would make of the budget, the published one."""
+    siblings = [one for one in candidates if one.layers == chosen.layers]
+    place = siblings.index(chosen)
+    rows = siblings[max(place - 2, 0) : place + 3]
+    for layers in dict.fromkeys(one.layers for one in candidates):
+        fitting = [one for one in candidates if one.layers == layers and one.fits]
+        if fitting and layers != chosen.layers:
+            rows.append(max(fitting, key=lambda one: one.used))
+    if published not in rows:
+        rows.append(published)
+    return tuple(sorted(rows, key=lambda one: (one.params, one.gflops)))
+
+
+def as_rows(design: Design) -> list[tuple[str, ...]]:
+    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it fits."""
+    return [
+        (
+            listed(one.channels),
+            listed(one.layers),
+            f"{one.params / 1e6:.3f}",
+            f"{one.gflops:.1f}",
+            f"{one.of_published:.1%}",
+            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
+            f"{one.change:.2f}",
+            "chosen" if one == design.chosen else "yes" if one.fits else "no",
+        )
+        for one in design.table
+    ]
+
+
+def as_sentence(design: Design) -> str:
+    """What the choice was made by, and where the bottom is."""
+    least = design.smallest
+    return (
+        f"chosen: of {design.num_candidates} candidates those that use the budget, of these the least changed from the published "
+        f"one (change: octaves, root mean square); GFLOPs are for {design.budget.decode}; "
+        f"the smallest possible has {count(least.params)} parameters, {least.gflops:.1f} GFLOPs"
+    )
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """(64, 128) as 64,128."""
+    return ",".join(map(str, numbers))
+
+
+def count(number: int) -> str:
+    """7_573_858 as "7.574 M", 800_000 as "800,000"."""
+    return f"{number / 1e6:.7g} M" if number >= 1e6 and number % 1000 == 0 else f"{number:,}"
+
+
+def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
+    flags = [f"--params to {smallest.params}"] if budget.params and smallest.params > budget.params else []
+    if budget.gflops and smallest.gflops > budget.gflops:
+        flags.append(f"--gflops to {math.ceil(smallest.gflops * 10) / 10:g}")
+    return flags
+
+
+def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Cost:
+    """Parameters of the student that build_student makes of `config`, and GFLOPs of its decode of (1, C, t, h, w) latents.
+
+    `latents` is (t, h, w). Equal to what counting on the real network gives; the tests hold it to that.
+    """
+    config = _DEFAULTS | dict(config)
+    plan = plan_blocks(
+        config["decoder_block_out_channels"],
+        config["decoder_layers_per_block"],
+        config["decoder_is_dw_conv"],
+        config["spatio_temporal_scaling"],
+        config["decoder_spatio_only"],
+    )
+    kernel = config["decoder_dw_kernel_size"]
+    frames, height, width = latents
+    count = _Count()
+    count.conv(config["latent_channels"], plan[0].channels, 3**3, frames * height * width)
+    count.resnets(plan[0], kernel, frames * height * width)
+    for before, block in pairwise(plan):
+        if before.channels != block.channels:
+            count.params += 2 * before.channels  # LayerNorm on the way round
+            count.conv(before.channels, block.channels, 1, frames * height * width)
+            count.resnet(before.channels, block.channels, kernel if block.depthwise else None, frames * height * width)
+        if block.upsample_space:
+            time = 2 if block.upsample_time else 1
+            count.conv(block.channels, block.channels * time * 4, 3**3, frames * height * width)
+            frames, height, width = frames * time, 2 * height, 2 * width
+            frames -= block.upsample_time and not config["is_video_dc_ae"]
+        count.resnets(block, kernel, frames * height * width)
+    channels = plan[-1].channels
+    if config["patch_size"] == 4:
+        for _ in range(2):
+            count.conv(channels, channels, 3**2, frames * height * width)
+            channels, height, width = channels // 4, 2 * height, 2 * width
+    count.conv(channels, config["out_channels"], 3**3, frames * height * width)
+    return Cost(count.params, 2 * count.multiply_adds / 1e9)
+
+
+class _Count:
+    """Adds up parameters and multiply-adds, layer by layer."""
+
+    def __init__(self) -> None:
+        self.params = self.multiply_adds = 0
+
+    def conv(self, in_channels: int, out_channels: int, taps: int, positions: int) -> None:
+        """A convolution with bias of `taps` kernel elements, at `positions` outputs; depthwise has one input channel."""
+        self.params += out_channels * (in_channels * taps + 1)
+        self.multiply_adds += out_channels * in_channels * taps * positions
+
+    def resnet(self, in_channels: int, out_channels: int, depthwise_kernel: int | None, positions: int) -> None:
+        """Two convolutions, plain 3x3x3 or depthwise and pointwise."""
+        for channels in (in_channels, out_channels):
+            if depthwise_kernel is None:
+                self.conv(channels, out_channels, 3**3, positions)
+            else:
+                self.conv(1, channels, depthwise_kernel**3, positions)
+                self.conv(channels, out_channels, 1, positions)
+
+    def resnets(self, block: BlockPlan, kernel: int, positions: int) -> None:
+        """The resnets of a block, all of its own width."""
+        for _ in range(block.num_layers):
+            self.resnet(block.channels, block.channels, kernel if block.depthwise else None, positions)

@@ -1,0 +1,60 @@
+"""The adversarial stage: a 3-D PatchGAN, its hinge losses, and the weight that balances it against reconstruction."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MAX_ADAPTIVE_WEIGHT = 1e4
+_EPS = 1e-4
+_SCALE = 2.0**10  # of both: a mean over a clip's pixels has gradients too small for fp16
+
+
+class PatchDiscriminator3d(nn.Module):
+    """Judge overlapping patches of a video (B, 3, T, H, W) in [-1, 1]: logits (B, 1, t, h, w), high for real.
+
+    Three strided convolutions halve space each time and time twice, where there are frames to halve; GroupNorm, because
+    batches are small. Sources: PatchGAN of Isola et al. 2017, arXiv:1611.07004; 3-D and hinge as in arXiv:2508.09136.
+    """
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        widths = [channels, channels * 2, channels * 4, channels * 8]
+        layers: list[nn.Module] = [nn.Conv3d(3, widths[0], (3, 4, 4), stride=(1, 2, 2), padding=1), nn.LeakyReLU(0.2)]
+        for before, width in itertools.pairwise(widths):
+            last = width == widths[-1]
+            kernel, stride = ((3, 3, 3), (1, 1, 1)) if last else ((3, 4, 4), (2, 2, 2))
+            layers += [
+                nn.Conv3d(before, width, kernel, stride=stride, padding=1, bias=False),
+                nn.GroupNorm(8, width),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv3d(widths[-1], 1, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, video: Tensor) -> Tensor:
+        return self.layers(video)
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator from its logits: half of relu(1 - real) + relu(1 + fake)."""
+    return 0.5 * (functional.relu(1 - real.float()).mean() + functional.relu(1 + fake.float()).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Hinge loss of the generator: minus the mean logit."""
+    return -fake.float().mean()
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
+    """|d reconstruction / d last_weight| over |d adversarial / d last_weight|, a scalar without gradient.
+
+    Times 0.05, the adversarial loss pulls the last convolution a twentieth as hard as all other losses together.
+    Source: Esser et al. 2021, arXiv:2012.09841, equation 7.
+    """
+    pulls = [
+        torch.autograd.grad(loss * _SCALE, last_weight, retain_graph=True)[0].float().norm()
+        for loss in (reconstruction, adversarial)
+    ]
+    return (pulls[0] / (pulls[1] + _EPS * _SCALE)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()

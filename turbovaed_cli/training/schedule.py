@@ -1,0 +1,66 @@
+"""Where in a schedule a step is, and what that means: its stage, learning rate, forward passes and the clips they see."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.registry import TeacherSpec
+from turbovaed_cli.settings import Stage
+
+
+@dataclass(frozen=True)
+class Position:
+    """One optimizer step: the stage it belongs to, and how many steps and forward passes came before that stage."""
+
+    stage: Stage
+    index: int  # of the stage
+    first_step: int
+    first_pass: int
+
+
+def position_at(stages: Sequence[Stage], step: int) -> Position:
+    """The position of the optimizer step that follows `step` others; behind the end, that of the last step."""
+    first_step = first_pass = 0
+    for index, stage in enumerate(stages):
+        if step < first_step + stage.steps or index == len(stages) - 1:
+            return Position(stage, index, first_step, first_pass)
+        first_step += stage.steps
+        first_pass += stage.steps * stage.accumulation
+    raise AssertionError("a schedule has a stage")
+
+
+def passes_from(stages: Sequence[Stage], step: int) -> Iterator[tuple[int, int]]:
+    """(index of the stage, number of the forward pass over the whole run) of everything from optimizer step `step` on."""
+    for current in range(step, sum(stage.steps for stage in stages)):
+        at = position_at(stages, current)
+        begin = at.first_pass + (current - at.first_step) * at.stage.accumulation
+        yield from ((at.index, number) for number in range(begin, begin + at.stage.accumulation))
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Learning rate of the step that follows `step` others of its stage: a linear warm-up, then constant or cosine to `lr_end`."""
+    warmup = min(stage.warmup_steps, stage.steps // 10)
+    rate = stage.lr * min(1.0, (step + 1) / max(warmup, 1))
+    if stage.lr_schedule == "cosine":
+        rate *= stage.lr_end + (1 - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * min(step / stage.steps, 1.0)))
+    return rate
+
+
+def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) in pixels of a stage's crops out of clips of `size`; None where it takes the whole clip.
+
+    Raises SettingsError where `crop` is larger than the clips, ShapeError where the teacher cannot cut there.
+    `crop_latents` is at most the clip.
+    """
+    if stage.crop is not None:
+        teacher.check_size(*stage.crop)
+        if stage.crop[0] > size[0] or stage.crop[1] > size[1]:
+            raise SettingsError(
+                f"--crop {stage.crop[1]}x{stage.crop[0]} is larger than the clips ({size[1]}x{size[0]})", "lower --crop"
+            )
+        return stage.crop
+    if not stage.crop_latents:
+        return None
+    height, width = (min(stage.crop_latents * teacher.space_ratio, pixels) for pixels in size)
+    return None if (height, width) == size else (height, width)

@@ -1,0 +1,182 @@
+"""How a student's random weights are made ready to learn."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from turbovaed_cli.models.layers import (
+    DepthwiseSeparableConv3d,
+    ResnetBlock,
+    TimeReplicatedConv3d,
+    UpBlock,
+    pad_time,
+    pixel_shuffle_3d,
+)
+from turbovaed_cli.models.student import StudentDecoder
+
+STARTS = ("plain", "fitted")
+NUM_CLIPS = 10  # that a fit looks at
+_NUM_ROWS = 4000  # places of each clip
+_MOST_FEATURES = 2048  # a neighbourhood of more is fitted without other frames, or by its middle alone
+_RIDGE = 1e-5  # of the mean diagonal
+# Signals small enough for SiLU to be nearly straight, beside a constant that outweighs them in the norms; the best of nine tried.
+_SIGNAL, _CONSTANT = 0.25, 8.0
+
+Layer = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set a fresh student, in place, to a nearly linear decoder fitted by least squares, layer by layer.
+
+    `clips`: pairs of latents (1, C, t, h, w) and the video (1, 3, T, H, W) in [-1, 1] that they stand for. Every residual
+    branch starts at zero, so only the layers that change the resolution or the channels remain. Each is fitted, with the
+    norm and the activation in front of it as they are, to what the picture looks like at its own resolution: blocks of
+    pixels, as many principal components as there are channels. A norm without weights divides contrast away; therefore
+    some channels carry a constant. Training starts where a linear decoder ends, instead of from noise.
+    """
+    for module in student.modules():
+        if isinstance(module, ResnetBlock):
+            last = cast(
+                Any, module.conv2.pointwise_conv if isinstance(module.conv2, DepthwiseSeparableConv3d) else module.conv2.conv
+            )
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    fit = _Fit(student, clips)
+    fit.layer(student.conv_in, lambda x: x, time=1, space=1)
+    fit.pass_through(student.mid_block)
+    for block in student.up_blocks:
+        assert isinstance(block, UpBlock)
+        if hasattr(block, "conv_in"):
+            fit.layer(block.conv_in.conv_shortcut, block.conv_in.norm3, time=1, space=1)
+        if hasattr(block, "upsamplers"):
+            upsampler = cast(Any, block.upsamplers[0])
+            fit.layer(upsampler.conv, lambda x: x, time=upsampler.time, space=2)
+        for resnet in block.resnets:
+            fit.pass_through(resnet)
+
+    def ready(x: Tensor) -> Tensor:
+        return student.act_out(student.norm_out(x))
+
+    if student.config.patch_size == 4:
+        fit.layer(student.upsampler2d_1.conv, ready, time=1, space=2)
+        fit.layer(student.upsampler2d_2.conv, ready, time=1, space=2)
+    fit.layer(student.conv_out, ready, time=1, space=1, last=True)
+
+
+class _Fit:
+    """The activations of every clip in front of the next layer, and what is left of the way to pixels."""
+
+    def __init__(self, student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self.drops_first = not student.config.is_video_dc_ae
+        self.latents = [latents for latents, _ in clips]
+        self.videos = [video for _, video in clips]
+        self.now = self.latents
+        self.time, self.space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
+        self.first = True
+
+    def pass_through(self, layer: nn.Module) -> None:
+        self.now = [layer(x) for x in self.now]
+
+    def layer(self, layer: nn.Module, before: Layer, *, time: int, space: int, last: bool = False) -> None:
+        """Fit a convolution to the picture behind it, whose resolution is `time` and `space` times that in front; then run it."""
+        convolution = cast(nn.Conv2d | nn.Conv3d, layer.conv if isinstance(layer, TimeReplicatedConv3d) else layer)
+        self.time, self.space = self.time // time, self.space // space
+        channels = convolution.out_channels // (time * space * space)
+        inputs = [before(x) for x in self.now]
+        targets = [self._target(index, channels, time, last) for index in range(len(inputs))]
+        if not last:
+            targets = self._as_channels(targets, channels)
+        targets = [_unshuffle(target, time, space) for target in targets]
+        _solve(convolution, inputs, targets)
+        first = time - 1 if self.drops_first else 0
+        outputs = [_run(convolution, x) for x in inputs]
+        self.now = outputs if space == 1 else [pixel_shuffle_3d(x, time, space)[:, :, first:] for x in outputs]
+        self.first = False
+
+    def _target(self, index: int, channels: int, time: int, last: bool) -> Tensor:
+        """What the layer should say of one clip: blocks of pixels, (1, 3 * time * space * space, t, h, w); at first the latents."""
+        if self.first and channels > self.latents[index].shape[1]:
+            return self.latents[index]
+        # The first latent frame of a causal teacher stands for one frame, which the student's upsampling doubles and drops.
+        missing = (self.time * time - 1) if self.drops_first else 0
+        video = torch.cat([self.videos[index][:, :, :1]] * missing + [self.videos[index]], dim=2)
+        return video if last else _unshuffle(video, self.time, self.space)
+
+    def _as_channels(self, targets: Sequence[Tensor], channels: int) -> list[Tensor]:
+        """Principal components of the targets at a common scale, and constants in the channels left over."""
+        rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // _NUM_ROWS)] for target in targets]).cpu().double()
+        center = rows.mean(dim=0)
+        num_signals = min(rows.shape[1], channels - channels // 5)
+        if num_signals < rows.shape[1]:
+            _, vectors = torch.linalg.eigh((rows - center).T @ (rows - center))
+            basis = vectors.flip(1)[:, :num_signals]
+        else:
+            basis = torch.eye(num_signals, dtype=rows.dtype)
+        scale = _SIGNAL / ((rows - center) @ basis).square().mean().sqrt()
+        center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
+        for target in targets:
+            signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis)
+            constants = signals.new_full((1, channels - num_signals, *signals.shape[2:]), _CONSTANT)
+            made.append(torch.cat([signals, constants], dim=1))
+        return made
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, ...) to (places, C)."""
+    return x.movedim(1, -1).flatten(0, -2)
+
+
+def _unshuffle(x: Tensor, time: int, space: int) -> Tensor:
+    """(B, C, T, H, W) to (B, C * space * space * time, t, h, w), the inverse of the student's decoupled pixel shuffle."""
+    x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))  # (B, C, t, time, h, space, w, space)
+    return x.permute(0, 1, 5, 7, 3, 2, 4, 6).flatten(1, 4)
+
+
+def _run(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    if isinstance(convolution, nn.Conv3d):
+        return convolution(pad_time(x, convolution.kernel_size[0]))
+    frames = convolution(x.movedim(2, 1).flatten(0, 1))
+    return frames.unflatten(0, (x.shape[0], x.shape[2])).movedim(2, 1)
+
+
+def _solve(convolution: nn.Conv2d | nn.Conv3d, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+    """Set weight and bias to the least squares map from the neighbourhoods of `inputs` to `targets`, both (1, C, t, h, w)."""
+    kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
+    used = next(
+        taps
+        for taps in (kernel, (1, *kernel[1:]), (1, 1, 1))
+        if convolution.in_channels * math.prod(taps) <= _MOST_FEATURES or taps == (1, 1, 1)
+    )
+    size = convolution.in_channels * math.prod(used) + 1
+    gram = torch.zeros(size, size, dtype=torch.float64)
+    cross = torch.zeros(size, convolution.out_channels, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for x, target in zip(inputs, targets, strict=True):
+        padded = functional.pad(pad_time(x, used[0]), [used[2] // 2] * 2 + [used[1] // 2] * 2)[0]  # (C, t + 2, h + 2, w + 2)
+        padded = padded.cpu()
+        places = torch.randperm(target[0, 0].numel(), generator=generator)[:_NUM_ROWS]
+        _, frames, height, width = target[0].shape
+        at = (places // (height * width), places // width % height, places % width)
+        taps = [
+            padded[:, at[0] + dt, at[1] + dh, at[2] + dw]  # (C, places)
+            for dt in range(used[0]) for dh in range(used[1]) for dw in range(used[2])
+        ]  # fmt: skip
+        assert frames * height * width == target[0, 0].numel()
+        features = torch.stack(taps, dim=1).flatten(0, 1).T  # (places, C * taps)
+        features = torch.cat([features, torch.ones(len(features), 1)], dim=1).float()
+        gram += features.T @ features
+        cross += features.T @ target[0].cpu().flatten(1)[:, places].T.float()
+    gram += _RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=gram.dtype)
+    found = torch.linalg.solve(gram, cross).T.to(convolution.weight)  # (out, C * taps + 1)
+    weight = found[:, :-1].reshape(convolution.out_channels, convolution.in_channels, *used)
+    whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
+    whole.zero_()
+    inner = [slice((side - part) // 2, (side + part) // 2) for side, part in zip(kernel, used, strict=True)]
+    whole[:, :, inner[0], inner[1], inner[2]] = weight
+    assert convolution.bias is not None
+    convolution.bias.copy_(found[:, -1])
