@@ -71,3 +71,15 @@ def small_student() -> dict:
         "decoder_layers_per_block": [1, 1, 1, 1, 1],
         "latent_channels": 6,
     }
+
+
+@pytest.fixture(scope="session")
+def cache(ltx_teacher, videos, tmp_path_factory) -> Path:
+    """Latents of those videos from that teacher: clips of 9 frames of 64x64."""
+    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.settings import CacheSettings
+
+    out = tmp_path_factory.mktemp("cache") / "latents"
+    cache_latents(find_model(ltx_teacher), videos, out, CacheSettings(frames=9, size=(64, 64)))
+    return out

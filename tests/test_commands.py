@@ -53,7 +53,7 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     run = tmp_path / "run"
     train = (
         "distill", "--teacher", ltx_teacher, "--latents", tmp_path / "c", "--run", run, "--accumulation", "1", "--student-config", config,
-        "--perceptual", "ssim", "--save-every", "1", "--steps",
+        "--recipe", "fast", "--perceptual", "ssim", "--save-every", "1", "--steps",
     )  # fmt: skip
     code, out, err = turbovaed(*train, "2", "--json")
     assert code == 0, err
@@ -85,7 +85,7 @@ def test_every_family_distils_from_a_local_folder(name, turbovaed, videos, tmp_p
     frames = "8" if name == "video-dc-ae" else "9"
     code, out, err = turbovaed(
         "distill", "--teacher", teacher, "--data", videos, "--run", tmp_path / "run", "--student-config", config, "--steps", "1",
-        "--accumulation", "1", "--frames", frames, "--size", "64", "--perceptual", "none", "--json",
+        "--accumulation", "1", "--frames", frames, "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "fast", "--start", "plain", "--json",
     )  # fmt: skip
     assert code == 0, err
     losses = json.loads(out)["losses"]
@@ -114,6 +114,38 @@ def test_the_embedded_pair_evals_exports_and_decodes_a_published_layout_too(turb
     assert "ONNX Runtime" in out and "next:" in err
     code, _, err = turbovaed("export", "--out", tmp_path / "student.onnx", *SMALL)
     assert code == 2 and is_two_lines(err)
+
+
+def test_eval_judges_a_threshold_and_says_by_how_much_it_was_missed(turbovaed, ltx_student, ltx_teacher, videos):
+    """The result comes first; the exit code is 4 and the miss one of the two lines."""
+    pair = ("eval", "--model", ltx_student, "--teacher", ltx_teacher, "--data", videos, *SMALL, "--metrics", "psnr,flicker")
+    code, out, err = turbovaed(*pair, "--fail-under", "psnr=0.1", "--fail-under", "flicker=0.01")
+    assert code == 0, err
+    code, out, err = turbovaed(*pair, "--fail-under", "psnr=1.9,flicker=0.01", "--json")
+    assert code == 4 and is_two_lines(err), err
+    assert "PSNR: " in err and "1.9 asked: short by " in err and " dB)" in err and "flicker" not in err.splitlines()[-2]
+    assert json.loads(out)["means"]["student"]["psnr"] > 0
+
+
+def test_eval_compares_several_models_in_one_table_of_80_columns(turbovaed, ltx_student, videos, monkeypatch, tmp_path):
+    """--compare alone names all of them; with --model that one comes first."""
+    for name in ("mine", "other"):
+        shutil.copytree(cli.MODELS["tiny"].teacher.path.parent / "student", tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    pixels = ("--data", videos, *SMALL, "--metrics", "psnr,ssim,vmaf,flicker")
+    code, out, err = turbovaed("eval", *pixels, "--compare", "mine", "other")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert [line.strip() for line in lines if line.strip() in ("mine", "other")] == ["mine", "other"]
+    assert sum(line.startswith("  student") for line in lines) == 2
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("protocol"))]
+    assert max(len(line.rstrip()) for line in table) <= 80
+    code, out, err = turbovaed("eval", *pixels, "--model", "tiny", "--compare", "mine", "--json")
+    document = json.loads(out)
+    assert code == 0 and [document["model"], *(other["model"] for other in document["comparisons"])] == ["tiny", "mine"]
+    assert document["means"] == document["comparisons"][0]["means"]  # the same weights
+    code, _, err = turbovaed("eval", *pixels, "mine")
+    assert code == 2 and is_two_lines(err) and "--compare" in err
 
 
 def test_a_published_weight_file_is_a_model(turbovaed, ltx_teacher, videos, tmp_path):
@@ -151,6 +183,11 @@ def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos,
         (("eval", "--data", ".", "--device", "cuda"), 3, "cuda"),
         (("eval", "--data", ".", "--device", "abacus"), 2, "abacus"),
         (("eval", "--data", ".", "--model", "nosuch"), 2, "nosuch"),
+        (("eval", "--data", ".", "--fail-under", "pnsr=0.9"), 2, "pnsr"),
+        (("eval", "--data", ".", "--fail-under", "psnr=30"), 2, "--fail-under psnr=0.969"),
+        (("eval", "--data", ".", "--protocol", "mine"), 2, "standard, paper"),
+        (("eval", "--data", ".", "--metrics", "psnr,sism"), 2, "sism"),
+        (("eval", "--data", ".", "--dataset", "davis"), 2, "davis"),
         (("models", "show", "nosuch"), 2, "nosuch"),
     ],
 )

@@ -27,6 +27,7 @@ _HOME_OF = {
     "evaluate": "evaluate",
     "export_student": "export",
     "bench": "bench",
+    "list_runs": "runs",
 }
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt once above
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.teacher import Teacher, load_teacher
     from turbovaed_cli.reconstruct import reconstruct
     from turbovaed_cli.registry import MODELS, find_model
+    from turbovaed_cli.runs import list_runs
     from turbovaed_cli.video import read_clip, read_frames
 
 

@@ -5,24 +5,29 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from turbovaed_cli import __version__, console
-from turbovaed_cli.errors import SettingsError, TurboVaedError
+from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError, TurboVaedError
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from turbovaed_cli.settings import (
+    DEFAULT_RECIPE,
     BenchSettings,
     CacheSettings,
     DistillSettings,
     EvalSettings,
     ExportSettings,
     ReconstructSettings,
+    read_recipe,
 )
 from turbovaed_cli.weights import RemoteFile
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.design import Design
 
 app = typer.Typer(
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
@@ -55,6 +60,12 @@ Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 72
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
+Params = Annotated[
+    str | None, typer.Option("--params", help="Design the student: decoder parameters at most, such as 8M or 800k.")
+]
+Gflops = Annotated[
+    float | None, typer.Option("--gflops", help="Design the student: GFLOPs at most for one decode of --frames at --size.")
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Agree to downloads beforehand.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and plan, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -122,6 +133,14 @@ def parse_size(text: str) -> tuple[int, int]:
     raise SettingsError(
         f"--size {text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}"
     )
+
+
+def parse_count(text: str) -> int:
+    """'8M', '0.8M', '800k' or '8000000' to a number; SettingsError for anything else."""
+    digits, factor = (text[:-1], {"k": 1e3, "m": 1e6}[text[-1].lower()]) if text[-1:].lower() in ("k", "m") else (text, 1)
+    if not digits.replace(".", "", 1).isdecimal() or round(float(digits) * factor) < 1:
+        raise SettingsError(f"--params {text} is not a number of parameters", "such as 8M, 0.8M, 800k or 8000000")
+    return round(float(digits) * factor)
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -267,10 +286,41 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+@models_app.command("design")
+@command
+def models_design(
+    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")],
+    params: Params = None,
+    gflops: Gflops = None,
+    frames: Frames = DistillSettings.frames,
+    size: Size = format_size(DistillSettings.size),
+    json: Json = False,
+) -> None:
+    """Show which student `distill` would build for a budget, and what it was chosen from."""
+    from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
+
+    budget = Budget(parse_count(params) if params else None, gflops, frames, parse_size(size))
+    design = design_student(find_model(name), budget)
+    if json:
+        console.print_json(design)
+    else:
+        _show_design(design)
+
+
+def _show_design(design: "Design", *, on_stderr: bool = False) -> None:
+    """The candidates around the choice; on stderr where the result is another."""
+    from turbovaed_cli.models.design import as_rows, as_sentence  # noqa: PLC0415 - help stays quick
+
+    title = f"Students of {design.model} for {design.budget}"
+    columns = ["channels", "layers", "M params", "GFLOPs", "published", "teacher", "change", "fits"]
+    console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
+    console.note(as_sentence(design))
+
+
 @models_app.command("pull")
 @command
 def models_pull(
-    name: Annotated[str, typer.Argument(help="Registry name, or lpips-vgg, lpips-alex.")],
+    name: Annotated[str, typer.Argument(help="Registry name, or lpips-vgg, lpips-alex, i3d.")],
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -285,6 +335,10 @@ def models_pull(
         return
     rows = [(Path(file.path).name, console.human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
     console.print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
+    if name == "i3d":
+        console.note(
+            f"it is code: compare its sha256 with a source you trust, then turbovaed eval --i3d-sha256 {result.files[0].sha256}"
+        )
 
 
 @app.command("cache-latents")
@@ -340,43 +394,52 @@ def distill(
     run: Annotated[
         Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Optimizer steps in all.")] = DistillSettings.steps,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Clips per forward pass.")] = DistillSettings.batch_size,
-    accumulation: Annotated[
-        int, typer.Option("--accumulation", help="Forward passes per optimizer step.")
-    ] = DistillSettings.accumulation,
-    frames: Frames = DistillSettings.frames,
-    size: Size = format_size(DistillSettings.size),
-    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = DistillSettings.stride,
-    crop: Annotated[str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT.")] = None,
-    lr: Annotated[float, typer.Option("--lr", help="AdamW learning rate.")] = DistillSettings.lr,
-    lr_schedule: Annotated[str, typer.Option("--lr-schedule", help="constant or cosine.")] = DistillSettings.lr_schedule,
-    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = DistillSettings.warmup_steps,
-    ema_decay: Annotated[
-        float, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")
-    ] = DistillSettings.ema_decay,
-    perceptual: Annotated[str, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = DistillSettings.perceptual,
-    perceptual_weight: Annotated[
-        float, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")
-    ] = DistillSettings.perceptual_weight,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="default, paper, fast, or a TOML file with [[stages]]; the options below change it.")
+    ] = DEFAULT_RECIPE,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps in all; stages keep their shares.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Clips per forward pass, in every stage.")] = None,
+    accumulation: Annotated[int | None, typer.Option("--accumulation", help="Forward passes per optimizer step.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames per clip.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of the clips in pixels, or one number.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", help="Take every n-th frame.")] = None,
+    crop: Annotated[
+        str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT, in every stage.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate, in every stage.")] = None,
+    lr_schedule: Annotated[str | None, typer.Option("--lr-schedule", help="constant or cosine.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw or muon.")] = None,
+    ema_decay: Annotated[float | None, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")] = None,
+    perceptual: Annotated[str | None, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = None,
+    perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")] = None,
     feature_weight: Annotated[
-        float, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")
-    ] = DistillSettings.feature_weight,
-    posterior: Annotated[str, typer.Option("--posterior", help="sample or mean.")] = DistillSettings.posterior,
+        float | None, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")
+    ] = None,
+    teacher_weight: Annotated[
+        float | None, typer.Option("--teacher-weight", help="Weight of L1 to the teacher's own pixels; 0 leaves it out.")
+    ] = None,
+    adversarial_weight: Annotated[
+        float | None, typer.Option("--adversarial-weight", help="Weight of the 3-D PatchGAN's loss, in every stage.")
+    ] = None,
+    posterior: Annotated[str | None, typer.Option("--posterior", help="sample or mean.")] = None,
+    start: Annotated[str | None, typer.Option("--start", help="plain random weights, or fitted by least squares.")] = None,
     student_config: Annotated[
         Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")
     ] = None,
     init: Annotated[
         str | None, typer.Option("--init", help="A student to start from, as --model takes it, instead of random weights.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = DistillSettings.seed,
-    save_every: Annotated[int, typer.Option("--save-every", help="Steps between checkpoints.")] = DistillSettings.save_every,
-    sample_every: Annotated[
-        int, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")
-    ] = DistillSettings.sample_every,
-    workers: Annotated[int, typer.Option("--workers", help="Batches read ahead.")] = DistillSettings.workers,
-    dtype: Dtype = DistillSettings.dtype,
-    device: Device = DistillSettings.device,
+    params: Params = None,
+    gflops: Gflops = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
+    save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
+    sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -384,31 +447,45 @@ def distill(
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
 
     spec = find_model(teacher)
-    settings = replace(
-        DistillSettings(),
-        steps=steps, batch_size=batch_size, accumulation=accumulation, frames=frames, size=parse_size(size), stride=stride,
-        crop=parse_size(crop) if crop else None, lr=lr,
-        lr_schedule=lr_schedule, warmup_steps=warmup_steps, ema_decay=ema_decay, perceptual=perceptual,
-        perceptual_weight=perceptual_weight, feature_weight=feature_weight, posterior=posterior, seed=seed, save_every=save_every,
-        sample_every=sample_every, workers=workers, dtype=dtype, device=device,
-    )  # fmt: skip
+    given = {
+        "steps": steps, "batch_size": batch_size, "accumulation": accumulation, "crop": parse_size(crop) if crop else None,
+        "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,
+        "perceptual": perceptual, "perceptual_weight": perceptual_weight, "feature_weight": feature_weight,
+        "teacher_weight": teacher_weight, "adversarial_weight": adversarial_weight, "posterior": posterior, "start": start,
+        "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
+        "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
+    }  # fmt: skip
+    settings = read_recipe(recipe).with_changes(**{name: value for name, value in given.items() if value is not None})
     folder = run or Path("runs") / spec.name
+    report = _reporter(quiet, verbose)
+    design = None
+    if params is not None or gflops is not None:
+        if student_config is not None or init is not None:
+            raise SettingsError(
+                "--params and --gflops design a student, --student-config and --init bring one", "leave out one of the two"
+            )
+        budget = Budget(parse_count(params) if params else None, gflops, settings.frames, settings.size)
+        design = design_student(spec, budget)
+        if not quiet:
+            _show_design(design, on_stderr=True)
+    given_config = read_config(student_config) if student_config else None
     result = teach(
         spec,
         folder,
         data=data,
         latents=latents,
         settings=settings,
-        student_config=read_config(student_config) if student_config else None,
+        student_config=design.config if design else given_config,
         init=init,
         consent=_consent(yes),
-        report=_reporter(quiet, verbose),
+        report=report,
     )
     if json:
-        console.print_json(result)
+        console.print_json({**asdict(result), "design": design} if design else result)
     else:
         share = 100 * result.student_params / result.teacher_decoder_params
         rows = [
@@ -492,60 +569,103 @@ def evaluate(
         int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")
     ] = EvalSettings.clips_per_video,
     protocol: Annotated[
-        str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean.")
+        str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean. paper: the published script's.")
     ] = EvalSettings.protocol,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", help="Several models on the same clips, each against its own teacher: --compare A B C."),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="The further models of --compare.")] = None,
+    metrics: Annotated[str, typer.Option("--metrics", help="Only these, comma separated: psnr,ssim,... Default: all.")] = "",
+    lpips_weights: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--lpips-weights", help="A backbone (AlexNet, VGG16) or learned weights of LPIPS; repeat. Default: the pulled ones."
+        ),
+    ] = None,
+    i3d: Annotated[Path | None, typer.Option("--i3d", help="The I3D detector (TorchScript). Default: the pulled one.")] = None,
+    i3d_sha256: Annotated[
+        str, typer.Option("--i3d-sha256", help="Its sha256, which you vouch for: TorchScript is code.")
+    ] = EvalSettings.i3d_sha256,
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="ucf101, where file names do not say so: shows the published figures.")
+    ] = EvalSettings.dataset,
+    speed: Annotated[bool, typer.Option("--speed", help="Time both decoders in turns, and print the ratio.")] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", help="Least share of the teacher's score, such as psnr=0.969; repeat. A miss ends with 4."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Write an HTML page with the figures, clips and errors. A run folder gets one anyway."),
+    ] = None,
     dtype: Dtype = EvalSettings.dtype,
     device: Device = EvalSettings.device,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """PSNR and SSIM (LPIPS where its weights are) of student and teacher on the same clips, and their ratio."""
+    """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.evaluate import as_document  # noqa: PLC0415
-    from turbovaed_cli.evaluate import evaluate as run  # noqa: PLC0415
+    from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, clip_frames, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
+    from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
+    from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
-    pair = load_pair(
-        _model_or_default(model),
-        teacher,
-        config=config,
-        device=resolve_device(device),
-        dtype=resolve_dtype(dtype),
-        consent=_consent(yes),
-    )
-    settings = EvalSettings(frames, parse_size(size), stride, clips_per_video, protocol, dtype, device)
-    result = run(pair, data, settings, report=_reporter(quiet, verbose))
-    document = as_document(result)
-    if pair.run is not None:
-        path = pair.run.eval / f"{data.name or 'data'}-{frames}x{size}-{protocol}.json"
-        write_json(path, document)
-        console.note(f"kept in {path}")
+    thresholds = parse_thresholds(fail_under or [])
+    settings = EvalSettings(
+        frames, parse_size(size), stride, clips_per_video, protocol, dtype, device, tuple(filter(None, metrics.split(","))),
+        tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0,
+    )  # fmt: skip
+    if report is not None and (compare or more):
+        raise SettingsError("--report shows one model, --compare asks for several", "one eval --model M --report FILE for each")
+    if report is not None and report.exists() and not overwrite:
+        raise OutputExistsError(f"{report} is there already", "add --overwrite to replace it")
+    on, precision, consent = resolve_device(device), resolve_dtype(dtype), _consent(yes)
+    others = [*(compare or ()), *(more or ())]
+    if others and not compare:
+        raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
+    names = [model, *others] if model or not others else others
+    pairs = [
+        load_pair(
+            _model_or_default(name),
+            teacher if name == model or not model else None,  # beside --model, --teacher is the teacher of that one
+            config=config if name == model else None,
+            device=on,
+            dtype=precision,
+            consent=consent,
+        )
+        for name in names
+    ]
+    results = evaluate_all(pairs, data, settings, required=thresholds, report=_reporter(quiet, verbose))
+    documents = [as_document(result) for result in results]
+    for pair, result, document in zip(pairs, results, documents, strict=True):
+        if pair.run is not None:
+            path = pair.run.eval / f"{data.name or 'data'}-{frames}x{size}-{protocol}.json"
+            write_json(path, document)
+            console.note(f"kept in {path}")
+        pages = [page for page in (report, pair.run.report if pair.run else None) if page is not None]
+        if pages:
+            page = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
+            write_report(pages, page)
+            console.note(f"to look at: {', '.join(map(str, pages))}")
     if json:
-        console.print_json(document)
+        console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
-        digits = {"psnr": 2, "ssim": 4, "lpips": 4}
-        names = list(result.means["student"])
-        rows = [
-            (
-                Path(clip.path).name,
-                *(f"{scores[name]:.{digits[name]}f}" for name in names for scores in (clip.teacher, clip.student)),
-            )
-            for clip in result.clips
-        ]
-        rows.append(
-            ("mean", *(f"{result.means[who][name]:.{digits[name]}f}" for name in names for who in ("teacher", "student")))
+        for table in as_tables(results, data, every_clip=verbose):
+            console.print_table(table.title, table.columns, table.rows)
+    misses = [miss for result in results for miss in find_misses(result, thresholds)]
+    if misses:
+        for item in results[0].skipped:
+            console.warn(f"skipped: {item.path}: {item.reason}")
+        raise CheckFailedError(
+            "; ".join(str(miss) for miss in misses),
+            "docs/METRICS.md says what is compared; the clips to look at are in the table",
         )
-        rows.append(
-            ("student / teacher", *(cell for name in names for cell in ("", f"{100 * result.means['ratio'][name]:.1f} %")))
-        )
-        columns = ["clip", *(f"{name.upper()} {who}" for name in names for who in ("teacher", "student"))]
-        console.print_table(f"{result.model}, {frames} frames at {size}, protocol {protocol}", columns, rows)
-        for name, reason in result.not_measured.items():
-            console.note(f"{name}: not measured: {reason}")
-    _finish(result.skipped)
+    _finish(results[0].skipped)
 
 
 @app.command("export")
@@ -646,6 +766,41 @@ def bench(
     for row in result.rows:
         for line in row.remarks:
             console.note(f"{row.target}: {line}")
+
+
+@app.command("runs")
+@command
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder that holds the runs.")] = Path("runs"),
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List runs: how far each came, its best figure, and when it last gave a sign of life."""
+    from turbovaed_cli.runs import list_runs  # noqa: PLC0415 - help stays quick
+
+    console.be_quiet(quiet)
+    found = list_runs(folder)
+    if json:
+        console.print_json({"runs": found})
+        return
+    figures = {"psnr": "PSNR {:.2f} dB", "loss": "loss {:.4g}"}
+    rows = [
+        (
+            run.name,
+            run.status,
+            f"{run.step}/{run.steps}" if run.steps is not None else "",
+            run.stage,
+            figures[run.metric].format(run.best) if run.metric else "",
+            console.human_age(run.age_s) if run.age_s is not None else "",
+        )
+        for run in found
+    ]
+    console.print_table(f"Runs in {folder}", ["run", "status", "step", "stage", "best", "age"], rows)
+    for run in found:
+        if run.status == "broken":
+            console.warn(f"{run.name}: {run.reason}")
+        elif run.status in ("stopped", "unfinished"):
+            console.note(f"{run.name}: {run.reason}")
 
 
 @app.command("env")

@@ -50,8 +50,8 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path | Fraction) else value
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """One table on stdout. Numbers line up on the right; a table without column names is a list of facts."""
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on_stderr: bool = False) -> None:
+    """One table on stdout, or beside the notes. Numbers line up on the right; a table without column names is a list of facts."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(
         title=escape(title), title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False
@@ -62,7 +62,8 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     for row in texts:
         table.add_row(*(escape(cell) for cell in row))
     # A pipe has no width: nothing may be folded or cut there.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 240).print(table)
+    stream = sys.stderr if on_stderr else sys.stdout
+    Console(file=stream, highlight=False, width=None if stream.isatty() else 240).print(table)
 
 
 def _looks_numeric(cell: str) -> bool:
@@ -119,6 +120,14 @@ def human_bytes(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
     return f"{num_bytes} bytes"
+
+
+def human_age(seconds: float) -> str:
+    """7_300 as "2 h": the largest whole unit."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit}"
+    return f"{int(seconds)} s"
 
 
 class ConsoleReporter:

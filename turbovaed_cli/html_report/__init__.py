@@ -1,0 +1,217 @@
+"""`report.html`: what a run or an evaluation came to, as one file that opens anywhere and asks the network for nothing.
+
+Figures, clips with a divider between source, teacher and student, curves, settings. The page is a template (page.html,
+page.css, page.js) with every value escaped; a content security policy in it forbids all but its own script, style and
+videos.
+"""
+
+import base64
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from turbovaed_cli import __version__
+from turbovaed_cli.devices import environment
+from turbovaed_cli.html_report import tables
+from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
+from turbovaed_cli.html_report.curves import Curves, draw
+from turbovaed_cli.metrics import METRICS
+from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, worst_clips
+from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.student import StudentDecoder, num_params
+from turbovaed_cli.models.teacher import Teacher, decoder_params
+from turbovaed_cli.rundir import RunDir, read_json, write_whole
+from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.video import probe
+
+__all__ = ["Report", "ShownClip", "model_facts", "noteworthy_clips", "report_of_eval", "report_of_run", "write_report"]
+
+NUM_WORST = 2  # clips shown beside the median one; more would make the file a burden
+SHOWN = {
+    "source": "Source",
+    "teacher": "Teacher",
+    "student": "Student",
+    "teacher_error": "Teacher's error",
+    "student_error": "Student's error",
+}
+FramesOf = Callable[[ClipScores], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a page is made of; what is empty says in words how to come by it."""
+
+    title: str
+    facts: Mapping[str, str]  # of model and teacher, as people read them
+    lead: str = ""  # what was measured, on what
+    evaluation: Mapping[str, Any] | None = None  # the document of `eval --json`
+    clips: Sequence[ShownClip] = ()
+    clips_note: str = ""  # what these clips are
+    metrics: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
+    no_metrics: str = "The model was not given as a run folder, so its training is not known here."  # said without rows
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    next_command: str = "turbovaed eval --data DIR"  # what measures what is not measured yet
+
+
+# --- what goes into it --------------------------------------------------------------------------------------------
+
+
+def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
+    """Student and teacher as rows of words."""
+    of_teacher, of_student = decoder_params(teacher), num_params(student)
+    row = teacher.spec
+    return {
+        "Teacher": f"{row.class_name} ({row.repo or row.path})",
+        "Its decoder": f"{of_teacher:,} parameters",
+        "Latents": f"{row.latent_channels} channels, {row.time_ratio}x in time, {row.space_ratio}x in height and width",
+        "Student": f"{of_student:,} parameters, {100 * of_student / of_teacher:.1f} % of the teacher's decoder",
+        "Student's channels": ", ".join(map(str, student.config.decoder_block_out_channels)),
+        "Licence": f"{row.licence}, the teacher's{': ' + row.licence_note if row.licence_note else ''}",
+    }
+
+
+def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "") -> Report:
+    """The report of a run folder as `distill` leaves it: curves and settings, and clips where there are some."""
+    return Report(
+        title=run.root.resolve().name,
+        facts=facts,
+        clips=clips,
+        clips_note=clips_note,
+        metrics=run.read_metrics(),
+        no_metrics="No step has been logged yet.",
+        settings={name: value for name, value in _read(run.config).items() if name != "schema_version"},
+        environment=_read(run.env),
+        next_command=f"turbovaed eval --model {run.root} --data DIR",
+    )
+
+
+def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings: EvalSettings, data: Path) -> Report:
+    """The report of an evaluation of `pair` on `data`; of a run folder it has the curves too.
+
+    `frames_of` gives source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8.
+    """
+    assert pair.teacher is not None
+    document = as_document(result)
+    height, width = result.size
+    noteworthy = noteworthy_clips(result)
+    return Report(
+        title=pair.run.root.resolve().name if pair.run else Path(pair.name).name,
+        facts={"Model": pair.name, **model_facts(pair.student, pair.teacher)},
+        lead=f"{len(result.clips)} clips of {result.frames} frames at {width}x{height} from {data}; {document['protocol_label']}",
+        evaluation=document,
+        clips=[_shown(role, clip, frames_of, settings) for role, clip in noteworthy],
+        clips_note=f"By the student's {_by(result)[1]}: {', '.join(role for role, _ in noteworthy)}.",
+        metrics=pair.run.read_metrics() if pair.run else (),
+        settings={"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_read(pair.run.config) if pair.run else {}),
+        environment=environment(),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _by(result: EvalResult) -> tuple[str, str]:
+    """The metric (name, label) that clips are put in order by: PSNR, or the first there is."""
+    names = list(result.clips[0].student)
+    name = "psnr" if "psnr" in names else names[0]
+    return name, METRICS[name].label
+
+
+def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
+    """The clips that the student does worst, worst first, and the median one: (role, clip), each clip once."""
+    order = worst_clips(result.clips, _by(result)[0], len(result.clips))
+    roles = ["worst", *(f"{_ORDINALS[i]} worst" for i in range(1, NUM_WORST))]
+    median = order[len(order) // 2]
+    chosen = [(role, clip) for role, clip in zip(roles, order, strict=False) if clip is not median or len(order) < 3]
+    return chosen if len(order) < 3 else [*chosen, ("median", median)]
+
+
+_ORDINALS = ("first", "second", "third", "fourth")
+
+
+def _shown(role: str, clip: ClipScores, frames_of: FramesOf, settings: EvalSettings) -> ShownClip:
+    path = Path(clip.path)
+    name = f"{path.name}, from frame {clip.start}" if clip.start else path.name
+    scores = {"teacher": clip.teacher, "student": clip.student}
+    return ShownClip(name, role, *frames_of(clip), float(probe(path).fps) / settings.stride, scores)
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def write_report(places: Path | Sequence[Path], report: Report) -> None:
+    """Write `report` as one HTML file (to several places the same one), whole or not at all; it replaces what is there."""
+    text = render(report)
+    for path in [places] if isinstance(places, Path) else places:
+        write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def render(report: Report) -> str:
+    """`report` as HTML. Its videos are inside, and nothing in it names a place to load from."""
+    scale = error_scale(report.clips)
+    clips = [encode(clip, scale) for clip in report.clips]
+    settings = report.settings.get("settings", {})
+    curves = draw(tables.with_data_size(report.metrics))
+    style, script = _asset("page.css"), _asset("page.js")
+    page = Environment(
+        loader=DictLoader({"page.html": _asset("page.html")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")
+    return page.render(
+        report=report,
+        tables=tables,
+        figures=tables.key_figures(report.evaluation, report.metrics, settings),
+        stages=tables.stage_table(settings),
+        clips=clips,
+        clip_data=[_clip_data(clip) for clip in clips],
+        shown=SHOWN,
+        scale=scale,
+        heat_stops=heat_stops(),
+        curves=curves,
+        curve_data=_curve_data(curves),
+        version=__version__,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        style=Markup(style),  # noqa: S704 - a file of ours
+        script=Markup(script),  # noqa: S704 - a file of ours
+        style_hash=_source_expression(style),
+        script_hash=_source_expression(script),
+    )
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _source_expression(text: str) -> str:
+    """What allows this very text, and no other, in a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _clip_data(video: ClipVideo) -> dict[str, Any]:
+    """What page.js needs to draw a clip."""
+    return {
+        "fps": video.fps,
+        "frames": video.num_frames,
+        "parts": {name: [part.left, part.top, part.width, part.height] for name, part in video.parts.items()},
+    }
+
+
+def _curve_data(curves: Curves | None) -> dict[str, Any]:
+    """What page.js needs to read a curve off: per panel one [x, y, text] or null for each stretch of steps."""
+    if curves is None:
+        return {"stretches": [], "panels": []}
+    points = [[None if p is None else [p.x, p.y, p.text] for p in panel.points] for panel in curves.panels]
+    return {"stretches": curves.stretches, "panels": points}

@@ -1,0 +1,161 @@
+"""Clips as a page can show them: one video of source, teacher, student and their errors per clip, so that nothing can fall out of step."""
+
+import base64
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from turbovaed_cli.video import VideoWriter, read_frames
+
+MAX_FRAMES = 49  # of a clip that is shown
+MAX_SIDE = 512  # pixels; of a larger frame the part with the largest error is shown
+ENLARGED_TO = 576  # pixels; a smaller frame is enlarged towards that, so that H.264's halved colour resolution costs it little
+CRFS = (10, 14, 18, 22)  # H.264 qualities; the first that keeps to MAX_BYTES, and what it costs is measured and said on the page
+MAX_BYTES = 2_000_000  # of a clip's video
+ERROR_PERCENTILE = 99.5  # of the errors of all clips, which the colours reach up to
+# Dark to light in even steps of lightness, so that it also reads in grey and by the colour-blind.
+_HEAT = ((0, 0, 0), (43, 26, 94), (136, 34, 112), (217, 80, 63), (249, 160, 63), (255, 243, 176))
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    """A clip and what teacher and student made of it, each (T, H, W, 3) uint8."""
+
+    name: str  # where it comes from, for people
+    role: str  # why it is shown: "worst", "median", ...
+    source: np.ndarray
+    teacher: np.ndarray
+    student: np.ndarray
+    fps: float = 24.0
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # {"teacher": {"psnr": ..}, "student": ..}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a picture lies in the video, in its pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ClipVideo:
+    """What the page shows of a ShownClip."""
+
+    clip: ShownClip
+    data_uri: str
+    parts: dict[str, Part]  # source, teacher, student, teacher_error, student_error
+    num_frames: int
+    fps: float
+    width: int  # of the part of the frame that is shown, in pixels of the clip
+    height: int
+    cut: str  # "" where the whole clip is shown; else what is
+    crf: int  # the H.264 quality it was written with
+    distance_db: float  # PSNR of the three pictures as they are shown, decoded again, against the frames they were made from
+
+
+def error_levels(video: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Absolute error of each pixel, the mean of R, G and B, in levels of 255: two (T, H, W, 3) uint8 to (T, H, W) fp32."""
+    return np.abs(video.astype(np.int16) - source.astype(np.int16)).mean(axis=-1, dtype=np.float32)
+
+
+def error_scale(clips: Sequence[ShownClip]) -> int:
+    """The error, in levels, that gets the lightest colour on every heat map of a page: the same for all, a multiple of 4."""
+    errors = [error_levels(video, clip.source) for clip in clips for video in (clip.teacher, clip.student)]
+    tops = [float(np.percentile(error, ERROR_PERCENTILE)) for error in errors]
+    return min(max(4 * math.ceil(max(tops, default=0.0) / 4), 4), 252)
+
+
+def heat(levels: np.ndarray, scale: float) -> np.ndarray:
+    """Errors in levels, any shape, to colours (..., 3) uint8; what is above `scale` gets the colour of `scale`."""
+    place = np.clip(levels / scale, 0, 1) * (len(_HEAT) - 1)
+    colours = [np.interp(place, range(len(_HEAT)), channel) for channel in zip(*_HEAT, strict=True)]
+    return np.stack(colours, axis=-1).round().astype(np.uint8)
+
+
+def heat_stops() -> list[tuple[int, str]]:
+    """The colours of `heat` from 0 to 100 %, for a legend."""
+    return [(round(100 * i / (len(_HEAT) - 1)), "#{:02x}{:02x}{:02x}".format(*colour)) for i, colour in enumerate(_HEAT)]
+
+
+def encode(clip: ShownClip, scale: float) -> ClipVideo:
+    """Write a clip as one H.264 video: source, teacher and student beside each other, and a column with the two errors.
+
+    H.264 in 4:2:0 because that is what every browser plays. A small frame is enlarged, and shown by the middle of each
+    block, which its neighbours' colours do not reach. The column is half as wide as a picture.
+    """
+    clip, cut = _cut(clip)
+    frames, height, width, _ = clip.source.shape
+    factor = {1: 1, 2: 2, 3: 2}.get(ENLARGED_TO // max(height, width), 4)
+    videos = [_enlarged(video, factor) for video in (clip.source, clip.teacher, clip.student)]
+    errors = [error_levels(video, clip.source) for video in (clip.teacher, clip.student)]
+    if factor == 1:
+        errors = [error.reshape(frames, height // 2, 2, width // 2, 2).mean(axis=(2, 4)) for error in errors]
+    column = np.concatenate([_enlarged(heat(error, scale), max(factor // 2, 1)) for error in errors], axis=1)
+    sheet = np.concatenate([*videos, column], axis=2)
+    encoded, back, crf = _through_h264(sheet, clip.fps)
+    middle = (slice(None), slice(factor // 2, None, factor), slice(factor // 2, 3 * width * factor, factor))
+    distance = np.square(back[middle].astype(np.float32) - sheet[middle]).mean()
+    w, h = width * factor, height * factor
+    parts = {name: Part(i * w, 0, w, h) for i, name in enumerate(("source", "teacher", "student"))}
+    parts |= {f"{name}_error": Part(3 * w, i * (h // 2), w // 2, h // 2) for i, name in enumerate(("teacher", "student"))}
+    return ClipVideo(
+        clip=clip,
+        data_uri="data:video/mp4;base64," + base64.b64encode(encoded).decode(),
+        parts=parts,
+        num_frames=frames,
+        fps=clip.fps,
+        width=width,
+        height=height,
+        cut=cut,
+        crf=crf,
+        distance_db=100.0 if distance == 0 else float(10 * np.log10(255**2 / distance)),
+    )
+
+
+def _cut(clip: ShownClip) -> tuple[ShownClip, str]:
+    """At most MAX_FRAMES frames and MAX_SIDE pixels a side, even; what was cut away is said."""
+    frames, height, width, _ = clip.source.shape
+    kept = min(frames, MAX_FRAMES)
+    h, w = min(height, MAX_SIDE) // 2 * 2, min(width, MAX_SIDE) // 2 * 2
+    if (kept, h, w) == (frames, height, width):
+        return clip, ""
+    error = error_levels(clip.student[:kept], clip.source[:kept]).mean(axis=0)
+    top, left = _largest_window(error, h, w)
+    videos = {name: getattr(clip, name)[:kept, top : top + h, left : left + w] for name in ("source", "teacher", "student")}
+    said = [f"the first {kept} of {frames} frames"] if kept < frames else []
+    said += [f"the {w}x{h} pixels of {width}x{height} with the largest error"] if (h, w) != (height, width) else []
+    return replace(clip, **videos), ", ".join(said)
+
+
+def _largest_window(error: np.ndarray, height: int, width: int) -> tuple[int, int]:
+    """Top and left of the window whose sum is largest, from a table of sums."""
+    sums = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    top, left = np.unravel_index(windows.argmax(), windows.shape)
+    return int(top), int(left)
+
+
+def _enlarged(video: np.ndarray, factor: int) -> np.ndarray:
+    return video.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def _through_h264(frames: np.ndarray, fps: float) -> tuple[bytes, np.ndarray, int]:
+    """Encode (T, H, W, 3) uint8; the file's bytes, its frames as they decode, and the quality that kept to MAX_BYTES."""
+    rate = Fraction(fps).limit_denominator(1001)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
+        for crf in CRFS:
+            with VideoWriter(path, height=frames.shape[1], width=frames.shape[2], fps=rate, crf=crf, overwrite=True) as writer:
+                for frame in frames:
+                    writer.write(frame)
+            if path.stat().st_size <= MAX_BYTES:
+                break
+        return path.read_bytes(), np.stack(list(read_frames(path))), crf

@@ -1,0 +1,196 @@
+"""What a report says in figures and tables: an evaluation's document, a run's settings and stages, as words and cells."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turbovaed_cli.metrics import METRICS
+
+Evaluation = Mapping[str, Any]  # the document of `eval --json`
+Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
+SIDES = ("teacher", "student")
+_NARROW_SPACE = "\u202f"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and its interval as people read them; places of both on a small axis, 0 to 1, where they can be drawn."""
+
+    text: str
+    interval: str = ""  # "± 0.3", or "1.2 to 3.4" where that is not even
+    places: tuple[float, float, float] | None = None  # low, mean, high
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric: what teacher and student score, and their ratio."""
+
+    label: str
+    is_higher_better: bool
+    unit: str
+    teacher: Cell
+    student: Cell
+    ratio: Cell
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One evaluated clip: its video, its first frame, and per metric the teacher's score and the student's."""
+
+    path: str
+    start: int
+    scores: list[str]
+
+
+# --- of an evaluation ---------------------------------------------------------------------------------------------
+
+
+def score_text(name: str, value: float | None) -> str:
+    """A score with as many digits as its metric deserves; what is not a number has no figure."""
+    return "none" if value is None or not math.isfinite(value) else f"{value:.{METRICS[name].digits}f}"
+
+
+def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
+    """Every metric that was measured, with 95 % intervals where the evaluation has them."""
+    means, rows = evaluation["means"], []
+    for name in means["student"]:
+        metric = METRICS[name]
+        spans = {side: ((evaluation.get("intervals") or {}).get(side) or {}).get(name) for side in (*SIDES, "ratio")}
+        known = [value for side in SIDES for value in (means[side][name], *(spans[side] or ())) if value is not None]
+        axis = (min(known), max(known)) if known else (0.0, 1.0)
+        teacher, student = (_cell(name, means[side][name], spans[side], axis) for side in SIDES)
+        ratio = _percent(means["ratio"].get(name), spans["ratio"])
+        rows.append(MetricRow(metric.label, metric.better == "up", metric.unit, teacher, student, ratio))
+    return rows
+
+
+def _cell(name: str, mean: float | None, span: Sequence[float] | None, axis: tuple[float, float]) -> Cell:
+    if mean is None or span is None:
+        return Cell(score_text(name, mean))
+    width = (axis[1] - axis[0]) or 1.0
+    low, middle, high = ((value - axis[0]) / width for value in (span[0], mean, span[1]))
+    return Cell(score_text(name, mean), _interval(mean, span, METRICS[name].digits), (low, middle, high))
+
+
+def _percent(ratio: float | None, span: Sequence[float] | None) -> Cell:
+    if ratio is None or not math.isfinite(ratio):
+        return Cell("none: the teacher scores 0")
+    return Cell(f"{100 * ratio:.1f} %", "" if span is None else _interval(100 * ratio, [100 * end for end in span], 1))
+
+
+def _interval(mean: float, span: Sequence[float], digits: int) -> str:
+    half = (span[1] - span[0]) / 2
+    is_even = abs((span[0] + span[1]) / 2 - mean) < 0.1 * 10**-digits
+    return f"± {half:.{digits}f}" if is_even else f"{span[0]:.{digits}f} to {span[1]:.{digits}f}"
+
+
+def not_measured(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """(metric, why not and what to run) of every metric without a figure."""
+    return [(METRICS[name].label, str(reason)) for name, reason in evaluation["not_measured"].items()]
+
+
+def clip_metrics(evaluation: Evaluation) -> list[str]:
+    """Headings of the metrics that every clip has."""
+    return [METRICS[name].label for name in evaluation["clips"][0]["student"]]
+
+
+def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
+    """Every clip that was evaluated."""
+    return [
+        ClipRow(clip["path"], clip["start"], [score_text(name, clip[side][name]) for name in clip["student"] for side in SIDES])
+        for clip in evaluation["clips"]
+    ]
+
+
+def score_rows(scores: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, str]]:
+    """(metric, unit, teacher, student) of one clip."""
+    teacher, student = scores.get("teacher", {}), scores.get("student", {})
+    return [
+        (METRICS[name].label, METRICS[name].unit, score_text(name, teacher[name]), score_text(name, student[name]))
+        for name in student
+    ]
+
+
+def published_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """(metric, teacher, student) as published, where the evaluation found figures of the same model on the same data."""
+    found = (evaluation.get("published") or {}).get("means") or {}
+    return [(METRICS[name].label, score_text(name, pair[0]), score_text(name, pair[1])) for name, pair in found.items()]
+
+
+def key_figures(evaluation: Evaluation | None, metrics: Rows, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The few figures a reader came for, each with what it is."""
+    found = []
+    if evaluation is not None:
+        means, params, times = evaluation["means"], evaluation.get("decoder_params"), evaluation.get("decode_times")
+        for name in ("psnr", "ssim"):
+            if means["ratio"].get(name) is not None:
+                student = f"{score_text(name, means['student'][name])} {METRICS[name].unit}".strip()
+                found.append((f"{100 * means['ratio'][name]:.1f} %", f"of the teacher's {METRICS[name].label}: {student}"))
+        if params:
+            student, teacher = params["student"] / 1e6, params["teacher"] / 1e6
+            found.append((f"{100 * student / teacher:.1f} %", f"of its decoder's parameters: {student:.2f} of {teacher:.2f} M"))
+        if times:
+            faster = f"{times['teacher_s'] / times['student_s']:.1f}×"
+            found.append((faster, f"as fast as its decoder on {times['device']}, median of {times['repeats']}"))
+    if metrics:
+        total = settings.get("steps")
+        found.append((_grouped(metrics[-1]["step"]), f"of {_grouped(total)} steps" if isinstance(total, int) else "steps"))
+    return found
+
+
+def _grouped(number: int) -> str:
+    return f"{number:,}".replace(",", _NARROW_SPACE)
+
+
+# --- of a run -----------------------------------------------------------------------------------------------------
+
+
+def flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (dotted name, words) rows, in its order."""
+    rows: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{before}{name}.")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            rows += flatten({str(i): item for i, item in enumerate(value, start=1)}, f"{before}{name}.")
+        else:
+            rows.append((f"{before}{name}", _size_in_words(value) if name in ("size", "crop") else _in_words(value)))
+    return rows
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(_in_words(item) for item in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _size_in_words(size: object) -> str:
+    """(height, width) as WIDTHxHEIGHT."""
+    return f"{size[1]}x{size[0]}" if isinstance(size, list | tuple) and len(size) == 2 else _in_words(size)
+
+
+def _stages(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [stage for stage in settings.get("stages") or [] if isinstance(stage, Mapping)]
+
+
+def stage_table(settings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """(columns, rows) of a run's stages, None in runs without: a column for every setting that a stage may have."""
+    stages = _stages(settings)
+    if not stages:
+        return None
+    columns = ["name", *dict.fromkeys(name for stage in stages for name in stage if name != "name")]
+    rows = [[dict(flatten({name: stage.get(name)})).get(name, "") for name in columns] for stage in stages]
+    return [name.replace("_", " ") for name in columns], rows
+
+
+def with_data_size(metrics: Rows) -> Rows:
+    """Every step with the megapixels it learnt from, where it says; a change of data shape shows as a jump."""
+    rows = []
+    for row in metrics:
+        data = row.get("data")
+        rest = {name: value for name, value in row.items() if name != "data"}
+        rows.append({**rest, "megapixels": math.prod(data.values()) / 1e6} if isinstance(data, Mapping) else rest)
+    return rows
