@@ -22,8 +22,7 @@ step "1. encode clips once"
 run cache-latents --data "$out/train" --out "$out/latents"
 
 step "2. distil a student: stopped with Ctrl-C's signal on the way, then the same command resumes"
-distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --steps 30 --crop 64x64 --batch-size 2 --accumulation 1
-         --lr 1e-3 --save-every 10 --sample-every 15)
+distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --recipe fast --steps 40 --save-every 10 --sample-every 20)
 printf '$ turbovaed %s\n' "${distill[*]}"
 turbovaed "${distill[@]}" & # a background job of a script ignores SIGINT, so SIGTERM stands in for it
 pid=$!
@@ -34,7 +33,7 @@ echo "(stopped: exit code $code)"
 run "${distill[@]}"
 
 step "3. how close the embedded student comes to its teacher on clips of its own"
-run eval --data "$out/val"
+run eval --data "$out/val" --report "$out/report.html"
 
 step "4. reconstruct a video: source, teacher, student side by side"
 run reconstruct "$out/val/fractal.mp4" --out "$out/compare.mp4" --compare
@@ -48,7 +47,9 @@ run bench --repeats 5
 step "look at"
 cat <<EOF
   $out/compare.mp4                 source | teacher | student
-  $out/run/samples/                teacher | student | source while a fresh student learnt for 30 steps
+  $out/report.html                 figures, clips with a divider, error maps, in one page
+  $out/run/report.html             the curves of a fresh student, and a clip of what it learnt from
+  $out/run/samples/                teacher | student | source while it learnt for 40 steps
   $out/run/metrics.jsonl           its losses, step by step
   $out/run/model/                  that student, ready for from_pretrained, with its card
   $out/student.onnx                the embedded student, any frame count and size
