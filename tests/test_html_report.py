@@ -440,7 +440,7 @@ def test_both_sides_can_be_chosen_and_play_in_step(show):
     differing, frames = page.evaluate(script)
     assert differing == 0 and frames >= 2
     page.keyboard.press("Enter")
-    assert page.evaluate("document.querySelector('video').paused") and button.inner_text() == "Play"
+    until(lambda: page.evaluate("document.querySelector('video').paused") and button.inner_text() == "Play")
 
 
 def test_nothing_moves_by_itself(show):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from golden import DATA, NAMES, load_golden, sample_frames, write_student
 from safetensors.torch import save_file
+from torch.nn.functional import conv3d, pad
 
 from turbovaed_cli.errors import SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.models.layers import RMS_EPS, pad_time
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.registry import MODELS
 
@@ -41,24 +43,37 @@ def test_every_block_feature_matches_the_published_implementation(name, tmp_path
 def test_output_matches_the_published_implementation(name, tmp_path):
     """Within 1e-5, wherever fp32 determines the output that far.
 
-    The golden nets with patch_size 4 end in a norm over one single channel, x / |x|: where x is near 0 it magnifies the
-    last bit of x by up to 10,000, and the golden numbers themselves are 2e-4 to 5e-4 away from exact arithmetic there.
-    In those places ours may be no further from the exact result than they are.
+    The golden nets with patch_size 4 end in a norm over one single channel, x / sqrt(x^2 + 1e-8): a step, in which fp32
+    decides a jump of the output by where in the last bits of x the zero lies, and every processor rounds them otherwise.
+    There, an error of 2^-20 in x, half of what fp32 makes there at worst, is allowed for, times the slope and the weights behind.
     """
     golden = load_golden(name)
     student = load_student(*write_student(golden, tmp_path))
-    wanted = golden.io["student_sample"]
     before_last_norm = []
     student.norm_out.register_forward_hook(lambda _module, inputs, _output: before_last_norm.append(inputs[0]))
     with torch.no_grad():
-        error = (sample_frames(golden, student(golden.io["latents"])) - wanted).abs()
-        exact = sample_frames(golden, student.double()(golden.io["latents"].double()))
-    weak = before_last_norm[len(before_last_norm) // 2 - 1].abs().amax(dim=1, keepdim=True) < 3e-3
-    reached = torch.nn.functional.max_pool3d(torch.nn.functional.pad(weak.float(), (1, 1, 1, 1, 1, 1)), 3, stride=1).bool()
-    reached = sample_frames(golden, reached)
-    assert reached.float().mean() < (0.15 if student.config.patch_size == 4 else 0.001)
-    assert error.masked_fill(reached, 0).max() < 1e-5
-    assert error.max() <= 1.5 * max((wanted - exact).abs().max().item(), 1e-5)
+        error = (sample_frames(golden, student(golden.io["latents"])) - golden.io["student_sample"]).abs()
+    allowed = torch.full_like(error, 1e-5)
+    x = before_last_norm[-1]
+    if x.shape[1] == 1:
+        slope = RMS_EPS / (x.square() + RMS_EPS) ** 1.5
+        weight = student.conv_out.conv.weight.abs().sum(dim=0, keepdim=True)  # (1, 1, 3, 3, 3), of the worst channel or more
+        reach = conv3d(pad(pad_time(slope, 3), (1, 1, 1, 1)), weight)
+        allowed = allowed + 2**-20 * sample_frames(golden, reach)
+        assert (allowed > 2e-5).float().mean() < 0.1
+    assert (error <= allowed).all()
+
+
+@pytest.mark.parametrize(("name", "last"), [("ltx", "upsampler2d_2"), ("hunyuan", "conv_out")])
+def test_under_autocast_the_end_that_makes_pixels_stays_in_fp32(name, last, tmp_path):
+    """A student trained in bf16 decodes in fp32: what it learnt to make up for must not shift its colours then."""
+    golden, seen = load_golden(name), []
+    student = load_student(*write_student(golden, tmp_path))
+    for module in ("conv_in", last, "conv_out"):
+        student.get_submodule(module).register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        student(golden.io["latents"])
+    assert seen[0] == torch.bfloat16 and set(seen[1:]) == {torch.float32}
 
 
 def test_a_published_pth_loads_like_its_safetensors_twin(tmp_path):

@@ -227,6 +227,14 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _tail(self, x: Tensor) -> Tensor:
         if self.config.patch_size == 4:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+        if not torch.is_autocast_enabled(x.device.type):
+            return self._pixels(x)
+        # Under autocast too: rounded to bf16, this end alone shifts colours by up to 1 in 255, and the student learns to make up for it.
+        with torch.autocast(x.device.type, enabled=False):
+            return self._pixels(x.float())
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        if self.config.patch_size == 4:
             x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
         return cast(Tensor, self.conv_out(self.act_out(self.norm_out(x))))
 
