@@ -1,6 +1,7 @@
 """Distillation learns, writes what it promises, refuses what cannot work, and stops before NaN spreads."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,13 +10,14 @@ from PIL import Image
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
-from turbovaed_cli.latents import Batch
+from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, load_student
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
-from turbovaed_cli.training.data import random_crop
+from turbovaed_cli.training.data import VideoClips
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
+from turbovaed_cli.video import list_videos, probe
 
 TINY = DistillSettings(
     (Stage("only", steps=4, accumulation=2, perceptual="ssim", lr=1e-3),),
@@ -98,7 +100,6 @@ def test_it_learns(videos, tmp_path):
 
 
 def test_cached_latents_and_videos_see_the_same_encoder(ltx_teacher, cache):
-    from turbovaed_cli.latents import LatentCache
     from turbovaed_cli.models.teacher import load_teacher
 
     batch = LatentCache(cache).batch_at(0, 0, 1)
@@ -123,12 +124,10 @@ def test_without_alignment_no_teacher_is_decoded(ltx_teacher, cache, small_stude
 
 
 def test_nan_stops_before_the_step_and_says_where(ltx_teacher, cache, small_student, tmp_path, monkeypatch):
-    from turbovaed_cli.latents import LatentCache
-
     original = LatentCache.batch_at
 
-    def poisoned(self, seed, index, batch_size):
-        batch = original(self, seed, index, batch_size)
+    def poisoned(self, seed, index, batch_size, crop=None):
+        batch = original(self, seed, index, batch_size, crop)
         return Batch(batch.video, batch.mean * float("nan"), batch.std) if index == 5 else batch
 
     monkeypatch.setattr(LatentCache, "batch_at", poisoned)
@@ -244,19 +243,58 @@ def test_latents_of_another_teacher_are_refused(cache, tmp_path, ltx_teacher, sm
         distill(find_model(tmp_path / "other"), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student)
 
 
-def test_a_crop_cuts_pixels_and_latents_at_the_same_place():
-    rows = torch.arange(8.0).view(1, 1, 1, 8, 1).expand(2, 6, 2, 8, 8)
-    pixels = rows[:, :3, :1].repeat_interleave(32, 3).repeat_interleave(32, 4)
-    cut = random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=5)
-    assert cut.video.shape == (2, 3, 1, 96, 64)
-    assert cut.mean.shape == cut.std.shape == (2, 6, 2, 3, 2)
-    assert torch.equal(cut.video[:, :, :1, ::32, ::32], cut.mean[:, :3, :1])
-    assert torch.equal(random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=5).mean, cut.mean)
-    starts = {
-        tuple(random_crop(Batch(pixels, rows, rows), (96, 64), 32, seed=0, index=i).mean[:, 0, 0, 0, 0].tolist())
-        for i in range(20)
-    }
-    assert len(starts) > 5
+def test_a_crop_cuts_pixels_and_latents_at_the_same_place(cache):
+    """The clips are 2x2 latents of 32 pixels: a crop of one latent has the pixels under it, in both kinds of stream."""
+    stream, crop = LatentCache(cache), Crop(1, 2, 32)
+    whole, cut = stream.batch_at(0, 5, 2), stream.batch_at(0, 5, 2, crop)
+    places = crop.places(0, 5, 2, stream.size)
+    assert cut.video.shape == (2, 3, 9, 32, 64) and cut.mean.shape == cut.std.shape == (2, 6, 2, 1, 2) and cut.windows is None
+    for number, place in enumerate(places):
+        row = place.latents[0].start
+        assert place.pixels == (slice(32 * row, 32 * row + 32), slice(0, 64))
+        assert torch.equal(cut.mean[number], whole.mean[number, :, :, row : row + 1])
+        assert torch.equal(cut.std[number], whole.std[number, :, :, row : row + 1])
+        assert torch.equal(cut.video[number], whole.video[number, :, :, 32 * row : 32 * row + 32])
+    assert torch.equal(stream.batch_at(0, 5, 2, crop).mean, cut.mean)
+    assert {place.latents[0].start for index in range(20) for place in crop.places(0, index, 1, stream.size)} == {0, 1}
+
+
+def test_crops_of_videos_are_their_clips_cut_and_count_whole(videos):
+    """The teacher encodes such a crop alone, so its borders are real: no margin is left out."""
+    stream = VideoClips([probe(path) for path in list_videos(videos)], 9, (64, 64), 1)
+    crop = Crop(4, 4, 8, margin=1)
+    whole, cut = stream.batch_at(0, 3, 2), stream.batch_at(0, 3, 2, crop)
+    assert cut.video.shape == (2, 3, 9, 32, 32) and cut.windows is None
+    for number, place in enumerate(replace(crop, margin=0).places(0, 3, 2, (64, 64))):
+        assert torch.equal(cut.video[number], whole.video[number, ..., place.pixels[0], place.pixels[1]])
+
+
+def test_losses_leave_out_the_margin_along_cuts_but_not_along_the_clips_borders():
+    """Crops of 6 of 16 latents with a margin of 2: a cut is at least 2 latents from what counts, the borders count as often as the middle."""
+    crop, counted = Crop(6, 16, 8, margin=2), torch.zeros(16)
+    for index in range(4000):
+        [place] = crop.places(0, index, 1, (128, 128))
+        (top, left), (rows, columns) = place.latents, place.window
+        assert (top.stop - top.start, left) == (6, slice(0, 16))
+        assert (rows.stop - rows.start, columns.stop - columns.start) == (16, 128)  # no cut between left and right
+        first, last = top.start + rows.start // 8, top.start + rows.stop // 8
+        counted[first:last] += 1
+        assert top.start == 0 or first - top.start >= 2
+        assert top.stop == 16 or top.stop - last >= 2
+    assert min(counted[0], counted[15]) > 0.85 * counted[8]
+
+
+def test_a_batch_counts_the_window_of_each_clip():
+    video = torch.arange(2 * 3 * 8 * 8.0).view(2, 3, 1, 8, 8)
+    batch = Batch(video, windows=((slice(0, 4), slice(2, 6)), (slice(4, 8), slice(0, 4))))
+    assert torch.equal(batch.counted(video), torch.stack([video[0, ..., :4, 2:6], video[1, ..., 4:, :4]]))
+    assert Batch(video).counted(video) is video
+
+
+def test_a_margin_that_leaves_nothing_is_refused(cache, ltx_teacher, small_student, tmp_path):
+    settings = TINY.with_changes(crop_latents=1, crop_margin=1)
+    with pytest.raises(SettingsError, match="margins of 1 leave nothing of crops of 1x1 latents"):
+        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
 
 
 def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
@@ -377,8 +415,9 @@ def test_a_recipe_file_that_is_wrong_says_where(text, said, tmp_path):
 
 def test_crops_are_counted_in_latents_and_at_most_the_clip():
     teacher = find_model("tiny").teacher
-    assert crop_of(Stage("s", crop_latents=8), teacher, (256, 128)) == (64, 64)
-    assert crop_of(Stage("s", crop_latents=20), teacher, (256, 128)) == (160, 128)
+    assert crop_of(Stage("s", crop_latents=8), teacher, (256, 128)) == Crop(8, 8, 8)
+    assert crop_of(Stage("s", crop_latents=20, crop_margin=2), teacher, (256, 128)) == Crop(20, 16, 8, margin=2)
+    assert crop_of(Stage("s", crop=(64, 128)), teacher, (256, 128)).pixels == (64, 128)
     assert crop_of(Stage("s", crop_latents=64), teacher, (256, 128)) is None
     assert crop_of(Stage("s"), teacher, (256, 128)) is None
 

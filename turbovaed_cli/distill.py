@@ -18,7 +18,7 @@ from turbovaed_cli import __version__
 from turbovaed_cli.devices import auto_dtype, autocast, environment, resolve_device, resolve_dtype
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, RunFolderError, SettingsError
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
-from turbovaed_cli.latents import Batch, LatentCache
+from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
@@ -27,7 +27,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.data import Skipped, VideoClips, random_crop, read_ahead, usable_videos
+from turbovaed_cli.training.data import Skipped, VideoClips, read_ahead, usable_videos
 from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
@@ -63,8 +63,8 @@ class ClipStream(Protocol):
         """Changes when the data does."""
         ...
 
-    def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
-        """Batch number `index`."""
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
+        """Batch number `index`, cut to `crop`."""
         ...
 
     @property
@@ -177,7 +177,7 @@ class Trainer:
     teacher: Teacher
     state: TrainingState
     streams: Sequence[ClipStream]  # of each stage
-    crops: Sequence[tuple[int, int] | None]  # of each stage, (height, width) in pixels
+    crops: Sequence[Crop | None]  # of each stage
     perceptual: Mapping[str, PerceptualLoss | None]
     settings: DistillSettings
     device: torch.device
@@ -186,21 +186,16 @@ class Trainer:
     def batch_at(self, which: tuple[int, int]) -> Batch:
         """The batch of (stage, number of the forward pass over the whole run)."""
         index, number = which
-        stage, seed = self.settings.stages[index], self.settings.seed
-        batch = self.streams[index].batch_at(seed, number, stage.batch_size)
-        crop = self.crops[index]
-        return batch if crop is None else random_crop(batch, crop, self.teacher.spec.space_ratio, seed, number)
+        return self.streams[index].batch_at(self.settings.seed, number, self.settings.stages[index].batch_size, self.crops[index])
 
     def fit_start(self, report: Reporter) -> None:
         """Fit the fresh student to the first clips, in fp32; its average starts there too."""
-        clips, space_ratio = [], self.teacher.spec.space_ratio
-        side = Stage("", crop_latents=max(FIT_PIXELS // space_ratio, 2))
+        clips = []
+        side = Stage("", crop_latents=max(FIT_PIXELS // self.teacher.spec.space_ratio, 2))
         crop = crop_of(side, self.teacher.spec, self.streams[0].size)
         report.note("fitting the start to some clips")
         for number in range(NUM_CLIPS):
-            batch = self.streams[0].batch_at(self.settings.seed, number, 1)
-            if crop is not None:
-                batch = random_crop(batch, crop, space_ratio, self.settings.seed, number)
+            batch = self.streams[0].batch_at(self.settings.seed, number, 1, crop)
             source = batch.video.to(self.device)
             mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
             clips.append((mean, source))
@@ -257,6 +252,8 @@ class Trainer:
             elif taps:
                 features = self.state.heads(learnt, self.teacher.features(latents, taps))
         assert decoded is not None
+        decoded, source = batch.counted(decoded), batch.counted(source)
+        taught = None if taught is None else batch.counted(taught)
         losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught)
         return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
 
@@ -281,7 +278,8 @@ class Trainer:
     def data_of(self, index: int) -> dict[str, int]:
         """What one optimizer step of a stage sees: clips, and their frames, height and width in pixels."""
         stage, stream = self.settings.stages[index], self.streams[index]
-        height, width = self.crops[index] or stream.size
+        crop = self.crops[index]
+        height, width = stream.size if crop is None else crop.pixels
         return {"clips": stage.batch_size * stage.accumulation, "frames": stream.frames, "height": height, "width": width}
 
     def latents_of(self, batch: Batch, source: Tensor, number: int, stage: Stage) -> Tensor:

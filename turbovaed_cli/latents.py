@@ -46,12 +46,77 @@ class ClipSource:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a crop lies in its clip: (rows, columns) of latents and of pixels, and those of its own pixels that losses look at."""
+
+    latents: tuple[slice, slice]
+    pixels: tuple[slice, slice]
+    window: tuple[slice, slice]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Crops of (height, width) latents at random places, `ratio` pixels to a latent.
+
+    A latent near a cut has seen pixels beyond it, as the encoder saw the whole clip, and the student's zeros stand there for
+    what is no border: so `margin` latents along a cut are context, and losses look at the window that is left.
+    """
+
+    height: int
+    width: int
+    ratio: int
+    margin: int = 0
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """(height, width) of a crop in pixels."""
+        return self.height * self.ratio, self.width * self.ratio
+
+    def place(self, rng: random.Random, clip: tuple[int, int]) -> Place:
+        """A place in a clip of (height, width) latents."""
+        rows, columns = (
+            _span(rng, length, whole, 0 if length == whole else self.margin)
+            for length, whole in zip((self.height, self.width), clip, strict=True)
+        )
+        (top, window_rows), (left, window_columns) = rows, columns
+        return Place(
+            (top, left),
+            (_times(top, self.ratio), _times(left, self.ratio)),
+            (_times(window_rows, self.ratio), _times(window_columns, self.ratio)),
+        )
+
+    def places(self, seed: int, index: int, batch_size: int, clip: tuple[int, int]) -> list[Place]:
+        """Those of batch number `index`, in clips of (height, width) pixels."""
+        rng = random.Random(f"crop/{seed}/{index}")  # noqa: S311 - reproducible, not secret
+        return [self.place(rng, (clip[0] // self.ratio, clip[1] // self.ratio)) for _ in range(batch_size)]
+
+
+def _span(rng: random.Random, length: int, whole: int, margin: int) -> tuple[slice, slice]:
+    """(what to cut out of `whole`, its window): the clip's borders come up as often as its middle, and a window reaches them."""
+    window = length - 2 * margin
+    first = min(max(rng.randrange(1 - window, whole), 0), whole - window)
+    start = min(max(first - margin, 0), whole - length)
+    return slice(start, start + length), slice(first - start, first - start + window)
+
+
+def _times(span: slice, ratio: int) -> slice:
+    return slice(span.start * ratio, span.stop * ratio)
+
+
+@dataclass(frozen=True)
 class Batch:
     """What one forward pass learns from: video (B, 3, T, H, W) in [-1, 1]; mean and std (B, C, t, h, w), or None when not encoded yet."""
 
     video: Tensor
     mean: Tensor | None = None
     std: Tensor | None = None
+    windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
+
+    def counted(self, video: Tensor) -> Tensor:
+        """The part of each clip of (B, 3, T, H, W) that losses look at."""
+        if self.windows is None:
+            return video
+        return torch.stack([clip[..., rows, columns] for clip, (rows, columns) in zip(video, self.windows, strict=True)])
 
 
 @lru_cache(maxsize=4)
@@ -184,8 +249,11 @@ class LatentCache:
         """Changes when any clip or what made it changes."""
         return hashlib.sha256("".join(f"{clip['key']}{clip['file_sha256']}" for clip in self.clips).encode()).hexdigest()
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean (C, t, h, w) fp32, std fp32, video (3, T, H, W) in [-1, 1]) of one clip; CorruptFileError where bytes changed."""
+    def read(self, index: int, place: Place | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(mean (C, t, h, w) fp32, std fp32, video (3, T, H, W) in [-1, 1]) of one clip, or of a place in it.
+
+        Raises CorruptFileError where bytes changed.
+        """
         clip = self.clips[index]
         path = self.root / "shards" / str(clip["file"])
         if clip["file"] not in self._verified:
@@ -196,14 +264,20 @@ class LatentCache:
                 )
             self._verified.add(clip["file"])
         with safe_open(path, framework="pt") as file:
-            mean, std, video = (file.get_tensor(f"{clip['key']}.{name}") for name in ("mean", "std", "video"))
-        return mean.float(), std.float().expand(mean.shape), to_model(video)
+            mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
+            video = file.get_slice(f"{clip['key']}.video")
+            std = std.expand(mean.shape)
+            if place is None:
+                return mean, std, to_model(video[:])
+            return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
 
-    def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
-        """The batch number `index` of an endless shuffled stream; depends on nothing but its arguments."""
-        items = [self.read(item_at(seed, index * batch_size + i, len(self))) for i in range(batch_size)]
-        means, stds, videos = zip(*items, strict=True)
-        return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds))
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
+        """The batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
+        numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)]
+        places = [None] * batch_size if crop is None else crop.places(seed, index, batch_size, self.size)
+        means, stds, videos = zip(*(self.read(number, place) for number, place in zip(numbers, places, strict=True)), strict=True)
+        windows = tuple(place.window for place in places if place is not None) if crop is not None and crop.margin else None
+        return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds), windows)
 
 
 def read_latents(path: Path) -> Tensor:

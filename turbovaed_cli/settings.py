@@ -43,6 +43,7 @@ class Stage:
     size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
     crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
     crop_latents: int = 0  # the same as so many latents a side, at most the clip; 0 takes all
+    crop_margin: int = 0  # latents along the cuts of cached clips that losses leave out: they know what the student cannot see
     lr: float = 1e-4  # learning rate behind the warm-up; Muon's are some thirty times AdamW's
     lr_schedule: str = "constant"  # constant, or cosine down to lr_end at the stage's last step
     lr_end: float = 0.02  # share of lr that cosine ends with
@@ -127,18 +128,18 @@ RECIPES: dict[str, DistillSettings] = {
             Stage("adversarial", steps=5000, batch_size=1, accumulation=8, lr=1e-4, adversarial_weight=0.05),
         ),
     ),
-    # Small crops first, in many steps; whole clips at the end: a crop has no real borders, and the picture's own need learning.
+    # Small crops first, in many steps; whole clips at the end, which leave nothing out.
     "default": DistillSettings(
         recipe="default",
         optimizer="muon",
         start="fitted",
         stages=(
             Stage(
-                "reconstruct", steps=4000, batch_size=4, accumulation=1, crop_latents=8, lr=3e-3, lr_schedule="cosine", lr_end=0.1,
-                warmup_steps=100, perceptual_weight=0.1, feature_weight=0.0,
+                "reconstruct", steps=6000, batch_size=2, accumulation=1, crop_latents=12, crop_margin=2, lr=3e-3, lr_schedule="cosine",
+                lr_end=0.1, warmup_steps=100, perceptual_weight=0.1, feature_weight=0.0,
             ),
             Stage(
-                "whole-clips", steps=420, batch_size=1, accumulation=1, lr=8e-4, lr_schedule="cosine",
+                "whole-clips", steps=1200, batch_size=1, accumulation=1, lr=8e-4, lr_schedule="cosine",
                 warmup_steps=20, perceptual_weight=0.1, feature_weight=0.0,
             ),
         ),
@@ -151,7 +152,7 @@ RECIPES: dict[str, DistillSettings] = {
         ema_decay=0.99,
         stages=(
             Stage(
-                "reconstruct", steps=450, batch_size=4, accumulation=1, crop_latents=8, lr=2e-3, lr_schedule="cosine",
+                "reconstruct", steps=450, batch_size=2, accumulation=1, crop_latents=12, crop_margin=2, lr=2e-3, lr_schedule="cosine",
                 warmup_steps=20, perceptual_weight=0.1, feature_weight=0.0,
             ),
         ),

@@ -5,7 +5,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, VideoError
-from turbovaed_cli.latents import Batch, item_at
+from turbovaed_cli.latents import Batch, Crop, item_at
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.video import VideoInfo, list_videos, probe, read_clip
@@ -75,12 +75,17 @@ class VideoClips:
         """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
         return hashlib.sha256("".join(sha256_of(info.path) for info in self.videos).encode()).hexdigest()
 
-    def batch_at(self, seed: int, index: int, batch_size: int) -> Batch:
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
         """Batch number `index`, video only; depends on nothing but its arguments and the files.
 
         A place that turns out damaged is named in `damaged` and the next video takes its turn, the same one every time.
+        All of a crop counts: the teacher will encode it alone, so its borders are real ones.
         """
-        return Batch(torch.stack([self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)]))
+        clips = [self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)]
+        if crop is not None:
+            places = replace(crop, margin=0).places(seed, index, batch_size, self.size)
+            clips = [clip[..., *place.pixels] for clip, place in zip(clips, places, strict=True)]
+        return Batch(torch.stack(clips))
 
     def _clip_at(self, seed: int, i: int) -> Tensor:
         first = item_at(seed, i, len(self.videos))
@@ -96,30 +101,6 @@ class VideoClips:
                 continue
             return clip.flip(-1) if rng.random() < 0.5 else clip
         raise VideoError("no video can be read any more", "; ".join(list(self.damaged.values())[:3]))
-
-
-def random_crop(batch: Batch, crop: tuple[int, int], space_ratio: int, seed: int, index: int) -> Batch:
-    """Cut the same random place, of `crop` (height, width) pixels, out of video and latents; another place for every clip.
-
-    A latent near the cut has seen pixels beyond it, as the teacher's encoder saw the whole clip.
-    """
-    rng = random.Random(f"crop/{seed}/{index}")  # noqa: S311 - reproducible, not secret
-    height, width = (pixels // space_ratio for pixels in crop)
-    rows, columns = (pixels // space_ratio for pixels in batch.video.shape[-2:])
-    places = [(rng.randrange(rows - height + 1), rng.randrange(columns - width + 1)) for _ in batch.video]
-
-    def cut(tensor: Tensor | None, scale: int) -> Tensor | None:
-        if tensor is None:
-            return None
-        pieces = [
-            item[..., top * scale : (top + height) * scale, left * scale : (left + width) * scale]
-            for item, (top, left) in zip(tensor, places, strict=True)
-        ]
-        return torch.stack(pieces)
-
-    video = cut(batch.video, space_ratio)
-    assert video is not None
-    return Batch(video, cut(batch.mean, 1), cut(batch.std, 1))
 
 
 def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, Result]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.latents import Crop
 from turbovaed_cli.registry import TeacherSpec
 from turbovaed_cli.settings import Stage
 
@@ -47,20 +48,29 @@ def learning_rate(stage: Stage, step: int) -> float:
     return rate
 
 
-def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> tuple[int, int] | None:
-    """(height, width) in pixels of a stage's crops out of clips of `size`; None where it takes the whole clip.
+def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop | None:
+    """A stage's crops out of clips of `size` (height, width) pixels; None where it takes the whole clip.
 
-    Raises SettingsError where `crop` is larger than the clips, ShapeError where the teacher cannot cut there.
-    `crop_latents` is at most the clip.
+    Raises SettingsError where `crop` is larger than the clips or its margins leave nothing, ShapeError where the teacher
+    cannot cut there. `crop_latents` is at most the clip.
     """
+    ratio = teacher.space_ratio
     if stage.crop is not None:
         teacher.check_size(*stage.crop)
         if stage.crop[0] > size[0] or stage.crop[1] > size[1]:
             raise SettingsError(
                 f"--crop {stage.crop[1]}x{stage.crop[0]} is larger than the clips ({size[1]}x{size[0]})", "lower --crop"
             )
-        return stage.crop
-    if not stage.crop_latents:
+        height, width = stage.crop
+    elif stage.crop_latents:
+        height, width = (min(stage.crop_latents * ratio, pixels) for pixels in size)
+    else:
         return None
-    height, width = (min(stage.crop_latents * teacher.space_ratio, pixels) for pixels in size)
-    return None if (height, width) == size else (height, width)
+    if (height, width) == size:
+        return None
+    if 2 * stage.crop_margin >= min(height, width) // ratio:
+        raise SettingsError(
+            f"stage {stage.name}: margins of {stage.crop_margin} leave nothing of crops of {width // ratio}x{height // ratio} latents",
+            "lower crop_margin",
+        )
+    return Crop(height // ratio, width // ratio, ratio, stage.crop_margin)
