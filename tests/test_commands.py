@@ -116,6 +116,19 @@ def test_the_embedded_pair_evals_exports_and_decodes_a_published_layout_too(turb
     assert code == 2 and is_two_lines(err)
 
 
+def test_distill_measures_the_finished_student_where_val_is_given(turbovaed, ltx_teacher, videos, small_student, tmp_path):
+    (tmp_path / "student.json").write_text(json.dumps(small_student))
+    words = ("distill", "--teacher", ltx_teacher, "--data", videos, "--student-config", tmp_path / "student.json", *SMALL)
+    code, out, err = turbovaed(*words, "--steps", "2", "--dtype", "fp32", "--run", tmp_path / "run", "--val", videos, "--json")
+    assert code == 0, err
+    measured = json.loads(out)["evaluation"]
+    assert measured["num_clips"] == 3 and measured["means"]["student"]["psnr"] > 0
+    [kept] = (tmp_path / "run" / "eval").iterdir()
+    assert json.loads(kept.read_text())["means"] == measured["means"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "median" in page and f"{measured['means']['student']['psnr']:.2f}" in page
+
+
 def test_eval_judges_a_threshold_and_says_by_how_much_it_was_missed(turbovaed, ltx_student, ltx_teacher, videos):
     """The result comes first; the exit code is 4 and the miss one of the two lines."""
     pair = ("eval", "--model", ltx_student, "--teacher", ltx_teacher, "--data", videos, *SMALL, "--metrics", "psnr,flicker")
@@ -185,7 +198,10 @@ def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos,
         (("eval", "--data", ".", "--model", "nosuch"), 2, "nosuch"),
         (("eval", "--data", ".", "--fail-under", "pnsr=0.9"), 2, "pnsr"),
         (("eval", "--data", ".", "--fail-under", "psnr=30"), 2, "--fail-under psnr=0.969"),
-        (("eval", "--data", ".", "--protocol", "mine"), 2, "standard, paper"),
+        (("eval", "--data", ".", "--fail-under", "psnr=0.9,psnr=0.5"), 2, "twice"),
+        (("eval", "--data", ".", "--model", "ltx", "--protocol", "mine"), 2, "standard, paper"),
+        (("distill", "--data", ".", "--optimizer", "adamw"), 2, "give --lr too"),
+        (("distill", "--data", ".", "--val", "nowhere"), 2, "nowhere"),
         (("eval", "--data", ".", "--metrics", "psnr,sism"), 2, "sism"),
         (("eval", "--data", ".", "--dataset", "davis"), 2, "davis"),
         (("models", "show", "nosuch"), 2, "nosuch"),

@@ -13,6 +13,7 @@ from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, 
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, load_student
+from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.data import VideoClips
@@ -291,10 +292,52 @@ def test_a_batch_counts_the_window_of_each_clip():
     assert Batch(video).counted(video) is video
 
 
-def test_a_margin_that_leaves_nothing_is_refused(cache, ltx_teacher, small_student, tmp_path):
-    settings = TINY.with_changes(crop_latents=1, crop_margin=1)
-    with pytest.raises(SettingsError, match="margins of 1 leave nothing of crops of 1x1 latents"):
-        distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
+def test_a_margin_is_at_most_a_third_of_a_side_that_is_cut():
+    teacher = find_model("tiny").teacher
+    assert [crop_of(Stage("s", crop_latents=n, crop_margin=2), teacher, (256, 256)).margin for n in (1, 3, 5, 6, 12)] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert crop_of(Stage("s", crop=(32, 256), crop_margin=2), teacher, (256, 256)).margin == 1
+    assert crop_of(Stage("s", crop=(256, 64), crop_margin=2), teacher, (256, 256)).margin == 2
+
+
+def test_latents_and_the_teachers_pixels_are_computed_in_fp32_whatever_trains(
+    ltx_teacher, videos, small_student, tmp_path, monkeypatch
+):
+    """Rounded to bf16, latents are other latents: a student would learn to decode what no encoder says."""
+    seen = []
+    encode, decode = Teacher.encode, Teacher.decode
+    monkeypatch.setattr(
+        Teacher, "encode", lambda self, video: seen.append(torch.is_autocast_enabled("cpu")) or encode(self, video)
+    )
+    monkeypatch.setattr(
+        Teacher, "decode", lambda self, latents: seen.append(torch.is_autocast_enabled("cpu")) or decode(self, latents)
+    )
+    settings = TINY.with_changes(dtype="bf16", steps=1, teacher_weight=1.0, sample_every=0)
+    distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=settings, student_config=small_student)
+    assert len(seen) == 4 and not any(seen)  # two forward passes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"crop_margin": -2}, "crop-margin is -2"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"lr_end": -3.0}, "lr-end is -3.0"),
+        ({"perceptual_weight": -1.0}, "perceptual-weight is -1.0"),
+        ({"adversarial_weight": float("inf")}, "adversarial-weight is inf"),
+        ({"betas": (0.9, 1.5)}, "betas are"),
+        ({"weight_decay": -1.0}, "weight-decay is -1.0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(changes, said, ltx_teacher, videos, tmp_path):
+    with pytest.raises(SettingsError, match=said):
+        distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=TINY.with_changes(**changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):

@@ -327,8 +327,10 @@ def test_published_figures_stand_beside_ours_where_model_and_data_match(protocol
         make_video(tmp_path / f"v_Archery_g0{i}_c01.avi", "testsrc2", "64x64", 17, "-c:v", "mpeg4")
     settings = EvalSettings(metrics=("psnr",), protocol=protocol)
     ltx = replace(pair, spec=MODELS["ltx"], name="ltx")
-    found = published_scores(MODELS["ltx"], recognise("", sorted(tmp_path.iterdir())), settings)
+    found = published_scores(MODELS["ltx"], "ltx", recognise("", sorted(tmp_path.iterdir())), settings)
     assert found.means == MODELS["ltx"].published_results and found.label == label
+    assert "3,783 clips" in found.source
+    assert published_scores(MODELS["ltx"], "runs/mine", "ucf101", settings).label == f"{label}, ltx's own student"
     for spec, dataset, other in (
         (MODELS["tiny"], "ucf101", settings),  # nothing published
         (pair.spec, "ucf101", settings),  # a local folder of the same class is another model
@@ -337,7 +339,7 @@ def test_published_figures_stand_beside_ours_where_model_and_data_match(protocol
         (MODELS["ltx"], "ucf101", replace(settings, size=(64, 64))),
         (MODELS["ltx"], "ucf101", replace(settings, stride=2)),
     ):
-        assert published_scores(spec, dataset, other) is None
+        assert published_scores(spec, "ltx", dataset, other) is None
 
     result = evaluate(ltx, tmp_path, settings)
     document = as_document(result)

@@ -18,13 +18,13 @@ from PIL import Image
 from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
 from turbovaed_cli.evaluate import clip_frames, evaluate
-from turbovaed_cli.html_report import ShownClip, noteworthy_clips, report_of_eval, tables, write_report
+from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, tables, write_report
 from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, heat
 from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
-from turbovaed_cli.metrics.scores import as_document
+from turbovaed_cli.metrics.scores import DecodeTimes, as_document
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.rundir import RunDir, write_json
 from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'{{ 7*7 }}.mp4"
@@ -221,6 +221,34 @@ def test_a_checkpoint_brings_its_curves_and_a_finished_run_keeps_its_report(run,
     monkeypatch.setattr(module, "write_report", lambda path, report: written.append((path, report)))
     distill(find_model("tiny"), folder, data=clips, settings=two_stages(4), init="tiny")
     assert [(len(report.metrics), len(report.clips)) for _, report in written] == [(6, 0), (6, 1)]
+
+
+def test_going_on_keeps_the_newest_evaluation_and_says_that_it_is_older(run, result, clips, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.root, folder)
+    write_json(folder / "eval" / "val.json", as_document(result))
+    distill(find_model("tiny"), folder, data=clips, settings=two_stages(3), init="tiny")
+    text = (folder / "report.html").read_text()
+    assert "Measured before the last steps, in val.json" in text and "of 5 steps" in text
+    assert tables.score_text("psnr", result.means["student"]["psnr"]) in text
+
+
+def test_the_page_of_a_timed_evaluation_says_how_much_faster(result):
+    document = as_document(replace(result, decode_times=DecodeTimes([3.0, 4.0, 5.0], [1.0, 2.0, 1.0], "cpu")))
+    assert ("4.0×", "as fast as its decoder, median of 3 turns on cpu") in tables.key_figures(document, (), {})
+
+
+def test_a_set_measured_as_a_whole_shows_no_clip(result, pair, clips):
+    """RFVD alone: no clip has a score to be put in order by."""
+    without = [replace(clip, teacher={}, student={}) for clip in result.clips]
+    whole = {"teacher": {"rfvd": 5.0}, "student": {"rfvd": 6.0}, "ratio": {"rfvd": 1.2}}
+    alone = replace(result, clips=without, means=whole, intervals={}, kept={"rfvd": 5 / 6}, worst={})
+    text = render(report_of_eval(alone, pair, lambda clip: clip_frames(pair, clip, SMALL), SMALL, clips))
+    assert noteworthy_clips(alone) == [] and "rFVD" in text
+
+
+def test_a_reason_is_given_once(path):
+    assert "not measured: not measured" not in path.read_text()
 
 
 def test_a_report_is_whole_or_absent(tmp_path, report):

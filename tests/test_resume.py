@@ -17,7 +17,7 @@ from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import CorruptFileError, RunFolderError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import DistillSettings, read_recipe
+from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
 from turbovaed_cli.training import state as training_state
 
 # Three stages: what a checkpoint holds, and where a stage ends, must not be seen in the weights.
@@ -130,6 +130,18 @@ def test_stopping_anywhere_and_going_on_gives_the_weights_of_one_go(stop, teach,
     assert lines[2]["data"] == {"clips": 2, "frames": 9, "height": 32, "width": 64}
     assert {"teacher", "adversarial", "discriminator", "adaptive_weight"} <= lines[5].keys() - lines[3].keys()
     assert lines[1]["lr"] < lines[0]["lr"] and lines[2]["lr"] == 0.005
+
+
+def test_the_shipped_recipe_resumes_in_both_its_stages(teach, tmp_path):
+    """Muon, a fitted start, crops, SSIM and bf16, shortened: stopped after every single step."""
+    settings = RECIPES["default"].with_changes(steps=4, dtype="bf16", perceptual="ssim", save_every=1, sample_every=0)
+    first, second = settings.stages
+    settings = replace(settings, stages=(replace(first, steps=2, crop_latents=1), replace(second, steps=2)))
+    teach(tmp_path / "once", settings=settings)
+    for stop in (1, 1, 1):
+        teach(tmp_path / "often", stop, settings)
+    assert teach(tmp_path / "often", settings=settings).resumed_from == 3
+    assert differing(everything(tmp_path / "often", step=4), everything(tmp_path / "once", step=4)) == []
 
 
 @pytest.mark.parametrize("piece", [piece for piece in training_state.PIECES if piece != "scaler"])

@@ -65,11 +65,11 @@ def wait_for(condition, seconds=200):
         time.sleep(0.01)
 
 
-def test_a_finished_run_shows_its_steps_and_lowest_loss(finished):
+def test_a_finished_run_shows_its_steps_and_lowest_l1(finished):
     run = only(finished.parent)
-    losses = [row["loss"] for row in RunDir(finished).read_metrics()]
+    losses = [row["l1"] for row in RunDir(finished).read_metrics()]
     assert (run.name, run.status, run.step, run.steps) == ("done", "finished", 4, 4)
-    assert (run.metric, run.best) == ("loss", min(losses))
+    assert (run.metric, run.best) == ("l1", min(losses))
     assert 0 <= run.age_s < 600
     assert only(finished) == replace(run, path=finished, age_s=pytest.approx(run.age_s, abs=60))
 
@@ -128,16 +128,18 @@ def test_a_look_leaves_the_lock_free_and_writes_nothing(finished):
     assert only(finished.parent).status == "finished"
 
 
-def test_stages_add_up_and_the_last_one_counts(finished, tmp_path):
+def test_stages_add_up_and_the_lowest_l1_of_all_counts(finished, tmp_path):
     folder = tmp_path / "runs" / "run"
     shutil.copytree(finished, folder)
     config = json.loads((folder / "config.json").read_text())
     config["settings"]["stages"] = [{"name": "align", "steps": 3}, {"name": "large", "steps": 7}]
     write_json(folder / "config.json", config)
-    rows = [{"step": i, "stage": "align" if i < 4 else "large", "loss": loss} for i, loss in enumerate((3, 2, 1, 9.5), start=1)]
+    rows = [
+        {"step": i, "stage": "align" if i < 4 else "large", "loss": -i, "l1": l1} for i, l1 in enumerate((3, 1, 2, 9.5), start=1)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = only(folder.parent)
-    assert (run.steps, run.stage, run.best, run.status) == (10, "large", 9.5, "stopped")
+    assert (run.steps, run.stage, run.best, run.status) == (10, "large", 1, "stopped")
 
 
 def test_broken_runs_are_listed_with_a_reason_and_other_folders_are_not(finished, tmp_path):
@@ -172,7 +174,7 @@ def test_the_table_fits_80_columns_and_json_has_everything(finished, tmp_path, c
     code, out, err = run()
     assert code == 0 and "Traceback" not in err
     assert max(map(len, map(str.rstrip, out.splitlines()))) <= 80
-    assert "4/4" in out and "finished" in out and "loss " in out
+    assert "4/4" in out and "finished" in out and "L1 " in out
     assert "bad: " in err and "not JSON" in err
     code, out, _ = run("--json")
     document = json.loads(out)

@@ -6,7 +6,7 @@ from golden import load_golden
 
 from turbovaed_cli.models.student import build_student
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.training.start import _unshuffle, fit_start
+from turbovaed_cli.training.start import _principal, _unshuffle, fit_start
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -49,6 +49,18 @@ def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
     before = error()
     fit_start(student, clips)
     assert error() < 0.05 < before
+
+
+def test_principal_components_of_large_blocks_are_those_of_small_ones():
+    """Blocks of more pixels than a covariance is made for go another way, to the same span, and leave the random state alone."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 12, generator=generator) @ torch.randn(12, 2100, generator=generator)
+    rows -= rows.mean(dim=0)
+    before = torch.get_rng_state()
+    found = _principal(rows, 12)
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(_principal(rows, 12), found)
+    _, _, exact = torch.linalg.svd(rows, full_matrices=False)
+    assert torch.allclose(found @ found.T @ exact[:12].T, exact[:12].T, atol=1e-4)
 
 
 def test_unshuffling_undoes_the_students_shuffle():

@@ -73,7 +73,9 @@ def test_under_autocast_the_end_that_makes_pixels_stays_in_fp32(name, last, tmp_
         student.get_submodule(module).register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         student(golden.io["latents"])
-    assert seen[0] == torch.bfloat16 and set(seen[1:]) == {torch.float32}
+        assert seen[0] == torch.bfloat16 and set(seen[1:]) == {torch.float32}
+        student.to(torch.bfloat16)(golden.io["latents"].bfloat16())  # as in a pipeline of bf16 under autocast
+    assert set(seen[3:]) == {torch.bfloat16}
 
 
 def test_a_published_pth_loads_like_its_safetensors_twin(tmp_path):

@@ -27,7 +27,9 @@ from turbovaed_cli.settings import (
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
+    from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
+    from turbovaed_cli.models.pair import Pair
 
 app = typer.Typer(
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
@@ -107,7 +109,7 @@ def command(function: Command) -> Command:
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except (MemoryError, RuntimeError, OSError) as error:
+        except (MemoryError, RuntimeError, OSError, UnicodeError) as error:  # of a file name that is no text, UnicodeError
             if os.environ.get("TURBOVAED_DEBUG"):
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -292,15 +294,16 @@ def models_design(
     name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")],
     params: Params = None,
     gflops: Gflops = None,
-    frames: Frames = DistillSettings.frames,
+    frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames of a decode. Default: 17 or a few more.")] = None,
     size: Size = format_size(DistillSettings.size),
     json: Json = False,
 ) -> None:
     """Show which student `distill` would build for a budget, and what it was chosen from."""
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
 
-    budget = Budget(parse_count(params) if params else None, gflops, frames, parse_size(size))
-    design = design_student(find_model(name), budget)
+    spec = find_model(name)
+    frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
+    design = design_student(spec, Budget(parse_count(params) if params else None, gflops, frames, parse_size(size)))
     if json:
         console.print_json(design)
     else:
@@ -391,6 +394,9 @@ def distill(
     teacher: Teacher = DEFAULT_MODEL,
     data: Annotated[Path | None, typer.Option("--data", help="Videos to learn from, encoded on the way.")] = None,
     latents: Annotated[Path | None, typer.Option("--latents", help="A cache made by cache-latents, instead of --data.")] = None,
+    val: Annotated[
+        Path | None, typer.Option("--val", help="Videos to measure the finished student on, for report.html; never learnt from.")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")
     ] = None,
@@ -401,7 +407,10 @@ def distill(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Clips per forward pass, in every stage.")] = None,
     accumulation: Annotated[int | None, typer.Option("--accumulation", help="Forward passes per optimizer step.")] = None,
     frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames per clip.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of the clips in pixels, or one number.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="WIDTHxHEIGHT of the clips in pixels, or one number; not of stages with their own."),
+    ] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="Take every n-th frame.")] = None,
     crop: Annotated[
         str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT, in every stage.")
@@ -447,8 +456,11 @@ def distill(
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
     spec = find_model(teacher)
     given = {
@@ -459,7 +471,13 @@ def distill(
         "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
     }  # fmt: skip
-    settings = read_recipe(recipe).with_changes(**{name: value for name, value in given.items() if value is not None})
+    settings = read_recipe(recipe)
+    if optimizer not in (None, settings.optimizer) and lr is None:
+        raise SettingsError(
+            f"the learning rates of recipe {settings.recipe} are {settings.optimizer}'s, and {optimizer} needs others",
+            "give --lr too: muon takes about 2e-3, adamw 1e-4",
+        )
+    settings = settings.with_changes(**{name: value for name, value in given.items() if value is not None})
     folder = run or Path("runs") / spec.name
     report = _reporter(quiet, verbose)
     design = None
@@ -473,6 +491,8 @@ def distill(
         if not quiet:
             _show_design(design, on_stderr=True)
     given_config = read_config(student_config) if student_config else None
+    if val is not None:
+        list_videos(val)  # before hours of training, not behind them
     result = teach(
         spec,
         folder,
@@ -484,8 +504,10 @@ def distill(
         consent=_consent(yes),
         report=report,
     )
+    measured = _measure_run(folder, val, latents, settings, report) if val is not None else None
     if json:
-        console.print_json({**asdict(result), "design": design} if design else result)
+        extras = {"design": design, "evaluation": measured and as_document(measured)}
+        console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
     else:
         share = 100 * result.student_params / result.teacher_decoder_params
         rows = [
@@ -495,8 +517,27 @@ def distill(
             ("model", str(result.model)),
         ]
         console.print_table("Distilled", ["", ""], rows)
+        for table in as_tables([measured], val) if measured and val else ():
+            console.print_table(table.title, table.columns, table.rows)
         console.note(f"next: turbovaed eval --model {folder} --data DIR; turbovaed reconstruct IN.mp4 --model {folder}")
     _finish(result.skipped)
+
+
+def _measure_run(
+    folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
+) -> "EvalResult":
+    """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
+    from turbovaed_cli.devices import resolve_device  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415 - help stays quick
+
+    shape = LatentCache(latents) if latents is not None else settings
+    eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device)
+    pair = load_pair(str(folder), device=resolve_device(settings.device))
+    result = measure(pair, val, eval_settings, report=report)
+    _keep(result, pair, eval_settings, val)
+    return result
 
 
 @app.command("reconstruct")
@@ -609,17 +650,16 @@ def evaluate(
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, clip_frames, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
-    from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
+    from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, check_settings, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
-    from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
     thresholds = parse_thresholds(fail_under or [])
     settings = EvalSettings(
         frames, parse_size(size), stride, clips_per_video, protocol, dtype, device, tuple(filter(None, metrics.split(","))),
         tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0,
     )  # fmt: skip
+    check_settings(settings)
     if report is not None and (compare or more):
         raise SettingsError("--report shows one model, --compare asks for several", "one eval --model M --report FILE for each")
     if report is not None and report.exists() and not overwrite:
@@ -642,21 +682,13 @@ def evaluate(
     ]
     results = evaluate_all(pairs, data, settings, required=thresholds, report=_reporter(quiet, verbose))
     documents = [as_document(result) for result in results]
-    for pair, result, document in zip(pairs, results, documents, strict=True):
-        if pair.run is not None:
-            path = pair.run.eval / f"{data.name or 'data'}-{frames}x{size}-{protocol}.json"
-            write_json(path, document)
-            console.note(f"kept in {path}")
-        pages = [page for page in (report, pair.run.report if pair.run else None) if page is not None]
-        if pages:
-            page = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
-            write_report(pages, page)
-            console.note(f"to look at: {', '.join(map(str, pages))}")
     if json:
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
         for table in as_tables(results, data, every_clip=verbose):
             console.print_table(table.title, table.columns, table.rows)
+    for pair, result in zip(pairs, results, strict=True):
+        _keep(result, pair, settings, data, report)
     misses = [miss for result in results for miss in find_misses(result, thresholds)]
     if misses:
         for item in results[0].skipped:
@@ -666,6 +698,23 @@ def evaluate(
             "docs/METRICS.md says what is compared; the clips to look at are in the table",
         )
     _finish(results[0].skipped)
+
+
+def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path, report: Path | None = None) -> None:
+    """Into the run folder, where the model is one: the document and report.html; the page to `report` too."""
+    from turbovaed_cli.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
+    from turbovaed_cli.rundir import write_json  # noqa: PLC0415
+
+    if pair.run is not None:
+        name = f"{data.name or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
+        write_json(pair.run.eval / name, as_document(result))
+        console.note(f"kept in {pair.run.eval / name}")
+    pages = [page for page in (report, pair.run.report if pair.run else None) if page is not None]
+    if pages:
+        page = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
+        write_report(pages, page)
+        console.note(f"to look at: {', '.join(map(str, pages))}")
 
 
 @app.command("export")
@@ -783,7 +832,7 @@ def runs(
     if json:
         console.print_json({"runs": found})
         return
-    figures = {"psnr": "PSNR {:.2f} dB", "loss": "loss {:.4g}"}
+    figures = {"psnr": "PSNR {:.2f} dB", "l1": "L1 {:.4g}"}
     rows = [
         (
             run.name,

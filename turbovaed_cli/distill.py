@@ -243,11 +243,12 @@ class Trainer:
         taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
         features: dict[str, Tensor] = {}
         taught = None
+        latents = self.latents_of(batch, source, number, stage)  # in fp32: rounded, they are other latents
         with autocast(self.device, self.dtype):
-            latents = self.latents_of(batch, source, number, stage)
             decoded, learnt = self.state.student.features(latents, blocks)
             if stage.teacher_weight:
-                taught, known = self.teacher.decode_with_features(latents, taps)
+                with torch.autocast(self.device.type, enabled=False):  # as are pixels to learn from
+                    taught, known = self.teacher.decode_with_features(latents, taps)
                 features = self.state.heads(learnt, known) if taps else {}
             elif taps:
                 features = self.state.heads(learnt, self.teacher.features(latents, taps))
@@ -414,11 +415,14 @@ def _check_settings(settings: DistillSettings) -> None:
     if not 0 <= settings.ema_decay < 1:
         raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
     _check_choices(settings, {"optimizer": ("adamw", "muon"), "start": STARTS})
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
+    _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
     for stage in settings.stages:
         _check_counts(stage, ("steps", "batch_size", "accumulation"))
-        if min(stage.crop_latents, stage.warmup_steps) < 0:
-            raise SettingsError(f"stage {stage.name}: crop_latents and warmup_steps must be at least 0")
-        if stage.lr <= 0:
+        weights = ("perceptual_weight", "feature_weight", "teacher_weight", "adversarial_weight")
+        _check_not_negative(stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_margin", *weights))
+        if stage.lr == 0:
             raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
         choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
         _check_choices(stage, choices)
@@ -428,6 +432,12 @@ def _check_counts(settings: object, names: Sequence[str]) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+
+
+def _check_not_negative(settings: object, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 0")
 
 
 def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:

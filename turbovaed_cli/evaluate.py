@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turbovaed_cli.cache_latents import plan_clips
 from turbovaed_cli.devices import resolve_device
-from turbovaed_cli.errors import MissingError, NonFiniteError, SettingsError, VideoError
+from turbovaed_cli.errors import MissingError, SettingsError, VideoError
 from turbovaed_cli.latents import ClipSource
 from turbovaed_cli.metrics import fvd, metric_name, paper
 from turbovaed_cli.metrics.gauges import Gauges, open_gauges
@@ -33,6 +33,7 @@ from turbovaed_cli.metrics.scores import (
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params
+from turbovaed_cli.models.windows import check_finite
 from turbovaed_cli.reconstruct import decoded_frames
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
@@ -45,6 +46,7 @@ __all__ = [
     "EvalResult",
     "Miss",
     "as_document",
+    "check_settings",
     "clip_frames",
     "evaluate",
     "evaluate_all",
@@ -86,7 +88,7 @@ def evaluate_all(
     `required` names metrics that must be measurable. Raises SettingsError for settings that cannot work and data without
     a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
     """
-    _check_settings(settings)
+    check_settings(settings)
     for pair in pairs:
         assert pair.teacher is not None
         pair.teacher.spec.check_frames(settings.frames)
@@ -113,7 +115,8 @@ def evaluate_all(
     return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
 
 
-def _check_settings(settings: EvalSettings) -> None:
+def check_settings(settings: EvalSettings) -> None:
+    """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
     if settings.protocol not in PROTOCOLS:
         raise SettingsError(f"--protocol {settings.protocol} is unknown", f"one of: {', '.join(PROTOCOLS)}")
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
@@ -245,9 +248,8 @@ def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[s
         noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         latents = posterior.sample(noise)
         videos = {"teacher": pair.teacher.decode(latents), "student": pair.student(latents.to(pair.student.dtype))}
+        check_finite(videos.values())
         for side, video in videos.items():
-            if not bool(torch.isfinite(video).all()):
-                raise NonFiniteError(f"decoding in {pair.student.dtype} gave values that are not finite", "use --dtype fp32")
             decoded[side].append(video[0].float().clamp(-1, 1).cpu())
     return decoded
 
@@ -326,7 +328,7 @@ def _result(
         decoder_params={"teacher": decoder_params(pair.teacher), "student": num_params(pair.student)},
         weights=gauges.weights,
         dataset=dataset,
-        published=published_scores(pair.spec, dataset, settings),
+        published=published_scores(pair.spec, pair.name, dataset, settings),
         decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats else None,
         skipped=skipped,
     )

@@ -14,12 +14,12 @@ from torch import Tensor
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents import read_latents
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.windows import crossfade, decode_latents, reconstruct_window, window_frames, windows_of
+from turbovaed_cli.models.streaming import StreamingDecoder
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.windows import PIXELS_PER_WINDOW, check_finite, crossfade, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VideoWriter, probe, read_frames, to_uint8
-
-LATENT_WINDOW, LATENT_OVERLAP = 16, 5  # latent frames; influence beyond ±10 is below 1 %, half of it is faded over
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,24 @@ def _decode_file(
     total = student.pixel_frames(latents.shape[1])
     with VideoWriter(out, height=height, width=width, fps=fps, crf=settings.crf, overwrite=overwrite) as writer:
         written = 0
-        stretches = decode_latents(latents, student, LATENT_WINDOW, LATENT_OVERLAP)
-        for frame in report.track((frame for video in stretches for frame in to_uint8(video)), "decoding", total=total):
+        for frame in report.track(_frames_of(latents, student), "decoding", total=total):
             writer.write(frame)
             written += 1
     return ReconstructResult(out, written, height, width, fps)
+
+
+def _frames_of(latents: Tensor, student: StudentDecoder) -> Iterator[np.ndarray]:
+    """Decode (C, t, h, w) of any length to frames (H, W, 3) uint8: those of a decode of the whole, in bounded memory."""
+    height, width = latents.shape[2:]
+    pixels_per_latent = height * width * student.spatial_compression_ratio**2 * student.temporal_compression_ratio
+    length = max(PIXELS_PER_WINDOW // pixels_per_latent, 1)
+    decoder = StreamingDecoder(student)
+    for piece in latents.split(length, dim=1):
+        yield from _checked(decoder.push(piece[None].to(student.device, student.dtype)))
+    yield from _checked(decoder.finish())
+
+
+def _checked(video: Tensor) -> np.ndarray:
+    """(1, 3, T, H, W) as frames (T, H, W, 3) uint8; NonFiniteError where a value is none."""
+    check_finite([video])
+    return to_uint8(video[0])

@@ -24,7 +24,7 @@ class RunSummary:
     step: int | None = None  # steps that a resume can build on; of a running one, steps done
     steps: int | None = None  # steps in all
     stage: str | None = None  # of the last step logged; None in runs that do not name stages
-    metric: str | None = None  # "psnr" (dB, the best of its evaluations) or "loss" (the lowest of its last stage)
+    metric: str | None = None  # "psnr" (dB, the best of its evaluations) or "l1" (the lowest of its steps)
     best: float | None = None
     age_s: float | None = None  # seconds since it was last written to
 
@@ -103,9 +103,9 @@ def _status(run: RunDir, holder: str | None, saved: int, logged: int, total: int
 
 
 def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None, float | None]:
-    """The best PSNR of its evaluations (fixed range only: other protocols give other decibels), else the lowest loss.
+    """The best PSNR of its evaluations (fixed range only: other protocols give other decibels), else the lowest L1.
 
-    The loss is that of the last stage: stages sum up other things.
+    Not the lowest loss: stages sum up other things, an adversarial one something that may fall for ever.
     """
     psnr = []
     for path in sorted(run.eval.glob("*.json")):
@@ -115,9 +115,8 @@ def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None
             psnr.append(float(value))
     if psnr:
         return "psnr", max(psnr)
-    last_stage = [row.get("loss") for row in metrics if row.get("stage") == metrics[-1].get("stage")]
-    losses = [float(loss) for loss in last_stage if isinstance(loss, int | float)]
-    return ("loss", min(losses)) if losses else (None, None)
+    losses = [float(row["l1"]) for row in metrics if isinstance(row.get("l1"), int | float)]
+    return ("l1", min(losses)) if losses else (None, None)
 
 
 def _age(run: RunDir) -> float | None:

@@ -43,9 +43,9 @@ class Stage:
     size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
     crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
     crop_latents: int = 0  # the same as so many latents a side, at most the clip; 0 takes all
-    crop_margin: int = 0  # latents along the cuts of cached clips that losses leave out: they know what the student cannot see
+    crop_margin: int = 0  # latents along cuts of cached clips, at most a third, that losses leave out: they know what lies beyond
     lr: float = 1e-4  # learning rate behind the warm-up; Muon's are some thirty times AdamW's
-    lr_schedule: str = "constant"  # constant, or cosine down to lr_end at the stage's last step
+    lr_schedule: str = "constant"  # constant, or cosine down to lr_end where the stage ends
     lr_end: float = 0.02  # share of lr that cosine ends with
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, at most a tenth of the stage
     perceptual: str = "auto"  # lpips, ssim, none; auto takes lpips where its weights are, else ssim, and says so

@@ -80,10 +80,13 @@ def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
 
 
 def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "") -> Report:
-    """The report of a run folder as `distill` leaves it: curves and settings, and clips where there are some."""
+    """The report of a run folder as `distill` leaves it: curves, settings, its newest evaluation, and clips where there are some."""
+    newest = max(run.eval.glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
     return Report(
         title=run.root.resolve().name,
         facts=facts,
+        lead=f"Measured before the last steps, in {newest.name}: turbovaed eval measures the student of now" if newest else "",
+        evaluation=_read(newest) if newest else None,
         clips=clips,
         clips_note=clips_note,
         metrics=run.read_metrics(),
@@ -109,7 +112,9 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
         lead=f"{len(result.clips)} clips of {result.frames} frames at {width}x{height} from {data}; {document['protocol_label']}",
         evaluation=document,
         clips=[_shown(role, clip, frames_of, settings) for role, clip in noteworthy],
-        clips_note=f"By the student's {_by(result)[1]}: {', '.join(role for role, _ in noteworthy)}.",
+        clips_note=f"By the student's {METRICS[_by(result)].label}: {', '.join(role for role, _ in noteworthy)}."
+        if noteworthy
+        else "",
         metrics=pair.run.read_metrics() if pair.run else (),
         settings={"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_read(pair.run.config) if pair.run else {}),
         environment=environment(),
@@ -120,16 +125,20 @@ def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _by(result: EvalResult) -> tuple[str, str]:
-    """The metric (name, label) that clips are put in order by: PSNR, or the first there is."""
+def _by(result: EvalResult) -> str:
+    """The metric that clips are put in order by: PSNR, or the first there is."""
     names = list(result.clips[0].student)
-    name = "psnr" if "psnr" in names else names[0]
-    return name, METRICS[name].label
+    return "psnr" if "psnr" in names else names[0]
 
 
 def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
-    """The clips that the student does worst, worst first, and the median one: (role, clip), each clip once."""
-    order = worst_clips(result.clips, _by(result)[0], len(result.clips))
+    """The clips that the student does worst, worst first, and the median one: (role, clip), each clip once.
+
+    None where the set was measured as a whole (rFVD alone).
+    """
+    if not result.clips[0].student:
+        return []
+    order = worst_clips(result.clips, _by(result), len(result.clips))
     roles = ["worst", *(f"{_ORDINALS[i]} worst" for i in range(1, NUM_WORST))]
     median = order[len(order) // 2]
     chosen = [(role, clip) for role, clip in zip(roles, order, strict=False) if clip is not median or len(order) < 3]

@@ -131,11 +131,11 @@ def key_figures(evaluation: Evaluation | None, metrics: Rows, settings: Mapping[
             student, teacher = params["student"] / 1e6, params["teacher"] / 1e6
             found.append((f"{100 * student / teacher:.1f} %", f"of its decoder's parameters: {student:.2f} of {teacher:.2f} M"))
         if times:
-            faster = f"{times['teacher_s'] / times['student_s']:.1f}×"
-            found.append((faster, f"as fast as its decoder on {times['device']}, median of {times['repeats']}"))
+            turns = f"{len(times['student_s'])} turns on {times['device']}"
+            found.append((f"{times['ratio']:.1f}×", f"as fast as its decoder, median of {turns}"))
     if metrics:
-        total = settings.get("steps")
-        found.append((_grouped(metrics[-1]["step"]), f"of {_grouped(total)} steps" if isinstance(total, int) else "steps"))
+        total = sum(stage["steps"] for stage in _stages(settings))
+        found.append((_grouped(metrics[-1]["step"]), f"of {_grouped(total)} steps" if total else "steps"))
     return found
 
 

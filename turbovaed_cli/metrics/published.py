@@ -8,7 +8,7 @@ from typing import cast
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics.scores import PublishedScores
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.settings import EvalSettings
 
 
@@ -52,10 +52,11 @@ def recognise(asked: str, paths: Sequence[Path]) -> str | None:
     return None
 
 
-def published_scores(spec: ModelSpec | None, dataset: str | None, settings: EvalSettings) -> PublishedScores | None:
+def published_scores(spec: ModelSpec | None, model: str, dataset: str | None, settings: EvalSettings) -> PublishedScores | None:
     """What was published for this registry row on this data set and these clips; None where nothing was, or not for these.
 
-    The published figures were made by the script that `--protocol paper` repeats.
+    The published figures were made by the script that `--protocol paper` repeats. Where `model` is another student of that
+    teacher, the label says whose they are.
     """
     if spec is None or dataset is None or spec.teacher.repo is None or not spec.published_results:
         return None  # a local folder takes its row's architecture, not its results
@@ -64,4 +65,6 @@ def published_scores(spec: ModelSpec | None, dataset: str | None, settings: Eval
         return None
     means = {name: cast(tuple[float, float], figures) for name, figures in spec.published_results.items()}
     label = "published" if settings.protocol == "paper" else "published, other protocol"
-    return PublishedScores(means, label, data.source)
+    if not is_model_name(model):
+        label += f", {spec.name}'s own student"
+    return PublishedScores(means, label, f"{data.source}, {data.num_clips:,} clips")

@@ -202,6 +202,8 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
                 f"--fail-under {text.strip()}: {value.strip() or 'nothing'} is not a ratio to the teacher's score",
                 f"1 is as good as the teacher, so for example --fail-under {name}=0.969",
             )
+        if name in thresholds:
+            raise SettingsError(f"--fail-under {name} is given twice", "give each metric once")
         thresholds[name] = ratio
     return thresholds
 

@@ -4,6 +4,8 @@ Everything here follows arXiv:2508.09136 and the layout of its published weight 
 Videos inside the network are (B, C, t, h, w).
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,31 +60,40 @@ class TimeReplicatedConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel_size == 3 and self.conv.out_channels < MANY_OUTPUTS:
-            return self._sum_of_taps(x)
-        x = pad_time(x, self.kernel_size)
-        slow = x.device.type == "cpu" and x.shape[0] == 1 and x[0, ..., 0].numel() <= SLOW_PATH
-        if self.kernel_size == 3 and slow and x.numel() >= WORTH_COPYING:
-            return self._taps_as_channels(x)
-        return self.conv(x)
+        if self._has_few_outputs:
+            before, same, after = self._taps(x)
+            before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # the ends repeated: of a few channels, not of many
+            after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
+            return before + same + after
+        return self.inside(pad_time(x, self.kernel_size))
+
+    def inside(self, padded: Tensor) -> Tensor:
+        """The same without padding in time: kernel_size - 1 frames fewer come out than go in."""
+        if self._has_few_outputs:
+            before, same, after = self._taps(padded)
+            return before[:, :, :-2] + same[:, :, 1:-1] + after[:, :, 2:]
+        slow = padded.device.type == "cpu" and padded.shape[0] == 1 and padded[0, ..., 0].numel() <= SLOW_PATH
+        if self.kernel_size == 3 and slow and padded.numel() >= WORTH_COPYING:
+            return self._taps_as_channels(padded)
+        return cast(Tensor, self.conv(padded))
+
+    @property
+    def _has_few_outputs(self) -> bool:
+        return self.kernel_size == 3 and self.conv.out_channels < MANY_OUTPUTS
 
     def _taps_as_channels(self, padded: Tensor) -> Tensor:
         weight = self.conv.weight.movedim(2, 1).flatten(1, 2)  # (O, 3 * C, 3, 3), tap by tap
         frames = torch.cat([padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]], dim=1)  # (1, 3 * C, T, H, W)
         return unfold_time(functional.conv2d(fold_time(frames), weight, self.conv.bias, padding=1), 1)
 
-    def _sum_of_taps(self, x: Tensor) -> Tensor:
-        """Frame t is the middle tap on frame t, the first on t - 1 and the last on t + 1, the ends repeated."""
+    def _taps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each frame adds to the output a frame later, its own (with the bias), and a frame earlier."""
         num_outputs, bias = self.conv.out_channels, self.conv.bias
         assert bias is not None
         weight = self.conv.weight.movedim(2, 0).flatten(0, 1)  # (3 * O, C, 3, 3), tap by tap
-        once = functional.pad(bias, (num_outputs, num_outputs))  # with the middle tap alone
+        once = functional.pad(bias, (num_outputs, num_outputs))
         taps = functional.conv2d(fold_time(x), weight, once, padding=1)
-        taps = unfold_time(taps, x.shape[0])  # (B, 3 * O, T, H, W)
-        before, same, after = taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
-        before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)
-        after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
-        return before + same + after
+        return unfold_time(taps, x.shape[0]).split(num_outputs, dim=1)
 
 
 def fold_time(x: Tensor) -> Tensor:
@@ -106,7 +117,11 @@ class DepthwiseSeparableConv3d(nn.Module):
         self.pointwise_conv = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise_conv(pad_time(x, self.kernel_size))
+        return self.inside(pad_time(x, self.kernel_size))
+
+    def inside(self, padded: Tensor) -> Tensor:
+        """The same without padding in time: kernel_size - 1 frames fewer come out than go in."""
+        x = self.depthwise_conv(padded)
         # Over (T * H, W) in 2-D: as quick as in 3-D, and its gradient twice as quick.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])

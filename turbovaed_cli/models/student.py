@@ -6,6 +6,7 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -224,19 +225,30 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 return None, found
         return self._tail(x), found
 
-    def _tail(self, x: Tensor) -> Tensor:
+    def before_last(self, x: Tensor) -> Tensor:
+        """What `conv_out` is given: the part of the tail that looks at one frame at a time.
+
+        Its end, and `conv_out`, keep the precision of their weights under autocast: rounded to bf16 they shift colours by up to 1 in 255, which the
+        student then learns to make up for.
+        """
         if self.config.patch_size == 4:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
-        if not torch.is_autocast_enabled(x.device.type):
-            return self._pixels(x)
-        # Under autocast too: rounded to bf16, this end alone shifts colours by up to 1 in 255, and the student learns to make up for it.
-        with torch.autocast(x.device.type, enabled=False):
-            return self._pixels(x.float())
+        x = x.to(self.conv_out.conv.weight.dtype)
+        with _no_autocast(x.device):
+            if self.config.patch_size == 4:
+                x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+            return cast(Tensor, self.act_out(self.norm_out(x)))
 
-    def _pixels(self, x: Tensor) -> Tensor:
-        if self.config.patch_size == 4:
-            x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
-        return cast(Tensor, self.conv_out(self.act_out(self.norm_out(x))))
+    def _tail(self, x: Tensor) -> Tensor:
+        x = self.before_last(x)
+        with _no_autocast(x.device):
+            return cast(Tensor, self.conv_out(x))
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):  # such as meta, where only shapes are asked for
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 @dataclass(frozen=True)

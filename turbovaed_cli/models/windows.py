@@ -56,9 +56,15 @@ def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDec
         decoded = [student(latents.to(student.dtype))]
     if with_teacher:
         decoded.insert(0, teacher.decode(latents))
-    if not all(bool(torch.isfinite(video).all()) for video in decoded):
-        raise NonFiniteError(f"decoding in {student.dtype} gave values that are not finite", "use --dtype fp32")
+    check_finite(decoded)
     return [video[0, :, :num_frames, :height, :width].float().clamp(-1, 1).cpu() for video in decoded]
+
+
+def check_finite(videos: Iterable[Tensor]) -> None:
+    """Raise NonFiniteError where a decoded video has a value that is not finite."""
+    for video in videos:
+        if not bool(torch.isfinite(video).all()):
+            raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use --dtype fp32")
 
 
 def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[Tensor]:
@@ -73,20 +79,3 @@ def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[
         keep = 0 if is_last else overlap
         yield joined[:, : joined.shape[1] - keep]
         tail = joined[:, joined.shape[1] - keep :] if keep else None
-
-
-@torch.no_grad()
-def decode_latents(latents: Tensor, student: StudentDecoder, length: int, overlap: int) -> Iterator[Tensor]:
-    """Decode (C, t, h, w) of any length to stretches of video (3, T', H, W), `length` latent frames at a time."""
-
-    def decoded() -> Iterator[tuple[Tensor, bool]]:
-        start, total = 0, latents.shape[1]
-        while True:
-            piece = latents[None, :, start : start + length].to(student.device, student.dtype)
-            is_last = start + length >= total
-            yield student(piece)[0].float().clamp(-1, 1).cpu(), is_last
-            if is_last:
-                return
-            start += length - overlap
-
-    yield from crossfade(decoded(), student.pixel_frames(overlap))

@@ -1,6 +1,7 @@
 """The adversarial stage: a 3-D PatchGAN, its hinge losses, and the weight that balances it against reconstruction."""
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,19 @@ from torch.nn import functional
 MAX_ADAPTIVE_WEIGHT = 1e4
 _EPS = 1e-4
 _SCALE = 2.0**10  # of both: a mean over a clip's pixels has gradients too small for fp16
+
+
+class _Conv3d(nn.Conv3d):
+    """A convolution padded by one zero on every side; in time by hand.
+
+    Of two frames padded by itself, torch 2.13 on a CPU computes a bf16 weight gradient from memory it never wrote.
+    """
+
+    def __init__(self, before: int, after: int, kernel: Any, **options: Any) -> None:
+        super().__init__(before, after, kernel, padding=(0, 1, 1), **options)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own argument name
+        return super().forward(functional.pad(input, (0, 0, 0, 0, 1, 1)))
 
 
 class PatchDiscriminator3d(nn.Module):
@@ -21,16 +35,16 @@ class PatchDiscriminator3d(nn.Module):
     def __init__(self, channels: int = 32) -> None:
         super().__init__()
         widths = [channels, channels * 2, channels * 4, channels * 8]
-        layers: list[nn.Module] = [nn.Conv3d(3, widths[0], (3, 4, 4), stride=(1, 2, 2), padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [_Conv3d(3, widths[0], (3, 4, 4), stride=(1, 2, 2)), nn.LeakyReLU(0.2)]
         for before, width in itertools.pairwise(widths):
             last = width == widths[-1]
             kernel, stride = ((3, 3, 3), (1, 1, 1)) if last else ((3, 4, 4), (2, 2, 2))
             layers += [
-                nn.Conv3d(before, width, kernel, stride=stride, padding=1, bias=False),
+                _Conv3d(before, width, kernel, stride=stride, bias=False),
                 nn.GroupNorm(8, width),
                 nn.LeakyReLU(0.2),
             ]
-        layers.append(nn.Conv3d(widths[-1], 1, 3, padding=1))
+        layers.append(_Conv3d(widths[-1], 1, 3))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, video: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ def learning_rate(stage: Stage, step: int) -> float:
 def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop | None:
     """A stage's crops out of clips of `size` (height, width) pixels; None where it takes the whole clip.
 
-    Raises SettingsError where `crop` is larger than the clips or its margins leave nothing, ShapeError where the teacher
-    cannot cut there. `crop_latents` is at most the clip.
+    Raises SettingsError where `crop` is larger than the clips, ShapeError where the teacher cannot cut there. `crop_latents`
+    is at most the clip, and the margin at most a third of a side that is cut.
     """
     ratio = teacher.space_ratio
     if stage.crop is not None:
@@ -68,9 +68,5 @@ def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop |
         return None
     if (height, width) == size:
         return None
-    if 2 * stage.crop_margin >= min(height, width) // ratio:
-        raise SettingsError(
-            f"stage {stage.name}: margins of {stage.crop_margin} leave nothing of crops of {width // ratio}x{height // ratio} latents",
-            "lower crop_margin",
-        )
-    return Crop(height // ratio, width // ratio, ratio, stage.crop_margin)
+    shortest_cut = min(side for side, whole in zip((height, width), size, strict=True) if side < whole)
+    return Crop(height // ratio, width // ratio, ratio, min(stage.crop_margin, shortest_cut // ratio // 3))

@@ -109,14 +109,11 @@ class _Fit:
 
     def _as_channels(self, targets: Sequence[Tensor], channels: int) -> list[Tensor]:
         """Principal components of the targets at a common scale, and constants in the channels left over."""
-        rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // _NUM_ROWS)] for target in targets]).cpu().double()
+        num_signals = min(targets[0].shape[1], channels - channels // 5)
+        rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // _NUM_ROWS)] for target in targets]).cpu()
+        rows = rows.double() if rows.shape[1] <= _MOST_FEATURES else rows[:: max(1, len(rows) // _MOST_FEATURES)]
         center = rows.mean(dim=0)
-        num_signals = min(rows.shape[1], channels - channels // 5)
-        if num_signals < rows.shape[1]:
-            _, vectors = torch.linalg.eigh((rows - center).T @ (rows - center))
-            basis = vectors.flip(1)[:, :num_signals]
-        else:
-            basis = torch.eye(num_signals, dtype=rows.dtype)
+        basis = _principal(rows - center, num_signals)
         scale = _SIGNAL / ((rows - center) @ basis).square().mean().sqrt()
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
@@ -124,6 +121,20 @@ class _Fit:
             constants = signals.new_full((1, channels - num_signals, *signals.shape[2:]), _CONSTANT)
             made.append(torch.cat([signals, constants], dim=1))
         return made
+
+
+def _principal(rows: Tensor, num: int) -> Tensor:
+    """(dims, num): the directions of the largest variance of centered (N, dims), the largest first."""
+    dims = rows.shape[1]
+    if num == dims:
+        return torch.eye(dims, dtype=rows.dtype)
+    if dims <= _MOST_FEATURES:
+        _, vectors = torch.linalg.eigh(rows.T @ rows)
+        return vectors.flip(1)[:, :num]
+    # Blocks of ten thousand pixels, of students that compress much: their covariance alone would take gigabytes, and an hour.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.pca_lowrank(rows, q=min(num, *rows.shape), center=False, niter=4)[2]
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -1,0 +1,117 @@
+"""Streaming gives the whole clip's frames, as soon as they are determined, in memory that does not grow."""
+
+import pytest
+import torch
+from golden import NAMES, load_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbovaed_cli.errors import FrameCountError, ShapeError
+from turbovaed_cli.models.streaming import StreamingDecoder
+from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+
+LOOKAHEAD = {"ltx": 115, "hunyuan": 76, "cogvideox": 62, "video-dc-ae": 74, "tiny": 15}  # pixel frames, of the golden nets
+
+
+@pytest.fixture(scope="module")
+def students() -> dict[str, StudentDecoder]:
+    """Small ones of all four architectures, and the embedded one, in fp64, where nothing but an error in the streaming shows.
+
+    Their last norms have four channels: over a single one it is a step, which makes much of a last bit.
+    """
+    found = {"tiny": load_student("tiny").double()}
+    for name in NAMES:
+        torch.manual_seed(0)
+        config = load_golden(name).meta["student_config"]
+        if config["patch_size"] == 4:
+            config = config | {"decoder_block_out_channels": [64, *config["decoder_block_out_channels"][1:]]}
+        found[name] = build_student(config).double().eval()
+    return found
+
+
+def latents_for(student: StudentDecoder, frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, student.config.latent_channels, frames, 2, 3, generator=generator, dtype=student.dtype)
+
+
+def stream(student: StudentDecoder, latents: torch.Tensor, chunks: list[int]) -> torch.Tensor:
+    decoder = StreamingDecoder(student)
+    return torch.cat([*(decoder.push(piece) for piece in latents.split(chunks, dim=2)), decoder.finish()], dim=2)
+
+
+@pytest.mark.parametrize("name", LOOKAHEAD)
+@settings(max_examples=12, deadline=None)
+@given(chunks=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(sum))
+def test_any_chunking_gives_the_whole_clips_frames(name, students, chunks):
+    student = students[name]
+    latents = latents_for(student, sum(chunks))
+    with torch.no_grad():
+        whole = student(latents)
+    streamed = stream(student, latents, chunks)
+    assert streamed.shape == whole.shape
+    assert (streamed - whole).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("name", LOOKAHEAD)
+def test_frames_come_out_when_they_are_determined_and_not_later(name, students):
+    """Other latents behind those pushed change nothing of what came out, and do change the very next frame."""
+    student = students[name]
+    latents = latents_for(student, 24)
+    decoder = StreamingDecoder(student)
+    early = decoder.push(latents[:, :, :20])
+    assert decoder.lookahead_frames == LOOKAHEAD[name] == student.pixel_frames(20) - early.shape[2]
+    other = torch.cat([latents[:, :, :20], latents[:, :, 20:] + 100], dim=2)
+    with torch.no_grad():
+        one, two = student(latents), student(other)
+    ready = early.shape[2]
+    assert torch.allclose(early, one[:, :, :ready], atol=1e-9) and torch.equal(one[:, :, :ready], two[:, :, :ready])
+    assert not torch.equal(one[:, :, ready], two[:, :, ready])
+
+
+def test_in_fp32_the_embedded_student_streams_within_a_hundred_thousandth():
+    student = load_student("tiny")
+    latents = latents_for(student, 9)
+    with torch.no_grad():
+        assert (stream(student, latents, [1, 2, 0, 6]) - student(latents)).abs().max() <= 1e-5
+
+
+def test_what_is_kept_does_not_grow_with_the_clip(students):
+    student = students["tiny"]
+    decoder, piece = StreamingDecoder(student), latents_for(student, 2)
+
+    def kept() -> int:
+        """Bytes of the storages that its stages hold: a view would hold all it was cut from."""
+        tensors, stages = [], list(decoder._stages)
+        while stages:
+            stage = stages.pop()
+            stages += getattr(stage, "branch", [])
+            tensors += [value for value in vars(stage).values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+    sizes = []
+    for _ in range(30):
+        decoder.push(piece)
+        sizes.append(kept())
+    assert 0 < sizes[10] == sizes[20] == sizes[29]
+
+
+def test_finish_makes_it_ready_for_another_clip(students):
+    student = students["hunyuan"]
+    decoder, a, b = StreamingDecoder(student), latents_for(student, 3), latents_for(student, 4, seed=1)[..., :2]
+    first = torch.cat([decoder.push(a), decoder.finish()], dim=2)
+    second = torch.cat([decoder.push(b), decoder.finish()], dim=2)
+    with torch.no_grad():
+        assert torch.allclose(first, student(a), atol=1e-5) and torch.allclose(second, student(b), atol=1e-5)
+
+
+def test_wrong_chunks_are_refused(students):
+    student = students["tiny"]
+    decoder = StreamingDecoder(student)
+    with pytest.raises(FrameCountError, match="no latents were pushed"):
+        decoder.finish()
+    with pytest.raises(ShapeError, match="this student decodes"):
+        decoder.push(torch.zeros(1, 31, 2, 2, 2))
+    decoder.push(latents_for(student, 2))
+    with pytest.raises(ShapeError, match="only the frames may differ"):
+        decoder.push(latents_for(student, 2)[..., :2])
+    assert decoder.push(latents_for(student, 0)).shape == (1, 3, 0, 16, 24)
