@@ -199,6 +199,12 @@ def test_models_design_shows_the_table_and_a_document(turbovaed):  # noqa: F811
     assert build_student(document["config"]).config.decoder_block_out_channels == document["chosen"]["channels"]
 
 
+def test_without_frames_a_design_is_for_17_or_the_next_that_the_teacher_takes(turbovaed):  # noqa: F811
+    code, out, err = turbovaed("models", "design", "video-dc-ae", "--params", "12M", "--json")
+    assert code == 0, err
+    assert json.loads(out)["budget"]["frames"] == 20
+
+
 @pytest.mark.parametrize(("text", "number"), [("8M", 8e6), ("0.8M", 8e5), ("800k", 8e5), ("8000000", 8e6), ("1.5m", 1.5e6)])
 def test_counts_are_read_as_people_write_them(text, number):
     from turbovaed_cli.cli import parse_count
