@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "features 0.1, mid": {"feature_weight": 0.1, "pairs": ("mid_block",)},
     "features 0.1, up": {"feature_weight": 0.1, "pairs": ("up_blocks.1",)},
     "teacher pixels 1.0": {"teacher_weight": 1.0},
+    "adversarial 0.05": {"adversarial_weight": 0.05},
     "crops of 8 latents, no margin, batch 4": {"crop_latents": 8, "crop_margin": 0, "batch_size": 4},
     "crops of 12 latents, no margin, batch 2": {"crop_margin": 0},
     "crops of 16 latents, margin 2, batch 1": {"crop_latents": 16, "batch_size": 1},
