@@ -31,7 +31,7 @@ def students() -> dict[str, StudentDecoder]:
 
 def latents_for(student: StudentDecoder, frames: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, student.config.latent_channels, frames, 2, 3, generator=generator, dtype=student.dtype)
+    return torch.randn(1, student.config.latent_channels, frames, 1, 2, generator=generator, dtype=student.dtype)
 
 
 def stream(student: StudentDecoder, latents: torch.Tensor, chunks: list[int]) -> torch.Tensor:
@@ -40,7 +40,7 @@ def stream(student: StudentDecoder, latents: torch.Tensor, chunks: list[int]) ->
 
 
 @pytest.mark.parametrize("name", LOOKAHEAD)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(chunks=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(sum))
 def test_any_chunking_gives_the_whole_clips_frames(name, students, chunks):
     student = students[name]
@@ -97,7 +97,7 @@ def test_what_is_kept_does_not_grow_with_the_clip(students):
 
 def test_finish_makes_it_ready_for_another_clip(students):
     student = students["hunyuan"]
-    decoder, a, b = StreamingDecoder(student), latents_for(student, 3), latents_for(student, 4, seed=1)[..., :2]
+    decoder, a, b = StreamingDecoder(student), latents_for(student, 3), latents_for(student, 4, seed=1)[..., :1]
     first = torch.cat([decoder.push(a), decoder.finish()], dim=2)
     second = torch.cat([decoder.push(b), decoder.finish()], dim=2)
     with torch.no_grad():
@@ -113,5 +113,5 @@ def test_wrong_chunks_are_refused(students):
         decoder.push(torch.zeros(1, 31, 2, 2, 2))
     decoder.push(latents_for(student, 2))
     with pytest.raises(ShapeError, match="only the frames may differ"):
-        decoder.push(latents_for(student, 2)[..., :2])
-    assert decoder.push(latents_for(student, 0)).shape == (1, 3, 0, 16, 24)
+        decoder.push(latents_for(student, 2)[..., :1])
+    assert decoder.push(latents_for(student, 0)).shape == (1, 3, 0, 8, 16)

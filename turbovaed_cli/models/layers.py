@@ -92,8 +92,8 @@ class TimeReplicatedConv3d(nn.Module):
         assert bias is not None
         weight = self.conv.weight.movedim(2, 0).flatten(0, 1)  # (3 * O, C, 3, 3), tap by tap
         once = functional.pad(bias, (num_outputs, num_outputs))
-        taps = functional.conv2d(fold_time(x), weight, once, padding=1)
-        return unfold_time(taps, x.shape[0]).split(num_outputs, dim=1)
+        taps = unfold_time(functional.conv2d(fold_time(x), weight, once, padding=1), x.shape[0])  # (B, 3 * O, T, H, W)
+        return taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
 
 
 def fold_time(x: Tensor) -> Tensor:
