@@ -99,7 +99,7 @@ def settings_of(name: str, seed: int, steps: int) -> tuple[ModelSpec, DistillSet
     return replace(spec, student=student), BASE.with_changes(steps=steps, seed=seed, **changes)
 
 
-def steps_per_second(options: argparse.Namespace, num_steps: int = 8, rounds: int = 2) -> Iterator[tuple[str, float]]:
+def steps_per_second(options: argparse.Namespace, num_steps: int = 8, rounds: int = 3) -> Iterator[tuple[str, float]]:
     """Time a few steps of every variant, in turns, so that a busy moment hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in options.variants}
     for _ in range(rounds):
