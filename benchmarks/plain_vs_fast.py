@@ -89,7 +89,7 @@ def ratio(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["tiny", "ltx"], choices=[*MODELS])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; default: tiny ltx")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
@@ -97,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    for name in options.names:
+    for name in options.names or ["tiny", "ltx"]:
         spec = MODELS[name]
         fast = load_student(name) if spec.embedded else build_student(spec.student.config).eval()
         plain = plain_form(fast)
