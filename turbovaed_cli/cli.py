@@ -681,8 +681,8 @@ def evaluate(
         for name in names
     ]
     results = evaluate_all(pairs, data, settings, required=thresholds, report=_reporter(quiet, verbose))
-    documents = [as_document(result) for result in results]
     if json:
+        documents = [as_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
         for table in as_tables(results, data, every_clip=verbose):

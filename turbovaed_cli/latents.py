@@ -74,11 +74,10 @@ class Crop:
 
     def place(self, rng: random.Random, clip: tuple[int, int]) -> Place:
         """A place in a clip of (height, width) latents."""
-        rows, columns = (
+        (top, window_rows), (left, window_columns) = (
             _span(rng, length, whole, 0 if length == whole else self.margin)
             for length, whole in zip((self.height, self.width), clip, strict=True)
         )
-        (top, window_rows), (left, window_columns) = rows, columns
         return Place(
             (top, left),
             (_times(top, self.ratio), _times(left, self.ratio)),

@@ -85,11 +85,7 @@ class StreamingDecoder:
         self._shape = torch.Size()
 
     def _check(self, latents: Tensor) -> None:
-        channels = self.student.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels:
-            raise ShapeError(
-                f"latents are {tuple(latents.shape)}: this student decodes (batch, {channels}, frames, height, width)"
-            )
+        self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):

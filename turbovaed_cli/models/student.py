@@ -190,14 +190,19 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
         """
-        if z.ndim != 5 or z.shape[1] != self.config.latent_channels:
-            raise ShapeError(
-                f"latents are {tuple(z.shape)}: this student decodes (batch, {self.config.latent_channels}, frames, height, width)"
-            )
+        self.check_latents(z)
         if z.shape[2] < 1:
             raise FrameCountError("latents hold no frame")
         sample = self(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ShapeError unless they are (B, latent_channels, t, h, w), for any t."""
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ShapeError(
+                f"latents are {tuple(latents.shape)}: this student decodes (batch, {channels}, frames, height, width)"
+            )
 
     def encode(self, x: Tensor, return_dict: bool = True) -> None:
         """Raise SettingsError: a student is a decoder; its teacher encodes."""
@@ -228,8 +233,8 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def before_last(self, x: Tensor) -> Tensor:
         """What `conv_out` is given: the part of the tail that looks at one frame at a time.
 
-        Its end, and `conv_out`, keep the precision of their weights under autocast: rounded to bf16 they shift colours by up to 1 in 255, which the
-        student then learns to make up for.
+        Its end, and `conv_out`, keep the precision of their weights under autocast: rounded to bf16 they shift colours by
+        up to 1 in 255, which the student then learns to make up for.
         """
         if self.config.patch_size == 4:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
