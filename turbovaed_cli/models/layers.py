@@ -65,13 +65,7 @@ class TimeReplicatedConv3d(nn.Module):
             before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # the ends repeated: of a few channels, not of many
             after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
             return before + same + after
-        return self.inside(pad_time(x, self.kernel_size))
-
-    def inside(self, padded: Tensor) -> Tensor:
-        """The same without padding in time: kernel_size - 1 frames fewer come out than go in."""
-        if self._has_few_outputs:
-            before, same, after = self._taps(padded)
-            return before[:, :, :-2] + same[:, :, 1:-1] + after[:, :, 2:]
+        padded = pad_time(x, self.kernel_size)
         slow = padded.device.type == "cpu" and padded.shape[0] == 1 and padded[0, ..., 0].numel() <= SLOW_PATH
         if self.kernel_size == 3 and slow and padded.numel() >= WORTH_COPYING:
             return self._taps_as_channels(padded)
@@ -117,11 +111,7 @@ class DepthwiseSeparableConv3d(nn.Module):
         self.pointwise_conv = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inside(pad_time(x, self.kernel_size))
-
-    def inside(self, padded: Tensor) -> Tensor:
-        """The same without padding in time: kernel_size - 1 frames fewer come out than go in."""
-        x = self.depthwise_conv(padded)
+        x = self.depthwise_conv(pad_time(x, self.kernel_size))
         # Over (T * H, W) in 2-D: as quick as in 3-D, and its gradient twice as quick.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])

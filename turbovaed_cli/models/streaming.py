@@ -1,41 +1,133 @@
-"""Decoding latents as they come: the frames of the whole-clip decode, in memory that does not grow with the clip.
+"""Decoding latents piece by piece: the frames of the whole-clip decode, in memory that does not grow with the clip.
 
-A student looks a finite way ahead and back in time: nothing in it but convolutions sees more than one frame. So each of
-them keeps the last frames it was given, and passes on what they determine; at the end the last frame is repeated, as the
-whole-clip decode repeats it.
+A student looks a finite way around itself, in time and in space: nothing in it but convolutions sees more than one place. So
+each of them keeps the last frames it was given, and the last rows, and passes on what they determine. Latents may come in any
+pieces in time, and each piece may be cut into stripes of rows: the same pixels, nothing computed twice, no seam.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from turbovaed_cli.errors import FrameCountError, ShapeError
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
+from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
+    LAYER_NORM_EPS,
+    ChannelLayerNorm,
     DepthwiseSeparableConv3d,
-    MidBlock,
     ResnetBlock,
     TimeReplicatedConv3d,
-    UpBlock,
     Upsampler3d,
-    pixel_shuffle_3d,
 )
 from turbovaed_cli.models.student import StudentDecoder
 
-_TemporalConvolution = TimeReplicatedConv3d | DepthwiseSeparableConv3d
+
+@dataclass(frozen=True)
+class Place:
+    """Which rows of a piece are under way, and what follows them."""
+
+    stripe: int  # number of the stripe, from the top
+    top: bool  # nothing lies above
+    bottom: bool  # nothing lies below
+    end: bool  # no frame follows
 
 
 class _Stage(Protocol):
-    """A piece of the decoder on a stream of frames (B, C, n, H, W)."""
+    """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
 
-    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        """Take new frames (None: there are none) and return those that are determined by now; `last`: nothing follows."""
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        """Take new frames of the stripe and return what is determined by now."""
         ...
 
     def behind(self, frames: int) -> int:
         """How many frames are out when `frames` have come in and more will follow."""
         ...
+
+
+class FastDecoder:
+    """A student made ready to decode: its weights in the layouts that decode fastest, in `dtype`, on the student's device.
+
+    Made for weights that change no more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
+    `speedups` None takes what is known to win on the device: all on a CPU, nothing but the layout elsewhere.
+    """
+
+    def __init__(self, student: StudentDecoder, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
+        self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
+        self.speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        self.scratch = Scratch()
+        self._makers = list(self._makers_of(student))
+
+    def stages(self) -> list[_Stage]:
+        """The decoder as stages that have seen nothing yet; weights are shared."""
+        return [make() for make in self._makers]
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
+        """(B, C, t, h, w) to video (B, 3, T, H, W), not clamped, `frames` latent frames and `rows` latent rows at a time (0: all)."""
+        decoder, ratio = StreamingDecoder(self, rows=rows), int(self.student.spatial_compression_ratio)
+        length, height, width = self.student.pixel_frames(latents.shape[2]), latents.shape[3] * ratio, latents.shape[4] * ratio
+        video = torch.empty(latents.shape[0], 3, length, height, width, device=self.device, dtype=self.dtype)
+        pieces, done = latents.split(frames or latents.shape[2], dim=2), 0
+        for number, piece in enumerate(pieces):
+            made = decoder.push(piece, last=number == len(pieces) - 1)
+            video[:, :, done : done + made.shape[2]] = made
+            done += made.shape[2]
+        assert done == length, (done, length)
+        return video
+
+    def _makers_of(self, student: StudentDecoder) -> Iterator[Callable[[], _Stage]]:
+        yield self._convolution(student.conv_in)
+        for block in (student.mid_block, *student.up_blocks):
+            if hasattr(block, "conv_in"):
+                yield self._residual(cast(ResnetBlock, block.conv_in))
+            if hasattr(block, "upsamplers"):
+                yield from self._upsampling(cast(Upsampler3d, block.upsamplers[0]))
+            for resnet in block.resnets:
+                yield self._residual(cast(ResnetBlock, resnet))
+        if student.config.patch_size == 4:
+            for upsampler in (student.upsampler2d_1, student.upsampler2d_2):
+                yield self._convolution(upsampler.conv, "silu", shuffled_time=1)
+                yield partial(_Framewise, partial(shuffle, time=1))
+        yield self._convolution(student.conv_out, "silu")
+
+    def _kernel(self, convolution: nn.Module, shuffled_time: int = 0) -> Convolution:
+        """`shuffled_time`: what follows is a shuffle that makes so many frames of one, and outputs are put in its order."""
+        inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
+        weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
+        if shuffled_time:
+            order = shuffle_order(len(bias), shuffled_time).to(bias.device)
+            weight, bias = weight[order], bias[order]
+        weight = weight.unsqueeze(2) if weight.ndim == 4 else weight  # 2-D: a convolution of one frame
+        return Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch)
+
+    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> Callable[[], _Stage]:
+        return partial(_Convolution, self._kernel(convolution, shuffled_time), Preparation(activation), self.scratch)
+
+    def _branch(self, convolution: nn.Module, activation: str) -> list[Callable[[], _Stage]]:
+        if not isinstance(convolution, DepthwiseSeparableConv3d):
+            return [self._convolution(convolution, activation)]
+        pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
+        return [self._convolution(convolution.depthwise_conv, activation), partial(_Framewise, pointwise)]
+
+    def _residual(self, resnet: ResnetBlock) -> Callable[[], _Stage]:
+        first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
+        makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
+        shortcut = None
+        if hasattr(resnet, "conv_shortcut"):
+            pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
+            shortcut = _Shortcut(resnet.norm3, pointwise, self.dtype)
+        return lambda: _Residual([make() for make in makers], shortcut)
+
+    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[Callable[[], _Stage]]:
+        yield self._convolution(upsampler.conv, shuffled_time=upsampler.time)
+        yield partial(_Framewise, partial(shuffle, time=upsampler.time), upsampler.time)
+        if upsampler.drop_first_frame:
+            yield _WithoutFirst
 
 
 class StreamingDecoder:
@@ -47,11 +139,16 @@ class StreamingDecoder:
         show(decoder.finish())
 
     `finish` makes it ready for the next clip. The memory it takes is that of the longest chunk and of the few frames that
-    every convolution keeps. Raises ShapeError where a chunk does not go with the student or with the chunks before it.
+    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `student` may be
+    a FastDecoder, which several may share. Raises ShapeError where a chunk does not go with the student or with those before.
     """
 
-    def __init__(self, student: StudentDecoder) -> None:
-        self.student = student
+    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0) -> None:
+        self.fast = student if isinstance(student, FastDecoder) else student.ready()
+        self.student = self.fast.student
+        if rows < 0:
+            raise SettingsError(f"rows is {rows}; it cannot be below 0")
+        self.rows = rows
         self._start()
 
     @property
@@ -59,108 +156,167 @@ class StreamingDecoder:
         """By how many pixel frames the output is behind: what `finish` still has to give."""
         many = 1000
         frames = many
-        for stage in _stages_of(self.student):
+        for stage in self.fast.stages():
             frames = stage.behind(frames)
         return self.student.pixel_frames(many) - frames
 
     @torch.no_grad()
-    def push(self, latents: Tensor) -> Tensor:
-        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine."""
+    def push(self, latents: Tensor, *, last: bool = False) -> Tensor:
+        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine.
+
+        With `last` these are all that are left, as from `finish`, which need not be called then.
+        """
         self._check(latents)
-        self._shape = latents.shape
-        return self._frames(_run(self._stages, latents if latents.shape[2] else None, False))
+        if self._first is None:
+            return self._nothing(latents.shape)
+        frames = self._frames(latents, end=last)
+        if last:
+            self._start()
+        return frames
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         """The frames that are left, (B, 3, m, H, W); FrameCountError where no latent frame was pushed."""
         if self._first is None:
             raise FrameCountError("no latents were pushed, so there is nothing to finish")
-        frames = self._frames(_run(self._stages, None, True))
-        self._start()
-        return frames
+        batch, channels, _, height, width = self._first
+        return self.push(torch.empty(batch, channels, 0, height, width, device=self.fast.device), last=True)
 
     def _start(self) -> None:
-        self._stages = _stages_of(self.student)
+        self._clips: list[list[_Stage]] = []
         self._first: torch.Size | None = None
-        self._shape = torch.Size()
 
     def _check(self, latents: Tensor) -> None:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
+            self._clips = [self.fast.stages() for _ in range(latents.shape[0])]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
             )
 
-    def _frames(self, video: Tensor | None) -> Tensor:
-        """The video, or one of no frames."""
-        if video is not None:
-            return video
-        batch, _, _, height, width = self._shape
+    def _frames(self, latents: Tensor, *, end: bool) -> Tensor:
+        latents = latents.to(self.fast.device, self.fast.dtype)
+        made = [self._clip(stages, clip, end=end) for stages, clip in zip(self._clips, latents, strict=True)]
+        return made[0][None] if len(made) == 1 else torch.stack(made)
+
+    def _clip(self, stages: Sequence[_Stage], latents: Tensor, *, end: bool) -> Tensor:
+        """(C, n, h, w) of one clip to (3, m, H, W)."""
+        height = latents.shape[2]
+        frames = latents.movedim(1, 0).contiguous(memory_format=torch.channels_last)
+        stripes = frames.split(self.rows or height, dim=2)
+        made = []
+        for number, stripe in enumerate(stripes):
+            x = stripe
+            at = Place(number, number == 0, number == len(stripes) - 1, end)
+            for stage in stages:
+                x = stage(x, at)
+            made.append(x)
+        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
+
+    def _nothing(self, shape: torch.Size) -> Tensor:
+        batch, _, _, height, width = shape
         ratio = int(self.student.spatial_compression_ratio)
-        return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self.student.device, dtype=self.student.dtype)
-
-
-def _run(stages: Sequence[_Stage], x: Tensor | None, last: bool) -> Tensor | None:
-    for stage in stages:
-        x = stage(x, last)
-    return x
+        return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self.fast.device, dtype=self.fast.dtype)
 
 
 class _Framewise:
-    """What looks at no other frame; `time` frames come out for each that goes in."""
+    """What looks at no other place; `time` frames come out for each that goes in."""
 
     def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
         self.layer, self.time = layer, time
 
-    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        return None if x is None else self.layer(x)
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        return self.layer(x)
 
     def behind(self, frames: int) -> int:
         return frames * self.time
 
 
 class _Convolution:
-    """A convolution in time: keeps the frames that the next output needs."""
+    """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
 
-    def __init__(self, layer: _TemporalConvolution) -> None:
-        self.layer, self.reach = layer, layer.kernel_size // 2
-        self.kept: Tensor | None = None
+    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch) -> None:
+        self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
+        self.kept: dict[int, Tensor] = {}  # the last frames of each stripe
+        self.above: Tensor | None = None  # the last rows of the stripe above
 
-    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        pieces = [piece for piece in (self.kept, x) if piece is not None]
-        if not pieces or (x is None and not last):
-            return None
-        if self.kept is None:
-            pieces = [pieces[0][:, :, :1]] * self.reach + pieces
-        if last:
-            pieces += [pieces[-1][:, :, -1:]] * self.reach
-        known = torch.cat(pieces, dim=2)
-        outputs = known.shape[2] - 2 * self.reach
-        self.kept = known[:, :, max(outputs, 0) :].clone()  # a view would keep all of it alive
-        return self.layer.inside(known) if outputs > 0 else None
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        padded, top = self._padded(x, at)
+        reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
+        if not at.end and (frames := padded.shape[0]):
+            self.kept[at.stripe] = _copy(padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows])
+        is_whole = at.top and at.bottom
+        if not is_whole and reach:
+            self.above = None if at.bottom else _copy(padded[:, :, -2 * reach :])
+        return self.kernel(padded, pad_height=is_whole)
+
+    def _padded(self, x: Tensor, at: Place) -> tuple[Tensor, int]:
+        """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
+        frames, channels, height, width = x.shape
+        reach_time, reach = self.kernel.reach_time, self.kernel.reach
+        kept = self.kept.pop(at.stripe, None)
+        head = kept.shape[0] if kept is not None else reach_time if frames else 0
+        known = head + frames
+        tail = reach_time if at.end and known else 0
+        top = bottom = 0
+        if reach and not (at.top and at.bottom):
+            top = self.above.shape[2] if self.above is not None else reach
+            bottom = reach if at.bottom else 0
+        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
+        here = padded[:, :, top : top + height]
+        self.prepare.write(x, here[head:known], self.scratch)
+        if head:
+            here[:head] = kept if kept is not None else here[head]
+        if tail:
+            here[known:] = here[known - 1]
+        if top:
+            padded[:, :, :top] = self.above if self.above is not None else 0
+        if bottom:
+            padded[:, :, -bottom:] = 0
+        return padded, top
 
     def behind(self, frames: int) -> int:
-        return frames - self.reach
+        return frames - self.kernel.reach_time
+
+
+class _Shortcut:
+    """LayerNorm over channels, then the pointwise convolution."""
+
+    def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+        self.pointwise = pointwise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        return self.pointwise(rows.permute(0, 3, 1, 2))
 
 
 class _Residual:
     """A branch, and the input that waits for it."""
 
-    def __init__(self, branch: Sequence[_Stage], shortcut: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, branch: Sequence[_Stage], shortcut: _Shortcut | None) -> None:
         self.branch, self.shortcut = branch, shortcut
-        self.waiting: Tensor | None = None
+        self.waiting: dict[int, Tensor] = {}  # frames of each stripe that the branch has not caught up with
+        self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
-    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        if x is not None:
-            straight = self.shortcut(x) if self.shortcut else x
-            self.waiting = straight if self.waiting is None else torch.cat([self.waiting, straight], dim=2)
-        y = _run(self.branch, x, last)
-        if y is None or self.waiting is None:
-            return None
-        now, self.waiting = self.waiting[:, :, : y.shape[2]], self.waiting[:, :, y.shape[2] :].clone()
-        return y + now
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        y = x
+        for stage in self.branch:
+            y = stage(y, at)
+        straight = self.shortcut(x) if self.shortcut else x
+        before = self.waiting.pop(at.stripe, None)
+        if before is not None and before.shape[0]:
+            straight = torch.cat([before, straight])
+        if not at.end:
+            self.waiting[at.stripe] = _copy(straight[y.shape[0] :])
+        straight = straight[: y.shape[0]]
+        if self.above is not None:
+            straight = torch.cat([self.above, straight], dim=2)
+        if not at.top or not at.bottom:
+            self.above = None if at.bottom else _copy(straight[:, :, y.shape[2] :])
+        return y.add_(straight[:, :, : y.shape[2]])
 
     def behind(self, frames: int) -> int:
         for stage in self.branch:
@@ -172,42 +328,18 @@ class _WithoutFirst:
     """Drops the first frame of the stream."""
 
     def __init__(self) -> None:
-        self.dropped = False
+        self.dropped: set[int] = set()  # stripes that have lost theirs
 
-    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        if x is None or self.dropped:
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        if at.stripe in self.dropped or not x.shape[0]:
             return x
-        self.dropped = True
-        return x[:, :, 1:] if x.shape[2] > 1 else None
+        self.dropped.add(at.stripe)
+        return x[1:]
 
     def behind(self, frames: int) -> int:
         return frames - 1
 
 
-def _stages_of(student: StudentDecoder) -> list[_Stage]:
-    """The student as stages that have seen nothing yet; weights are shared."""
-    stages: list[_Stage] = [_Convolution(student.conv_in)]
-    for block in (student.mid_block, *student.up_blocks):
-        assert isinstance(block, MidBlock | UpBlock)
-        if hasattr(block, "conv_in"):
-            stages.append(_residual(cast(ResnetBlock, block.conv_in)))
-        if hasattr(block, "upsamplers"):
-            stages += _upsampling(cast(list[Upsampler3d], block.upsamplers)[0])
-        stages += [_residual(cast(ResnetBlock, resnet)) for resnet in block.resnets]
-    return [*stages, _Framewise(student.before_last), _Convolution(student.conv_out)]
-
-
-def _residual(resnet: ResnetBlock) -> _Residual:
-    branch: list[_Stage] = []
-    for norm, activation, convolution in ((resnet.norm1, resnet.act1, resnet.conv1), (resnet.norm2, resnet.act2, resnet.conv2)):
-        branch += [_Framewise(nn.Sequential(norm, activation)), _Convolution(cast(_TemporalConvolution, convolution))]
-    has_shortcut = hasattr(resnet, "conv_shortcut")
-    return _Residual(branch, nn.Sequential(resnet.norm3, resnet.conv_shortcut) if has_shortcut else None)
-
-
-def _upsampling(upsampler: Upsampler3d) -> list[_Stage]:
-    stages: list[_Stage] = [
-        _Convolution(upsampler.conv),
-        _Framewise(lambda x: pixel_shuffle_3d(x, upsampler.time), upsampler.time),
-    ]
-    return [*stages, _WithoutFirst()] if upsampler.drop_first_frame else stages
+def _copy(x: Tensor) -> Tensor:
+    """A copy that holds nothing else alive, in channels_last memory."""
+    return x.clone(memory_format=torch.channels_last)

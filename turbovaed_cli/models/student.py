@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -24,6 +24,9 @@ from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicated
 from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.weights import Consent, no_consent, student_weights
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.streaming import FastDecoder
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
@@ -185,16 +188,33 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
             x = block(x)
         return self._tail(x)
 
+    fast: bool | None = None  # whether `decode` without gradients takes the fast form; None: where it is known to win, on a CPU
+    _ready: tuple[object, "FastDecoder"] | None = None  # the fast form, and the weights it was made of
+
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """`forward` as diffusers pipelines call it: `.sample` is (B, 3, T, H, W) in [-1, 1]. `temb` is not used.
 
-        Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
+        Without gradients on a CPU it is computed by `ready`, in the same numbers within rounding (see `fast`). Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
         """
         self.check_latents(z)
         if z.shape[2] < 1:
             raise FrameCountError("latents hold no frame")
-        sample = self(z)
+        fast = self.device.type == "cpu" if self.fast is None else self.fast
+        sample = self.ready().decode(z) if fast and not torch.is_grad_enabled() else self(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def ready(self) -> "FastDecoder":
+        """The fast form of these weights: made at the first call, and again when they have changed or moved."""
+        from turbovaed_cli.models.streaming import FastDecoder  # noqa: PLC0415 - made of students
+
+        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()]
+        if self._ready is None or self._ready[0] != weights:
+            self._ready = weights, FastDecoder(self)
+        return self._ready[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: all but the fast form."""
+        return {name: value for name, value in self.__dict__.items() if name != "_ready"}
 
     def check_latents(self, latents: Tensor) -> None:
         """Raise ShapeError unless they are (B, latent_channels, t, h, w), for any t."""

@@ -1,0 +1,128 @@
+"""The fast form computes what the modules compute, and `decode` takes it where that is right."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, minimal_filter, shuffle, shuffle_order, tiling
+from turbovaed_cli.models.layers import ChannelRMSNorm, pixel_shuffle_3d
+from turbovaed_cli.models.streaming import FastDecoder
+from turbovaed_cli.models.student import StudentDecoder, load_student
+
+
+@pytest.fixture(scope="module")
+def student() -> StudentDecoder:
+    return load_student("tiny")
+
+
+@pytest.fixture(scope="module")
+def latents(student) -> torch.Tensor:
+    return torch.randn(2, student.config.latent_channels, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def frames(n: int, channels: int, height: int = 6, width: int = 7) -> torch.Tensor:
+    x = torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(n))
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_minimal_filters_filter(size):
+    inputs, weights, outputs = (torch.tensor(rows, dtype=torch.float64) for rows in minimal_filter(size))
+    signal, taps = torch.randn(size + 2, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+    filtered = outputs @ ((weights @ taps) * (inputs @ signal))
+    assert torch.allclose(filtered, signal.unfold(0, 3, 1) @ taps, atol=1e-12)
+
+
+def test_tilings_cover_every_frame_with_fewest_products():
+    def products(tiles):
+        return sum((size + 2) * count for size, count in tiles)
+
+    for total in range(1, 13):
+        tiles = tiling(total, 3)
+        assert sum(size * count for size, count in tiles) == total
+        others = itertools.product(range(total + 1), range(total // 2 + 1), range(total // 3 + 1))
+        assert products(tiles) == min(3 * a + 4 * b + 5 * c for a, b, c in others if a + 2 * b + 3 * c == total)
+    assert tiling(9, 3) == [(3, 3)] and tiling(9, 2) == [(2, 4), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "speedups", [Speedups(), Speedups(winograd=False), Speedups(packed=False), Speedups(False, False)], ids=str
+)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "groups"), [(64, 70, 3, 1), (4, 3, 3, 1), (16, 16, 5, 16), (8, 12, 1, 1)]
+)
+def test_convolutions_are_those_of_torch(speedups, channels, outputs, kernel, groups):
+    torch.manual_seed(0)
+    convolution = nn.Conv3d(channels, outputs, kernel, groups=groups).requires_grad_(False)
+    fast = Convolution(convolution.weight, convolution.bias, groups, torch.float32, speedups, Scratch())
+    for n in (kernel - 1, kernel, kernel + 1, kernel + 7):
+        x, reach = frames(n, channels), kernel // 2
+        for pad_height in (True, False):
+            made = fast(x, pad_height=pad_height)
+            if n < kernel:
+                assert made.shape[:2] == (0, outputs)
+                continue
+            around = functional.pad(x.movedim(1, 0)[None], (reach, reach, *[reach * pad_height] * 2))
+            wanted = convolution(around)[0].movedim(0, 1)
+            assert made.shape == wanted.shape and torch.allclose(made, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_preparing_is_norm_and_activation(dtype):
+    x = frames(3, 8).to(dtype)
+    for name, activation in (("relu", nn.ReLU()), ("silu", nn.SiLU())):
+        out = torch.empty_like(x)
+        Preparation(name).write(x, out, Scratch())
+        wanted = activation(ChannelRMSNorm()(x[:, :, None].float()))[:, :, 0]
+        assert torch.allclose(out.float(), wanted, atol=1e-5 if dtype == torch.float32 else 8e-3)
+
+
+@pytest.mark.parametrize("time", [1, 2])
+def test_shuffling_outputs_in_its_own_order_is_the_decoupled_shuffle(time):
+    made = frames(5, 24 * time)
+    order = shuffle_order(24 * time // (4 * time) * 4 * time, time)
+    wanted = pixel_shuffle_3d(made.movedim(1, 0)[None], time)[0].movedim(0, 1)
+    assert torch.equal(shuffle(made[:, order].contiguous(memory_format=torch.channels_last), time), wanted)
+
+
+def test_decode_takes_the_fast_form_unless_gradients_or_the_switch_say_otherwise(student, latents):
+    with torch.no_grad():
+        slow, fast = student(latents), student.decode(latents).sample
+        assert not torch.equal(slow, fast) and (slow - fast).abs().max() <= 1e-5
+        student.fast = False
+        assert torch.equal(student.decode(latents).sample, slow)
+        student.fast = None
+    with_gradients = student.decode(latents).sample
+    assert with_gradients.requires_grad and torch.equal(with_gradients, slow)
+
+
+def test_changed_weights_are_seen(student, latents):
+    changed = copy.deepcopy(student)
+    with torch.no_grad():
+        before = changed.decode(latents).sample
+        changed.conv_out.conv.bias += 0.25
+        after = changed.decode(latents).sample
+        assert torch.allclose(after, before + 0.25, atol=1e-5)
+        changed.load_state_dict(student.state_dict())
+        assert torch.equal(changed.decode(latents).sample, before)
+        assert changed.to(torch.float64).decode(latents.double()).sample.dtype == torch.float64
+        assert torch.equal(student.decode(latents).sample, before)
+
+
+def test_pieces_of_a_whole_clip_are_put_together(student, latents):
+    with torch.no_grad():
+        whole = student(latents)
+    for pieces in ((0, 0), (1, 0), (3, 2), (0, 1)):
+        assert (FastDecoder(student).decode(latents, *pieces) - whole).abs().max() <= 1e-5
+
+
+def test_bf16_stays_above_45_db(student, latents):
+    with torch.no_grad():
+        wanted, rounded = student(latents), FastDecoder(student, torch.bfloat16).decode(latents)
+    assert rounded.dtype == torch.bfloat16
+    assert psnr(rounded[0].float().clamp(-1, 1), wanted[0].clamp(-1, 1)) > 45

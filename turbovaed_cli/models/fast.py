@@ -1,0 +1,237 @@
+"""The student's layers as they decode fastest: over frames with channels innermost in memory, in buffers that are used again.
+
+Frames are (n, C, H, W) of one clip in channels_last memory, time being the batch. Same numbers as the modules in layers.py
+within rounding. What it saves: a copy per padding (what a convolution reads is written where it will be read), fresh memory
+per operation (the system hands out large blocks page by page, which takes longer than filling them), the layouts and the
+weights that oneDNN would rearrange at every call, its slow path for small inputs, and multiplications: three taps in time
+need m + 2 of them for m frames instead of 3m (Winograd's minimal filtering F(m, 3), by Toom and Cook's construction).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbovaed_cli.models.layers import RMS_EPS
+
+_POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # where the polynomials of F(m, 3) are evaluated, besides infinity
+_LARGEST_TILE = {torch.float64: 3, torch.float32: 3}  # frames; of other precisions 2: beyond, rounding shows
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """What may be switched off, to see what it is worth or to go round it."""
+
+    winograd: bool = True  # fewer multiplications for convolutions in time
+    packed: bool = True  # weights laid out once as oneDNN wants them, on a CPU that has it
+    winograd_channels: int = 64  # of the input and of the output, from which the transforms are worth their time
+
+    def __str__(self) -> str:
+        """As `bench` names it."""
+        return ", ".join(
+            ["channels last", *["packed weights"] * (self.packed and _packs()), *["Winograd in time"] * self.winograd]
+        )
+
+
+class Scratch:
+    """Memory for what lives no longer than one operation: one block per purpose, grown to the largest that was asked for."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Frames of any content, (n, C, H, W) in channels_last memory; what was handed out for the same purpose is void."""
+        n, channels, height, width = shape
+        block = self._blocks.get(purpose)
+        if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
+            block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
+        return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class Convolution:
+    """A k_t x k x k convolution over frames, stride 1: zeros around width and, if asked, height; time must be padded already."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor, groups: int, dtype: torch.dtype, speedups: Speedups, scratch: Scratch
+    ) -> None:
+        self.weight, self.bias = weight.to(dtype), bias.to(dtype)  # (O, C / groups, k_t, k, k) and (O,)
+        self.groups, self.scratch = groups, scratch
+        self.out_channels = weight.shape[0]
+        self.reach_time, self.reach = weight.shape[2] // 2, weight.shape[3] // 2
+        self._is_packed = speedups.packed and weight.device.type == "cpu" and dtype != torch.float64 and _packs()
+        is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
+        self._has_tiles = speedups.winograd and is_wide and self.reach_time == 1
+        self._ready: dict[int, list[Tensor]] = {}  # weights as they are used: 1 the direct form, m of tiles of m frames
+
+    def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
+        """(n, C, H, W) to (n - k_t + 1, O, H or H - k + 1, W)."""
+        frames, height = x.shape[0] - 2 * self.reach_time, x.shape[2] if pad_height else x.shape[2] - 2 * self.reach
+        if min(frames, height) <= 0:
+            return x.new_empty(max(frames, 0), self.out_channels, max(height, 0), x.shape[3])
+        padding = (0, self.reach if pad_height else 0, self.reach)
+        if not self._has_tiles or frames == 1:
+            return self._convolve(x, 1, 0, self.bias, padding)
+        return self._by_tiles(x, frames, height, padding)
+
+    def _by_tiles(self, x: Tensor, frames: int, height: int, padding: tuple[int, int, int]) -> Tensor:
+        out = torch.empty(frames, height, x.shape[3], self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+        begin = 0
+        for size, count in tiling(frames, _LARGEST_TILE.get(x.dtype, 2)):
+            end = begin + size * count
+            if size == 1:
+                out[begin:end] = self._convolve(x[begin : end + 2], 1, 0, self.bias, padding)
+            else:
+                self._tile(x[begin : end + 2], size, count, padding, out[begin:end])
+            begin = end
+        return out
+
+    def _tile(self, x: Tensor, size: int, count: int, padding: tuple[int, int, int], out: Tensor) -> None:
+        """`count` tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back."""
+        to_points, _, from_points = minimal_filter(size)
+        taps = [x[i : i + (count - 1) * size + 1 : size] for i in range(size + 2)]
+        at_point = self.scratch.frames("tiles", taps[0].shape, x.dtype, x.device)
+        fresh = [True] * size
+        for point, row in enumerate(to_points):
+            # Monic: some coefficient is 1.
+            (_, first), (factor, second), *others = sorted(
+                ((factor, tap) for factor, tap in zip(row, taps, strict=True) if factor), key=lambda pair: pair[0] != 1
+            )
+            torch.add(first, second, alpha=factor, out=at_point)
+            for factor, tap in others:
+                at_point.add_(tap, alpha=factor)
+            # At 1 every output takes this product once and no other takes it less: the bias goes in there.
+            made = self._convolve(at_point, size, point, self.bias if point == 1 else None, padding)
+            for i in range(size):
+                factor, target = from_points[i][point], out[i::size]
+                if factor and fresh[i]:
+                    torch.mul(made, factor, out=target) if factor != 1 else target.copy_(made)
+                    fresh[i] = False
+                elif factor:
+                    target.add_(made, alpha=factor)
+
+    def _convolve(self, x: Tensor, size: int, point: int, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
+        """One convolution with the weights of `point` of tiles of `size` frames."""
+        weight = self._weights(size, x)[point]
+        video = x.movedim(0, 1)[None]  # (1, C, n, H, W), channels_last_3d
+        ones = (1, 1, 1)
+        if self._is_packed:
+            made = torch.ops.mkldnn._convolution_pointwise(video, weight, bias, padding, ones, ones, self.groups, "none", [], "")
+        else:
+            made = functional.conv3d(video, weight, bias, padding=padding, groups=self.groups)
+        return cast(Tensor, made)[0].movedim(1, 0)
+
+    def _weights(self, size: int, like: Tensor) -> list[Tensor]:
+        if size not in self._ready:
+            weights = [self.weight] if size == 1 else self._transformed(size)
+            self._ready[size] = [self._pack(weight, like) for weight in weights]
+        return self._ready[size]
+
+    def _transformed(self, size: int) -> list[Tensor]:
+        """The weights at every point of tiles of `size` frames: each of one frame."""
+        rows = torch.tensor(minimal_filter(size)[1], dtype=torch.float64, device=self.weight.device)
+        at_points = torch.einsum("pk,ocktu->poctu", rows, self.weight.double())
+        return [weight.unsqueeze(2).to(self.weight.dtype) for weight in at_points]
+
+    def _pack(self, weight: Tensor, like: Tensor) -> Tensor:
+        if not self._is_packed:
+            return weight.contiguous(memory_format=torch.channels_last_3d)
+        ones, padding = [1, 1, 1], [0, self.reach, self.reach]
+        shape = [1, like.shape[1], *like.shape[:1], *like.shape[2:]]
+        return _reorder(weight.contiguous().to_mkldnn(), padding, ones, ones, self.groups, shape)
+
+
+_reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # newer than its type stub
+
+
+@cache
+def _packs() -> bool:
+    """Whether this torch has oneDNN, and the operator (torch.compile's own) that takes weights laid out beforehand."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+def tiling(frames: int, largest: int) -> list[tuple[int, int]]:
+    """Split `frames` into tiles (size, how many) of 2 to `largest` frames, 1 where it must be, so that fewest products are needed."""
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for total in range(1, frames + 1):
+        sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
+        best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
+    chosen = best[frames][1]
+    return [(size, chosen.count(size)) for size in sorted(set(chosen), reverse=True)]
+
+
+@cache
+def minimal_filter(size: int) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """F(size, 3) as (input to points, weights to points, points to output): y = C ((B g) * (A d)), d of size + 2 frames.
+
+    Source: Winograd, Arithmetic Complexity of Computations (1980); the points are small, so that fp32 loses little.
+    """
+    points = [Fraction(point) for point in _POINTS[size]]
+    others = [[other for other in points if other != point] for point in points]
+    inputs = [_with_roots(roots) for roots in others] + [_with_roots(points)]
+    inputs = [row + [Fraction(0)] * (size + 2 - len(row)) for row in inputs]
+    norms = [
+        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, others, strict=True)
+    ]
+    weights = [[point**k / norm for k in range(3)] for point, norm in zip(points, norms, strict=True)]
+    weights.append([Fraction(0), Fraction(0), Fraction(1)])
+    outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
+    return _floats(inputs), _floats(weights), _floats(outputs)
+
+
+def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
+    return [[float(value) for value in row] for row in rows]
+
+
+def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of the product of (x - root), lowest first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What happens to frames before a convolution reads them: RMSNorm over channels and an activation, or nothing."""
+
+    activation: str | None = None  # relu or silu, behind the norm; None: neither norm nor activation
+
+    def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
+        """Of (n, C, H, W), into `out` of the same shape."""
+        if self.activation is None or not x.numel():
+            out.copy_(x)
+            return
+        rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
+        if rows.dtype in (torch.bfloat16, torch.float16) and rows.device.type == "cpu":
+            # In fp32 and back: as quick as these are in half precision on a CPU, and rounded once.
+            wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
+            target.copy_(self._normalised(wide.copy_(rows), wide))
+        else:
+            self._normalised(rows, target)
+
+    def _normalised(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Of (..., C), into `target`; sums are taken in fp32 at least."""
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        sums = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).square_()
+        torch.mul(rows, sums.div_(rows.shape[-1]).add_(RMS_EPS).rsqrt_().to(rows.dtype), out=target)
+        return target.relu_() if self.activation == "relu" else functional.silu(target, inplace=True)
+
+
+def shuffle_order(channels: int, time: int) -> Tensor:
+    """The order of a convolution's outputs in which `shuffle` is one copy: (time, i, j, c), of ((c*2 + i)*2 + j)*time + t."""
+    return torch.arange(channels).view(-1, 2, 2, time).permute(3, 1, 2, 0).flatten()
+
+
+def shuffle(x: Tensor, time: int) -> Tensor:
+    """(n, time*2*2*C, h, w), channels in `shuffle_order`, to (time*n, C, 2h, 2w) in channels_last memory."""
+    n, channels, height, width = x.shape
+    wide = x.permute(0, 2, 3, 1).reshape(n, height, width, time, 2, 2, channels // (4 * time))
+    made = wide.permute(0, 3, 1, 4, 2, 5, 6).reshape(n * time, height * 2, width * 2, channels // (4 * time))
+    return made.permute(0, 3, 1, 2)
