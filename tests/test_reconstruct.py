@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -13,9 +14,10 @@ from safetensors.torch import save_file
 
 from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
+from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
-from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
+from turbovaed_cli.reconstruct import behind, reconstruct, reconstructed_frames
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import probe, read_frames, to_model, to_uint8
 
@@ -52,7 +54,42 @@ def test_a_short_video_is_the_plain_decode_of_its_latents(pair, tmp_path):
     found = np.stack(list(reconstructed_frames(iter(frames), 64, 64, pair, ReconstructSettings())))
     with torch.no_grad():
         wanted = pair.student(pair.teacher.encode(to_model(frames)[None]).mean)[0]
-    assert np.array_equal(found, to_uint8(wanted))
+    assert np.abs(found.astype(int) - to_uint8(wanted)).max() <= 1 and (found != to_uint8(wanted)).mean() < 1e-3
+
+
+def test_a_long_video_has_no_seams(pair, tmp_path, monkeypatch):
+    """In the smallest pieces, in stripes and with what is kept on disk: the plain decode of the plain encode of the whole."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (83, 64, 96, 3), dtype=np.uint8)
+    whole = torch.cat([to_model(frames), to_model(frames[-1:]).expand(-1, 6, -1, -1)], dim=1)
+    with torch.no_grad():
+        wanted = to_uint8(pair.student(pair.teacher.encode(whole[None]).mean)[0, :, :83])
+    module = sys.modules["turbovaed_cli.reconstruct"]  # the package's attribute of that name is the verb
+    for pieces in (Pieces(8, 1, 0, False, 0), Pieces(24, 2, 1, True, 0)):
+        monkeypatch.setattr(module, "plan_pieces", lambda *_, pieces=pieces: pieces)
+        found = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(), aside=tmp_path)))
+        assert found.shape == wanted.shape
+        assert np.abs(found.astype(int) - wanted).max() <= 1 and (found != wanted).mean() < 1e-3
+
+
+def test_what_is_written_behind_is_written_in_order_and_its_errors_are_raised():
+    written = []
+    with behind(written.append) as write:
+        for i in range(50):
+            write(i)
+    assert written == list(range(50))
+
+    def failing(item):
+        raise VideoError(f"no room for {item}")
+
+    with pytest.raises(VideoError, match="no room for 0"), behind(failing) as write:
+        for i in range(1000):
+            write(i)
+    with pytest.raises(VideoError, match="no room for 7"), behind(failing) as write:
+        write(7)
+    with pytest.raises(KeyboardInterrupt), behind(written.append) as write:
+        raise KeyboardInterrupt
+    assert threading.active_count() == 1
 
 
 def test_compare_shows_source_teacher_and_student_side_by_side(pair, tmp_path):
@@ -75,17 +112,18 @@ def test_latents_become_a_video(pair, tmp_path):
 
 
 def test_long_latents_are_decoded_in_pieces_equal_to_the_whole(pair, tmp_path, monkeypatch):
-    module = sys.modules["turbovaed_cli.reconstruct"]  # the package's attribute of that name is the verb
-    latents = torch.randn(6, 24, 1, 1, generator=torch.Generator().manual_seed(0))
+    module = sys.modules["turbovaed_cli.reconstruct"]
+    latents = torch.randn(6, 24, 2, 1, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, tmp_path / "z.safetensors")
     written = []
-    for num_latents in (5, 100):  # at once, each 8 frames of 32x32 pixels
-        monkeypatch.setattr(module, "PIXELS_PER_WINDOW", num_latents * 8 * 32 * 32)
-        out = tmp_path / f"{num_latents}.mp4"
+    for pieces in (Pieces(0, 5, 0, False, 0), Pieces(0, 100, 0, False, 0), Pieces(0, 1, 1, True, 0)):
+        monkeypatch.setattr(module, "plan_pieces", lambda *_, pieces=pieces: pieces)
+        out = tmp_path / f"{len(written)}.mp4"
         reconstruct(tmp_path / "z.safetensors", out, pair)
         written.append(np.stack(list(read_frames(out))))
-    assert written[0].shape == written[1].shape == (185, 32, 32, 3)
-    assert np.abs(written[0].astype(int) - written[1]).mean() < 0.05  # a rounding here and there, and what H.264 makes of it
+    for other in written[1:]:
+        assert written[0].shape == other.shape == (185, 64, 32, 3)
+        assert np.abs(written[0].astype(int) - other).mean() < 0.05  # a rounding here and there, and what H.264 makes of it
 
 
 def test_wrong_latents_are_refused(pair, tmp_path):
@@ -146,22 +184,23 @@ def test_larger_frames_get_shorter_windows(pair):
 PEAK = """
 import json, sys
 from pathlib import Path
+from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.reconstruct import reconstruct
-reconstruct(Path(sys.argv[1]), Path(sys.argv[2]), load_pair(sys.argv[3], sys.argv[4]))
+reconstruct(Path(sys.argv[1]), Path(sys.argv[2]), load_pair())
 import resource
 print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_video(ltx_student, ltx_teacher, tmp_path):
-    """10 and 60 seconds of the same video peak within 10 % of each other, and far within what the frames between would take."""
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    """A video and one three times as long peak within 10 % of each other, and far within what the frames between would take."""
     peaks, width, height, rate = [], 256, 192, 6
-    for seconds in (10, 60):
+    for seconds in (24, 72):
         source = make_video(tmp_path / f"{seconds}.mp4", size=f"{width}x{height}", frames=seconds * rate, rate=rate)
-        command = [sys.executable, "-c", PEAK, source, tmp_path / f"out{seconds}.mp4", ltx_student, ltx_teacher]
+        command = [sys.executable, "-c", PEAK, source, tmp_path / f"out{seconds}.mp4"]
         peaks.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024)
         assert probe(tmp_path / f"out{seconds}.mp4").num_frames == seconds * rate
     assert peaks[1] < 1.1 * peaks[0], peaks
-    assert peaks[1] - peaks[0] < 0.5 * (50 * rate * width * height * 3 / 2**20), peaks
+    assert peaks[1] - peaks[0] < 0.5 * (48 * rate * width * height * 3 / 2**20), peaks

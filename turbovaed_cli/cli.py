@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,14 @@ def parse_count(text: str) -> int:
     if not digits.replace(".", "", 1).isdecimal() or round(float(digits) * factor) < 1:
         raise SettingsError(f"--params {text} is not a number of parameters", "such as 8M, 0.8M, 800k or 8000000")
     return round(float(digits) * factor)
+
+
+def parse_bytes(text: str) -> int:
+    """'4GB', '800MB' or '1.5 GiB' to bytes; SettingsError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise SettingsError(f"--memory {text} is not an amount of memory", "such as 4GB or 800MB")
+    return round(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2]) + 1))
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -551,11 +560,14 @@ def reconstruct(
     config: ModelConfig = None,
     teacher: TeacherOf = None,
     compare: Annotated[bool, typer.Option("--compare", help="Source, teacher and student side by side.")] = False,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Keep to so much memory, such as 4GB. Default: seven tenths of what is free.")
+    ] = "",
     window: Annotated[
-        int, typer.Option("--window", help="Frames at once, which bounds the memory; 0 chooses by the frame's size.")
+        int, typer.Option("--window", help="Frames that --compare takes at once; 0 chooses by the frame's size.")
     ] = ReconstructSettings.window,
     overlap: Annotated[
-        int, typer.Option("--overlap", help="Frames that windows share and fade over.")
+        int, typer.Option("--overlap", help="Frames that its windows share and fade over.")
     ] = ReconstructSettings.overlap,
     fps: Annotated[float, typer.Option("--fps", help="Frame rate for latents, which have none.")] = ReconstructSettings.fps,
     crf: Annotated[int, typer.Option("--crf", help="H.264 quality, 0 (lossless) to 51.")] = ReconstructSettings.crf,
@@ -575,7 +587,7 @@ def reconstruct(
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, or a latents .safetensors")
     out = out or Path(f"{source.stem}-turbovaed.mp4")
-    settings = ReconstructSettings(window, overlap, compare, crf, fps, dtype, device)
+    settings = ReconstructSettings(parse_bytes(memory) if memory else 0, compare, window, overlap, crf, fps, dtype, device)
     is_video = source.suffix != ".safetensors"
     pair = load_pair(
         _model_or_default(model),

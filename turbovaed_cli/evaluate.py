@@ -33,8 +33,8 @@ from turbovaed_cli.metrics.scores import (
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params
-from turbovaed_cli.models.windows import check_finite
-from turbovaed_cli.reconstruct import decoded_frames
+from turbovaed_cli.models.windows import check_finite, decode_without_gradients, window_frames
+from turbovaed_cli.reconstruct import decoded_frames, reconstructed_frames
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
@@ -228,13 +228,19 @@ def _decode_rounded(frames: list[np.ndarray], pair: Pair, *, with_teacher: bool)
 
 
 def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
-    """Teacher's (if asked for) and student's version of (T, H, W, 3) uint8 frames, bit for bit what `reconstruct` writes."""
-    _, height, width, _ = source.shape
+    """Teacher's (if asked for) and student's version of (T, H, W, 3) uint8 frames: within rounding, what `reconstruct` writes."""
+    assert pair.teacher is not None
+    length, height, width, _ = source.shape
     settings = replace(AS_RECONSTRUCT, compare=with_teacher)
-    columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
-    if not with_teacher:
-        return None, columns
-    return columns[:, :, width : 2 * width], columns[:, :, 2 * width :]  # (T, H, 3W, 3): source, teacher, student
+    teacher = student = None
+    is_short = length <= window_frames(pair.teacher.spec, height, width, settings.window, settings.overlap)
+    if with_teacher or is_short:
+        columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
+        student = columns[:, :, -width:]
+        teacher = columns[:, :, width : 2 * width] if with_teacher else None  # (T, H, 3W, 3): source, teacher, student
+    if student is None or not is_short:  # windows have seams, which the student's stream has not
+        student = np.stack(list(reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT)))
+    return teacher, student
 
 
 @torch.no_grad()
@@ -247,7 +253,7 @@ def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[s
         generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model
         noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         latents = posterior.sample(noise)
-        videos = {"teacher": pair.teacher.decode(latents), "student": pair.student(latents.to(pair.student.dtype))}
+        videos = {"teacher": pair.teacher.decode(latents), "student": decode_without_gradients(pair.student, latents)}
         check_finite(videos.values())
         for side, video in videos.items():
             decoded[side].append(video[0].float().clamp(-1, 1).cpu())
@@ -273,7 +279,7 @@ def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
     latents = pair.teacher.encode(to_model(frames)[None]).mean
     decoders: dict[str, Callable[[Tensor], Tensor]] = {
         "teacher": pair.teacher.decode,
-        "student": lambda latents: pair.student(latents.to(pair.student.dtype)),
+        "student": lambda latents: decode_without_gradients(pair.student, latents),
     }
     seconds: dict[str, list[float]] = {side: [] for side in decoders}
     for turn in range(repeats + 1):

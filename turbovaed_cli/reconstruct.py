@@ -1,10 +1,15 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,13 +18,17 @@ from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents import read_latents
+from turbovaed_cli.models.encoding import encoded, encodes_exactly
+from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.streaming import StreamingDecoder
+from turbovaed_cli.models.streaming import Spill, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.models.windows import PIXELS_PER_WINDOW, check_finite, crossfade, reconstruct_window, window_frames, windows_of
+from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
-from turbovaed_cli.video import VideoWriter, probe, read_frames, to_uint8
+from turbovaed_cli.video import VideoWriter, probe, read_frames, to_model, to_uint8
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -67,14 +76,12 @@ def reconstruct(
         crf=settings.crf,
         overwrite=overwrite,
     ) as writer:
-        written = 0
         frames = read_frames(info, square_pixels=False)
-        for frame in report.track(
-            reconstructed_frames(frames, info.height, info.width, pair, settings), "reconstructing", total=info.num_frames
-        ):
-            writer.write(frame)
-            written += 1
-    return ReconstructResult(out, written, info.height, info.width * columns, info.fps)
+        made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
+        with behind(writer.write) as write:
+            for frame in report.track(made, "reconstructing", total=info.num_frames):
+                write(frame)
+    return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
 
 def _check_settings(settings: ReconstructSettings) -> None:
@@ -85,17 +92,72 @@ def _check_settings(settings: ReconstructSettings) -> None:
 
 
 def reconstructed_frames(
-    frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
+    frames: Iterator[np.ndarray],
+    height: int,
+    width: int,
+    pair: Pair,
+    settings: ReconstructSettings,
+    *,
+    aside: Path | None = None,
+    report: Reporter = quiet,
 ) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 in, as many out; with `compare` each is (H, 3W, 3): source, teacher, student, and says so."""
-    for frame in decoded_frames(frames, height, width, pair, settings):
-        yield _labelled(frame, ("source", "teacher", "student")) if settings.compare else frame
+    """Frames (H, W, 3) uint8 in, as many out, in memory that does not grow with them; `aside` may lend its disk.
+
+    With `compare` each is (H, 3W, 3): source, teacher, student, and says so.
+    """
+    if settings.compare:
+        for frame in decoded_frames(frames, height, width, pair, settings):
+            yield _labelled(frame, ("source", "teacher", "student"))
+        return
+    yield from _streamed_frames(frames, height, width, pair, settings, aside, report)
+
+
+def _streamed_frames(
+    frames: Iterator[np.ndarray],
+    height: int,
+    width: int,
+    pair: Pair,
+    settings: ReconstructSettings,
+    aside: Path | None,
+    report: Reporter,
+) -> Iterator[np.ndarray]:
+    """Encoded as they come, decoded as they are determined: where the teacher encodes exactly, the frames of the whole at once."""
+    assert pair.teacher is not None
+    ratio = pair.teacher.spec.space_ratio
+    padded = height + -height % ratio, width + -width % ratio
+    pieces = plan_pieces(pair, padded, settings.memory)
+    report.note(f"decoding {pieces}")
+    if not encodes_exactly(pair.teacher):
+        report.note(
+            f"{pair.teacher.spec.class_name} encodes in windows of {pieces.encode_frames} frames that fade into each other"
+        )
+    num_read = 0
+
+    def videos() -> Iterator[Tensor]:
+        nonlocal num_read
+        while batch := list(islice(frames, pieces.encode_frames)):
+            num_read += len(batch)
+            yield pad_size(to_model(np.stack(batch)), padded)[None]
+
+    latents = (
+        part for made in encoded(pair.teacher, videos(), pieces.encode_frames) for part in made.split(pieces.frames, dim=2)
+    )
+    num_made = 0
+    decoder = StreamingDecoder(pair.student, rows=pieces.rows, spill=Spill(aside) if pieces.spill else None)
+    for video in decoder.decode(latents):
+        check_finite([video])
+        stretch = to_uint8(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
+        num_made += len(stretch)
+        yield from stretch
 
 
 def decoded_frames(
     frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
 ) -> Iterator[np.ndarray]:
-    """`reconstructed_frames` without words drawn on them: what `eval` measures, and `reconstruct` writes."""
+    """The student's frames (H, W, 3), with `compare` (H, 3W, 3): source, teacher, student, window by window, which fade over.
+
+    A clip of one window is decoded as a whole. What `eval` measures of short clips, and what `reconstruct --compare` shows.
+    """
     assert pair.teacher is not None
     teacher, student = pair.teacher, pair.student
     length = window_frames(teacher.spec, height, width, settings.window, settings.overlap)
@@ -109,6 +171,49 @@ def decoded_frames(
 
     for stretch in crossfade(decoded(), settings.overlap):
         yield from to_uint8(stretch)
+
+
+@contextmanager
+def behind(use: Callable[[Item], None], room: int = 8) -> Iterator[Callable[[Item], None]]:
+    """A function that has items used in a thread of their own, in order, up to `room` of them behind; all are at the end.
+
+    What goes wrong there is raised at the next item, or at the end.
+    """
+    waiting: Queue[tuple[bool, Item | None]] = Queue(room)
+    errors: list[BaseException] = []
+    is_over = threading.Event()
+
+    def work() -> None:
+        while not is_over.is_set():
+            with suppress(Empty):
+                there, item = waiting.get(timeout=0.1)
+                if not there:
+                    return
+                try:
+                    use(cast(Item, item))
+                except BaseException as error:
+                    errors.append(error)
+                    return
+
+    def put(item: Item | None, *, there: bool = True) -> None:
+        while True:
+            if errors:
+                raise errors[0]
+            with suppress(Full):
+                waiting.put((there, item), timeout=0.1)
+                return
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield put
+        put(None, there=False)
+        thread.join()
+    finally:
+        is_over.set()
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
@@ -139,25 +244,18 @@ def _decode_file(
     fps = Fraction(settings.fps).limit_denominator(1001)
     total = student.pixel_frames(latents.shape[1])
     with VideoWriter(out, height=height, width=width, fps=fps, crf=settings.crf, overwrite=overwrite) as writer:
-        written = 0
-        for frame in report.track(_frames_of(latents, student), "decoding", total=total):
-            writer.write(frame)
-            written += 1
-    return ReconstructResult(out, written, height, width, fps)
+        pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
+        report.note(f"decoding {pieces}")
+        made = _frames_of(latents, student, pieces, writer.path.parent)
+        with behind(writer.write) as write:
+            for frame in report.track(made, "decoding", total=total):
+                write(frame)
+    return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 
-def _frames_of(latents: Tensor, student: StudentDecoder) -> Iterator[np.ndarray]:
+def _frames_of(latents: Tensor, student: StudentDecoder, pieces: Pieces, aside: Path) -> Iterator[np.ndarray]:
     """Decode (C, t, h, w) of any length to frames (H, W, 3) uint8: those of a decode of the whole, in bounded memory."""
-    height, width = latents.shape[2:]
-    pixels_per_latent = height * width * student.spatial_compression_ratio**2 * student.temporal_compression_ratio
-    length = max(PIXELS_PER_WINDOW // pixels_per_latent, 1)
-    decoder = StreamingDecoder(student)
-    for piece in latents.split(length, dim=1):
-        yield from _checked(decoder.push(piece[None].to(student.device, student.dtype)))
-    yield from _checked(decoder.finish())
-
-
-def _checked(video: Tensor) -> np.ndarray:
-    """(1, 3, T, H, W) as frames (T, H, W, 3) uint8; NonFiniteError where a value is none."""
-    check_finite([video])
-    return to_uint8(video[0])
+    decoder = StreamingDecoder(student, rows=pieces.rows, spill=Spill(aside) if pieces.spill else None)
+    for video in decoder.decode(latents[None].split(pieces.frames, dim=2)):
+        check_finite([video])
+        yield from to_uint8(video[0])

@@ -217,9 +217,10 @@ RESUMABLE_CHANGES = frozenset({"recipe", "steps", "save_every", "sample_every", 
 class ReconstructSettings:
     """`reconstruct`."""
 
-    window: int = 0  # pixel frames encoded and decoded at once, which bounds the memory; 0 takes 17 to 33 by the frame's size
-    overlap: int = 8  # pixel frames that neighbouring windows share and fade over
+    memory: int = 0  # bytes that the process may take (of a GPU: its tensors); 0 takes seven tenths of what is free
     compare: bool = False  # source, teacher and student side by side
+    window: int = 0  # pixel frames that `compare` encodes and decodes at once; 0 takes 17 to 33 by the frame's size
+    overlap: int = 8  # pixel frames that its windows share and fade over
     crf: int = 16  # H.264 quality of the written video
     fps: float = 24.0  # frame rate of a video made from a latents file, which has none
     dtype: str = "fp32"  # fp32, bf16 or fp16

@@ -53,6 +53,10 @@ class Scratch:
             block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
         return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    def clear(self) -> None:
+        """Give it all back."""
+        self._blocks.clear()
+
 
 class Convolution:
     """A k_t x k x k convolution over frames, stride 1: zeros around width and, if asked, height; time must be padded already."""
@@ -78,6 +82,10 @@ class Convolution:
         if not self._has_tiles or frames == 1:
             return self._convolve(x, 1, 0, self.bias, padding)
         return self._by_tiles(x, frames, height, padding)
+
+    def forget(self) -> None:
+        """Drop the weights made ready; they are made again when they are used."""
+        self._ready.clear()
 
     def _by_tiles(self, x: Tensor, frames: int, height: int, padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(frames, height, x.shape[3], self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)

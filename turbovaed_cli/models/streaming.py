@@ -5,9 +5,11 @@ each of them keeps the last frames it was given, and the last rows, and passes o
 pieces in time, and each piece may be cut into stripes of rows: the same pixels, nothing computed twice, no seam.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Protocol, cast
 
 import torch
@@ -37,7 +39,7 @@ class Place:
     end: bool  # no frame follows
 
 
-class _Stage(Protocol):
+class Stage(Protocol):
     """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
 
     def __call__(self, x: Tensor, at: Place) -> Tensor:
@@ -47,6 +49,10 @@ class _Stage(Protocol):
     def behind(self, frames: int) -> int:
         """How many frames are out when `frames` have come in and more will follow."""
         ...
+
+
+Keep = Callable[[], MutableMapping[int, Tensor]]
+_Maker = Callable[[Keep], Stage]
 
 
 class FastDecoder:
@@ -60,11 +66,18 @@ class FastDecoder:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
         self.speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
         self.scratch = Scratch()
+        self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
 
-    def stages(self) -> list[_Stage]:
-        """The decoder as stages that have seen nothing yet; weights are shared."""
-        return [make() for make in self._makers]
+    def stages(self, keep: Keep = dict) -> list[Stage]:
+        """The decoder as stages that have seen nothing yet, and keep frames in what `keep` makes; weights are shared."""
+        return [make(keep) for make in self._makers]
+
+    def forget(self) -> None:
+        """Drop the weights made ready and the memory used again: the next decode makes what it needs."""
+        self.scratch.clear()
+        for kernel in self._kernels:
+            kernel.forget()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
@@ -72,15 +85,14 @@ class FastDecoder:
         decoder, ratio = StreamingDecoder(self, rows=rows), int(self.student.spatial_compression_ratio)
         length, height, width = self.student.pixel_frames(latents.shape[2]), latents.shape[3] * ratio, latents.shape[4] * ratio
         video = torch.empty(latents.shape[0], 3, length, height, width, device=self.device, dtype=self.dtype)
-        pieces, done = latents.split(frames or latents.shape[2], dim=2), 0
-        for number, piece in enumerate(pieces):
-            made = decoder.push(piece, last=number == len(pieces) - 1)
+        done = 0
+        for made in decoder.decode(latents.split(frames or latents.shape[2], dim=2)):
             video[:, :, done : done + made.shape[2]] = made
             done += made.shape[2]
         assert done == length, (done, length)
         return video
 
-    def _makers_of(self, student: StudentDecoder) -> Iterator[Callable[[], _Stage]]:
+    def _makers_of(self, student: StudentDecoder) -> Iterator[_Maker]:
         yield self._convolution(student.conv_in)
         for block in (student.mid_block, *student.up_blocks):
             if hasattr(block, "conv_in"):
@@ -92,7 +104,7 @@ class FastDecoder:
         if student.config.patch_size == 4:
             for upsampler in (student.upsampler2d_1, student.upsampler2d_2):
                 yield self._convolution(upsampler.conv, "silu", shuffled_time=1)
-                yield partial(_Framewise, partial(shuffle, time=1))
+                yield _framewise(partial(shuffle, time=1))
         yield self._convolution(student.conv_out, "silu")
 
     def _kernel(self, convolution: nn.Module, shuffled_time: int = 0) -> Convolution:
@@ -103,31 +115,33 @@ class FastDecoder:
             order = shuffle_order(len(bias), shuffled_time).to(bias.device)
             weight, bias = weight[order], bias[order]
         weight = weight.unsqueeze(2) if weight.ndim == 4 else weight  # 2-D: a convolution of one frame
-        return Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch)
+        self._kernels.append(Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch))
+        return self._kernels[-1]
 
-    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> Callable[[], _Stage]:
-        return partial(_Convolution, self._kernel(convolution, shuffled_time), Preparation(activation), self.scratch)
+    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> _Maker:
+        kernel, prepare = self._kernel(convolution, shuffled_time), Preparation(activation)
+        return lambda keep: _Convolution(kernel, prepare, self.scratch, keep())
 
-    def _branch(self, convolution: nn.Module, activation: str) -> list[Callable[[], _Stage]]:
+    def _branch(self, convolution: nn.Module, activation: str) -> list[_Maker]:
         if not isinstance(convolution, DepthwiseSeparableConv3d):
             return [self._convolution(convolution, activation)]
         pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
-        return [self._convolution(convolution.depthwise_conv, activation), partial(_Framewise, pointwise)]
+        return [self._convolution(convolution.depthwise_conv, activation), _framewise(pointwise)]
 
-    def _residual(self, resnet: ResnetBlock) -> Callable[[], _Stage]:
+    def _residual(self, resnet: ResnetBlock) -> _Maker:
         first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
         makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
         shortcut = None
         if hasattr(resnet, "conv_shortcut"):
             pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
             shortcut = _Shortcut(resnet.norm3, pointwise, self.dtype)
-        return lambda: _Residual([make() for make in makers], shortcut)
+        return lambda keep: _Residual([make(keep) for make in makers], shortcut, keep())
 
-    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[Callable[[], _Stage]]:
+    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[_Maker]:
         yield self._convolution(upsampler.conv, shuffled_time=upsampler.time)
-        yield partial(_Framewise, partial(shuffle, time=upsampler.time), upsampler.time)
+        yield _framewise(partial(shuffle, time=upsampler.time), upsampler.time)
         if upsampler.drop_first_frame:
-            yield _WithoutFirst
+            yield lambda _keep: _WithoutFirst()
 
 
 class StreamingDecoder:
@@ -139,16 +153,18 @@ class StreamingDecoder:
         show(decoder.finish())
 
     `finish` makes it ready for the next clip. The memory it takes is that of the longest chunk and of the few frames that
-    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `student` may be
-    a FastDecoder, which several may share. Raises ShapeError where a chunk does not go with the student or with those before.
+    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `spill` puts what
+    is kept aside while it is not needed. `student` may be a FastDecoder, which several may share.
+    Raises ShapeError where a chunk does not go with the student or with those before it.
     """
 
-    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0) -> None:
+    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0, spill: "Spill | None" = None) -> None:
         self.fast = student if isinstance(student, FastDecoder) else student.ready()
         self.student = self.fast.student
         if rows < 0:
             raise SettingsError(f"rows is {rows}; it cannot be below 0")
-        self.rows = rows
+        self.rows, self._keep = rows, spill.mapping if spill else dict
+        self._most = 1  # latent frames of the longest piece
         self._start()
 
     @property
@@ -161,64 +177,177 @@ class StreamingDecoder:
         return self.student.pixel_frames(many) - frames
 
     @torch.no_grad()
-    def push(self, latents: Tensor, *, last: bool = False) -> Tensor:
-        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine.
-
-        With `last` these are all that are left, as from `finish`, which need not be called then.
-        """
+    def push(self, latents: Tensor) -> Tensor:
+        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine."""
         self._check(latents)
         if self._first is None:
             return self._nothing(latents.shape)
-        frames = self._frames(latents, end=last)
-        if last:
-            self._start()
-        return frames
+        self._most = max(self._most, latents.shape[2])
+        return self._joined([self._clip(clip, latents[i], end=False) for i, clip in enumerate(self._clips)])
 
-    @torch.no_grad()
     def finish(self) -> Tensor:
         """The frames that are left, (B, 3, m, H, W); FrameCountError where no latent frame was pushed."""
+        return torch.cat(list(self.flush()), dim=2)
+
+    @torch.no_grad()
+    def flush(self) -> Iterator[Tensor]:
+        """`finish`, in pieces no larger than those that were pushed."""
         if self._first is None:
             raise FrameCountError("no latents were pushed, so there is nothing to finish")
-        batch, channels, _, height, width = self._first
-        return self.push(torch.empty(batch, channels, 0, height, width, device=self.fast.device), last=True)
+        flushes = [self._flush(clip) for clip in self._clips]
+        yield self._nothing(self._first)
+        for frames in zip(*flushes, strict=True):
+            yield self._joined(frames)
+        self._start()
+
+    @torch.no_grad()
+    def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The frames of one clip whose latents come in `pieces`: those of `push` and `flush`."""
+        pieces = iter(pieces)
+        before = next(pieces, None)
+        for piece in pieces:
+            assert before is not None
+            yield self.push(before)
+            before = piece
+        if before is None:
+            raise FrameCountError("no latents were pushed, so there is nothing to finish")
+        if self._first is None:  # all in one piece: nothing has to be kept for what follows
+            self._check(before)
+            yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
+            self._start()
+            return
+        yield self.push(before)
+        yield from self.flush()
 
     def _start(self) -> None:
-        self._clips: list[list[_Stage]] = []
+        self._clips: list[list[Stage]] = []
         self._first: torch.Size | None = None
 
     def _check(self, latents: Tensor) -> None:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages() for _ in range(latents.shape[0])]
+            self._clips = [self.fast.stages(self._keep) for _ in range(latents.shape[0])]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
             )
 
-    def _frames(self, latents: Tensor, *, end: bool) -> Tensor:
-        latents = latents.to(self.fast.device, self.fast.dtype)
-        made = [self._clip(stages, clip, end=end) for stages, clip in zip(self._clips, latents, strict=True)]
-        return made[0][None] if len(made) == 1 else torch.stack(made)
+    def _joined(self, clips: Sequence[Tensor]) -> Tensor:
+        return clips[0][None] if len(clips) == 1 else torch.stack(list(clips))
 
-    def _clip(self, stages: Sequence[_Stage], latents: Tensor, *, end: bool) -> Tensor:
+    def _clip(self, stages: Sequence[Stage], latents: Tensor, *, end: bool) -> Tensor:
         """(C, n, h, w) of one clip to (3, m, H, W)."""
-        height = latents.shape[2]
+        latents = latents.to(self.fast.device, self.fast.dtype)
         frames = latents.movedim(1, 0).contiguous(memory_format=torch.channels_last)
-        stripes = frames.split(self.rows or height, dim=2)
-        made = []
-        for number, stripe in enumerate(stripes):
-            x = stripe
-            at = Place(number, number == 0, number == len(stripes) - 1, end)
-            for stage in stages:
-                x = stage(x, at)
-            made.append(x)
+        return self._through(stages, frames.split(self.rows or frames.shape[2], dim=2), end=end)
+
+    def _through(self, stages: Sequence[Stage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
+        """One piece, stripe by stripe, to (3, m, H, W)."""
+        made = [_run(stages, stripe, at) for at, stripe in _places(stripes, end=end)]
         return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
+
+    def _flush(self, stages: Sequence[Stage]) -> Iterator[Tensor]:
+        """Of one clip, stage by stage: what the end makes it give goes through those behind it in pieces."""
+        assert self._first is not None
+        _, channels, _, height, width = self._first
+        x = torch.empty(0, channels, height, width, device=self.fast.device, dtype=self.fast.dtype)
+        stripes: Sequence[Tensor] = x.split(self.rows or height, dim=2)
+        most = self._most
+        for number, stage in enumerate(stages):
+            left = [stage(x, at) for at, x in _places(stripes, end=True)]
+            most *= getattr(stage, "time", 1)
+            pieces = zip(*[x.split(most) for x in left], strict=True) if left[0].shape[0] else ()
+            for piece in pieces:
+                yield self._through(stages[number + 1 :], piece, end=False)
+            stripes = [x[:0] for x in left]
 
     def _nothing(self, shape: torch.Size) -> Tensor:
         batch, _, _, height, width = shape
         ratio = int(self.student.spatial_compression_ratio)
         return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self.fast.device, dtype=self.fast.dtype)
+
+
+class Spill:
+    """Where frames that convolutions keep lie until they are needed: a file without a name, read and written as a whole."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as this does
+        self._end = 0  # bytes
+
+    def mapping(self) -> MutableMapping[int, Tensor]:
+        """Something like a dict of tensors."""
+        return _Spilled(self)
+
+    def place(self, size: int) -> int:
+        """Where `size` bytes may lie that nobody else uses."""
+        self._end += size
+        return self._end - size
+
+    def write(self, place: int, data: Tensor) -> None:
+        """The bytes (n,) of `data`."""
+        self._file.seek(place)
+        view = data.numpy().data
+        while len(view):
+            view = view[self._file.write(view) :]
+
+    def read(self, place: int, data: Tensor) -> None:
+        """The same back, into `data`."""
+        self._file.seek(place)
+        view = data.numpy().data
+        while len(view):
+            count = self._file.readinto(view)
+            assert count, "the spilled file has shrunk"
+            view = view[count:]
+
+
+class _Spilled(MutableMapping[int, Tensor]):
+    """Tensors in channels_last memory, by number, each in its place in a Spill; on no device but the CPU if that is asked for."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # where, and how many bytes fit
+
+    def __setitem__(self, key: int, frames: Tensor) -> None:
+        self._known[key] = frames.shape, frames.dtype, frames.device
+        if frames.device.type == "meta" or not frames.numel():
+            return
+        data = frames.permute(0, 2, 3, 1).contiguous().cpu().flatten().view(torch.uint8)
+        if key not in self._places or self._places[key][1] < data.numel():
+            self._places[key] = self._spill.place(data.numel()), data.numel()
+        self._spill.write(self._places[key][0], data)
+
+    def __getitem__(self, key: int) -> Tensor:
+        (n, channels, height, width), dtype, device = self._known[key]
+        frames = torch.empty(n, height, width, channels, dtype=dtype, device="meta" if device.type == "meta" else "cpu")
+        if frames.numel() and device.type != "meta":
+            self._spill.read(self._places[key][0], frames.flatten().view(torch.uint8))
+        return frames.to(device).permute(0, 3, 1, 2)
+
+    def __delitem__(self, key: int) -> None:
+        del self._known[key]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _run(stages: Iterable[Stage], x: Tensor, at: Place) -> Tensor:
+    for stage in stages:
+        x = stage(x, at)
+    return x
+
+
+def _places(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Place, Tensor]]:
+    for number, stripe in enumerate(stripes):
+        yield Place(number, number == 0, number == len(stripes) - 1, end), stripe
+
+
+def _framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> _Maker:
+    return lambda _keep: _Framewise(layer, time)
 
 
 class _Framewise:
@@ -237,9 +366,9 @@ class _Framewise:
 class _Convolution:
     """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
 
-    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch) -> None:
+    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: MutableMapping[int, Tensor]) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
-        self.kept: dict[int, Tensor] = {}  # the last frames of each stripe
+        self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
 
     def __call__(self, x: Tensor, at: Place) -> Tensor:
@@ -296,15 +425,13 @@ class _Shortcut:
 class _Residual:
     """A branch, and the input that waits for it."""
 
-    def __init__(self, branch: Sequence[_Stage], shortcut: _Shortcut | None) -> None:
+    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: MutableMapping[int, Tensor]) -> None:
         self.branch, self.shortcut = branch, shortcut
-        self.waiting: dict[int, Tensor] = {}  # frames of each stripe that the branch has not caught up with
+        self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
     def __call__(self, x: Tensor, at: Place) -> Tensor:
-        y = x
-        for stage in self.branch:
-            y = stage(y, at)
+        y = _run(self.branch, x, at)
         straight = self.shortcut(x) if self.shortcut else x
         before = self.waiting.pop(at.stripe, None)
         if before is not None and before.shape[0]:

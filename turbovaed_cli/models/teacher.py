@@ -77,6 +77,11 @@ class Teacher(nn.Module):
             raise ShapeError(f"video has {channels} channels; a teacher encodes RGB (B, 3, T, H, W)")
         self.spec.check_frames(frames)
         self.spec.check_size(height, width)
+        return self.posterior(video)
+
+    @torch.no_grad()
+    def posterior(self, video: Tensor) -> Posterior:
+        """What the class says of a video, whatever its shape."""
         encoded = self.vae.encode(video.to(self.device, self.dtype))
         if isinstance(encoded, Tensor):
             return Posterior(encoded, torch.zeros_like(encoded))

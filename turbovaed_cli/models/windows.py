@@ -39,12 +39,17 @@ def windows_of(frames: Iterable[np.ndarray], length: int, overlap: int) -> Itera
         window = window[-overlap:] + following if overlap else following
 
 
+def pad_size(video: Tensor, size: tuple[int, int]) -> Tensor:
+    """Repeat the right and bottom edges of (3, T, H, W) up to `size` (H, W)."""
+    height, width = video.shape[-2:]
+    return functional.pad(video, (0, size[1] - width, 0, size[0] - height), mode="replicate")
+
+
 def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
     """Repeat the last frame and the right and bottom edges of (3, T, H, W) until the teacher takes it."""
     _, frames, height, width = video.shape
     more_frames = spec.frames.at_least(frames) - frames
-    ratio = spec.space_ratio
-    video = functional.pad(video, (0, -width % ratio, 0, -height % ratio), mode="replicate")
+    video = pad_size(video, (height + -height % spec.space_ratio, width + -width % spec.space_ratio))
     return torch.cat([video, video[:, -1:].expand(-1, more_frames, -1, -1)], dim=1)
 
 
@@ -52,12 +57,16 @@ def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDec
     """Encode (T, H, W, 3) uint8 and decode with the student, and with the teacher in front if asked: each (3, T, H, W), clamped, fp32."""
     num_frames, height, width, _ = frames.shape
     latents = teacher.encode(pad_to_valid(to_model(frames), teacher.spec)[None]).mean
-    with torch.no_grad():
-        decoded = [student(latents.to(student.dtype))]
-    if with_teacher:
-        decoded.insert(0, teacher.decode(latents))
+    decoded = [teacher.decode(latents)] if with_teacher else []
+    decoded.append(decode_without_gradients(student, latents))
     check_finite(decoded)
     return [video[0, :, :num_frames, :height, :width].float().clamp(-1, 1).cpu() for video in decoded]
+
+
+@torch.no_grad()
+def decode_without_gradients(student: StudentDecoder, latents: Tensor) -> Tensor:
+    """`student.decode` of latents in whatever precision they come, (B, 3, T, H, W)."""
+    return student.decode(latents.to(student.dtype), return_dict=False)[0]
 
 
 def check_finite(videos: Iterable[Tensor]) -> None:
