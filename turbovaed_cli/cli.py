@@ -444,6 +444,16 @@ def distill(
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
     sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing", help="Recompute activations: less memory for large crops, more time, the same bits."
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile", help="torch.compile the student; the first step of every stage takes a minute or more."),
+    ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
@@ -470,6 +480,7 @@ def distill(
         "teacher_weight": teacher_weight, "adversarial_weight": adversarial_weight, "posterior": posterior, "start": start,
         "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
+        "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
     }  # fmt: skip
     settings = read_recipe(recipe)
     if optimizer not in (None, settings.optimizer) and lr is None:

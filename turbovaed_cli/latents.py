@@ -9,7 +9,7 @@ A shard counts only with its .json, which is written after it: what a killed pro
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,6 +110,17 @@ class Batch:
     mean: Tensor | None = None
     std: Tensor | None = None
     windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
+    noise: Tensor | None = None  # standard normal (B, C, t, h, w), where the posterior is sampled
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in (self.video, self.mean, self.std, self.noise) if tensor is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
+        return Batch(change(self.video), mean, std, self.windows, noise)
 
     def counted(self, video: Tensor) -> Tensor:
         """The part of each clip of (B, 3, T, H, W) that losses look at."""

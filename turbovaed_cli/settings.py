@@ -54,6 +54,9 @@ class Stage:
     teacher_weight: float = 0.0  # of L1 to the teacher's own decode, beside L1 to the source; 0 never decodes it whole
     adversarial_weight: float = 0.0  # of the 3-D PatchGAN's hinge loss, times the adaptive weight; 0 has no discriminator
     posterior: str = "sample"  # sample from the posterior, or its mean
+    gradient_checkpointing: bool = (
+        False  # keep no activations inside blocks: less memory for large crops, more time, the same bits
+    )
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ class DistillSettings:
     discriminator_channels: int = 32  # width of the first layer of the 3-D PatchGAN
     discriminator_lr: float = 1e-4  # AdamW learning rate of the 3-D PatchGAN
     dtype: str = "auto"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler); auto takes bf16 where the device has it
+    compile: bool = (
+        False  # torch.compile the student's forward and backward; other last bits, and a slow first step of each stage
+    )
     device: str = "auto"  # auto, cpu, cuda or mps
     seed: int = 0  # of everything random
     save_every: int = 500  # steps between checkpoints
@@ -192,7 +198,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
         if name not in known:
             raise SettingsError(f"{where} has an unknown field {name!r}", f"known: {', '.join(known)}")
         wanted = get_type_hints(settings_class)[name]
-        if wanted in (int, float, str):
+        if wanted in (bool, int, float, str):
             if type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise SettingsError(f"{where}: {name} is {value!r}, not {wanted.__name__}")
             typed[name] = wanted(value)
@@ -210,7 +216,9 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 
 
 # What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
-RESUMABLE_CHANGES = frozenset({"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where"})
+RESUMABLE_CHANGES = frozenset(
+    {"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where", "gradient_checkpointing"}
+)
 
 
 @dataclass(frozen=True)
