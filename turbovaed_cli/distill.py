@@ -129,7 +129,7 @@ def distill(
     settings = _settle(settings, folder, device, report)
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
-    perceptual = {name: perceptual_loss(name, device) for name in wanted | {"none"}}
+    perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if latents is None:
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, report)
