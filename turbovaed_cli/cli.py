@@ -358,7 +358,12 @@ def cache_latents(
     ] = CacheSettings.clips_per_video,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Clips encoded at once.")] = CacheSettings.batch_size,
     shard_mb: Annotated[int, typer.Option("--shard-mb", help="Size at which a shard is closed.")] = CacheSettings.shard_mb,
-    dtype: Dtype = CacheSettings.dtype,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype", help="fp32, bf16 or fp16; bf16 moves latents by 5 % on the embedded teacher, others not measured."
+        ),
+    ] = CacheSettings.dtype,
     device: Device = CacheSettings.device,
     workers: Annotated[int, typer.Option("--workers", help="Videos read ahead of the encoder.")] = CacheSettings.workers,
     dry_run: DryRun = False,
@@ -378,10 +383,11 @@ def cache_latents(
         console.print_json(result)
     else:
         verb = "would encode" if dry_run else "encoded"
+        busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
         console.print_table(
             "Latent cache",
-            [verb, "already there", "skipped", "folder"],
-            [(result.encoded, result.found, len(result.skipped), out)],
+            [verb, "already there", "skipped", "encoder busy", "folder"],
+            [(result.encoded, result.found, len(result.skipped), busy, out)],
         )
         if not dry_run:
             console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")

@@ -27,7 +27,9 @@ class CacheSettings:
     clips_per_video: int = 0  # at most this many, evenly spread; 0 takes as many as fit without overlap
     batch_size: int = 1  # clips encoded at once
     shard_mb: int = 256  # a shard is closed when it has grown to this size
-    dtype: str = "fp32"  # precision of the teacher's encoder
+    dtype: str = (
+        "fp32"  # precision of the teacher's encoder; bf16 is not exact enough for the embedded one (benchmarks/cache_latents.py)
+    )
     device: str = "auto"  # auto, cpu, cuda or mps
     workers: int = 2  # threads that read videos ahead of the encoder
 
