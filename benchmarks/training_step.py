@@ -1,14 +1,16 @@
 """A distillation step beside the work of the published loop: steps per second, FLOPs, peak memory, and what a step is made of.
 
     python benchmarks/training_step.py [ltx hunyuan cogvideox video-dc-ae] [--frames 17] [--size 256] [--channels-divisor 4]
-        [--device cpu] [--perceptual lpips|ssim|none] [--rounds 5] [--threads 2] [--json]
+        [--device cpu] [--perceptual lpips|ssim|none] [--rounds 5] [--threads 2] [--compile] [--json]
     python benchmarks/training_step.py hunyuan --only flops
 
 The published loop encodes, decodes with the whole teacher for its features, runs the student, and minimises L1, LPIPS (VGG) and
 features, in fp32. Ours is `distill`'s own step with the same losses: uncached (from pixels) and cached (from latents), in fp32
-and in what `--dtype auto` takes here. All ways take turns in one process, on one clip; ratios are medians, with the
-smallest and the largest. Weights are random, LPIPS's too. FLOPs are counted at full size on torch's meta device. For time and
-memory on a CPU every network is narrower by `--channels-divisor`, LPIPS too; memory is measured in a process per way.
+and in what `--dtype auto` takes here; the last one recomputes activations (--gradient-checkpointing). All ways take turns in
+one process, on one clip; ratios are medians, with the smallest and the largest. Weights are random, LPIPS's too. With one
+thread, seconds are CPU seconds, which nothing else that runs on the machine adds to.
+FLOPs are counted at full size on torch's meta device. For time and memory on a CPU every network is narrower by
+`--channels-divisor`, LPIPS too. Memory is measured in a process per way.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,27 +156,39 @@ def flops_of(spec: ModelSpec, perceptual: str) -> dict[str, float]:
 # --- time and memory ----------------------------------------------------------------------------------------------
 
 
-def ways_of(device: torch.device) -> dict[str, tuple[type[Trainer], bool, str]]:
-    """Name: (loop, whether latents are cached, precision)."""
-    best = auto_dtype(device)
-    ways: dict[str, tuple[type[Trainer], bool, str]] = {"published, fp32": (PublishedLoop, False, "fp32")}
+@dataclass(frozen=True)
+class Way:
+    """One way of making a step."""
+
+    loop: type[Trainer]
+    cached: bool  # from latents, not from pixels
+    dtype: str
+    saves_memory: bool = False  # gradient checkpointing
+    compiled: bool = False
+
+
+def ways_of(options: argparse.Namespace) -> dict[str, Way]:
+    best = auto_dtype(resolve_device(options.device))
+    ways = {"published, fp32": Way(PublishedLoop, False, "fp32")}
     for dtype in dict.fromkeys(("fp32", best)):
-        ways |= {f"uncached, {dtype}": (Trainer, False, dtype), f"cached, {dtype}": (Trainer, True, dtype)}
+        ways |= {f"uncached, {dtype}": Way(Trainer, False, dtype), f"cached, {dtype}": Way(Trainer, True, dtype)}
+    ways[f"cached, {best}, gradient checkpointing"] = Way(Trainer, True, best, saves_memory=True)
+    if options.compile:
+        ways[f"cached, {best}, compiled"] = Way(Trainer, True, best, compiled=True)
     return ways
 
 
-def trainer_of(spec: ModelSpec, way: tuple[type[Trainer], bool, str], options: argparse.Namespace, teacher: Teacher) -> Trainer:
-    kind, _, dtype = way
-    device, precision = resolve_device(options.device), resolve_dtype(dtype)
+def trainer_of(spec: ModelSpec, way: Way, options: argparse.Namespace, teacher: Teacher) -> Trainer:
+    device, precision = resolve_device(options.device), resolve_dtype(way.dtype)
     stage = Stage("step", steps=10**6, accumulation=1, lr=1e-5, perceptual=options.perceptual)
-    stage = replace(stage, gradient_checkpointing=options.gradient_checkpointing)
-    settings = DistillSettings((stage,), dtype=dtype, device=options.device, compile=options.compile)
+    stage = replace(stage, gradient_checkpointing=way.saves_memory)
+    settings = DistillSettings((stage,), dtype=way.dtype, device=options.device, compile=way.compiled)
     torch.manual_seed(0)
     widths = narrower(spec.student.config["decoder_block_out_channels"], options.channels_divisor)
     student = build_student({**spec.student.config, "decoder_block_out_channels": widths}).to(device)
     state = TrainingState(student, build_heads(student, teacher, spec.student.pairs), settings, device)
     perceptual = {options.perceptual: perceptual_of(options.perceptual, options.channels_divisor, device, precision)}
-    return kind(teacher, state, [], [None], perceptual, settings, device, precision)
+    return way.loop(teacher, state, [], [None], perceptual, settings, device, precision)
 
 
 def teacher_of(spec: ModelSpec, options: argparse.Namespace) -> Teacher:
@@ -190,11 +204,12 @@ def batch_of(spec: ModelSpec, teacher: Teacher, options: argparse.Namespace, *, 
 
 
 def seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     wait_for(device)
-    began = time.perf_counter()
+    began = clock()
     call()
     wait_for(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def wait_for(device: torch.device) -> None:
@@ -205,26 +220,28 @@ def wait_for(device: torch.device) -> None:
 def timed(spec: ModelSpec, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a whole optimizer step, way by way in turns; a first round warms up."""
     teacher = teacher_of(spec, options)
-    ways = ways_of(teacher.device)
+    ways = ways_of(options)
     trainers = {name: trainer_of(spec, way, options, teacher) for name, way in ways.items()}
     batches = {cached: batch_of(spec, teacher, options, cached=cached) for cached in (False, True)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.rounds + 1):
         for name, trainer in trainers.items():
-            batch = iter([((0, turn), batches[ways[name][1]])])
+            batch = iter([((0, turn), batches[ways[name].cached])])
             took = seconds_of(lambda trainer=trainer, batch=batch: trainer.learn(batch), teacher.device)
             if turn:
                 seconds[name].append(took)
+            elif ways[name].compiled:
+                say(options, f"{spec.name} {name}: its first step took {took:.0f} s")
     return seconds
 
 
 def peak_of(spec: ModelSpec, options: argparse.Namespace) -> float:
     """Peak MB of a step of `options.one`, in this process of its own, behind a step that made the optimizer's state."""
     teacher = teacher_of(spec, options)
-    way = ways_of(teacher.device)[options.one]
+    way = ways_of(options)[options.one]
     trainer = trainer_of(spec, way, options, teacher)
-    batch = batch_of(spec, teacher, options, cached=way[1])
-    if way[1]:
+    batch = batch_of(spec, teacher, options, cached=way.cached)
+    if way.cached:
         teacher.drop_encoder()
     trainer.learn(iter([((0, 0), batch)]))
     forget_peak(teacher.device)
@@ -245,7 +262,7 @@ def parts_of(spec: ModelSpec, options: argparse.Namespace, *, cached: bool) -> d
     """Median seconds of the parts of our step, each alone, in `--dtype auto`."""
     teacher = teacher_of(spec, options)
     dtype = auto_dtype(teacher.device)
-    trainer = trainer_of(spec, (Trainer, cached, dtype), options, teacher)
+    trainer = trainer_of(spec, Way(Trainer, cached, dtype), options, teacher)
     batch, stage, state = batch_of(spec, teacher, options, cached=cached), trainer.settings.stages[0], trainer.state
     pairs, device = state.heads.pairs, teacher.device
     taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
@@ -294,7 +311,7 @@ def parts_of(spec: ModelSpec, options: argparse.Namespace, *, cached: bool) -> d
 def waiting(spec: ModelSpec, options: argparse.Namespace, folder: Path, *, cached: bool) -> tuple[float, float]:
     """(seconds to read one clip, share of the time that steps waited for data read ahead), over `rounds` steps in `--dtype auto`."""
     teacher = teacher_of(spec, options)
-    trainer = trainer_of(spec, (Trainer, cached, auto_dtype(teacher.device)), options, teacher)
+    trainer = trainer_of(spec, Way(Trainer, cached, auto_dtype(teacher.device)), options, teacher)
     frames, size = spec.teacher.frames.at_least(options.frames), (options.size, options.size)
     stream: Any = cache_in(folder / "cache", teacher, frames, size) if cached else clips_in(folder, frames, size)
     trainer.streams = [stream]
@@ -369,7 +386,7 @@ def report_time(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def report_memory(spec: ModelSpec, options: argparse.Namespace) -> dict[str, float]:
-    ways = ways_of(resolve_device(options.device))
+    ways = ways_of(options)
     turns = [{way: in_a_child(spec.name, way) for way in ways} for _ in range(options.rounds)]
     peaks = {way: statistics.median(turn[way] for turn in turns) for way in ways}
     first = peaks["published, fp32"]
@@ -413,8 +430,7 @@ def main() -> None:
     parser.add_argument("--channels-divisor", type=int, default=0, help="default: 4 on a CPU, 1 elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--perceptual", default="lpips", choices=("lpips", "ssim", "none"), help="on both sides")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides")
-    parser.add_argument("--compile", action="store_true", help="the student, on both sides")
+    parser.add_argument("--compile", action="store_true", help="also a compiled student, which takes minutes to compile")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--only", nargs="+", choices=[*REPORTS], default=[*REPORTS])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.distill import Trainer, distill
+from turbovaed_cli.distill import Trainer, _waits_in_words, distill
 from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
@@ -153,6 +153,11 @@ def test_every_step_says_what_it_waited_for_and_the_memory_it_took(run):
         row = json.loads(line)
         assert 0 <= row["data_seconds"] <= row["seconds"]
         assert row["peak_mb"] > 100
+
+
+def test_a_run_that_waits_for_data_is_told_what_to_do():
+    assert _waits_in_words(9.0, 100.0, 2) == _waits_in_words(0.0, 0.0, 2) == ""
+    assert _waits_in_words(30.0, 100.0, 2).startswith("steps waited 30% of their time for data; --workers 4")
 
 
 def test_only_waiting_is_counted_as_waiting(monkeypatch):

@@ -55,6 +55,7 @@ from turbovaed_cli.video import to_model, to_uint8
 from turbovaed_cli.weights import Consent, no_consent
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
+WORTH_SAYING = 0.1  # share of the steps' time
 FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
 
 
@@ -334,7 +335,7 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
     """Run the steps that are left, logging and saving; returns the last step's losses."""
     settings, state = trainer.settings, trainer.state
     losses: dict[str, float] = {}
-    first = state.step
+    first, spent = state.step, 0.0
     batches = Waited(read_ahead(trainer.batch_at, passes_from(settings.stages, first), settings.workers))
     with _stop_requests() as stop:
         for step in report.track(range(first, settings.steps), "distilling", total=settings.steps, start=first):
@@ -345,6 +346,7 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
             started, waited = time.perf_counter(), batches.seconds
             losses = trainer.learn(batches)
             seconds = time.perf_counter() - started
+            spent += seconds
             finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
             line = {"step": step + 1, "stage": at.stage.name, **finite, "data": trainer.data_of(at.index)}
             line |= {"seconds": seconds, "data_seconds": batches.seconds - waited, "peak_mb": peak_mb(trainer.device)}
@@ -362,7 +364,17 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
             if asked_to_stop and not last:
                 hint = "the same command goes on from there"
                 raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop[0], hint)
+    if waits := _waits_in_words(batches.seconds, spent, settings.workers):
+        report.note(waits)
     return losses
+
+
+def _waits_in_words(waited_s: float, spent_s: float, workers: int) -> str:
+    """What to say of steps that waited for data; nothing where they hardly did."""
+    if waited_s <= WORTH_SAYING * spent_s:
+        return ""
+    share = f"steps waited {waited_s / spent_s:.0%} of their time for data"
+    return f"{share}; --workers {max(2 * workers, 2)} reads more ahead, and cache-latents decodes no video while it trains"
 
 
 def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, report: Reporter) -> None:
