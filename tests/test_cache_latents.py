@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import make_video
 
-from turbovaed_cli.cache_latents import cache_latents, plan_clips
+from turbovaed_cli.background import Background
+from turbovaed_cli.cache_latents import BusyClock, cache_latents, plan_clips
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.latents import LatentCache, committed_shards, item_at, read_latents
-from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_latents
+from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.video import probe, read_clip
+from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
 
@@ -55,6 +56,80 @@ def test_again_encodes_nothing_and_changes_no_byte(cache, ltx_teacher, videos):
     result = cache_latents(find_model(ltx_teacher), videos, out, SMALL)
     assert (result.encoded, result.found) == (0, 7)
     assert {path: sha256_of(path) for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_the_bytes_are_those_of_reading_encoding_and_writing_one_after_the_other(ltx_teacher, videos, tmp_path):
+    """Whatever the number of readers; shards are cut at the same places."""
+    spec, settings = find_model(ltx_teacher), CacheSettings(frames=9, size=(128, 128), shard_mb=1, batch_size=2, workers=3)
+    cache_latents(spec, videos, tmp_path / "c", settings)
+    teacher = load_teacher(ltx_teacher)
+    made_by = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    made_by.pop("schema_version")
+    clips = [clip for path in list_videos(videos) for clip in plan_clips(probe(path), settings)]
+    with CacheWriter(tmp_path / "serial", made_by, shard_mb=1) as writer:
+        for pair in (clips[i : i + 2] for i in range(0, len(clips), 2)):
+            frames = [read_clip_uint8(clip.path, 9, clip.size, start=clip.start) for clip in pair]
+            posterior = teacher.encode(torch.stack([to_model(one) for one in frames]))
+            for clip, mean, std, pixels in zip(pair, posterior.mean, posterior.std, frames, strict=True):
+                writer.add(clip, mean, std[:1], torch.from_numpy(pixels))
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "c" / "shards").iterdir()}
+    assert len(shards) > 2
+    assert shards == {path.name: path.read_bytes() for path in (tmp_path / "serial" / "shards").iterdir()}
+
+
+def test_the_share_of_time_that_the_encoder_was_busy_starts_behind_its_first_batch(cache, ltx_teacher, videos, tmp_path):
+    assert 0 < cache[1].encoder_busy <= 1
+    one = CacheSettings(frames=9, size=(64, 64), batch_size=99)
+    assert cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", one).encoder_busy is None
+    clock = BusyClock()
+    for seconds, ended in ((9.0, 10.0), (2.0, 13.0), (1.0, 14.0)):
+        clock.add(seconds, ended)
+    assert clock.share == 0.75
+
+
+def test_what_the_writer_thread_cannot_do_is_raised_and_what_was_written_before_stays(ltx_teacher, videos, tmp_path, monkeypatch):
+    added = []
+    add = CacheWriter.add
+
+    def full_from_the_third_on(self, source, *pieces):
+        if len(added) == 3:
+            raise OSError(28, "No space left on device")
+        added.append(source.key)
+        add(self, source, *pieces)
+
+    monkeypatch.setattr(CacheWriter, "add", full_from_the_third_on)
+    with pytest.raises(OSError, match="No space left"):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL)
+    monkeypatch.undo()
+    assert {clip["key"] for clip in LatentCache(tmp_path / "c").clips} == set(added) and len(added) == 3
+    assert cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL).found == 3
+
+
+def test_an_interrupt_keeps_every_clip_that_was_encoded(ltx_teacher, videos, tmp_path, monkeypatch):
+    encoded, encode = [], Teacher.encode
+
+    def interrupted(self, video):
+        if len(encoded) == 4:
+            raise KeyboardInterrupt
+        encoded.append(encode(self, video))
+        return encoded[-1]
+
+    monkeypatch.setattr(Teacher, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL)
+    assert len(LatentCache(tmp_path / "c")) == 4
+
+
+def test_work_in_the_background_is_done_in_order_while_more_is_given():
+    import threading
+
+    done, may_go = [], threading.Event()
+    with Background(lambda item: may_go.wait(60) and done.append(item), most_waiting=2) as give:
+        for item in range(3):  # one at work and two waiting: none of these calls waits
+            give(item)
+        assert done == []
+        may_go.set()
+    assert done == [0, 1, 2]
 
 
 def test_a_lost_shard_is_encoded_again_and_nothing_else(ltx_teacher, videos, tmp_path):

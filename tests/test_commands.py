@@ -58,8 +58,10 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     code, out, err = turbovaed(*train, "2", "--json")
     assert code == 0, err
     assert json.loads(out)["step"] == 2
-    code, out, err = turbovaed(*train, "3")
+    code, out, err = turbovaed(*train, "3", "--gradient-checkpointing")
     assert code == 0 and "resumed from 2" in out and "resumed from step 2" in err
+    stages = json.loads((run / "config.json").read_text())["settings"]["stages"]
+    assert all(stage["gradient_checkpointing"] for stage in stages)
 
     code, out, err = turbovaed("eval", "--model", run, "--data", videos, *SMALL, "--json")
     assert code == 0, err

@@ -8,16 +8,18 @@ import torch
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.distill import distill
+from turbovaed_cli.distill import Trainer, _waits_in_words, distill
 from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.student import StudentDecoder, load_student
-from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
-from turbovaed_cli.training.data import VideoClips
+from turbovaed_cli.training.alignment import AlignmentHeads
+from turbovaed_cli.training.data import VideoClips, Waited
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
+from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.video import list_videos, probe
 
 TINY = DistillSettings(
@@ -122,6 +124,63 @@ def test_without_alignment_no_teacher_is_decoded(ltx_teacher, cache, small_stude
     settings = TINY.with_changes(steps=1, feature_weight=0, sample_every=0)
     result = distill(find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
     assert not [name for name in result.losses if name.startswith("feature")]
+
+
+def test_teacher_features_are_computed_in_the_precision_that_trains(ltx_teacher, cache, small_student, tmp_path, monkeypatch):
+    seen, original = [], Teacher.features
+    monkeypatch.setattr(Teacher, "features", lambda self, *given: seen.append(original(self, *given)) or seen[-1])
+    for dtype in ("fp32", "bf16"):
+        settings = TINY.with_changes(steps=1, accumulation=1, dtype=dtype, sample_every=0)
+        distill(find_model(ltx_teacher), tmp_path / dtype, latents=cache, settings=settings, student_config=small_student)
+    (_, fp32, _, bf16) = seen  # each run builds its heads first
+    assert {feature.dtype for feature in fp32.values()} == {torch.float32}
+    assert {feature.dtype for feature in bf16.values()} == {torch.bfloat16}
+
+
+def test_from_cached_latents_the_encoder_is_dropped_and_from_videos_it_is_not(
+    ltx_teacher, videos, cache, small_student, tmp_path, monkeypatch
+):
+    seen, original = [], Teacher.decode
+    monkeypatch.setattr(Teacher, "decode", lambda self, latents: seen.append(self.vae.encoder is None) or original(self, latents))
+    settings = TINY.with_changes(steps=1, accumulation=1)
+    for name, given in (("cached", {"latents": cache}), ("videos", {"data": videos})):
+        distill(find_model(ltx_teacher), tmp_path / name, settings=settings, student_config=small_student, **given)
+    assert set(seen[: len(seen) // 2]) == {True} and set(seen[len(seen) // 2 :]) == {False}
+
+
+def test_every_step_says_what_it_waited_for_and_the_memory_it_took(run):
+    for line in (run[0] / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert 0 <= row["data_seconds"] <= row["seconds"]
+        assert row["peak_mb"] > 100
+
+
+def test_a_run_that_waits_for_data_is_told_what_to_do():
+    assert _waits_in_words(9.0, 100.0, 2) == _waits_in_words(0.0, 0.0, 2) == ""
+    assert _waits_in_words(30.0, 100.0, 2).startswith("steps waited 30% of their time for data; --workers 4")
+
+
+def test_only_waiting_is_counted_as_waiting(monkeypatch):
+    clock = iter([0.0, 2.0, 10.0, 11.0, 20.0, 20.5])  # before and behind every item, and the end
+    monkeypatch.setattr("turbovaed_cli.training.data.time.perf_counter", lambda: next(clock))
+    waited = Waited(iter("ab"))
+    assert list(waited) == ["a", "b"]
+    assert waited.seconds == 3.5
+
+
+def test_a_batch_comes_with_the_noise_of_its_number_only_where_it_is_sampled(ltx_teacher, cache, videos, small_student):
+    """The same for cached latents, whose shape is there, and for videos, whose latents are yet to be made."""
+    teacher, device = load_teacher(ltx_teacher), torch.device("cpu")
+    state = TrainingState(build_student(small_student), AlignmentHeads((), ()), TINY, device)
+    clips = VideoClips([probe(path) for path in list_videos(videos)], 9, (64, 64), 1)
+
+    def batch(stream, number, settings=TINY):
+        return Trainer(teacher, state, [stream], [None], {}, settings, device, torch.float32).batch_at((0, number))
+
+    cached, read = batch(LatentCache(cache), 3), batch(clips, 3)
+    assert cached.noise.shape == cached.mean.shape and torch.equal(cached.noise, read.noise)
+    assert not torch.equal(cached.noise, batch(clips, 4).noise)
+    assert batch(clips, 3, TINY.with_changes(posterior="mean")).noise is None
 
 
 def test_nan_stops_before_the_step_and_says_where(ltx_teacher, cache, small_student, tmp_path, monkeypatch):
@@ -425,11 +484,13 @@ def test_every_recipe_is_a_schedule_that_names_itself(name):
 def test_a_schedule_of_ones_own_comes_from_toml(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
-        'ema_decay = 0.99\nseed = 4\n[[stages]]\nname = "a"\nsteps = 5\nlr = 1\n[[stages]]\nname = "b"\ncrop = [64, 64]\n'
+        'ema_decay = 0.99\nseed = 4\n[[stages]]\nname = "a"\nsteps = 5\nlr = 1\n'
+        '[[stages]]\nname = "b"\ncrop = [64, 64]\ngradient_checkpointing = true\n'
     )
     settings = read_recipe(str(path))
     assert settings.recipe == "mine" and settings.ema_decay == 0.99 and settings.seed == 4
     assert settings.stages[0].lr == 1.0 and settings.stages[1].crop == (64, 64)
+    assert [stage.gradient_checkpointing for stage in settings.stages] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -441,6 +502,7 @@ def test_a_schedule_of_ones_own_comes_from_toml(tmp_path):
         ("[[stages]]\nname = 'a'\nsteps = 'many'", "steps is 'many'"),
         ("colour = 1", "'colour'"),
         ("stages = 3", "list of tables"),
+        ("compile = 1", "compile is 1, not bool"),
         ("size = 256\n[[stages]]\nname = 'a'", "two numbers"),
         ("[[stages]]\nname = 'a'\ncrop = [64, 'x']", "two numbers"),
     ],

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 from fractions import Fraction
 
 import numpy as np
@@ -17,7 +16,7 @@ from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, V
 from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
-from turbovaed_cli.reconstruct import behind, reconstruct, reconstructed_frames
+from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import probe, read_frames, to_model, to_uint8
 
@@ -70,26 +69,6 @@ def test_a_long_video_has_no_seams(pair, tmp_path, monkeypatch):
         found = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(), aside=tmp_path)))
         assert found.shape == wanted.shape
         assert np.abs(found.astype(int) - wanted).max() <= 1 and (found != wanted).mean() < 1e-3
-
-
-def test_what_is_written_behind_is_written_in_order_and_its_errors_are_raised():
-    written = []
-    with behind(written.append) as write:
-        for i in range(50):
-            write(i)
-    assert written == list(range(50))
-
-    def failing(item):
-        raise VideoError(f"no room for {item}")
-
-    with pytest.raises(VideoError, match="no room for 0"), behind(failing) as write:
-        for i in range(1000):
-            write(i)
-    with pytest.raises(VideoError, match="no room for 7"), behind(failing) as write:
-        write(7)
-    with pytest.raises(KeyboardInterrupt), behind(written.append) as write:
-        raise KeyboardInterrupt
-    assert threading.active_count() == 1
 
 
 def test_compare_shows_source_teacher_and_student_side_by_side(pair, tmp_path):

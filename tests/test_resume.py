@@ -144,6 +144,37 @@ def test_the_shipped_recipe_resumes_in_both_its_stages(teach, tmp_path):
     assert differing(everything(tmp_path / "often", step=4), everything(tmp_path / "once", step=4)) == []
 
 
+def test_gradient_checkpointing_may_come_and_go_and_changes_no_bit(teach, settings, uninterrupted, tmp_path):
+    """In every stage: also where the adaptive weight asks for gradients of its own."""
+    saving = settings.with_changes(gradient_checkpointing=True)
+    teach(tmp_path / "run", 1)
+    teach(tmp_path / "run", 4, saving)
+    teach(tmp_path / "run", settings=settings)
+    assert differing(everything(tmp_path / "run"), uninterrupted) == []
+
+
+def test_a_compiled_run_resumes_as_one_and_is_not_mixed_with_others(teach, settings, tmp_path, monkeypatch):
+    """With torch's quickest backend: graphs are captured and differentiated as always, code is not generated."""
+    short = replace(settings, stages=tuple(replace(settings.stages[index], steps=1) for index in (0, 2)))
+    compiled, captured, compile_as_always = replace(short, compile=True), [], torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: captured.append(f) or compile_as_always(f, backend="aot_eager", **options)
+    )
+    for name, chosen in (("plain", short), ("once", compiled)):
+        teach(tmp_path / name, settings=chosen)
+    teach(tmp_path / "twice", 1, compiled)
+    with pytest.raises(RunFolderError, match="compile: True -> False"):
+        teach(tmp_path / "twice", settings=short)
+    teach(tmp_path / "twice", settings=compiled)
+    plain, once, twice = (everything(tmp_path / name, step=2) for name in ("plain", "once", "twice"))
+    assert len(captured) == 3
+    assert differing(twice, once) == []
+    assert once.keys() == plain.keys()
+    # Adam's first steps go by the sign of a gradient, so a last bit may cost a weight both of them.
+    student = [name for name in once if "/student/" in name]
+    assert student and all(torch.allclose(once[name], plain[name], atol=0.03) for name in student)
+
+
 @pytest.mark.parametrize("piece", [piece for piece in training_state.PIECES if piece != "scaler"])
 def test_leaving_out_any_piece_of_state_is_seen(piece, teach, uninterrupted, tmp_path, monkeypatch):
     """The control of the test above: with one piece not restored the weights must differ (or the steps no longer fit)."""

@@ -106,6 +106,16 @@ def test_what_may_differ_may_and_is_recorded(tmp_path):
         run.snapshot({"settings": {"steps": 5, "lr": 3}}, {}, frozenset({"steps"}))
 
 
+def test_a_switch_that_is_off_is_no_change_where_the_run_is_older_than_the_switch(tmp_path):
+    run, nothing = RunDir(tmp_path / "run"), frozenset()
+    run.root.mkdir()
+    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, nothing)
+    run.snapshot({"settings": {"lr": 1, "compile": False, "stages": [{"steps": 3, "saving": False}]}}, {}, nothing)
+    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, frozenset({"compile", "saving"}))
+    with pytest.raises(RunFolderError, match="compile: None -> True"):
+        run.snapshot({"settings": {"lr": 1, "compile": True, "stages": [{"steps": 3}]}}, {}, nothing)
+
+
 def test_leftovers_of_a_killed_process_are_cleaned(tmp_path):
     run = RunDir(tmp_path)
     for name in ("checkpoints/.step_0000001.xyz", "checkpoints/.step_0000002.old", ".model.abc", ".git"):

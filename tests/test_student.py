@@ -40,6 +40,34 @@ def test_every_block_feature_matches_the_published_implementation(name, tmp_path
         assert torch.allclose(features[block], feature, atol=1e-5, rtol=0), block
 
 
+@pytest.mark.parametrize("name", ["ltx", "hunyuan"])
+def test_gradient_checkpointing_computes_blocks_twice_and_gives_the_same_gradients(name, tmp_path):
+    """Both kinds of tail; through our switch and through diffusers' own."""
+    golden = load_golden(name)
+    student = load_student(*write_student(golden, tmp_path)).train()
+    runs = []
+    student.mid_block.register_forward_pre_hook(lambda *_: runs.append("mid_block"))
+
+    def gradients():
+        runs.clear()
+        student.zero_grad()
+        sample, found = student.features(golden.io["latents"], ["mid_block", "up_blocks.1"])
+        (sample.square().mean() + sum(feature.abs().mean() for feature in found.values())).backward()
+        return {key: p.grad.clone() for key, p in student.named_parameters()}, len(runs)
+
+    plain, once = gradients()
+    student.checkpoint_blocks(enable=True)
+    with_ours, twice = gradients()
+    with torch.no_grad():
+        student(golden.io["latents"])
+    student.checkpoint_blocks(enable=False)
+    student.enable_gradient_checkpointing()
+    with_theirs, _ = gradients()
+    student.disable_gradient_checkpointing()
+    assert (once, twice, gradients()[1]) == (1, 2, 1)
+    assert all(torch.equal(plain[key], with_ours[key]) and torch.equal(plain[key], with_theirs[key]) for key in plain)
+
+
 @pytest.mark.parametrize("form", ["forward", "decode", "fewest multiplications"])
 @pytest.mark.parametrize("name", NAMES)
 def test_output_matches_the_published_implementation(name, form, tmp_path):

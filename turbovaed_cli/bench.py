@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from turbovaed_cli import __version__
-from turbovaed_cli.devices import resolve_device, resolve_dtype
+from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError
 from turbovaed_cli.export import check_latents, export_student
 from turbovaed_cli.models.pair import Pair, load_pair
@@ -29,6 +29,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import BenchSettings, ExportSettings
 from turbovaed_cli.weights import Consent, no_consent
 
+MODULES = "student, plain"  # its modules one by one, as published
 TARGETS = ("torch", "onnx", "coreml")
 _PRECISIONS = {"torch": ("fp32", "bf16", "fp16"), "onnx": ("fp32", "fp16"), "coreml": ("fp32", "bf16", "fp16")}
 
@@ -38,7 +39,7 @@ class BenchRow:
     """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
 
     target: str
-    network: str  # student or teacher (its decoder)
+    network: str  # student, the same plain, or teacher (its decoder)
     runtime: str
     precision: str
     measured: bool
@@ -231,13 +232,18 @@ def _pair(job: dict[str, Any]) -> Pair:
 
 
 def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], None]]:
-    """One decode of the same latents by each network."""
+    """One decode of the same latents by each network: the student as it decodes and, where that differs, by its modules."""
     student = pair.student
     latents = check_latents(student, ExportSettings(settings.frames, settings.size)).to(pair.device, student.dtype)
 
+    @torch.no_grad()
     def by_student() -> None:
-        with torch.no_grad():
-            student(latents)
+        student.decode(latents)
+        _synchronize(pair.device)
+
+    @torch.no_grad()
+    def by_modules() -> None:
+        student(latents)
         _synchronize(pair.device)
 
     def by_teacher() -> None:
@@ -245,7 +251,10 @@ def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], Non
         pair.teacher.decode(latents)
         _synchronize(pair.device)
 
-    return {"student": by_student} | ({"teacher": by_teacher} if pair.teacher is not None else {})
+    decoders = {"student": by_student}
+    if student.decodes_fast:
+        decoders[MODULES] = by_modules
+    return decoders | ({"teacher": by_teacher} if pair.teacher is not None else {})
 
 
 def _synchronize(device: torch.device) -> None:
@@ -292,42 +301,19 @@ def _bench_torch(job: dict[str, Any]) -> list[dict[str, Any]]:
     peaks = {
         network: _in_child({**job, "settings": asdict(job["settings"]), "memory_of": network})[0]["peak_mb"] for network in times
     }
-    return [
-        _row(job, network, f"torch {torch.__version__}, {pair.device.type}", times[network], peak_mb=peaks[network])
-        for network in times
-    ]
+    runtime, forms = f"torch {torch.__version__}, {pair.device.type}", {}
+    if pair.student.decodes_fast:
+        forms = {"student": f"; {pair.student.ready().speedups}", MODULES: "; module by module"}
+    return [_row(job, network, runtime + forms.get(network, ""), times[network], peak_mb=peaks[network]) for network in times]
 
 
-def _peak_of(job: dict[str, Any]) -> float:
+def _peak_of(job: dict[str, Any]) -> float | None:
     """Highest memory in MB while one network, alone in this process, decodes."""
     pair = _pair({**job, "with_teacher": job["memory_of"] == "teacher"})
     call = _decoders(pair, job["settings"])[job["memory_of"]]
-    if pair.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(pair.device)
-        call()
-        return torch.cuda.max_memory_allocated(pair.device) / 1e6
-    _forget_peak()
+    forget_peak(pair.device)
     call()
-    return _peak_mb()
-
-
-def _forget_peak() -> None:
-    """Start the peak anew behind the loading, where the system can (Linux)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    import resource  # noqa: PLC0415 - not on Windows
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return peak_mb(pair.device)
 
 
 def _exported(job: dict[str, Any], target: str, precision: str, folder: Path) -> tuple[Any, torch.Tensor]:
@@ -348,9 +334,9 @@ def _bench_onnx(job: dict[str, Any]) -> list[dict[str, Any]]:
         if job.get("memory_of"):
             path, latents = Path(job["path"]), torch.load(job["latents"], weights_only=True)
             running = session(path, settings.threads)
-            _forget_peak()
+            forget_peak(torch.device("cpu"))
             running.run(None, {"latents": latents.numpy()})
-            return [{"peak_mb": _peak_mb()}]
+            return [{"peak_mb": peak_mb(torch.device("cpu"))}]
         artifact, latents = _exported(job, "onnx", settings.precision, Path(folder))
         torch.save(latents, Path(folder) / "latents.pt")
         began = time.perf_counter()

@@ -1,5 +1,9 @@
-"""`cache-latents`: encode clips once, so that every later distillation step pays for no encoder."""
+"""`cache-latents`: encode clips once, so that every later distillation step pays for no encoder.
 
+Threads read videos ahead, this one encodes, another one writes: the encoder waits for neither.
+"""
+
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from turbovaed_cli.background import Background
 from turbovaed_cli.devices import resolve_device, resolve_dtype
 from turbovaed_cli.errors import SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource
@@ -29,6 +35,7 @@ class CacheResult:
     encoded: int  # clips encoded by this run
     found: int  # clips that were there already
     skipped: list[Skipped]  # videos and clips that could not be read
+    encoder_busy: float | None = None  # share of the time behind the first batch; None where fewer than two were encoded
 
 
 def cache_latents(
@@ -67,12 +74,13 @@ def cache_latents(
         found = len(clips) - len(missing)
         if found:
             report.note(f"{found} of {len(clips)} clips are cached already")
-        encoded = 0
+        encoded, busy = 0, BusyClock()
         read = read_ahead(partial(_read_or_reason, {str(info.path): info for info in videos}), missing, settings.workers)
-        for batch in _in_batches(report.track(read, "encoding clips", total=len(missing)), settings.batch_size, skipped):
-            _encode(teacher, batch, writer)
-            encoded += len(batch)
-    return CacheResult(out, encoded, found, skipped)
+        with Background(partial(_write, writer, busy)) as write:
+            for batch in _in_batches(report.track(read, "encoding clips", total=len(missing)), settings.batch_size, skipped):
+                write(_encode(teacher, batch))
+                encoded += len(batch)
+    return CacheResult(out, encoded, found, skipped, busy.share)
 
 
 def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
@@ -121,11 +129,76 @@ def _in_batches(
         yield batch
 
 
-def _encode(teacher: Teacher, batch: list[tuple[ClipSource, np.ndarray]], writer: CacheWriter) -> None:
-    posterior = teacher.encode(torch.stack([to_model(frames) for _, frames in batch]))
-    for (clip, frames), mean, std in zip(batch, posterior.mean.float(), posterior.std.float(), strict=True):
+@dataclass(frozen=True)
+class _Encoded:
+    """A batch behind the encoder: its clips, their posteriors on the CPU, and when the encoder began and ended.
+
+    On CUDA all of that is so only once `ended` has happened, which is for the writer to wait for.
+    """
+
+    clips: list[tuple[ClipSource, np.ndarray]]
+    mean: Tensor  # (B, C, t, h, w) fp32
+    std: Tensor
+    began: float | torch.cuda.Event  # seconds, or where in the stream
+    ended: float | torch.cuda.Event
+
+
+def _encode(teacher: Teacher, clips: list[tuple[ClipSource, np.ndarray]]) -> _Encoded:
+    frames = torch.stack([torch.from_numpy(frames) for _, frames in clips])  # (B, T, H, W, 3) uint8: the least to bring over
+    if on_cuda := teacher.device.type == "cuda":
+        frames = frames.pin_memory().to(teacher.device, non_blocking=True)
+    began = _now(on_cuda=on_cuda)
+    posterior = teacher.encode(torch.stack([to_model(clip) for clip in frames]))
+    mean, std = (_to_cpu(value.float()) for value in (posterior.mean, posterior.std))
+    return _Encoded(clips, mean, std, began, _now(on_cuda=on_cuda))
+
+
+def _now(*, on_cuda: bool) -> float | torch.cuda.Event:
+    if not on_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _to_cpu(value: Tensor) -> Tensor:
+    """On CUDA into pinned memory, and not waited for."""
+    if value.device.type != "cuda":
+        return value.cpu()
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+
+
+def _write(writer: CacheWriter, busy: "BusyClock", batch: _Encoded) -> None:
+    if isinstance(batch.began, torch.cuda.Event) and isinstance(batch.ended, torch.cuda.Event):
+        batch.ended.synchronize()
+        busy.add(batch.began.elapsed_time(batch.ended) / 1000, time.perf_counter())
+    elif isinstance(batch.began, float) and isinstance(batch.ended, float):
+        busy.add(batch.ended - batch.began, batch.ended)
+    for (clip, frames), mean, std in zip(batch.clips, batch.mean, batch.std, strict=True):
         shared = bool((std == std[:1]).all())  # LTX has one variance for all channels, Video DC-AE none
         writer.add(clip, mean, std[:1] if shared else std, torch.from_numpy(frames))
+
+
+class BusyClock:
+    """What share of the time something was at work once warm: from the end of its first piece of work to that of its last."""
+
+    def __init__(self) -> None:
+        self._first = self._last = self._busy = 0.0
+        self._pieces = 0
+
+    def add(self, seconds: float, ended: float) -> None:
+        """A piece of work took `seconds` and ended at `ended`, a time in seconds."""
+        if self._pieces == 0:
+            self._first = ended
+        else:
+            self._busy += seconds
+        self._last = ended
+        self._pieces += 1
+
+    @property
+    def share(self) -> float | None:
+        """0 to 1; None where there were fewer than two pieces."""
+        return min(self._busy / (self._last - self._first), 1.0) if self._last > self._first else None
 
 
 def _check_settings(settings: CacheSettings) -> None:

@@ -2,8 +2,11 @@
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+import shutil
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,6 +72,35 @@ def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision for bf16 and fp16; nothing for fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_mb` start anew, where the system can: on CUDA and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """The most memory since `forget_peak`, in MB: what torch allocated on CUDA, else what this process held; None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    line = next(line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise UnavailableError where torch.compile has nothing to make code with: Triton on CUDA, a C++ compiler on a CPU."""
+    if device.type == "cuda":
+        if find_spec("triton") is None:
+            raise UnavailableError("--compile needs Triton, which is not installed", "install triton, or leave out --compile")
+    elif not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
+        raise UnavailableError("--compile needs a C++ compiler, and none is here", "install g++, or leave out --compile")
 
 
 def environment() -> dict[str, Any]:

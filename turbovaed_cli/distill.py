@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,9 +13,19 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from turbovaed_cli import __version__
-from turbovaed_cli.devices import auto_dtype, autocast, environment, resolve_device, resolve_dtype
+from turbovaed_cli.devices import (
+    auto_dtype,
+    autocast,
+    check_compiler,
+    environment,
+    forget_peak,
+    peak_mb,
+    resolve_device,
+    resolve_dtype,
+)
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, RunFolderError, SettingsError
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.latents import Batch, Crop, LatentCache
@@ -27,7 +37,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.data import Skipped, VideoClips, read_ahead, usable_videos
+from turbovaed_cli.training.data import DeviceCopies, Skipped, VideoClips, Waited, read_ahead, usable_videos
 from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
@@ -45,6 +55,7 @@ from turbovaed_cli.video import to_model, to_uint8
 from turbovaed_cli.weights import Consent, no_consent
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
+WORTH_SAYING = 0.1  # share of the steps' time
 FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
 
 
@@ -112,11 +123,14 @@ def distill(
         )
     _check_settings(settings)
     folder, device = RunDir(run), resolve_device(settings.device)
+    if settings.compile:
+        check_compiler(device)
+        report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
     teacher = load_teacher(spec, device=device, consent=consent)
     settings = _settle(settings, folder, device, report)
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
-    perceptual = {name: perceptual_loss(name, device) for name in wanted | {"none"}}
+    perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if latents is None:
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, report)
@@ -154,6 +168,8 @@ def distill(
         _check_finished_stages(folder, settings)
         folder.snapshot(config, environment(), RESUMABLE_CHANGES)
         folder.clean_leftovers()
+        if latents is not None:
+            teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype)
         resumed_from = _resume(folder, state)
         if resumed_from:
@@ -183,10 +199,33 @@ class Trainer:
     device: torch.device
     dtype: torch.dtype
 
+    def __post_init__(self) -> None:
+        self.copies = DeviceCopies(self.device)
+        features = self.state.student.features
+        self.student_features = _compiled(features) if self.settings.compile else features
+
     def batch_at(self, which: tuple[int, int]) -> Batch:
-        """The batch of (stage, number of the forward pass over the whole run)."""
+        """The batch of (stage, number of the forward pass over the whole run), on the device, with its noise; from any thread.
+
+        The posterior's noise depends on (seed, number of the forward pass) alone.
+        """
         index, number = which
-        return self.streams[index].batch_at(self.settings.seed, number, self.settings.stages[index].batch_size, self.crops[index])
+        stage, seed = self.settings.stages[index], self.settings.seed
+        batch = self.streams[index].batch_at(seed, number, stage.batch_size, self.crops[index])
+        if stage.posterior == "sample":
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+            batch = replace(batch, noise=torch.randn(self.latent_shape(batch), generator=generator))
+        return self.copies.send(batch)
+
+    def latent_shape(self, batch: Batch) -> torch.Size:
+        """(B, C, t, h, w) of a batch's latents, encoded already or not."""
+        if batch.mean is not None:
+            return batch.mean.shape
+        clips, _, frames, height, width = batch.video.shape
+        spec = self.teacher.spec
+        return torch.Size(
+            (clips, spec.latent_channels, spec.latent_frames(frames), height // spec.space_ratio, width // spec.space_ratio)
+        )
 
     def fit_start(self, report: Reporter) -> None:
         """Fit the fresh student to the first clips, in fp32; its average starts there too."""
@@ -209,16 +248,16 @@ class Trainer:
         stage = at.stage
         for optimizer in state.optimizers(stage):
             optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, float] = {}
+        state.student.checkpoint_blocks(enable=stage.gradient_checkpointing)
+        passes: dict[int, dict[str, Tensor]] = {}
         for _ in range(stage.accumulation):
             (_, number), batch = next(batches)
-            losses = self.losses(batch, number, stage)
-            _check_finite(losses, state.step + 1, number)
+            losses = self.losses(self.copies.take(batch), stage)
             state.scaler.scale(losses.total / stage.accumulation).backward()
             if losses.discriminator is not None:
                 state.scaler.scale(losses.discriminator / stage.accumulation).backward()
-            for name, value in [("loss", losses.total), *losses.parts.items()]:
-                sums[name] = sums.get(name, 0.0) + value.item() / stage.accumulation
+            passes[number] = {name: value.detach() for name, value in (("loss", losses.total), *losses.parts.items())}
+        sums = _mean_of(passes, state.step + 1)
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm(p.grad for p in state.named_parameters.values() if p.grad is not None)
         if not state.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed, by design
@@ -236,16 +275,16 @@ class Trainer:
         state.update_ema(settings.ema_decay)
         return sums | {"grad_norm": norm.item(), "lr": rate}
 
-    def losses(self, batch: Batch, number: int, stage: Stage) -> Losses:
-        """The losses of one batch; the posterior's noise depends on (seed, number of the forward pass) alone."""
-        source = batch.video.to(self.device)
+    def losses(self, batch: Batch, stage: Stage) -> Losses:
+        """The losses of one batch on the device."""
+        source = batch.video
         pairs = self.state.heads.pairs if stage.feature_weight else ()
         taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
         features: dict[str, Tensor] = {}
         taught = None
-        latents = self.latents_of(batch, source, number, stage)  # in fp32: rounded, they are other latents
+        latents = self.latents_of(batch)  # in fp32: rounded, they are other latents
         with autocast(self.device, self.dtype):
-            decoded, learnt = self.state.student.features(latents, blocks)
+            decoded, learnt = self.student_features(latents, blocks)
             if stage.teacher_weight:
                 with torch.autocast(self.device.type, enabled=False):  # as are pixels to learn from
                     taught, known = self.teacher.decode_with_features(latents, taps)
@@ -283,35 +322,34 @@ class Trainer:
         height, width = stream.size if crop is None else crop.pixels
         return {"clips": stage.batch_size * stage.accumulation, "frames": stream.frames, "height": height, "width": width}
 
-    def latents_of(self, batch: Batch, source: Tensor, number: int, stage: Stage) -> Tensor:
-        """Latents (B, C, t, h, w) to decode: sampled from the posterior, or its mean."""
-        if batch.mean is not None and batch.std is not None:
-            mean, std = batch.mean.to(self.device), batch.std.to(self.device)
-        else:
-            posterior = self.teacher.encode(source)
+    def latents_of(self, batch: Batch) -> Tensor:
+        """Latents (B, C, t, h, w) to decode: sampled from the posterior where the batch has noise, else its mean."""
+        mean, std = batch.mean, batch.std
+        if mean is None or std is None:
+            posterior = self.teacher.encode(batch.video)
             mean, std = posterior.mean.float(), posterior.std.float()
-        if stage.posterior == "mean":
-            return mean
-        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + number) % 2**63)
-        return mean + std * torch.randn(mean.shape, generator=generator).to(self.device)
+        return mean if batch.noise is None else mean + std * batch.noise
 
 
 def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, float]:
     """Run the steps that are left, logging and saving; returns the last step's losses."""
     settings, state = trainer.settings, trainer.state
     losses: dict[str, float] = {}
-    first = state.step
-    batches = read_ahead(trainer.batch_at, passes_from(settings.stages, first), settings.workers)
+    first, spent = state.step, 0.0
+    batches = Waited(read_ahead(trainer.batch_at, passes_from(settings.stages, first), settings.workers))
     with _stop_requests() as stop:
         for step in report.track(range(first, settings.steps), "distilling", total=settings.steps, start=first):
             at = position_at(settings.stages, step)
             if step in (first, at.first_step):
                 _announce(trainer, at.index, at.first_step, folder, report)
-            started = time.monotonic()
+            forget_peak(trainer.device)
+            started, waited = time.perf_counter(), batches.seconds
             losses = trainer.learn(batches)
-            seconds = time.monotonic() - started
+            seconds = time.perf_counter() - started
+            spent += seconds
             finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
-            line = {"step": step + 1, "stage": at.stage.name, **finite, "data": trainer.data_of(at.index), "seconds": seconds}
+            line = {"step": step + 1, "stage": at.stage.name, **finite, "data": trainer.data_of(at.index)}
+            line |= {"seconds": seconds, "data_seconds": batches.seconds - waited, "peak_mb": peak_mb(trainer.device)}
             _append(folder.metrics, json.dumps(line))
             clips_per_s = at.stage.batch_size * at.stage.accumulation / seconds
             report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
@@ -326,7 +364,17 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
             if asked_to_stop and not last:
                 hint = "the same command goes on from there"
                 raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop[0], hint)
+    if waits := _waits_in_words(batches.seconds, spent, settings.workers):
+        report.note(waits)
     return losses
+
+
+def _waits_in_words(waited_s: float, spent_s: float, workers: int) -> str:
+    """What to say of steps that waited for data; nothing where they hardly did."""
+    if waited_s <= WORTH_SAYING * spent_s:
+        return ""
+    share = f"steps waited {waited_s / spent_s:.0%} of their time for data"
+    return f"{share}; --workers {max(2 * workers, 2)} reads more ahead, and cache-latents decodes no video while it trains"
 
 
 def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, report: Reporter) -> None:
@@ -540,13 +588,29 @@ def _check_ratios(student: StudentDecoder, spec: ModelSpec) -> None:
         )
 
 
-def _check_finite(losses: Losses, step: int, index: int) -> None:
-    for name, value in [*losses.parts.items(), ("loss", losses.total)]:
-        if not torch.isfinite(value):
-            raise NonFiniteError(
-                f"{name} is {value.item()} at step {step} (forward pass {index}); the weights are as they were before this step",
-                "lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
-            )
+def _compiled(features: Callable[..., Any]) -> Callable[..., Any]:
+    """The student's forward pass compiled; the function, not the module: state dicts and checkpoints keep their keys."""
+    functorch_config.donated_buffer = False  # the adaptive weight goes back through the graph more than once
+    return torch.compile(features, dynamic=False)
+
+
+def _mean_of(passes: Mapping[int, Mapping[str, Tensor]], step: int) -> dict[str, float]:
+    """The mean losses of a step's forward passes, brought over at once, behind the last: the device waits for no figure.
+
+    Raises NonFiniteError naming the first that is none.
+    """
+    means: dict[str, float] = {}
+    values = iter(torch.stack([value for losses in passes.values() for value in losses.values()]).tolist())
+    for number, losses in passes.items():
+        named = {name: next(values) for name in losses}
+        for name in [*(name for name in named if name != "loss"), "loss"]:  # the part that broke before the sum
+            if not math.isfinite(named[name]):
+                raise NonFiniteError(
+                    f"{name} is {named[name]} at step {step} (forward pass {number}); the weights are as they were before this step",
+                    "lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+                )
+            means[name] = means.get(name, 0.0) + named[name] / len(passes)
+    return {name: means[name] for name in next(iter(passes.values()))}
 
 
 def _check_gradients(state: TrainingState, norm: Tensor) -> None:

@@ -9,7 +9,8 @@ A shard counts only with its .json, which is written after it: what a killed pro
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,6 +111,17 @@ class Batch:
     mean: Tensor | None = None
     std: Tensor | None = None
     windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
+    noise: Tensor | None = None  # standard normal (B, C, t, h, w), where the posterior is sampled
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in (self.video, self.mean, self.std, self.noise) if tensor is not None]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with every tensor changed."""
+        mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
+        return Batch(change(self.video), mean, std, self.windows, noise)
 
     def counted(self, video: Tensor) -> Tensor:
         """The part of each clip of (B, 3, T, H, W) that losses look at."""
@@ -131,7 +143,7 @@ def item_at(seed: int, index: int, num_items: int) -> int:
 
 
 class CacheWriter:
-    """Adds clips to a cache folder, shard by shard. Use as a context manager: a clean exit commits the open shard."""
+    """Adds clips to a cache folder, shard by shard, from any thread. Use as a context manager: its exit commits the open shard."""
 
     def __init__(self, root: Path, made_by: Mapping[str, Any], shard_mb: int) -> None:
         self.root = root
@@ -140,6 +152,7 @@ class CacheWriter:
         self._tensors: dict[str, Tensor] = {}
         self._clips: list[dict[str, Any]] = []
         self._bytes = 0
+        self._lock = threading.RLock()
         _agree_on_manifest(root, made_by)
         self.committed = {clip["key"] for shard in committed_shards(root) for clip in shard["clips"]}
 
@@ -148,16 +161,20 @@ class CacheWriter:
         key = source.key
         # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
         pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
-        self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
-        self._clips.append({"key": key, **asdict(source)})
-        self._bytes += sum(self._tensors[name].nbytes for name in pieces)
-        if self._bytes >= self.max_bytes:
-            self.commit()
+        with self._lock:
+            self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
+            self._clips.append({"key": key, **asdict(source)})
+            self._bytes += sum(self._tensors[name].nbytes for name in pieces)
+            if self._bytes >= self.max_bytes:
+                self.commit()
 
     def commit(self) -> None:
         """Write the open shard, then the .json that makes it count."""
-        if not self._clips:
-            return
+        with self._lock:
+            if self._clips:
+                self._commit()
+
+    def _commit(self) -> None:
         name = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
         path = self.shards / f"{name}.safetensors"
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))

@@ -1,21 +1,18 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from queue import Empty, Full, Queue
-from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from turbovaed_cli.background import Background
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents import read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
@@ -27,8 +24,6 @@ from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reco
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VideoWriter, probe, read_frames, to_model, to_uint8
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ def reconstruct(
     Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
+    pair.student.fast = None if settings.fast else False
     if source.suffix == ".safetensors":
         return _decode_file(source, out, pair, settings, overwrite=overwrite, report=report)
     assert pair.teacher is not None
@@ -78,7 +74,7 @@ def reconstruct(
     ) as writer:
         frames = read_frames(info, square_pixels=False)
         made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
-        with behind(writer.write) as write:
+        with Background(writer.write, most_waiting=8) as write:  # what is written waits for no decode, nor the other way round
             for frame in report.track(made, "reconstructing", total=info.num_frames):
                 write(frame)
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
@@ -173,49 +169,6 @@ def decoded_frames(
         yield from to_uint8(stretch)
 
 
-@contextmanager
-def behind(use: Callable[[Item], None], room: int = 8) -> Iterator[Callable[[Item], None]]:
-    """A function that has items used in a thread of their own, in order, up to `room` of them behind; all are at the end.
-
-    What goes wrong there is raised at the next item, or at the end.
-    """
-    waiting: Queue[tuple[bool, Item | None]] = Queue(room)
-    errors: list[BaseException] = []
-    is_over = threading.Event()
-
-    def work() -> None:
-        while not is_over.is_set():
-            with suppress(Empty):
-                there, item = waiting.get(timeout=0.1)
-                if not there:
-                    return
-                try:
-                    use(cast(Item, item))
-                except BaseException as error:
-                    errors.append(error)
-                    return
-
-    def put(item: Item | None, *, there: bool = True) -> None:
-        while True:
-            if errors:
-                raise errors[0]
-            with suppress(Full):
-                waiting.put((there, item), timeout=0.1)
-                return
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        yield put
-        put(None, there=False)
-        thread.join()
-    finally:
-        is_over.set()
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
     """Write each label in the top left corner of its column, white on black."""
     image = Image.fromarray(frame)
@@ -247,7 +200,7 @@ def _decode_file(
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent)
-        with behind(writer.write) as write:
+        with Background(writer.write, most_waiting=8) as write:  # what is written waits for no decode, nor the other way round
             for frame in report.track(made, "decoding", total=total):
                 write(frame)
     return ReconstructResult(out, writer.num_frames, height, width, fps)

@@ -275,6 +275,8 @@ def _remove_folder(path: Path) -> None:
 def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
+            if key not in before and now[key] is False:
+                continue  # a switch that is off, and that the version which started the run did not have
             yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     elif (
         isinstance(before, list)

@@ -27,7 +27,8 @@ class CacheSettings:
     clips_per_video: int = 0  # at most this many, evenly spread; 0 takes as many as fit without overlap
     batch_size: int = 1  # clips encoded at once
     shard_mb: int = 256  # a shard is closed when it has grown to this size
-    dtype: str = "fp32"  # precision of the teacher's encoder
+    # Precision of the teacher's encoder; bf16 is not exact enough for the embedded one (benchmarks/cache_latents.py).
+    dtype: str = "fp32"
     device: str = "auto"  # auto, cpu, cuda or mps
     workers: int = 2  # threads that read videos ahead of the encoder
 
@@ -54,6 +55,7 @@ class Stage:
     teacher_weight: float = 0.0  # of L1 to the teacher's own decode, beside L1 to the source; 0 never decodes it whole
     adversarial_weight: float = 0.0  # of the 3-D PatchGAN's hinge loss, times the adaptive weight; 0 has no discriminator
     posterior: str = "sample"  # sample from the posterior, or its mean
+    gradient_checkpointing: bool = False  # keep no activations inside blocks: less memory, more time, the same bits
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class DistillSettings:
     discriminator_channels: int = 32  # width of the first layer of the 3-D PatchGAN
     discriminator_lr: float = 1e-4  # AdamW learning rate of the 3-D PatchGAN
     dtype: str = "auto"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler); auto takes bf16 where the device has it
+    compile: bool = False  # torch.compile the student; other last bits, and a slow first step of each stage
     device: str = "auto"  # auto, cpu, cuda or mps
     seed: int = 0  # of everything random
     save_every: int = 500  # steps between checkpoints
@@ -192,7 +195,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
         if name not in known:
             raise SettingsError(f"{where} has an unknown field {name!r}", f"known: {', '.join(known)}")
         wanted = get_type_hints(settings_class)[name]
-        if wanted in (int, float, str):
+        if wanted in (bool, int, float, str):
             if type(value) is not wanted and not (wanted is float and type(value) is int):
                 raise SettingsError(f"{where}: {name} is {value!r}, not {wanted.__name__}")
             typed[name] = wanted(value)
@@ -210,7 +213,9 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 
 
 # What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
-RESUMABLE_CHANGES = frozenset({"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where"})
+RESUMABLE_CHANGES = frozenset(
+    {"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where", "gradient_checkpointing"}
+)
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,7 @@ class ReconstructSettings:
     """`reconstruct`."""
 
     memory: int = 0  # bytes that the process may take (of a GPU: its tensors); 0 takes seven tenths of what is free
+    fast: bool = True  # what decodes faster in the same numbers within rounding; off, the published operations one by one
     compare: bool = False  # source, teacher and student side by side
     window: int = 0  # pixel frames that `compare` encodes and decodes at once; 0 takes 17 to 33 by the frame's size
     overlap: int = 8  # pixel frames that its windows share and fade over

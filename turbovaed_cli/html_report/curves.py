@@ -20,8 +20,10 @@ _LABELS = {
     "grad_norm": "Gradient norm",
     "seconds": "Seconds per step",
     "megapixels": "Megapixels of data per step",
+    "data_seconds": "Seconds waited for data, per step",
+    "peak_mb": "Peak memory of a step, MB",
 }
-_LAST = ("lr", "grad_norm", "megapixels", "seconds")  # behind every loss, in this order
+_LAST = ("lr", "grad_norm", "megapixels", "seconds", "data_seconds", "peak_mb")  # behind every loss, in this order
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Row = Mapping[str, Any]

@@ -87,7 +87,7 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
     with torch.device("meta"):
         rehearsing = build_student(student.config).requires_grad_(False)
     nn.Module.to(rehearsing, dtype=student.dtype)
-    speedups = FastDecoder(student).speedups
+    speedups = student.ready().speedups
     decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Spill() if spill else None)
     behind = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
     latents = torch.empty(1, student.config.latent_channels, max(behind, frames), *size, device="meta")

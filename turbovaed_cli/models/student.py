@@ -5,9 +5,10 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
@@ -70,7 +72,8 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     Any t >= 1 decodes; T is `pixel_frames(t)`. Source: arXiv:2508.09136 and its published weights.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # as diffusers calls it: enable_gradient_checkpointing() finds it here
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -183,12 +186,14 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (B, C, t, h, w) to video (B, 3, T, H, W); not clamped."""
         x = self.conv_in(latents)
-        x = self.mid_block(x)
+        x = self._run(self.mid_block, x)
         for block in self.up_blocks:
-            x = block(x)
-        return self._tail(x)
+            x = self._run(block, x)
+        return self._run(self._tail, x)
 
-    fast: bool | None = None  # whether `decode` without gradients takes the fast form; None: where it is known to win, on a CPU
+    # Whether `decode` without gradients takes the fast form; None: where it is known to win, on a CPU. False also leaves
+    # what streams with channels last only.
+    fast: bool | None = None
     _ready: tuple[object, "FastDecoder"] | None = None  # the fast form, and the weights it was made of
 
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
@@ -199,17 +204,23 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.check_latents(z)
         if z.shape[2] < 1:
             raise FrameCountError("latents hold no frame")
-        fast = self.device.type == "cpu" if self.fast is None else self.fast
-        sample = self.ready().decode(z) if fast and not torch.is_grad_enabled() else self(z)
+        sample = self.ready().decode(z) if self.decodes_fast and not torch.is_grad_enabled() else self(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @property
+    def decodes_fast(self) -> bool:
+        """What `fast` comes to on this device."""
+        return self.device.type == "cpu" if self.fast is None else self.fast
 
     def ready(self) -> "FastDecoder":
         """The fast form of these weights: made at the first call, and again when they have changed or moved."""
-        from turbovaed_cli.models.streaming import FastDecoder  # noqa: PLC0415 - made of students
+        from turbovaed_cli.models.fast import Speedups  # noqa: PLC0415 - made of students
+        from turbovaed_cli.models.streaming import FastDecoder  # noqa: PLC0415
 
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()]
-        if self._ready is None or self._ready[0] != weights:
-            self._ready = weights, FastDecoder(self)
+        if self._ready is None or self._ready[0] != (self.fast, weights):
+            speedups = Speedups(winograd=False, packed=False) if self.fast is False else None
+            self._ready = (self.fast, weights), FastDecoder(self, speedups=speedups)
         return self._ready[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,12 +254,22 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if unknown:
             raise SettingsError(f"this student has no block {sorted(unknown)[0]!r}", f"blocks: {', '.join(n for n, _ in stages)}")
         for name, block in stages:
-            x = block(x)
+            x = self._run(block, x)
             if name in wanted:
                 found[name] = x
             if not with_sample and len(found) == len(wanted):
                 return None, found
-        return self._tail(x), found
+        return self._run(self._tail, x), found
+
+    def checkpoint_blocks(self, *, enable: bool) -> None:
+        """Whether training keeps only what goes into each block and computes the rest again on the way back; the same gradients."""
+        if enable != self.gradient_checkpointing:
+            self._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+
+    def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, self._gradient_checkpointing_func(part, x))
+        return part(x)
 
     def before_last(self, x: Tensor) -> Tensor:
         """What `conv_out` is given: the part of the tail that looks at one frame at a time.

@@ -66,12 +66,17 @@ class Teacher(nn.Module):
         """Precision of the weights."""
         return next(self.vae.parameters()).dtype
 
+    def drop_encoder(self) -> None:
+        """Free the encoder's memory, for good: whoever has the latents needs only the decoder."""
+        self.vae.encoder = None
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Posterior:
         """(B, 3, T, H, W) in [-1, 1] to the posterior over latents.
 
         Raises FrameCountError or ShapeError for a shape the class would silently change.
         """
+        assert self.vae.encoder is not None, "the encoder was dropped"
         _, channels, frames, height, width = video.shape
         if channels != 3:
             raise ShapeError(f"video has {channels} channels; a teacher encodes RGB (B, 3, T, H, W)")

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -101,6 +102,45 @@ class VideoClips:
                 continue
             return clip.flip(-1) if rng.random() < 0.5 else clip
         raise VideoError("no video can be read any more", "; ".join(list(self.damaged.values())[:3]))
+
+
+class DeviceCopies:
+    """Brings batches to the device from the threads that read them, beside what the device computes meanwhile."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, batch: Batch) -> Batch:
+        """A batch on the device, complete when this returns; from any thread."""
+        if self._stream is None:
+            return batch.map(lambda tensor: tensor.to(self.device))
+        with torch.cuda.stream(self._stream):
+            moved = batch.map(lambda tensor: tensor.pin_memory().to(self.device, non_blocking=True))
+        self._stream.synchronize()
+        return moved
+
+    def take(self, batch: Batch) -> Batch:
+        """The same batch for use on the current stream: until that is done with it, its memory goes to no other copy."""
+        if self._stream is not None:
+            for tensor in batch.tensors:
+                tensor.record_stream(torch.cuda.current_stream(self.device))
+        return batch
+
+
+class Waited(Iterator[Item]):
+    """An iterator that counts the seconds its consumer waited for the next item."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        began = time.perf_counter()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.perf_counter() - began
 
 
 def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, Result]]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from turbovaed_cli.devices import autocast
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
@@ -37,16 +38,23 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
     return "ssim"
 
 
-def perceptual_loss(name: str, device: torch.device) -> PerceptualLoss | None:
-    """A distance between videos (B, 3, T, H, W) in [-1, 1]; None for "none". MissingWeightsError when lpips has no weights."""
+def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PerceptualLoss | None:
+    """A distance between videos (B, 3, T, H, W) in [-1, 1]; None for "none". MissingWeightsError when lpips has no weights.
+
+    Where bf16 trains, LPIPS is computed in it too, as more than half of a small student's step would be spent there. Not in
+    fp16, in which the squares it sums up overflow.
+    """
     if name == "none":
         return None
     if name == "ssim":
         return lambda video, source: 1 - ssim_value(video, source)
     network = load_lpips("vgg").to(device)
+    precision = dtype if dtype == torch.bfloat16 else torch.float32
 
     def lpips(video: Tensor, source: Tensor) -> Tensor:
-        return network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1)).mean()
+        with autocast(device, precision):
+            distances = network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1))
+        return distances.float().mean()
 
     return lpips
 
@@ -59,7 +67,10 @@ def reconstruction_losses(
     perceptual: PerceptualLoss | None,
     taught: Tensor | None = None,
 ) -> Losses:
-    """L1 to the source, and what the stage adds: perceptual distance, features, L1 to the teacher's decode `taught`. All in fp32."""
+    """L1 to the source, and what the stage adds: perceptual distance, features, L1 to the teacher's decode `taught`.
+
+    In fp32, but for what LPIPS and the features are made of.
+    """
     decoded = decoded.float()
     parts = {"l1": functional.l1_loss(decoded, source)}
     total = parts["l1"]
