@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format clean
+.PHONY: install demo test check format bench bench-gpu clean
 
 install: .venv/installed
 
@@ -16,6 +16,19 @@ demo: install          ## the whole path on generated clips with the embedded pa
 
 test: install
 	$(BIN)/python -m pytest
+
+bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/decode.py --model ltx --rounds 3
+	$(BIN)/python benchmarks/decode.py --model hunyuan --rounds 2
+	$(BIN)/python benchmarks/decode.py --model all --size 128 --rounds 1 --teacher
+	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/decode_memory.svg
+	$(BIN)/python benchmarks/training_step.py ltx hunyuan --only flops
+
+bench-gpu: install     ## the same forms of the student on a CUDA device
+	$(BIN)/python benchmarks/decode.py --model ltx --size 512 --device cuda --teacher
+	$(BIN)/python benchmarks/decode.py --model hunyuan --size 512 --device cuda --teacher
+	$(BIN)/python benchmarks/training_step.py ltx hunyuan --device cuda
 
 check: install
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What `turbovaed --help` costs: CPU seconds beside a bare interpreter and beside `import torch`, in the same run.
+"""What every command costs before it does anything: CPU seconds beside a bare interpreter and beside `import torch`, in the same run.
 
 python benchmarks/startup.py
 """
@@ -7,14 +7,14 @@ import resource
 import subprocess
 import sys
 
+SUBCOMMANDS = ("models", "cache-latents", "distill", "reconstruct", "eval", "export", "bench", "runs", "env")
+_MAIN = "import sys; sys.argv = ['turbovaed', {}]; from turbovaed_cli.cli import main; main()"
 COMMANDS = {
     "bare interpreter": [sys.executable, "-c", "pass"],
-    "turbovaed --help": [
-        sys.executable,
-        "-c",
-        "import sys; sys.argv = ['turbovaed', '--help']; from turbovaed_cli.cli import main; main()",
-    ],
     "import torch": [sys.executable, "-c", "import torch"],
+    "turbovaed --help": [sys.executable, "-c", _MAIN.format("'--help'")],
+    **{f"turbovaed {name} --help": [sys.executable, "-c", _MAIN.format(f"'{name}', '--help'")] for name in SUBCOMMANDS},
+    "turbovaed models": [sys.executable, "-c", _MAIN.format("'models'")],
 }
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         for name, command in COMMANDS.items():
             least[name] = min(least[name], cpu_seconds(command))
     for name, seconds in least.items():
-        print(f"{name:18} {seconds:.3f} s of CPU, {seconds / least['import torch']:.2f} of `import torch`")
+        print(f"{name:32} {seconds:.3f} s of CPU, {seconds / least['import torch']:.2f} of `import torch`")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from turbovaed_cli.bench import as_document, as_row, bench
+from turbovaed_cli.bench import MODULES, as_document, as_row, bench
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.settings import BenchSettings
 
@@ -15,7 +15,8 @@ SMALL = {"frames": 9, "size": (64, 64), "warmup": 1, "repeats": 3}
 def test_torch_and_onnx_are_measured_beside_the_teacher(ltx_student, ltx_teacher):
     result = bench(str(ltx_student), BenchSettings(("torch", "onnx"), **SMALL), teacher=str(ltx_teacher))
     rows = {(row.target, row.network): row for row in result.rows}
-    assert set(rows) == {("torch", "student"), ("torch", "teacher"), ("onnx", "student")}
+    assert set(rows) == {("torch", "student"), ("torch", MODULES), ("torch", "teacher"), ("onnx", "student")}
+    assert "Winograd" in rows["torch", "student"].runtime and "module by module" in rows["torch", MODULES].runtime
     for row in rows.values():
         assert row.measured and row.status == "measured"
         assert len(row.samples_ms) == 3
@@ -42,7 +43,7 @@ def test_coreml_converts_describes_and_says_it_did_not_run(ltx_student):
 
 
 def test_without_the_teacher_its_row_says_why(ltx_student):
-    student, teacher = bench(str(ltx_student), BenchSettings(("torch",), **SMALL)).rows
+    student, teacher, _plain = bench(str(ltx_student), BenchSettings(("torch",), **SMALL)).rows
     assert student.measured and student.speedup is None
     assert teacher.network == "teacher" and not teacher.measured
     assert "--teacher" in teacher.status or "which teacher" in teacher.status

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_tilings_cover_every_frame_with_fewest_products():
         assert sum(size * count for size, count in tiles) == total
         others = itertools.product(range(total + 1), range(total // 2 + 1), range(total // 3 + 1))
         assert products(tiles) == min(3 * a + 4 * b + 5 * c for a, b, c in others if a + 2 * b + 3 * c == total)
-    assert tiling(9, 3) == [(3, 3)] and tiling(9, 2) == [(2, 4), (1, 1)]
+    assert tiling(9, 3) == ((3, 3),) and tiling(9, 2) == ((2, 4), (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,29 @@ def test_changed_weights_are_seen(student, latents):
         assert torch.equal(changed.decode(latents).sample, before)
         assert changed.to(torch.float64).decode(latents.double()).sample.dtype == torch.float64
         assert torch.equal(student.decode(latents).sample, before)
+
+
+def test_modes_threads_and_clips_do_not_disturb_each_other(student, latents):
+    with torch.no_grad():
+        wanted = student(latents)
+    with torch.inference_mode():
+        student.decode(latents)
+    larger = torch.cat([latents, latents], dim=3)
+
+    def decode(z):
+        with torch.no_grad():
+            return [student.decode(z).sample for _ in range(6)]
+
+    with ThreadPoolExecutor(2) as pool:
+        ours, theirs = pool.submit(decode, latents), pool.submit(decode, larger)
+        assert all((video - wanted).abs().max() <= 1e-5 for video in ours.result())
+        assert all(torch.equal(video, theirs.result()[0]) for video in theirs.result())
+
+
+def test_half_precision_that_the_cpu_lacks_is_computed_without_packing(student, latents):
+    with torch.no_grad():
+        video = FastDecoder(student, torch.float16).decode(latents[:1, :, :2])
+        assert (video.float() - student(latents[:1, :, :2])).abs().max() < 0.05
 
 
 def test_pieces_of_a_whole_clip_are_put_together(student, latents):

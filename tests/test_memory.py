@@ -17,11 +17,11 @@ import json, sys, torch
 from pathlib import Path
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.streaming import Spill, StreamingDecoder
+from turbovaed_cli.models.streaming import StreamingDecoder
 
 frames, rows, spill = (int(word) for word in sys.argv[1:4])
 student = load_pair(with_teacher=False).student
-decoder = StreamingDecoder(student, rows=rows, spill=Spill() if spill else None)
+decoder = StreamingDecoder(student, rows=rows, spill=Path('/tmp') if spill else None)
 latents = torch.randn(1, student.config.latent_channels, 40, 40, 64)
 Path("/proc/self/clear_refs").write_text("5")
 before = held_bytes(student.device)

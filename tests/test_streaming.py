@@ -1,5 +1,7 @@
 """Streaming gives the whole clip's frames, as soon as they are determined, in memory that does not grow."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from golden import NAMES, load_golden
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from turbovaed_cli.errors import FrameCountError, ShapeError
 from turbovaed_cli.models.fast import Speedups
-from turbovaed_cli.models.streaming import FastDecoder, Spill, StreamingDecoder
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
 
 LOOKAHEAD = {"ltx": 115, "hunyuan": 76, "cogvideox": 62, "video-dc-ae": 74, "tiny": 15}  # pixel frames, of the golden nets
@@ -36,7 +38,7 @@ def latents_for(student: StudentDecoder, frames: int, height: int = 1, seed: int
 
 
 def stream(
-    student: StudentDecoder | FastDecoder, latents: torch.Tensor, chunks: list[int], rows: int = 0, spill: Spill | None = None
+    student: StudentDecoder | FastDecoder, latents: torch.Tensor, chunks: list[int], rows: int = 0, spill: Path | None = None
 ) -> torch.Tensor:
     decoder = StreamingDecoder(student, rows=rows, spill=spill)
     return torch.cat([*(decoder.push(piece) for piece in latents.split(chunks, dim=2)), decoder.finish()], dim=2)
@@ -85,8 +87,8 @@ def test_what_is_kept_may_lie_on_disk(dtype, tmp_path):
     student = load_student("tiny")
     fast, latents = FastDecoder(student, dtype), latents_for(student, 12, height=3).to(dtype)
     wanted = stream(fast, latents, [1, 4, 2, 5])
-    assert torch.equal(stream(fast, latents, [1, 4, 2, 5], spill=Spill(tmp_path)), wanted)
-    assert torch.equal(stream(fast, latents, [1, 4, 2, 5], 2, Spill(tmp_path)), stream(fast, latents, [1, 4, 2, 5], 2))
+    assert torch.equal(stream(fast, latents, [1, 4, 2, 5], spill=tmp_path), wanted)
+    assert torch.equal(stream(fast, latents, [1, 4, 2, 5], 2, tmp_path), stream(fast, latents, [1, 4, 2, 5], 2))
     assert not list(tmp_path.iterdir())  # the file has no name, and is gone with the process
 
 
@@ -118,6 +120,18 @@ def test_finish_makes_it_ready_for_another_clip(students):
     second = torch.cat([decoder.push(b), decoder.finish()], dim=2)
     with torch.no_grad():
         assert torch.allclose(first, student(a), atol=1e-5) and torch.allclose(second, student(b), atol=1e-5)
+
+
+def test_a_decode_that_is_left_early_leaves_nothing_behind(students, tmp_path):
+    student = students["tiny"]
+    latents = latents_for(student, 9)
+    decoder = StreamingDecoder(student, spill=tmp_path)
+    wanted = torch.cat(list(decoder.decode(latents.split(4, dim=2))), dim=2)
+    size = decoder._spill._end
+    next(decoder.decode(latents.split(1, dim=2)))
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(decoder.decode(latents.split(4, dim=2))), dim=2), wanted)
+    assert decoder._spill._end == 0 < size or size == 0  # its places are used again
 
 
 def test_wrong_chunks_are_refused(students):

@@ -18,6 +18,7 @@ _HOME_OF = {
     "load_student": "models.student",
     "StudentDecoder": "models.student",
     "StreamingDecoder": "models.streaming",
+    "FastDecoder": "models.streaming",
     "load_pair": "models.pair",
     "read_clip": "video",
     "read_frames": "video",
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.export import export_student
     from turbovaed_cli.latents import LatentCache
     from turbovaed_cli.models.pair import load_pair
-    from turbovaed_cli.models.streaming import StreamingDecoder
+    from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
     from turbovaed_cli.models.student import StudentDecoder, load_student
     from turbovaed_cli.models.teacher import Teacher, load_teacher
     from turbovaed_cli.reconstruct import reconstruct

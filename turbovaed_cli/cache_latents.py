@@ -5,6 +5,7 @@ Threads read videos ahead, this one encodes, another one writes: the encoder wai
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -78,7 +79,8 @@ def cache_latents(
         read = read_ahead(partial(_read_or_reason, {str(info.path): info for info in videos}), missing, settings.workers)
         with Background(partial(_write, writer, busy)) as write:
             for batch in _in_batches(report.track(read, "encoding clips", total=len(missing)), settings.batch_size, skipped):
-                write(_encode(teacher, batch))
+                with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are recorded there
+                    write(_encode(teacher, batch))
                 encoded += len(batch)
     return CacheResult(out, encoded, found, skipped, busy.share)
 

@@ -115,7 +115,7 @@ def command(function: Command) -> Command:
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
             hint = (
-                "use a smaller --size, --frames or --batch-size"
+                "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
                 if "memory" in lines[0].lower()
                 else "TURBOVAED_DEBUG=1 shows where; please report it"
             )
@@ -581,7 +581,7 @@ def reconstruct(
         str, typer.Option("--memory", help="Keep to so much memory, such as 4GB. Default: seven tenths of what is free.")
     ] = "",
     fast: Annotated[
-        bool, typer.Option("--fast/--no-fast", help="Decode in the fast form, or by the published operations one by one.")
+        bool, typer.Option("--fast/--no-fast", help="Decode in the fast form, or with nothing but its layout.")
     ] = ReconstructSettings.fast,
     window: Annotated[
         int, typer.Option("--window", help="Frames that --compare takes at once; 0 chooses by the frame's size.")

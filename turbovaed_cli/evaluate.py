@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
-AS_RECONSTRUCT = ReconstructSettings()  # its windows and overlap, so that long clips have the same seams
+AS_RECONSTRUCT = ReconstructSettings()
 Clip = tuple[ClipSource, np.ndarray]  # which, and its frames (T, H, W, 3) uint8
 Videos = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
 

@@ -18,7 +18,7 @@ from turbovaed_cli.latents import read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.streaming import Spill, StreamingDecoder
+from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
@@ -51,11 +51,20 @@ def reconstruct(
     Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
-    pair.student.fast = None if settings.fast else False
-    if source.suffix == ".safetensors":
-        return _decode_file(source, out, pair, settings, overwrite=overwrite, report=report)
-    assert pair.teacher is not None
     _check_settings(settings)
+    before = pair.student.fast
+    pair.student.fast = before if settings.fast else False
+    try:
+        way = _decode_file if source.suffix == ".safetensors" else _reconstruct
+        return way(source, out, pair, settings, overwrite=overwrite, report=report)
+    finally:
+        pair.student.fast = before
+
+
+def _reconstruct(
+    source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
+) -> ReconstructResult:
+    assert pair.teacher is not None
     info = probe(source)
     if not info.has_constant_rate:
         report.note(
@@ -74,7 +83,9 @@ def reconstruct(
     ) as writer:
         frames = read_frames(info, square_pixels=False)
         made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
-        with Background(writer.write, most_waiting=8) as write:  # what is written waits for no decode, nor the other way round
+        with Background(
+            writer.write, most_waiting=8, drops_on_error=True
+        ) as write:  # what is written waits for no decode, nor the other way round
             for frame in report.track(made, "reconstructing", total=info.num_frames):
                 write(frame)
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
@@ -83,6 +94,12 @@ def reconstruct(
 def _check_settings(settings: ReconstructSettings) -> None:
     if settings.overlap < 0 or settings.window < 0:
         raise SettingsError("--overlap and --window cannot be below 0")
+    if settings.memory and settings.compare:
+        raise SettingsError(
+            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
+        )
+    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
+        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
     if not 0 < settings.fps < math.inf:
         raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
 
@@ -94,7 +111,7 @@ def reconstructed_frames(
     pair: Pair,
     settings: ReconstructSettings,
     *,
-    aside: Path | None = None,
+    aside: Path = Path(),
     report: Reporter = quiet,
 ) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 in, as many out, in memory that does not grow with them; `aside` may lend its disk.
@@ -114,7 +131,7 @@ def _streamed_frames(
     width: int,
     pair: Pair,
     settings: ReconstructSettings,
-    aside: Path | None,
+    aside: Path,
     report: Reporter,
 ) -> Iterator[np.ndarray]:
     """Encoded as they come, decoded as they are determined: where the teacher encodes exactly, the frames of the whole at once."""
@@ -139,7 +156,7 @@ def _streamed_frames(
         part for made in encoded(pair.teacher, videos(), pieces.encode_frames) for part in made.split(pieces.frames, dim=2)
     )
     num_made = 0
-    decoder = StreamingDecoder(pair.student, rows=pieces.rows, spill=Spill(aside) if pieces.spill else None)
+    decoder = StreamingDecoder(pair.student, rows=pieces.rows, spill=aside if pieces.spill else None)
     for video in decoder.decode(latents):
         check_finite([video])
         stretch = to_uint8(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
@@ -183,7 +200,6 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
 def _decode_file(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
-    _check_settings(settings)
     latents = read_latents(source)
     student = pair.student
     if latents.shape[0] != student.config.latent_channels:
@@ -200,7 +216,9 @@ def _decode_file(
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent)
-        with Background(writer.write, most_waiting=8) as write:  # what is written waits for no decode, nor the other way round
+        with Background(
+            writer.write, most_waiting=8, drops_on_error=True
+        ) as write:  # what is written waits for no decode, nor the other way round
             for frame in report.track(made, "decoding", total=total):
                 write(frame)
     return ReconstructResult(out, writer.num_frames, height, width, fps)
@@ -208,7 +226,7 @@ def _decode_file(
 
 def _frames_of(latents: Tensor, student: StudentDecoder, pieces: Pieces, aside: Path) -> Iterator[np.ndarray]:
     """Decode (C, t, h, w) of any length to frames (H, W, 3) uint8: those of a decode of the whole, in bounded memory."""
-    decoder = StreamingDecoder(student, rows=pieces.rows, spill=Spill(aside) if pieces.spill else None)
+    decoder = StreamingDecoder(student, rows=pieces.rows, spill=aside if pieces.spill else None)
     for video in decoder.decode(latents[None].split(pieces.frames, dim=2)):
         check_finite([video])
         yield from to_uint8(video[0])

@@ -223,7 +223,7 @@ class ReconstructSettings:
     """`reconstruct`."""
 
     memory: int = 0  # bytes that the process may take (of a GPU: its tensors); 0 takes seven tenths of what is free
-    fast: bool = True  # what decodes faster in the same numbers within rounding; off, the published operations one by one
+    fast: bool = True  # what decodes faster in the same numbers within rounding; off, with nothing but its layout
     compare: bool = False  # source, teacher and student side by side
     window: int = 0  # pixel frames that `compare` encodes and decodes at once; 0 takes 17 to 33 by the frame's size
     overlap: int = 8  # pixel frames that its windows share and fade over

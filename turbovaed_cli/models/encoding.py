@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from turbovaed_cli.errors import FrameCountError
 from turbovaed_cli.models.teacher import Teacher
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
@@ -34,16 +35,18 @@ def encoded(teacher: Teacher, pieces: Iterable[Tensor], frames: int = 0) -> Iter
     the last. About `frames` pixel frames are encoded at once (0: eight where that is exact, else 33).
     """
     source = _Frames(pieces)
+    if source.ended:
+        raise FrameCountError("there is no frame to encode")
     if not encodes_exactly(teacher):
         yield from _by_windows(teacher, source, frames or WINDOW)
         return
     step = _CHUNKED.get(teacher.spec.class_name) or max(frames // teacher.spec.time_ratio, 1) * teacher.spec.time_ratio
-    with _one_after_the_other(teacher) as encode:
-        first = source.take(1 + step)
-        yield encode(_made_up(first, teacher.spec.frames.at_least(first.shape[2])))
-        while not source.ended:
-            piece = source.take(step)
-            yield encode(_made_up(piece, -(-piece.shape[2] // teacher.spec.frames.step) * teacher.spec.frames.step))
+    encode, multiple = _one_after_the_other(teacher), teacher.spec.frames.step
+    first = source.take(1 + step)
+    yield encode(_made_up(first, teacher.spec.frames.at_least(first.shape[2])))
+    while not source.ended:
+        piece = source.take(step)
+        yield encode(_made_up(piece, -(-piece.shape[2] // multiple) * multiple))
 
 
 class _Frames:
@@ -83,23 +86,17 @@ def _made_up(video: Tensor, frames: int) -> Tensor:
 # --- exactly ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _one_after_the_other(teacher: Teacher) -> Iterator[Callable[[Tensor], Tensor]]:
+def _one_after_the_other(teacher: Teacher) -> Callable[[Tensor], Tensor]:
     """A function that encodes the pieces of one video in order: the first as a clip, those behind it as what goes on."""
     if teacher.spec.class_name in _CHUNKED:
-        yield partial(_chunk, teacher.vae, {})
-        return
-    carry = _Carry(teacher.vae.encoder)
+        return partial(_chunk, teacher.vae, {})
+    carry = _Carry()
 
     def encode(video: Tensor) -> Tensor:
-        made = teacher.posterior(video).mean
-        carry.goes_on = True
-        return made
+        with carry.through(teacher.vae.encoder):
+            return teacher.posterior(video).mean
 
-    try:
-        yield encode
-    finally:
-        carry.remove()
+    return encode
 
 
 @torch.no_grad()
@@ -119,27 +116,32 @@ class _Carry:
     in a later piece it is given a group of any frames instead, and what it makes of them is dropped.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self) -> None:
         self.goes_on = False
         self._kept: dict[nn.Module, Tensor] = {}
-        self._handles: list[Any] = []
-        groups: dict[nn.Module, int] = {}
-        for module in encoder.modules():
-            if type(module).__name__ == "LTXVideoDownsampler3d":
-                group = cast(tuple[int, int, int], module.stride)[0]
-                if group > 1:
-                    groups[cast(nn.Module, module.conv)] = group
-                    self._handles.append(module.register_forward_pre_hook(partial(self._fill_group, group)))
-                    self._handles.append(module.register_forward_hook(self._drop_group))
-        for module in encoder.modules():
-            if type(module).__name__ == "LTXVideoCausalConv3d" and cast(tuple[int, ...], module.kernel_size)[0] > 1:
-                hook = partial(self._carry, groups.get(module, 0))
-                self._handles.append(cast(nn.Conv3d, module.conv).register_forward_pre_hook(hook))
 
-    def remove(self) -> None:
-        """Leave the encoder as it was."""
-        for handle in self._handles:
-            handle.remove()
+    @contextmanager
+    def through(self, encoder: nn.Module) -> Iterator[None]:
+        """What is encoded in here is the next piece; the encoder is as it was before and after."""
+        handles: list[Any] = []
+        groups: dict[nn.Module, int] = {}
+        try:
+            for module in encoder.modules():
+                if type(module).__name__ == "LTXVideoDownsampler3d":
+                    group = cast(tuple[int, int, int], module.stride)[0]
+                    if group > 1:
+                        groups[cast(nn.Module, module.conv)] = group
+                        handles.append(module.register_forward_pre_hook(partial(self._fill_group, group)))
+                        handles.append(module.register_forward_hook(self._drop_group))
+            for module in encoder.modules():
+                if type(module).__name__ == "LTXVideoCausalConv3d" and cast(tuple[int, ...], module.kernel_size)[0] > 1:
+                    hook = partial(self._carry, groups.get(module, 0))
+                    handles.append(cast(nn.Conv3d, module.conv).register_forward_pre_hook(hook))
+            yield
+            self.goes_on = True
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _carry(self, group: int, convolution: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """`group` frames behind the repeated ones are any frames, whose outputs are dropped."""

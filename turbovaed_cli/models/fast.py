@@ -8,6 +8,7 @@ need m + 2 of them for m frames instead of 3m (Winograd's minimal filtering F(m,
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,7 +22,7 @@ from torch.nn import functional
 from turbovaed_cli.models.layers import RMS_EPS
 
 _POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # where the polynomials of F(m, 3) are evaluated, besides infinity
-_LARGEST_TILE = {torch.float64: 3, torch.float32: 3}  # frames; of other precisions 2: beyond, rounding shows
+_WIDE = 256  # channels from which tiles of 3 frames are right for half precision too; below, 2: their rounding shows less
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,11 @@ class Speedups:
 
     def __str__(self) -> str:
         """As `bench` names it."""
-        return ", ".join(
-            ["channels last", *["packed weights"] * (self.packed and _packs()), *["Winograd in time"] * self.winograd]
-        )
+        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
 
 
-class Scratch:
-    """Memory for what lives no longer than one operation: one block per purpose, grown to the largest that was asked for."""
+class Scratch(threading.local):
+    """Memory for what lives no longer than one operation: a block per purpose, grown to the largest asked for; each thread's own."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
@@ -50,7 +49,8 @@ class Scratch:
         n, channels, height, width = shape
         block = self._blocks.get(purpose)
         if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
-            block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
+            with torch.inference_mode(False):  # else no later call without that mode could write there
+                block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
         return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def clear(self) -> None:
@@ -68,9 +68,11 @@ class Convolution:
         self.groups, self.scratch = groups, scratch
         self.out_channels = weight.shape[0]
         self.reach_time, self.reach = weight.shape[2] // 2, weight.shape[3] // 2
-        self._is_packed = speedups.packed and weight.device.type == "cpu" and dtype != torch.float64 and _packs()
+        self._is_packed = speedups.packed and weight.device.type == "cpu"
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
         self._has_tiles = speedups.winograd and is_wide and self.reach_time == 1
+        is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
+        self._largest_tile = 3 if is_exact else 2  # frames
         self._ready: dict[int, list[Tensor]] = {}  # weights as they are used: 1 the direct form, m of tiles of m frames
 
     def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
@@ -90,7 +92,7 @@ class Convolution:
     def _by_tiles(self, x: Tensor, frames: int, height: int, padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(frames, height, x.shape[3], self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
         begin = 0
-        for size, count in tiling(frames, _LARGEST_TILE.get(x.dtype, 2)):
+        for size, count in tiling(frames, self._largest_tile):
             end = begin + size * count
             if size == 1:
                 out[begin:end] = self._convolve(x[begin : end + 2], 1, 0, self.bias, padding)
@@ -104,7 +106,8 @@ class Convolution:
         to_points, _, from_points = minimal_filter(size)
         taps = [x[i : i + (count - 1) * size + 1 : size] for i in range(size + 2)]
         at_point = self.scratch.frames("tiles", taps[0].shape, x.dtype, x.device)
-        fresh = [True] * size
+        started = [False] * size
+        firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
         for point, row in enumerate(to_points):
             # Monic: some coefficient is 1.
             (_, first), (factor, second), *others = sorted(
@@ -115,11 +118,14 @@ class Convolution:
                 at_point.add_(tap, alpha=factor)
             # At 1 every output takes this product once and no other takes it less: the bias goes in there.
             made = self._convolve(at_point, size, point, self.bias if point == 1 else None, padding)
-            for i in range(size):
+            for i, first_made in enumerate(firsts):
                 factor, target = from_points[i][point], out[i::size]
-                if factor and fresh[i]:
-                    torch.mul(made, factor, out=target) if factor != 1 else target.copy_(made)
-                    fresh[i] = False
+                if factor and not started[i]:
+                    assert factor == 1
+                    firsts[i], started[i] = made, True
+                elif factor and first_made is not None:
+                    torch.add(first_made, made, alpha=factor, out=target)
+                    firsts[i] = None
                 elif factor:
                     target.add_(made, alpha=factor)
 
@@ -158,19 +164,24 @@ _reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # n
 
 
 @cache
-def _packs() -> bool:
-    """Whether this torch has oneDNN, and the operator (torch.compile's own) that takes weights laid out beforehand."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN on this CPU for `dtype`, and the operator (torch.compile's own) that takes packed weights."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()))
 
 
-def tiling(frames: int, largest: int) -> list[tuple[int, int]]:
+@cache
+def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
     """Split `frames` into tiles (size, how many) of 2 to `largest` frames, 1 where it must be, so that fewest products are needed."""
     best: list[tuple[int, list[int]]] = [(0, [])]
     for total in range(1, frames + 1):
         sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
         best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
     chosen = best[frames][1]
-    return [(size, chosen.count(size)) for size in sorted(set(chosen), reverse=True)]
+    return tuple((size, chosen.count(size)) for size in sorted(set(chosen), reverse=True))
 
 
 @cache

@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.encoding import OVERLAP, WINDOW, encoded, encodes_exactly
+from turbovaed_cli.models.encoding import WINDOW, encoded, encodes_exactly
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.streaming import FastDecoder, Spill, StreamingDecoder
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder, build_student
 
 PIXELS_PER_PIECE = 4 * 512 * 512  # decoded at once, at most: more is hardly quicker (benchmarks/streaming.py)
@@ -88,7 +89,7 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
         rehearsing = build_student(student.config).requires_grad_(False)
     nn.Module.to(rehearsing, dtype=student.dtype)
     speedups = student.ready().speedups
-    decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Spill() if spill else None)
+    decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Path() if spill else None)
     behind = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
     latents = torch.empty(1, student.config.latent_channels, max(behind, frames), *size, device="meta")
     with _Meter() as meter:
@@ -151,17 +152,16 @@ def _plan_encoding(pair: Pair, size: tuple[int, int], allowed: int) -> tuple[int
     """Pixel frames to encode at once, and what that takes; the fewest where nothing fits."""
     if pair.teacher is None:
         return 0, 0
-    spec, pixels = pair.teacher.spec, size[0] * size[1]
-    most = WINDOW
-    if encodes_exactly(pair.teacher):
-        most = max(min(PIXELS_PER_PIECE // pixels, WINDOW) // spec.time_ratio, 1) * spec.time_ratio
-    least = spec.time_ratio if encodes_exactly(pair.teacher) else spec.pixel_frames(2 * OVERLAP)
-    sizes = list(dict.fromkeys(max(most >> halvings, least) for halvings in range(most.bit_length())))
-    for frames in sizes:
+    spec, ratio = pair.teacher.spec, pair.teacher.spec.time_ratio
+    if not encodes_exactly(pair.teacher):  # other windows would make other latents
+        frames = spec.frames.at_least(WINDOW)
+        return frames, encoding_bytes(pair, size, frames)
+    frames = max(min(PIXELS_PER_PIECE // (size[0] * size[1]), WINDOW) // ratio, 1) * ratio
+    while True:
         needed = encoding_bytes(pair, size, frames)
-        if with_margin(needed) <= allowed:
-            break
-    return frames, needed
+        if with_margin(needed) <= allowed or frames <= ratio:
+            return frames, needed
+        frames = max(frames // 2 // ratio, 1) * ratio
 
 
 def _candidates(student: StudentDecoder, size: tuple[int, int]) -> Iterator[tuple[int, int, bool]]:
@@ -188,7 +188,9 @@ def held_bytes(device: torch.device) -> int:
     if status.is_file():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
-    import resource  # noqa: PLC0415 - not on Windows
+    if find_spec("resource") is None:  # Windows
+        return 0
+    import resource  # noqa: PLC0415
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
@@ -199,6 +201,8 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
+        if not hasattr(os, "sysconf"):
+            return 4 * 10**9
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
     free = int(line.split()[1]) * 1024

@@ -5,10 +5,11 @@ each of them keeps the last frames it was given, and the last rows, and passes o
 pieces in time, and each piece may be cut into stripes of rows: the same pixels, nothing computed twice, no seam.
 """
 
+import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, shuffle, shuffle_order
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, TurboVaedError
+from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
     LAYER_NORM_EPS,
     ChannelLayerNorm,
@@ -64,7 +65,8 @@ class FastDecoder:
 
     def __init__(self, student: StudentDecoder, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
-        self.speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
@@ -120,7 +122,8 @@ class FastDecoder:
 
     def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> _Maker:
         kernel, prepare = self._kernel(convolution, shuffled_time), Preparation(activation)
-        return lambda keep: _Convolution(kernel, prepare, self.scratch, keep())
+        scratch = self.scratch
+        return lambda keep: _Convolution(kernel, prepare, scratch, keep())
 
     def _branch(self, convolution: nn.Module, activation: str) -> list[_Maker]:
         if not isinstance(convolution, DepthwiseSeparableConv3d):
@@ -153,17 +156,17 @@ class StreamingDecoder:
         show(decoder.finish())
 
     `finish` makes it ready for the next clip. The memory it takes is that of the longest chunk and of the few frames that
-    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `spill` puts what
-    is kept aside while it is not needed. `student` may be a FastDecoder, which several may share.
+    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `spill` names a
+    folder on whose disk the kept frames lie while they are not needed. `student` may be a FastDecoder, which several may share.
     Raises ShapeError where a chunk does not go with the student or with those before it.
     """
 
-    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0, spill: "Spill | None" = None) -> None:
+    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0, spill: Path | None = None) -> None:
         self.fast = student if isinstance(student, FastDecoder) else student.ready()
-        self.student = self.fast.student
+        self.student = self.fast.student if isinstance(student, FastDecoder) else student
         if rows < 0:
             raise SettingsError(f"rows is {rows}; it cannot be below 0")
-        self.rows, self._keep = rows, spill.mapping if spill else dict
+        self.rows, self._spill = rows, Spill(spill) if spill else None
         self._most = 1  # latent frames of the longest piece
         self._start()
 
@@ -194,40 +197,47 @@ class StreamingDecoder:
         """`finish`, in pieces no larger than those that were pushed."""
         if self._first is None:
             raise FrameCountError("no latents were pushed, so there is nothing to finish")
-        flushes = [self._flush(clip) for clip in self._clips]
-        yield self._nothing(self._first)
-        for frames in zip(*flushes, strict=True):
-            yield self._joined(frames)
-        self._start()
+        try:
+            flushes = [self._flush(clip) for clip in self._clips]
+            yield self._nothing(self._first)
+            for frames in zip(*flushes, strict=True):
+                yield self._joined(frames)
+        finally:
+            self._start()
 
     @torch.no_grad()
     def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The frames of one clip whose latents come in `pieces`: those of `push` and `flush`."""
+        """The frames of one clip whose latents come in `pieces`: those of `push` and `flush`. What was pushed before is dropped."""
+        self._start()
         pieces = iter(pieces)
-        before = next(pieces, None)
-        for piece in pieces:
-            assert before is not None
-            yield self.push(before)
-            before = piece
-        if before is None:
-            raise FrameCountError("no latents were pushed, so there is nothing to finish")
-        if self._first is None:  # all in one piece: nothing has to be kept for what follows
-            self._check(before)
-            yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
+        try:
+            before = next(pieces, None)
+            for piece in pieces:
+                assert before is not None
+                yield self.push(before)
+                before = piece
+            if before is None:
+                raise FrameCountError("no latents were pushed, so there is nothing to finish")
+            if self._first is None and before.shape[2]:  # all in one piece: nothing has to be kept for what follows
+                self._check(before)
+                yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
+            else:
+                yield self.push(before)
+                yield from self.flush()
+        finally:
             self._start()
-            return
-        yield self.push(before)
-        yield from self.flush()
 
     def _start(self) -> None:
         self._clips: list[list[Stage]] = []
+        if self._spill:
+            self._spill.clear()
         self._first: torch.Size | None = None
 
     def _check(self, latents: Tensor) -> None:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages(self._keep) for _ in range(latents.shape[0])]
+            self._clips = [self.fast.stages(self._spill.mapping if self._spill else dict) for _ in range(latents.shape[0])]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
@@ -269,15 +279,23 @@ class StreamingDecoder:
 
 
 class Spill:
-    """Where frames that convolutions keep lie until they are needed: a file without a name, read and written as a whole."""
+    """Where frames that convolutions keep lie until they are needed: a file without a name in `folder`, of one decoder."""
 
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - lives as long as this does
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._end = 0  # bytes
+
+    @cached_property
+    def _file(self) -> io.FileIO:
+        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
     def mapping(self) -> MutableMapping[int, Tensor]:
         """Something like a dict of tensors."""
         return _Spilled(self)
+
+    def clear(self) -> None:
+        """Forget all that was written: another clip begins."""
+        self._end = 0
 
     def place(self, size: int) -> int:
         """Where `size` bytes may lie that nobody else uses."""
@@ -288,8 +306,12 @@ class Spill:
         """The bytes (n,) of `data`."""
         self._file.seek(place)
         view = data.numpy().data
-        while len(view):
-            view = view[self._file.write(view) :]
+        try:
+            while len(view):
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            what = f"frames that decoding keeps do not fit in {self._folder}: {error.strerror}"
+            raise TurboVaedError(what, "free some of its disk, or allow more --memory") from error
 
     def read(self, place: int, data: Tensor) -> None:
         """The same back, into `data`."""
@@ -302,7 +324,7 @@ class Spill:
 
 
 class _Spilled(MutableMapping[int, Tensor]):
-    """Tensors in channels_last memory, by number, each in its place in a Spill; on no device but the CPU if that is asked for."""
+    """Tensors in channels_last memory, by number, each in its place in a Spill."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill

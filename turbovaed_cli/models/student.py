@@ -5,6 +5,7 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 """
 
 import json
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -199,7 +200,8 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """`forward` as diffusers pipelines call it: `.sample` is (B, 3, T, H, W) in [-1, 1]. `temb` is not used.
 
-        Without gradients on a CPU it is computed by `ready`, in the same numbers within rounding (see `fast`). Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
+        Without gradients on a CPU it is computed by `ready`, in the same numbers within rounding (see `fast`), past the
+        modules: their hooks are not called. Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
         """
         self.check_latents(z)
         if z.shape[2] < 1:
@@ -213,14 +215,19 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.device.type == "cpu" if self.fast is None else self.fast
 
     def ready(self) -> "FastDecoder":
-        """The fast form of these weights: made at the first call, and again when they have changed or moved."""
+        """The fast form of these weights: made at the first call, and again when they have changed or moved.
+
+        What is written to a parameter's `.data` is not seen. A stream under way goes on with the weights it began with.
+        """
         from turbovaed_cli.models.fast import Speedups  # noqa: PLC0415 - made of students
         from turbovaed_cli.models.streaming import FastDecoder  # noqa: PLC0415
 
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in self.parameters()]
         if self._ready is None or self._ready[0] != (self.fast, weights):
             speedups = Speedups(winograd=False, packed=False) if self.fast is False else None
-            self._ready = (self.fast, weights), FastDecoder(self, speedups=speedups)
+            fast = FastDecoder(self, speedups=speedups)
+            fast.student = cast(StudentDecoder, weakref.proxy(self))  # else neither would be freed with its last user
+            self._ready = (self.fast, weights), fast
         return self._ready[1]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,0 +1,178 @@
+"""A student's decode in every form beside its published structure, in one run: ratios, PSNR, and the floor of this machine.
+
+    python benchmarks/decode.py --model ltx --frames 17 --size 256 [--device cpu] [--rounds 5] [--threads 0] [--teacher] [--json]
+
+Plain is the published module structure in eager torch, contiguous fp32 (in bf16 too where the device has it). Variants take
+turns; a ratio is plain's time over the variant's, the median of the turns, with least and most. Random weights unless there are
+some on this machine: speed needs none. `--teacher` puts the full-size teacher's decoder beside it (random weights, some GB).
+The floor: FLOPs of the plain form over the rate of a large matrix product here, and its share of the time that a form takes
+(above 1: it multiplies less often than the plain form does). `--model all` goes through the registry.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from plain_vs_fast import plain_form
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from truncated_features import random_teacher
+
+from turbovaed_cli.bench import _cpu_name
+from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.fast import Speedups
+from turbovaed_cli.models.streaming import FastDecoder
+from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.registry import MODELS, find_model
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUT_ONLY = Speedups(winograd=False, packed=False)
+Variants = dict[str, tuple[str, Callable[[], Tensor]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ltx", help="a registry name, or all")
+    parser.add_argument("--frames", type=int, default=17)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
+    parser.add_argument("--teacher", action="store_true", help="the teacher's decoder too")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    documents = [document_of(name, options) for name in ([*MODELS] if options.model == "all" else [options.model])]
+    if options.json:
+        print(json.dumps(documents[0] if options.model != "all" else documents, indent=1))
+
+
+@torch.inference_mode()
+def document_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What one model came to; printed as a table unless JSON was asked for."""
+    device = torch.device(options.device)
+    student, latents = student_and_latents(name, options.frames, options.size, device)
+    variants = variants_of(student, latents)
+    if options.teacher:
+        teacher = random_teacher(find_model(name)).to(device)
+        variants["teacher's decoder"] = ("fp32", lambda: teacher.decode(latents))
+    firsts, times, videos = measure(variants, options.rounds, device)
+    rates = {dtype: matmul_rate(DTYPES[dtype], device) for dtype in {dtype for dtype, _ in variants.values()}}
+    flops = flops_of(student, latents)
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    document: dict[str, Any] = {
+        "schema_version": 1, "model": find_model(name).name, "frames": videos["plain"].shape[2], "size": options.size, "machine": machine,
+        "torch": torch.__version__, "gflop": flops / 1e9, "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()}, "variants": [],
+    }  # fmt: skip
+    for variant, (dtype, _) in variants.items():
+        ratios = [plain / own for plain, own in zip(times["plain"], times[variant], strict=True)]
+        is_student = variant != "teacher's decoder"
+        median_s = statistics.median(times[variant])
+        document["variants"].append({
+            "name": variant, "dtype": dtype, "ratio_to_plain": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
+            "psnr_db": psnr_between(videos[variant], videos["plain"]) if is_student else None,
+            "max_abs": (videos[variant].float() - videos["plain"]).abs().max().item() if is_student else None,
+            "first_over_plain_first": firsts[variant] / firsts["plain"],
+            "floor_share": flops / rates[dtype] / median_s if is_student else None, "samples_s": times[variant],
+        })  # fmt: skip
+    if not options.json:
+        show(document)
+    return document
+
+
+def student_and_latents(name: str, frames: int, size: int, device: torch.device) -> tuple[StudentDecoder, Tensor]:
+    spec = find_model(name)
+    torch.manual_seed(0)
+    student = load_student(name) if spec.embedded else build_student(spec.student.config).eval()
+    nn.Module.to(student, device=device)
+    shape = student.latent_shape(spec.teacher.frames.at_most(frames), (size, size))
+    return student, torch.randn(1, *shape, device=device)
+
+
+def variants_of(student: StudentDecoder, latents: Tensor) -> Variants:
+    """Everything that decodes, plain first. The fast form is what `decode` takes on a CPU."""
+    plain = plain_form(student)
+    half = copy.deepcopy(plain)
+    nn.Module.to(half, dtype=torch.bfloat16)  # diffusers' own `to` warns about an empty list of layers to keep
+    variants: Variants = {
+        "plain": ("fp32", lambda: plain(latents)),
+        "plain bf16": ("bf16", lambda: half(latents.bfloat16())),
+        "modules": ("fp32", lambda: student(latents)),
+    }
+    for dtype, kind in DTYPES.items():
+        for speedups in (Speedups(), Speedups(winograd=False), LAYOUT_ONLY):
+            fast = FastDecoder(student, kind, speedups)
+            variants[f"{speedups}, {dtype}"] = (dtype, lambda fast=fast: fast.decode(latents))  # type: ignore[misc]
+    return variants
+
+
+def measure(
+    variants: Variants, rounds: int, device: torch.device
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, Tensor]]:
+    """(seconds of the first call, of each turn behind it, what was decoded) by variant."""
+    firsts: dict[str, float] = {}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    videos = {}
+    for turn in range(rounds + 1):
+        for name, (_, decode) in variants.items():
+            began = time.perf_counter()
+            video = decode()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - began
+            if turn:
+                times[name].append(seconds)
+            else:
+                firsts[name], videos[name] = seconds, video
+    return firsts, times, videos
+
+
+def psnr_between(video: Tensor, wanted: Tensor) -> float:
+    return psnr(video[0].float().clamp(-1, 1), wanted[0].clamp(-1, 1))
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOPs per second of a large product of matrices, the best of five."""
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return float(2 * side**3 / min(seconds[1:]))
+
+
+def flops_of(student: StudentDecoder, latents: Tensor) -> float:
+    with torch.device("meta"):
+        outline = build_student(student.config)
+    with FlopCounterMode(display=False) as counter:
+        plain_form(outline)(latents.to("meta"))
+    return float(counter.get_total_flops())
+
+
+def show(document: dict[str, Any]) -> None:
+    rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in document["matmul_gflops"].items())
+    print(
+        f"{document['model']}, {document['frames']} frames of {document['size']}x{document['size']}: {document['gflop']:.0f} GFLOP"
+    )
+    print(f"{document['machine']}; GFLOP/s of a matrix product: {rates}")
+    print(f"{'':55} over plain (least to most)   PSNR    first  floor/time")
+    for row in document["variants"]:
+        span = f"{row['ratio_to_plain']:5.2f}x ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        quality = "-" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
+        floor = "-" if row["floor_share"] is None else f"{row['floor_share']:.2f}"
+        print(f"{row['name']:55} {span:27} {quality:>6} {row['first_over_plain_first']:7.2f}x {floor:>9}", flush=True)
+    print()
+
+
+if __name__ == "__main__":
+    main()
