@@ -65,7 +65,8 @@ def test_pieces_are_chosen_to_keep_the_budget(pair):
     ample = plan_pieces(pair, size)
     assert ample.rows == 0 and not ample.spill and ample.encode_frames % 2 == 0
     previous = ample
-    for budget in (ample.peak_bytes * 9 // 10, ample.peak_bytes * 8 // 10):
+    for share in (0.85, 0.75):
+        budget = held + round(share * (ample.peak_bytes - held))
         pieces = plan_pieces(pair, size, budget)
         assert held < pieces.peak_bytes <= budget
         assert pieces.peak_bytes < previous.peak_bytes and pieces != previous
