@@ -87,11 +87,17 @@ def peak_mb(device: torch.device) -> float | None:
     """The most memory since `forget_peak`, in MB: what torch allocated on CUDA, else what this process held; None where unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    peak = status_bytes("VmHWM")
+    return None if peak is None else peak / 1e6
+
+
+def status_bytes(field: str) -> int | None:
+    """What Linux says of this process's memory, such as VmRSS (held now) or VmHWM (its peak); None on other systems."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
-    line = next(line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024 / 1e6
+    line = next(line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -83,12 +83,15 @@ def _reconstruct(
     ) as writer:
         frames = read_frames(info, square_pixels=False)
         made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
-        with Background(
-            writer.write, most_waiting=8, drops_on_error=True
-        ) as write:  # what is written waits for no decode, nor the other way round
-            for frame in report.track(made, "reconstructing", total=info.num_frames):
-                write(frame)
+        _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
+
+
+def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
+    """Write frames in a thread of its own, so that the next are decoded meanwhile."""
+    with Background(writer.write, most_waiting=8, drops_on_error=True) as write:
+        for frame in frames:
+            write(frame)
 
 
 def _check_settings(settings: ReconstructSettings) -> None:
@@ -179,7 +182,7 @@ def decoded_frames(
         for window, is_last in windows_of(frames, length, settings.overlap):
             videos = reconstruct_window(window, teacher, student, with_teacher=settings.compare)
             if settings.compare:
-                videos.insert(0, torch.from_numpy(window).permute(3, 0, 1, 2) / 127.5 - 1)
+                videos.insert(0, to_model(window))
             yield torch.cat(videos, dim=3), is_last
 
     for stretch in crossfade(decoded(), settings.overlap):
@@ -216,11 +219,7 @@ def _decode_file(
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent)
-        with Background(
-            writer.write, most_waiting=8, drops_on_error=True
-        ) as write:  # what is written waits for no decode, nor the other way round
-            for frame in report.track(made, "decoding", total=total):
-                write(frame)
+        _write_behind(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from turbovaed_cli.devices import status_bytes
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.encoding import WINDOW, encoded, encodes_exactly
 from turbovaed_cli.models.pair import Pair
@@ -184,10 +185,8 @@ def held_bytes(device: torch.device) -> int:
     """What this process holds on the device."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) * 1024
+    if (held := status_bytes("VmRSS")) is not None:
+        return held
     if find_spec("resource") is None:  # Windows
         return 0
     import resource  # noqa: PLC0415
