@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import FrameCountError
+from turbovaed_cli.models.fast import Kept
 from turbovaed_cli.models.teacher import Teacher
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
@@ -118,7 +119,7 @@ class _Carry:
 
     def __init__(self) -> None:
         self.goes_on = False
-        self._kept: dict[nn.Module, Tensor] = {}
+        self._kept = Kept()
 
     @contextmanager
     def through(self, encoder: nn.Module) -> Iterator[None]:
@@ -151,7 +152,7 @@ class _Carry:
         if self.goes_on:
             kept, new = self._kept[convolution], padded[:, :, pad + group :]
             padded = torch.cat([padded[:, :, :group], kept, new], dim=2)
-        self._kept[convolution] = padded[:, :, padded.shape[2] - keep :].clone()
+        self._kept[convolution] = padded[:, :, padded.shape[2] - keep :]
         return (padded,)
 
     def _fill_group(self, group: int, _module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

@@ -9,7 +9,7 @@ need m + 2 of them for m frames instead of 3m (Winograd's minimal filtering F(m,
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -56,6 +56,20 @@ class Scratch(threading.local):
     def clear(self) -> None:
         """Give it all back."""
         self._blocks.clear()
+
+
+class Kept(dict[Hashable, Tensor]):
+    """Copies of what later pieces need; one of the same shape takes the place of the one before.
+
+    So what lives long stays where it is, and what comes and goes with every piece finds the same memory free.
+    """
+
+    def __setitem__(self, key: Hashable, frames: Tensor) -> None:
+        before = self.get(key)
+        if before is None or before.shape != frames.shape:
+            before = torch.empty_like(frames)  # dense, of the same layout
+            super().__setitem__(key, before)
+        before.copy_(frames)
 
 
 class Convolution:

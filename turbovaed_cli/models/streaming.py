@@ -7,7 +7,7 @@ pieces in time, and each piece may be cut into stripes of rows: the same pixels,
 
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, TurboVaedError
-from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
+from turbovaed_cli.models.fast import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
     LAYER_NORM_EPS,
     ChannelLayerNorm,
@@ -52,7 +52,7 @@ class Stage(Protocol):
         ...
 
 
-Keep = Callable[[], MutableMapping[int, Tensor]]
+Keep = Callable[[], MutableMapping[Hashable, Tensor]]
 _Maker = Callable[[Keep], Stage]
 
 
@@ -71,7 +71,7 @@ class FastDecoder:
         self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
 
-    def stages(self, keep: Keep = dict) -> list[Stage]:
+    def stages(self, keep: Keep = Kept) -> list[Stage]:
         """The decoder as stages that have seen nothing yet, and keep frames in what `keep` makes; weights are shared."""
         return [make(keep) for make in self._makers]
 
@@ -237,7 +237,7 @@ class StreamingDecoder:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages(self._spill.mapping if self._spill else dict) for _ in range(latents.shape[0])]
+            self._clips = [self.fast.stages(self._spill.mapping if self._spill else Kept) for _ in range(latents.shape[0])]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
@@ -289,7 +289,7 @@ class Spill:
     def _file(self) -> io.FileIO:
         return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
-    def mapping(self) -> MutableMapping[int, Tensor]:
+    def mapping(self) -> MutableMapping[Hashable, Tensor]:
         """Something like a dict of tensors."""
         return _Spilled(self)
 
@@ -323,15 +323,15 @@ class Spill:
             view = view[count:]
 
 
-class _Spilled(MutableMapping[int, Tensor]):
+class _Spilled(MutableMapping[Hashable, Tensor]):
     """Tensors in channels_last memory, by number, each in its place in a Spill."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
-        self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
-        self._places: dict[int, tuple[int, int]] = {}  # where, and how many bytes fit
+        self._known: dict[Hashable, tuple[torch.Size, torch.dtype, torch.device]] = {}
+        self._places: dict[Hashable, tuple[int, int]] = {}  # where, and how many bytes fit
 
-    def __setitem__(self, key: int, frames: Tensor) -> None:
+    def __setitem__(self, key: Hashable, frames: Tensor) -> None:
         self._known[key] = frames.shape, frames.dtype, frames.device
         if frames.device.type == "meta" or not frames.numel():
             return
@@ -340,17 +340,17 @@ class _Spilled(MutableMapping[int, Tensor]):
             self._places[key] = self._spill.place(data.numel()), data.numel()
         self._spill.write(self._places[key][0], data)
 
-    def __getitem__(self, key: int) -> Tensor:
+    def __getitem__(self, key: Hashable) -> Tensor:
         (n, channels, height, width), dtype, device = self._known[key]
         frames = torch.empty(n, height, width, channels, dtype=dtype, device="meta" if device.type == "meta" else "cpu")
         if frames.numel() and device.type != "meta":
             self._spill.read(self._places[key][0], frames.flatten().view(torch.uint8))
         return frames.to(device).permute(0, 3, 1, 2)
 
-    def __delitem__(self, key: int) -> None:
+    def __delitem__(self, key: Hashable) -> None:
         del self._known[key]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Hashable]:
         return iter(self._known)
 
     def __len__(self) -> int:
@@ -388,7 +388,9 @@ class _Framewise:
 class _Convolution:
     """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
 
-    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: MutableMapping[int, Tensor]) -> None:
+    def __init__(
+        self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: MutableMapping[Hashable, Tensor]
+    ) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
         self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
@@ -397,7 +399,7 @@ class _Convolution:
         padded, top = self._padded(x, at)
         reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
         if not at.end and (frames := padded.shape[0]):
-            self.kept[at.stripe] = _copy(padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows])
+            self.kept[at.stripe] = padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows]
         is_whole = at.top and at.bottom
         if not is_whole and reach:
             self.above = None if at.bottom else _copy(padded[:, :, -2 * reach :])
@@ -407,7 +409,7 @@ class _Convolution:
         """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
         frames, channels, height, width = x.shape
         reach_time, reach = self.kernel.reach_time, self.kernel.reach
-        kept = self.kept.pop(at.stripe, None)
+        kept = self.kept.get(at.stripe)
         head = kept.shape[0] if kept is not None else reach_time if frames else 0
         known = head + frames
         tail = reach_time if at.end and known else 0
@@ -447,7 +449,7 @@ class _Shortcut:
 class _Residual:
     """A branch, and the input that waits for it."""
 
-    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: MutableMapping[int, Tensor]) -> None:
+    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: MutableMapping[Hashable, Tensor]) -> None:
         self.branch, self.shortcut = branch, shortcut
         self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
@@ -455,11 +457,11 @@ class _Residual:
     def __call__(self, x: Tensor, at: Place) -> Tensor:
         y = _run(self.branch, x, at)
         straight = self.shortcut(x) if self.shortcut else x
-        before = self.waiting.pop(at.stripe, None)
+        before = self.waiting.get(at.stripe)
         if before is not None and before.shape[0]:
             straight = torch.cat([before, straight])
         if not at.end:
-            self.waiting[at.stripe] = _copy(straight[y.shape[0] :])
+            self.waiting[at.stripe] = straight[y.shape[0] :]
         straight = straight[: y.shape[0]]
         if self.above is not None:
             straight = torch.cat([self.above, straight], dim=2)
