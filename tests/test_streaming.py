@@ -122,6 +122,17 @@ def test_finish_makes_it_ready_for_another_clip(students):
         assert torch.allclose(first, student(a), atol=1e-5) and torch.allclose(second, student(b), atol=1e-5)
 
 
+def test_a_stream_may_begin_in_inference_mode_and_go_on_without(students):
+    student = students["tiny"]
+    latents = latents_for(student, 20)
+    decoder = StreamingDecoder(student)
+    with torch.inference_mode():
+        first = decoder.push(latents[:, :, :8])
+    rest = [decoder.push(piece) for piece in latents[:, :, 8:].split(4, dim=2)]
+    with torch.no_grad():
+        assert torch.allclose(torch.cat([first, *rest, decoder.finish()], dim=2), student(latents), atol=1e-9)
+
+
 def test_a_decode_that_is_left_early_leaves_nothing_behind(students, tmp_path):
     student = students["tiny"]
     latents = latents_for(student, 9)

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import shutil
+import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -103,8 +104,8 @@ def status_bytes(field: str) -> int | None:
 
 def give_back_free_memory() -> None:
     """Hand the system what the C library holds and nobody uses, where that is glibc, which would keep what lies between other blocks."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -26,7 +26,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VideoWriter, probe, read_frames, to_model, to_uint8
 
-_PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 2 %, and the peak creeps hardly more
+_PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
 
 
 @dataclass(frozen=True)

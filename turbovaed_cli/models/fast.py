@@ -67,7 +67,8 @@ class Kept(dict[Hashable, Tensor]):
     def __setitem__(self, key: Hashable, frames: Tensor) -> None:
         before = self.get(key)
         if before is None or before.shape != frames.shape:
-            before = torch.empty_like(frames)  # dense, of the same layout
+            with torch.inference_mode(False):  # as for Scratch
+                before = torch.empty_like(frames)  # dense, of the same layout
             super().__setitem__(key, before)
         before.copy_(frames)
 

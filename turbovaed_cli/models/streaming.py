@@ -7,7 +7,7 @@ pieces in time, and each piece may be cut into stripes of rows: the same pixels,
 
 import io
 import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -52,7 +52,17 @@ class Stage(Protocol):
         ...
 
 
-Keep = Callable[[], MutableMapping[Hashable, Tensor]]
+class Memory(Protocol):
+    """Where a stage leaves frames for the next piece, a tensor per stripe."""
+
+    def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
+
+    def get(self, stripe: int, /) -> Tensor | None:
+        """What was left last, to be read only; None where nothing was."""
+        ...
+
+
+Keep = Callable[[], Memory]
 _Maker = Callable[[Keep], Stage]
 
 
@@ -121,8 +131,7 @@ class FastDecoder:
         return self._kernels[-1]
 
     def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> _Maker:
-        kernel, prepare = self._kernel(convolution, shuffled_time), Preparation(activation)
-        scratch = self.scratch
+        kernel, prepare, scratch = self._kernel(convolution, shuffled_time), Preparation(activation), self.scratch
         return lambda keep: _Convolution(kernel, prepare, scratch, keep())
 
     def _branch(self, convolution: nn.Module, activation: str) -> list[_Maker]:
@@ -237,7 +246,7 @@ class StreamingDecoder:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages(self._spill.mapping if self._spill else Kept) for _ in range(latents.shape[0])]
+            self._clips = [self.fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
@@ -289,8 +298,8 @@ class Spill:
     def _file(self) -> io.FileIO:
         return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
-    def mapping(self) -> MutableMapping[Hashable, Tensor]:
-        """Something like a dict of tensors."""
+    def memory(self) -> Memory:
+        """Of one stage."""
         return _Spilled(self)
 
     def clear(self) -> None:
@@ -323,38 +332,31 @@ class Spill:
             view = view[count:]
 
 
-class _Spilled(MutableMapping[Hashable, Tensor]):
+class _Spilled:
     """Tensors in channels_last memory, by number, each in its place in a Spill."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
-        self._known: dict[Hashable, tuple[torch.Size, torch.dtype, torch.device]] = {}
-        self._places: dict[Hashable, tuple[int, int]] = {}  # where, and how many bytes fit
+        self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # where, and how many bytes fit
 
-    def __setitem__(self, key: Hashable, frames: Tensor) -> None:
-        self._known[key] = frames.shape, frames.dtype, frames.device
+    def __setitem__(self, stripe: int, frames: Tensor, /) -> None:
+        self._known[stripe] = frames.shape, frames.dtype, frames.device
         if frames.device.type == "meta" or not frames.numel():
             return
         data = frames.permute(0, 2, 3, 1).contiguous().cpu().flatten().view(torch.uint8)
-        if key not in self._places or self._places[key][1] < data.numel():
-            self._places[key] = self._spill.place(data.numel()), data.numel()
-        self._spill.write(self._places[key][0], data)
+        if stripe not in self._places or self._places[stripe][1] < data.numel():
+            self._places[stripe] = self._spill.place(data.numel()), data.numel()
+        self._spill.write(self._places[stripe][0], data)
 
-    def __getitem__(self, key: Hashable) -> Tensor:
-        (n, channels, height, width), dtype, device = self._known[key]
+    def get(self, stripe: int, /) -> Tensor | None:
+        if stripe not in self._known:
+            return None
+        (n, channels, height, width), dtype, device = self._known[stripe]
         frames = torch.empty(n, height, width, channels, dtype=dtype, device="meta" if device.type == "meta" else "cpu")
         if frames.numel() and device.type != "meta":
-            self._spill.read(self._places[key][0], frames.flatten().view(torch.uint8))
+            self._spill.read(self._places[stripe][0], frames.flatten().view(torch.uint8))
         return frames.to(device).permute(0, 3, 1, 2)
-
-    def __delitem__(self, key: Hashable) -> None:
-        del self._known[key]
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
 
 
 def _run(stages: Iterable[Stage], x: Tensor, at: Place) -> Tensor:
@@ -388,9 +390,7 @@ class _Framewise:
 class _Convolution:
     """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
 
-    def __init__(
-        self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: MutableMapping[Hashable, Tensor]
-    ) -> None:
+    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
         self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
@@ -449,7 +449,7 @@ class _Shortcut:
 class _Residual:
     """A branch, and the input that waits for it."""
 
-    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: MutableMapping[Hashable, Tensor]) -> None:
+    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: Memory) -> None:
         self.branch, self.shortcut = branch, shortcut
         self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
