@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from plain_vs_fast import plain_form
+from plain_vs_fast import plain_form, student_of
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from truncated_features import random_teacher
@@ -27,7 +27,7 @@ from turbovaed_cli.bench import _cpu_name
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.fast import Speedups
 from turbovaed_cli.models.streaming import FastDecoder
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.models.student import StudentDecoder, build_student
 from turbovaed_cli.registry import MODELS, find_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -87,11 +87,9 @@ def document_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def student_and_latents(name: str, frames: int, size: int, device: torch.device) -> tuple[StudentDecoder, Tensor]:
-    spec = find_model(name)
-    torch.manual_seed(0)
-    student = load_student(name) if spec.embedded else build_student(spec.student.config).eval()
+    student = student_of(name)
     nn.Module.to(student, device=device)
-    shape = student.latent_shape(spec.teacher.frames.at_most(frames), (size, size))
+    shape = student.latent_shape(find_model(name).teacher.frames.at_most(frames), (size, size))
     return student, torch.randn(1, *shape, device=device)
 
 

@@ -26,7 +26,7 @@ from turbovaed_cli.models.layers import (
     pad_time,
 )
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry import MODELS, find_model
 
 
 def plain_norm(_module: nn.Module, x: Tensor) -> Tensor:
@@ -87,6 +87,13 @@ def ratio(
     return statistics.median(seconds[0]) / statistics.median(seconds[1])
 
 
+def student_of(name: str) -> StudentDecoder:
+    """What a registry name decodes with: weights where some are embedded, else random ones, which speed does not care about."""
+    spec = find_model(name)
+    torch.manual_seed(0)
+    return (load_student(name) if spec.embedded else build_student(spec.student.config)).eval()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MODELS)}; default: tiny ltx")
@@ -96,10 +103,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     for name in options.names or ["tiny", "ltx"]:
         spec = MODELS[name]
-        fast = load_student(name) if spec.embedded else build_student(spec.student.config).eval()
+        fast = student_of(name)
         plain = plain_form(fast)
         frames = spec.teacher.frames.at_most(options.frames)
         latents = torch.randn(1, *fast.latent_shape(frames, (options.size, options.size)))

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_vs_fast import plain_form
+from plain_vs_fast import plain_form, student_of
 
 from turbovaed_cli.devices import forget_peak, peak_mb
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.streaming import StreamingDecoder
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.models.student import StudentDecoder
 
 WAYS = ("plain", "whole", "streamed")
 
@@ -142,12 +141,6 @@ def one(options: argparse.Namespace) -> dict[str, float]:
 def stream(student: StudentDecoder, latents: torch.Tensor, options: argparse.Namespace) -> Iterator[torch.Tensor]:
     decoder = StreamingDecoder(student, rows=options.rows, spill=Path() if options.spill else None)
     return decoder.decode(latents.split(options.chunk, dim=2))
-
-
-def student_of(model: str) -> StudentDecoder:
-    spec = find_model(model)
-    torch.manual_seed(0)
-    return (load_student(model) if spec.embedded else build_student(spec.student.config)).eval()
 
 
 if __name__ == "__main__":
