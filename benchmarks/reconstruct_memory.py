@@ -1,6 +1,6 @@
-"""Peak memory of `turbovaed reconstruct` on 10 and 60 seconds of the same video, and their ratio.
+"""Peak memory of `turbovaed reconstruct` on a short and a long stretch of the same video, and their ratio.
 
-python benchmarks/reconstruct_memory.py [--size 128x96]
+python benchmarks/reconstruct_memory.py [--size 128x96] [--frames 240 1440]      10 and 60 seconds of 24 frames
 """
 
 import argparse
@@ -27,18 +27,21 @@ def peak_mb(arguments: list[str]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="128x96")
-    size = parser.parse_args().size
+    parser.add_argument("--frames", type=int, nargs=2, default=(240, 1440))
+    args = parser.parse_args()
+    size, (short, long) = args.size, args.frames
     with tempfile.TemporaryDirectory() as folder:
         peaks = []
-        for seconds in (10, 60):
-            source, out = Path(folder) / f"{seconds}.mp4", Path(folder) / f"{seconds}-out.mp4"
-            generator = f"testsrc2=size={size}:rate=24:duration={seconds}"
+        for frames in (short, long):
+            source, out = Path(folder) / f"{frames}.mp4", Path(folder) / f"{frames}-out.mp4"
+            generator = f"testsrc2=size={size}:rate=24"
             subprocess.run(
-                [ffmpeg.executable(), "-v", "error", "-f", "lavfi", "-i", generator, "-pix_fmt", "yuv420p", source], check=True
-            )
+                [ffmpeg.executable(), "-v", "error", "-f", "lavfi", "-i", generator, "-frames:v", str(frames), "-pix_fmt", "yuv420p", source],
+                check=True,
+            )  # fmt: skip
             peaks.append(peak_mb(["reconstruct", str(source), "--out", str(out), "-q"]))
-            print(f"{seconds:3} s of {size}: peak {peaks[-1]:.0f} MB", flush=True)
-        print(f"60 s / 10 s: {peaks[1] / peaks[0]:.3f}")
+            print(f"{frames:5} frames of {size}: peak {peaks[-1]:.0f} MB", flush=True)
+        print(f"{long} / {short} frames: {peaks[1] / peaks[0]:.3f}")
 
 
 if __name__ == "__main__":

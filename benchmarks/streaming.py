@@ -82,9 +82,9 @@ def draw(options: argparse.Namespace, memory: dict[str, list[float]]) -> None:
         axes.annotate(
             names[way],
             (options.frames[-1], megabytes[-1]),
-            (-6, 6),
+            (8, 0),
             textcoords="offset points",
-            ha="right",
+            va="center",
             color=colour,
             fontsize=9,
         )
@@ -92,6 +92,7 @@ def draw(options: argparse.Namespace, memory: dict[str, list[float]]) -> None:
         xlabel="frames of the clip",
         ylabel="MB",
         ylim=(0, None),
+        xlim=(0, options.frames[-1] * 1.45),  # room for the names
         title=f"Peak memory of a decode: {options.model}, {options.size}x{options.size}, fp32",
     )
     axes.spines[["top", "right"]].set_visible(False)
