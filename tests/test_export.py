@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from golden import load_golden, write_student
+from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError
-from turbovaed_cli.export import export_student
-from turbovaed_cli.exporters import exporters
-from turbovaed_cli.exporters.coreml import anatomy
+from turbovaed_cli.export import export_student, raise_for_misses
+from turbovaed_cli.exporters import Graph, exporters
+from turbovaed_cli.exporters.readme import code_blocks
 from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.settings import ExportSettings
 
-SMALL = ExportSettings(frames=5, size=(48, 32))
+SMALL = ExportSettings(frames=5, sizes=((48, 32),))
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +29,16 @@ def student():
     return build_student(config).eval()
 
 
+def decoded(artifact, latents):
+    """By the written file."""
+    return exporters()[artifact.format].load(artifact.path, Graph(torch.nn.Identity(), {"latents": latents}))(
+        {"latents": latents}
+    )["video"]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, precision, tmp_path):
-    settings = ExportSettings(frames=5, size=(48, 32), precision=precision)
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
     (artifact,) = export_student(student, ("onnx",), tmp_path / "student.onnx", settings).artifacts
     assert artifact.path == tmp_path / "student.onnx"
     assert len(set(artifact.shapes)) == 2
@@ -39,7 +47,7 @@ def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, precision, t
     latents = torch.randn(1, 8, 7, 3, 5, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = student(latents)
-    found = exporters()["onnx"].run(artifact.path, latents)
+    found = decoded(artifact, latents)
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() < (1e-3 if precision == "fp32" else 0.1)
 
@@ -61,28 +69,29 @@ def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
     ]
     weights = {item.name: item.dims for item in model.graph.initializer}
     assert all(len(weights[node.input[1]]) == 4 for node in model.graph.node if node.op_type == "Conv")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.onnx.README.md", "export.json"]
 
 
 def test_one_frame_makes_a_graph_of_its_own(student, tmp_path):
-    (artifact,) = export_student(student, ("onnx",), tmp_path / "image.onnx", ExportSettings(frames=1, size=(32, 32))).artifacts
-    assert exporters()["onnx"].run(artifact.path, torch.zeros(1, 8, 1, 4, 4)).shape == (1, 3, 1, 32, 32)
+    (artifact,) = export_student(
+        student, ("onnx",), tmp_path / "image.onnx", ExportSettings(frames=1, sizes=((32, 32),))
+    ).artifacts
+    assert decoded(artifact, torch.zeros(1, 8, 1, 4, 4)).shape == (1, 3, 1, 32, 32)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_coreml_converts_and_its_saved_program_gives_the_students_numbers(student, precision, tmp_path):
-    settings = ExportSettings(frames=5, size=(48, 32), precision=precision)
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
     (artifact,) = export_student(student, ("coreml",), tmp_path / "student.mlpackage", settings).artifacts
     assert artifact.max_abs < 1e-3 if precision == "fp32" else 55 < artifact.psnr_db < 90
-    inside = anatomy(artifact.path)
-    assert inside.operators["conv"] > 0
-    assert inside.gmacs > 0
-    assert inside.max_rank <= 5
+    assert artifact.operators["conv"] > 0 and artifact.num_conv3d == 0
+    assert artifact.gmacs > 0 and artifact.peak_activation_mb > 0
+    assert artifact.max_rank <= 5
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("coreml", "mlpackage")])
 def test_the_5d_layout_converts_too(name, suffix, student, tmp_path):
-    settings = ExportSettings(frames=5, size=(32, 32), layout="5d")
+    settings = ExportSettings(frames=5, sizes=((32, 32),), precisions=("fp32",), layout="5d")
     result = export_student(student, (name,), tmp_path / f"a.{suffix}", settings)
     assert result.artifacts[0].max_abs < 1e-3
 
@@ -93,8 +102,8 @@ def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypa
 
     from turbovaed_cli.exporters import onnx as exporter
 
-    def broken(module, latents, path, precision, metadata):
-        exporter.write(module, latents, path, precision, metadata)
+    def broken(graphs, path, *rest):
+        exporter.write(graphs, path, *rest)
         model = onnx.load(path)
         weight = next(item for item in model.graph.initializer if len(item.dims) == 4)
         weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(weight.dims), np.float32), weight.name))
@@ -102,10 +111,13 @@ def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypa
 
     row = exporter.EXPORTER
     monkeypatch.setattr(exporter, "EXPORTER", type(row)(**{**row.__dict__, "write": broken}))
+    result = export_student(student, ("onnx",), tmp_path / "a.onnx", SMALL)
     with pytest.raises(CheckFailedError, match="max abs") as error:
-        export_student(student, ("onnx",), tmp_path / "a.onnx", SMALL)
+        raise_for_misses(result)
     assert error.value.exit_code == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx.unverified"]
+    assert not (tmp_path / "a.onnx").exists() and (tmp_path / "a.onnx.unverified").is_file()
+    (record,) = json.loads((tmp_path / "export.json").read_text())["artifacts"]
+    assert record["verified"] is False and record["path"] == "a.onnx.unverified"
 
 
 def test_existing_files_stay_without_overwrite(student, tmp_path):
@@ -121,20 +133,79 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
     with pytest.raises(SettingsError, match=r"a\.onnx"):
         export_student(student, ("coreml",), tmp_path / "a.onnx", SMALL)
     with pytest.raises(SettingsError, match="bf16"):
-        export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precision="bf16"))
+        export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precisions=("bf16",)))
     with pytest.raises(FrameCountError, match="not 4"):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(frames=4))
     with pytest.raises(ShapeError, match="30x30"):
-        export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(size=(30, 30)))
+        export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(sizes=((30, 30),)))
 
 
 def test_given_latents_are_what_it_is_checked_on(tmp_path):
-    from safetensors.torch import save_file
-
     golden = load_golden("hunyuan")
     student = load_student(*write_student(golden, tmp_path))
     save_file({"latents": golden.io["latents"].contiguous()}, tmp_path / "latents.safetensors")
     frames, size = student.pixel_frames(golden.io["latents"].shape[2]), tuple(8 * n for n in golden.io["latents"].shape[3:])
-    settings = ExportSettings(frames=frames, size=size, latents=tmp_path / "latents.safetensors")
+    settings = ExportSettings(frames=frames, sizes=(size,), latents=tmp_path / "latents.safetensors")
     (artifact,) = export_student(student, ("onnx",), tmp_path / "a.onnx", settings).artifacts
     assert artifact.shapes[0] == tuple(golden.io["latents"].shape)
+
+
+def test_a_folder_gathers_artefacts_and_says_what_each_is(student, tmp_path):
+    """Whole clips and chunks, two sizes, four formats; a later export joins the earlier ones."""
+    settings = ExportSettings(frames=5, sizes=((48, 32), (32, 32)), chunk=2)
+    first = export_student(student, ("onnx", "coreml"), tmp_path / "out", settings)
+    names = {item.path.name for item in first.artifacts}
+    chunks = {f"student-chunk2-{size}{suffix}" for size in ("32x48", "32x32") for suffix in (".onnx", ".mlpackage")}
+    assert names == {"student.onnx", "student.mlpackage"} | chunks
+    assert all(item.verified is True for item in first.artifacts)
+    export_student(student, ("torch-export", "safetensors"), tmp_path / "out", ExportSettings(frames=5, sizes=((48, 32),)))
+    document = json.loads((tmp_path / "out" / "export.json").read_text())
+    records = {item["path"]: item for item in document["artifacts"]}
+    assert set(records) == names | {"student.pt2", "student.safetensors"}
+    assert document["licence"] == "Apache-2.0" and "torch" in document["versions"]
+    for record in records.values():
+        assert record["verified"] is True and len(record["sha256"]) == 64 and record["psnr_db"] > 55
+        assert record["gmacs"] > 0 and record["peak_activation_mb"] > 0 and record["num_conv3d"] == 0
+    assert records["student.mlpackage"]["functions"] == ["t3_h6_w4", "t3_h4_w4"]
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"## {name}" in readme for name in records)
+
+
+def test_the_python_lines_of_the_readme_decode(student, tmp_path, monkeypatch):
+    """Each block, copied as it stands and run in the folder, gives the student's video."""
+    out = tmp_path / "out"
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
+    export_student(student, ("onnx", "torch-export", "safetensors"), out, settings)
+    monkeypatch.chdir(out)
+    with torch.no_grad():
+        wanted = student(load_file(out / "latents.safetensors")["latents"])
+    blocks = code_blocks(out / "README.md", "python")
+    assert len(blocks) == 4
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        found = torch.as_tensor(names["video"])
+        assert (found.reshape(wanted.shape) - wanted).abs().max() < 1e-3
+
+
+def test_a_weight_file_needs_nothing_beside_it(student, tmp_path):
+    export_student(student, ("safetensors",), tmp_path / "student.safetensors", SMALL)
+    loaded = load_student(tmp_path / "student.safetensors")
+    assert loaded.config.latent_channels == 8 and loaded.config.teacher == "tiny"
+
+
+def test_int8_is_calibrated_or_refused(student, tmp_path):
+    with pytest.raises(SettingsError, match="real latents"):
+        export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precisions=("int8",)))
+    latents = torch.randn(1, 8, 3, 6, 4, generator=torch.Generator().manual_seed(2))
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("int8",), latents=tmp_path / "latents.safetensors")
+    (artifact,) = export_student(student, ("onnx",), tmp_path / "a.onnx", settings).artifacts
+    assert artifact.operators["QuantizeLinear"] > 5 and 20 < artifact.psnr_db < 70
+
+
+def test_a_readme_of_somebody_else_stays(student, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"README\.md"):
+        export_student(student, ("onnx", "torch-export"), tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

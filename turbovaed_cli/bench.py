@@ -22,7 +22,7 @@ import torch
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError
-from turbovaed_cli.export import check_latents, export_student
+from turbovaed_cli.export import check_latents, export_student, raise_for_misses
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import load_student
 from turbovaed_cli.reporting import Reporter, quiet
@@ -234,7 +234,7 @@ def _pair(job: dict[str, Any]) -> Pair:
 def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], None]]:
     """One decode of the same latents by each network: the student as it decodes and, where that differs, by its modules."""
     student = pair.student
-    latents = check_latents(student, ExportSettings(settings.frames, settings.size)).to(pair.device, student.dtype)
+    latents = check_latents(student, ExportSettings(settings.frames, (settings.size,))).to(pair.device, student.dtype)
 
     @torch.no_grad()
     def by_student() -> None:
@@ -318,9 +318,11 @@ def _peak_of(job: dict[str, Any]) -> float | None:
 
 def _exported(job: dict[str, Any], target: str, precision: str, folder: Path) -> tuple[Any, torch.Tensor]:
     settings = job["settings"]
-    wanted = ExportSettings(settings.frames, settings.size, precision)
+    wanted = ExportSettings(settings.frames, (settings.size,), (precision,))
     student = load_student(job["model"], job["config"])
-    (artifact,) = export_student(student, (target,), folder, wanted).artifacts
+    result = export_student(student, (target,), folder, wanted)
+    raise_for_misses(result)
+    (artifact,) = result.artifacts
     return artifact, check_latents(student, wanted)
 
 
@@ -367,16 +369,15 @@ def _bench_onnx(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _bench_coreml(job: dict[str, Any]) -> list[dict[str, Any]]:
-    from turbovaed_cli.exporters.coreml import anatomy, runs_here  # noqa: PLC0415 - only this target needs it
+    from turbovaed_cli.exporters.coreml import runs_here  # noqa: PLC0415 - only this target needs it
 
     settings = replace(job["settings"], precision="fp16")  # the Neural Engine's only precision
     job = {**job, "settings": settings}
     with tempfile.TemporaryDirectory() as folder:
         artifact, latents = _exported(job, "coreml", "fp16", Path(folder))
-        inside = anatomy(artifact.path)
-        operators = ", ".join(f"{count} {name}" for name, count in inside.operators.most_common(6))
+        operators = ", ".join(f"{count} {name}" for name, count in list(artifact.operators.items())[:6])
         remarks = [
-            f"{artifact.size_mb:.1f} MB, fp16, {sum(inside.operators.values())} operators ({operators}, ...), {inside.gmacs:.1f} GMAC per decode, rank <= {inside.max_rank}",
+            f"{artifact.size_mb:.1f} MB, fp16, {sum(artifact.operators.values())} operators ({operators}, ...), {artifact.gmacs:.1f} GMAC per decode, rank <= {artifact.max_rank}",
             f"numbers: {artifact.psnr_db:.1f} dB against the fp32 student ({artifact.status})",
         ]
         if not runs_here():

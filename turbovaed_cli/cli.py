@@ -752,17 +752,29 @@ def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path
 @app.command("export")
 @command
 def export(
-    out: Annotated[Path, typer.Option("--out", help="The artefact to write, or a folder for several formats.")],
+    out: Annotated[Path, typer.Option("--out", help="The artefact to write, or a folder for several.")],
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="onnx, coreml; repeat for several. Default: onnx.")
+        list[str] | None,
+        typer.Option("--format", help="onnx, coreml, torch-export, safetensors; several by commas or repeated. Default: onnx."),
     ] = None,
     model: Model = None,
     config: ModelConfig = None,
+    teacher: TeacherOf = None,
     frames: Frames = ExportSettings.frames,
-    size: Size = format_size(ExportSettings.size),
-    dtype: Annotated[str, typer.Option("--dtype", help="fp32 or fp16.")] = ExportSettings.precision,
+    size: Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT, 720p, or a number; several by commas.")] = format_size(
+        ExportSettings.sizes[0]
+    ),
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="fp32, fp16, bf16, int8, 6bit; several by commas. Default: each format's own.")
+    ] = "",
     layout: Annotated[str, typer.Option("--layout", help="4d-cat, 4d-sum or 5d.")] = ExportSettings.layout,
-    latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to check the artefact on.")] = None,
+    chunk: Annotated[
+        int, typer.Option("--chunk", help="Also write a graph of so many latent frames, which decodes any length piece by piece.")
+    ] = ExportSettings.chunk,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Videos, whose latents artefacts are calibrated and checked on.")
+    ] = None,
+    latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to calibrate and check on instead.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
     yes: Yes = False,
@@ -770,29 +782,34 @@ def export(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the student for another runtime, and check the written file right away as far as this machine can."""
-    from turbovaed_cli.export import export_student, next_commands  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.models.student import load_student  # noqa: PLC0415
+    """Write the student for other runtimes, and check each written file right away as far as this machine can."""
+    from turbovaed_cli.export import export_student, next_commands, raise_for_misses  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
-    settings = ExportSettings(frames, parse_size(size), dtype, layout, seed, latents, overwrite)
-    student = load_student(_model_or_default(model), config, consent=_consent(yes))
-    result = export_student(student, tuple(formats or ("onnx",)), out, settings, _reporter(quiet, verbose))
+    settings = ExportSettings(
+        frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
+        seed=seed, latents=latents, data=data, overwrite=overwrite,
+    )  # fmt: skip
+    names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
+    pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
+    result = export_student(pair.student, names, out, settings, _reporter(quiet, verbose), teacher=pair.teacher)
     if json:
         console.print_json(result)
-        return
-    rows = [
-        (
-            item.format,
-            item.path.name,
-            f"{item.size_mb:.1f}",
-            item.precision,
-            f"{item.max_abs:.1e}",
-            f"{item.psnr_db:.1f}",
-            item.status,
-        )
-        for item in result.artifacts
-    ]
-    console.print_table("Exported", ["format", "file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
+    else:
+        rows = [
+            (
+                item.path.name,
+                f"{item.size_mb:.1f}",
+                item.precision,
+                "-" if item.max_abs is None else f"{item.max_abs:.1e}",
+                "-" if item.psnr_db is None else f"{item.psnr_db:.1f}",
+                item.status,
+            )
+            for item in result.artifacts
+        ]
+        console.print_table("Exported", ["file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
+    console.note(f"checked on {result.artifacts[0].checked_on}; {result.document} has it all")
+    raise_for_misses(result)
     for line in next_commands(result):
         console.note(f"next: {line}")
 

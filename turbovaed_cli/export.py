@@ -1,26 +1,44 @@
-"""`export`: write a student for another runtime, and check the written file before anybody relies on it."""
+"""`export`: write a student for other runtimes, and check each written file before anybody relies on it."""
 
+import hashlib
 import json
 import math
+import platform
 import shutil
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli import __version__
 from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError
-from turbovaed_cli.exporters import Exporter, exporters, size_mb
-from turbovaed_cli.models.export_form import export_form
+from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
+from turbovaed_cli.exporters.cost import Cost, cost
+from turbovaed_cli.exporters.readme import MARK, loading_instructions
+from turbovaed_cli.models.chunks import ChunkDecoder, ChunkPlan
+from turbovaed_cli.models.export_form import FoldedDecoder, export_form
+from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import whole_folder
+from turbovaed_cli.rundir import read_json, sha256_of, whole_folder, write_json, write_whole
 from turbovaed_cli.settings import ExportSettings
 
+if TYPE_CHECKING:
+    from turbovaed_cli.models.teacher import Teacher
+
 MAX_ABS_FP32 = 1e-3  # of a range of 2
-MIN_PSNR_FP16_DB = 55.0
+# Against the fp32 student, on the latents it was checked with: least PSNR of [-1, 1] by precision.
+MIN_PSNR_DB = {"fp16": 55.0, "bf16": 40.0, "int8": 32.0, "6bit": 28.0}
+NEEDS_REAL_LATENTS = ("int8",)  # precisions whose scales are measured, where the format does so
+CHECKED_ON_RANDOM = "random latents of the usual spread"
 
 
 @dataclass(frozen=True)
@@ -29,12 +47,27 @@ class Artifact:
 
     format: str
     path: Path
-    size_mb: float
+    verified: bool | str  # or "converted only"
     precision: str
+    graph: str  # "clip", or "chunk"
     shapes: list[tuple[int, ...]]  # of the latents it was checked on
-    max_abs: float
-    psnr_db: float
+    size_mb: float
     status: str
+    checked_on: str
+    psnr_db: float | None = None  # over all shapes; the range is 2
+    max_abs: float | None = None
+    mean_abs: float | None = None
+    layout: str = ""
+    sha256: str = ""  # of a package: of its files' names and hashes
+    first_non_finite: str | None = None  # operator; None where all values were finite, or nothing was run
+    operators: dict[str, int] = field(default_factory=dict)
+    num_conv3d: int = 0
+    max_rank: int | None = None
+    gmacs: float = 0.0  # of the first shape
+    peak_activation_mb: float = 0.0  # of the first shape, run in order, without weights
+    chunk: ChunkPlan | None = None
+    functions: list[str] = field(default_factory=list)  # of a Core ML package of several sizes, in the order of `shapes`
+    seconds: float = 0.0  # to write and to check it
 
 
 @dataclass(frozen=True)
@@ -43,6 +76,23 @@ class ExportResult:
 
     model: str | None
     artifacts: list[Artifact]
+    document: Path  # export.json
+
+    @property
+    def missed(self) -> list[Artifact]:
+        """Those that were run and are not what the student is; kept as `.unverified`."""
+        return [item for item in self.artifacts if item.verified is False]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One artefact to make."""
+
+    row: Exporter
+    precision: str
+    path: Path
+    sizes: tuple[tuple[int, int], ...]
+    chunk: int  # latent frames; 0: whole clips
 
 
 def export_student(
@@ -51,113 +101,308 @@ def export_student(
     out: Path,
     settings: ExportSettings = ExportSettings(),  # noqa: B008 - frozen
     report: Reporter = quiet,
+    *,
+    teacher: "Teacher | None" = None,
 ) -> ExportResult:
-    """Write `student` in each of `formats` and compare the written artefact with it, on as much as this machine can run.
+    """Write `student` in each of `formats` and compare each written artefact with it, on as much as this machine can run.
 
-    `out` is the artefact, or a folder for several. One that misses (fp32: max abs above 1e-3; fp16: below 55 dB) is kept as
-    `.unverified` and CheckFailedError raised. Raises ShapeError for sizes the student cannot make.
+    `out` is the artefact, or a folder for several; export.json and a README with loading code lie beside. One that misses
+    (fp32: max abs above 1e-3; others below MIN_PSNR_DB) is kept as `.unverified` and is in `missed`. `settings.data` is
+    encoded by `teacher`. Raises ShapeError for sizes the student cannot make, SettingsError for what cannot be written.
     """
-    rows = [_exporter(name, settings.precision) for name in dict.fromkeys(formats)]
-    paths = [_path_of(row, out, len(rows)) for row in rows]
-    for path in paths:
-        if path.exists() and not settings.overwrite:
-            raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+    jobs = _plan(student, tuple(dict.fromkeys(formats)), out, settings)
+    folder = out if jobs[0].path != out else out.parent
+    readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
+    _refuse_to_replace(jobs, readme, settings)
     student = student.float().cpu().eval()
-    latents = check_latents(student, settings)
-    artifacts = []
-    for row, path in report.track(list(zip(rows, paths, strict=True)), "exporting"):
-        report.note(f"{row.name}: converting")
-        module = export_form(student, settings.layout)
-        # Converted inside a folder of its own, beside its destination: what a kill leaves half-done has another name.
-        with whole_folder(path.with_name(f".{path.name}.export"), overwrite=True) as folder:
-            written = folder / path.name
-            row.write(module, latents, written, settings.precision, _metadata(student, settings))
-            report.note(f"{row.name}: checking what was written")
-            artifact = _compare(row, written, path, student, latents, settings)
-        _take_place(path.with_name(f".{path.name}.export") / path.name, artifact.path)
-        artifacts.append(artifact)
-        if artifact.path != path:
-            raise CheckFailedError(
-                f"{row.name}: {artifact.status}: max abs {artifact.max_abs:.2g}, {artifact.psnr_db:.1f} dB; kept as {artifact.path.name}",
-                "--dtype fp32 is exact; with fp16 the values of this student may exceed its range",
-            )
-    return ExportResult(student.config.teacher, artifacts)
+    latents, checked_on = latents_for(student, settings, teacher, report)
+    made = [_make(job, student, latents, checked_on, settings, report) for job in report.track(jobs, "exporting")]
+    known = _beside(folder / "export.json", made)
+    write_json(folder / "export.json", _document(student, known))
+    if folder == out:
+        example = latents[settings.sizes[0]][0]
+        write_whole(folder / "latents.safetensors", lambda temporary: save_file({"latents": example}, temporary))
+    text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name])
+    write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return ExportResult(student.config.teacher, made, folder / "export.json")
 
 
-def _exporter(name: str, precision: str) -> Exporter:
-    table = exporters()
-    if name not in table:
-        raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
-    if precision not in table[name].precisions:
-        raise SettingsError(f"{name} cannot be written in {precision}", f"--dtype {' or '.join(table[name].precisions)}")
-    return table[name]
-
-
-def _path_of(row: Exporter, out: Path, num_formats: int) -> Path:
-    if out.suffix == row.suffix and num_formats == 1:
-        return out
-    if out.suffix in {other.suffix for other in exporters().values()}:
-        raise SettingsError(
-            f"{out.name} is no name for {row.name}", f"it ends in {row.suffix}; for several formats give a folder"
+def raise_for_misses(result: ExportResult) -> None:
+    """CheckFailedError where an artefact is not what the student is."""
+    if not result.missed:
+        return
+    parts = []
+    for item in result.missed:
+        where = f", first not finite: {item.first_non_finite}" if item.first_non_finite else ""
+        parts.append(
+            f"{item.format} {item.precision}: max abs {item.max_abs:.2g}, {item.psnr_db:.1f} dB{where}; kept as {item.path.name}"
         )
-    return out / f"student{row.suffix}"
+    raise CheckFailedError("; ".join(parts), _what_helps(result.missed))
+
+
+def _what_helps(missed: Sequence[Artifact]) -> str:
+    if any(item.precision in ("int8", "6bit") for item in missed):
+        return "--dtype fp16 keeps more; int8 gets better with more --data that looks like what it will decode"
+    return "--dtype fp32 is exact; --layout 4d-cat keeps fp16 within its range, calibrated on --data or --latents"
+
+
+# --- what to write ------------------------------------------------------------------------------------------------
+
+
+def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[_Job]:
+    table = exporters()
+    wanted: list[tuple[Exporter, str, tuple[tuple[int, int], ...], int]] = []
+    for size in settings.sizes:
+        student.latent_shape(settings.frames, size)
+    for name in formats:
+        if name not in table:
+            raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
+        row = table[name]
+        for precision in settings.precisions or row.precisions[:1]:
+            if precision not in row.precisions:
+                raise SettingsError(f"{name} cannot be written in {precision}", f"--dtype {' or '.join(row.precisions)}")
+            if precision in NEEDS_REAL_LATENTS and name == "onnx" and not (settings.data or settings.latents):
+                raise SettingsError(
+                    "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+                )
+            together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
+            wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else [(s,) for s in settings.sizes])]
+            if settings.chunk and row.chunks and precision not in ("int8",):
+                wanted += [(row, precision, (size,), settings.chunk) for size in settings.sizes]
+    if settings.chunk and settings.layout == "5d":
+        raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")
+    if len(wanted) == 1 and out.suffix == wanted[0][0].suffix:
+        ((row, precision, sizes, chunk),) = wanted
+        return [_Job(row, precision, out, sizes, chunk)]
+    if out.suffix in {row.suffix for row in table.values()}:
+        raise SettingsError(
+            f"{out.name} is no name for {wanted[0][0].name}"
+            if len(wanted) == 1
+            else f"{len(wanted)} artefacts do not fit in {out.name}",
+            f"it ends in {wanted[0][0].suffix}; for several artefacts give a folder",
+        )
+    return [
+        _Job(row, precision, out / _name(row, precision, sizes, chunk, settings), sizes, chunk)
+        for row, precision, sizes, chunk in wanted
+    ]
+
+
+def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chunk: int, settings: ExportSettings) -> str:
+    """student, and what sets it apart from its neighbours."""
+    parts = ["student"]
+    parts += [precision] if len(settings.precisions or row.precisions[:1]) > 1 or precision != row.precisions[0] else []
+    parts += [f"chunk{chunk}"] if chunk else []
+    parts += [f"{sizes[0][1]}x{sizes[0][0]}"] if len(settings.sizes) > 1 and len(sizes) == 1 else []
+    return "-".join(parts) + row.suffix
+
+
+def _refuse_to_replace(jobs: Sequence[_Job], readme: Path, settings: ExportSettings) -> None:
+    for job in jobs:
+        if job.path.exists() and not settings.overwrite:
+            raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
+    if readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):
+        raise OutputExistsError(f"{readme} is there and not of an export", "give a folder of its own as --out")
+
+
+# --- what to check on ---------------------------------------------------------------------------------------------
+
+
+def latents_for(
+    student: StudentDecoder, settings: ExportSettings, teacher: "Teacher | None" = None, report: Reporter = quiet
+) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
+    """Latents (1, C, t, h, w) by size: of `settings.data`, of the given files cut to it, or random ones; and what they are."""
+    shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
+    if settings.data is not None:
+        assert teacher is not None, "videos are encoded by the teacher"
+        return {size: _encoded(teacher, settings, size, report) for size in shapes}, f"latents of {settings.data}"
+    if settings.latents is not None:
+        return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents}"
+    mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
+    random = {}
+    for size, shape in shapes.items():
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
+        random[size] = [noise * std + mean]
+    return random, CHECKED_ON_RANDOM
 
 
 def check_latents(student: StudentDecoder, settings: ExportSettings) -> Tensor:
-    """Latents (1, C, t, h, w) to check on: the given ones, cut to the artefact's shape, or random ones of the usual spread."""
+    """The first latents (1, C, t, h, w) that an artefact of these settings is checked on."""
+    return latents_for(student, settings)[0][settings.sizes[0]][0]
+
+
+def _cut(path: Path, shape: tuple[int, ...]) -> Tensor:
     from turbovaed_cli.latents import read_latents  # noqa: PLC0415 - exported files rarely come with latents
 
-    shape = student.latent_shape(settings.frames, settings.size)
-    if settings.latents is not None:
-        found = read_latents(settings.latents)
-        if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
-            raise SettingsError(
-                f"{settings.latents} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
-            )
-        return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
-    mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
-    return noise * std + mean
+    found = read_latents(path)
+    if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
+        raise SettingsError(
+            f"{path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+        )
+    return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
 
 
-def _metadata(student: StudentDecoder, settings: ExportSettings) -> dict[str, str]:
+@torch.no_grad()
+def _encoded(teacher: "Teacher", settings: ExportSettings, size: tuple[int, int], report: Reporter) -> list[Tensor]:
+    """One clip of each of the first videos."""
+    from turbovaed_cli.video import list_videos, read_clip  # noqa: PLC0415 - exports rarely read videos
+
+    assert settings.data is not None
+    videos = list(islice(list_videos(settings.data), settings.clips))
+    clips = []
+    for path in report.track(videos, "encoding"):
+        clips.append(teacher.encode(read_clip(path, frames=settings.frames, size=size)[None]).mean.float().contiguous())
+    return clips
+
+
+# --- one artefact -------------------------------------------------------------------------------------------------
+
+
+def _make(
+    job: _Job,
+    student: StudentDecoder,
+    latents: dict[tuple[int, int], list[Tensor]],
+    checked_on: str,
+    settings: ExportSettings,
+    report: Reporter,
+) -> Artifact:
+    """Write it beside its destination, run what was written, and move it there under the name it deserves."""
+    row, began = job.row, time.monotonic()
+    what = f"{row.name} {job.precision}{' chunk' if job.chunk else ''}"
+    report.note(f"{what}: converting")
+    graphs, plan = _graphs(job, student, latents, settings)
+    samples = [item for size in job.sizes for item in latents[size]]
+    # Converted inside a folder of its own: what a kill leaves half-done has another name.
+    aside = job.path.with_name(f".{job.path.name}.export")
+    with whole_folder(aside, overwrite=True) as folder:
+        written = folder / job.path.name
+        spent = cost(graphs[0], 4 if job.precision == "fp32" else 2)  # before a writer turns the module into halves
+        row.write(graphs, written, job.precision, _metadata(student, settings, plan), samples)
+        report.note(f"{what}: checking what was written")
+        artifact = _inspected(job, written, spent, _compared(job, written, graphs, plan, student, latents, checked_on))
+    _take_place(aside / job.path.name, artifact.path)
+    return replace(artifact, layout=settings.layout, seconds=time.monotonic() - began)
+
+
+def _graphs(
+    job: _Job, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], settings: ExportSettings
+) -> tuple[list[Graph], ChunkPlan | None]:
+    if job.row.name == "safetensors":
+        return [Graph(student, {"latents": latents[size][0]}) for size in job.sizes], None
+    form = export_form(student, settings.layout)
+    if job.precision != "fp32" and isinstance(form, FoldedDecoder) and settings.fold:
+        keep_in_range(form, [item for size in job.sizes for item in latents[size]])
+    if not job.chunk:
+        return [Graph(form, {"latents": latents[size][0]}) for size in job.sizes], None
+    assert isinstance(form, FoldedDecoder)
+    _, channels, _, height, width = latents[job.sizes[0]][0].shape
+    decoder = ChunkDecoder(form, (channels, job.chunk, height, width))
+    piece = latents[job.sizes[0]][0][:, :, : job.chunk]
+    piece = torch.cat([piece] + [piece[:, :, -1:]] * (job.chunk - piece.shape[2]), dim=2)
+    inputs = {"latents": piece, "window": torch.tensor([0, 2**20], dtype=torch.int32), **decoder.plan.beginning()}
+    return [Graph(decoder.eval(), inputs, tuple(decoder.plan.output_names))], decoder.plan
+
+
+def _metadata(student: StudentDecoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
     """What an artefact says of itself."""
-    teacher = student.config.teacher
-    licence = MODELS[teacher].teacher.licence if teacher in MODELS else "that of the teacher"
     config = {name: value for name, value in student.config.items() if not name.startswith("_")}
     return {
         "turbovaed": __version__,
         "config": json.dumps(config),
-        "latents": "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them",
-        "video": "(1, 3, T, H, W) in [-1, 1], not clamped",
-        "teacher": str(teacher),
-        "licence": licence,
+        **_conventions(student),
         "layout": settings.layout,
+        **({"chunk": json.dumps(asdict(plan))} if plan else {}),
     }
 
 
-def _compare(
-    row: Exporter, written: Path, path: Path, student: StudentDecoder, latents: Tensor, settings: ExportSettings
+def _conventions(student: StudentDecoder) -> dict[str, str]:
+    teacher = student.config.teacher
+    return {
+        "latents": "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them",
+        "video": "(1, 3, T, H, W) in [-1, 1], not clamped",
+        "teacher": str(teacher),
+        "licence": MODELS[teacher].teacher.licence if teacher in MODELS else "that of the teacher",
+    }
+
+
+def _compared(
+    job: _Job,
+    written: Path,
+    graphs: Sequence[Graph],
+    plan: ChunkPlan | None,
+    student: StudentDecoder,
+    latents: dict[tuple[int, int], list[Tensor]],
+    checked_on: str,
 ) -> Artifact:
-    """Run what was written on its own shape and, where it takes any, on another one."""
-    checked = [latents]
-    if row.dynamic and latents.shape[2] > 1:
-        _, _, frames, height, width = latents.shape
-        checked.append(latents[:, :, : max(2, frames - 1), : max(1, height // 2), : max(1, width // 2 + 1)].contiguous())
-    worst, squares, count = 0.0, 0.0, 0
-    for item in checked:
-        with torch.no_grad():
-            wanted = student(item)
-        error = (row.run(written, item).float() - wanted).double()
-        worst = max(worst, error.abs().max().item() if bool(torch.isfinite(error).all()) else math.inf)
-        squares, count = squares + error.square().sum().item(), count + error.numel()
-    psnr_db = min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
-    good = worst <= MAX_ABS_FP32 if settings.precision == "fp32" else psnr_db >= MIN_PSNR_FP16_DB
-    final = path if good else path.with_name(f"{path.name}.unverified")
-    status = row.verified_by() if good else f"MISSED ({row.verified_by()})"
-    return Artifact(
-        row.name, final, size_mb(written), settings.precision, [tuple(item.shape) for item in checked], worst, psnr_db, status
+    """Run what was written on every size's latents and, where it takes any, on another size."""
+    row = job.row
+    found = Artifact(
+        row.name,
+        job.path,
+        "converted only",
+        job.precision,
+        "chunk" if plan else "clip",
+        [],
+        size_mb(written),
+        "",
+        checked_on,
+        chunk=plan,
     )
+    reason = row.why_not()
+    if reason is not None:
+        return replace(
+            found, status=f"converted only: {reason}", shapes=[tuple(graph.inputs["latents"].shape) for graph in graphs]
+        )
+    worst, total, squares, count, shapes = 0.0, 0.0, 0.0, 0, []
+    for size, graph in zip(job.sizes, graphs, strict=True):
+        decode = row.load(written, graph)
+        items = list(latents[size])
+        if row.dynamic and plan is None and items[0].shape[2] > 1:
+            _, _, frames, height, width = items[0].shape
+            items.append(items[0][:, :, : max(2, frames - 1), : max(1, height // 2), : max(1, width // 2 + 1)].contiguous())
+        for item in items:
+            with torch.no_grad():
+                wanted = student(item)
+            video = plan.decode(decode, item) if plan else decode({"latents": item})["video"]
+            error = (video.float() - wanted).double()
+            shapes.append(tuple(item.shape))
+            worst = max(worst, error.abs().max().item() if bool(torch.isfinite(error).all()) else math.inf)
+            total, squares, count = total + error.abs().sum().item(), squares + error.square().sum().item(), count + error.numel()
+    psnr_db = min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
+    good = worst <= MAX_ABS_FP32 if job.precision == "fp32" else psnr_db >= MIN_PSNR_DB[job.precision]
+    return replace(
+        found,
+        path=job.path if good else job.path.with_name(f"{job.path.name}.unverified"),
+        verified=good,
+        shapes=list(dict.fromkeys(shapes)),
+        status=row.verified_by() if good else f"MISSED ({row.verified_by()})",
+        psnr_db=psnr_db,
+        max_abs=worst,
+        mean_abs=total / count,
+        first_non_finite=None if math.isfinite(worst) else row.first_non_finite(written, graphs[0]) or "unknown",
+    )
+
+
+def _inspected(job: _Job, written: Path, spent: Cost, artifact: Artifact) -> Artifact:
+    inside = job.row.anatomy(written)
+    return replace(
+        artifact,
+        sha256=_sha256(written),
+        operators=dict(inside.operators.most_common()),
+        num_conv3d=inside.num_conv3d,
+        max_rank=inside.max_rank if inside.max_rank is not None else spent.max_rank,
+        gmacs=spent.gmacs,
+        peak_activation_mb=spent.peak_activation_bytes / 1e6,
+        functions=inside.functions,
+    )
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of a package, of the list of its files."""
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _take_place(written: Path, path: Path) -> None:
@@ -165,17 +410,57 @@ def _take_place(written: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         shutil.rmtree(path)
+    if written.is_file():
+        written.chmod(0o644)  # some writers let nobody else read
     written.replace(path)
     shutil.rmtree(written.parent)
 
 
+# --- what lies beside ---------------------------------------------------------------------------------------------
+
+
+def _beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The new artefacts as records, and those of earlier exports that still lie there."""
+    names = {item.path.name.removesuffix(".unverified") for item in made}
+    earlier = read_json(document).get("artifacts", []) if document.is_file() else []
+    kept = [
+        item
+        for item in earlier
+        if item["path"].removesuffix(".unverified") not in names and (document.parent / item["path"]).exists()
+    ]
+    return kept + [{**asdict(item), "path": item.path.name} for item in made]
+
+
+def _document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
+    names = ("torch", "onnx", "onnxruntime", "coremltools", "executorch", "litert-torch", "ai-edge-litert", "coreai-torch")
+    return {
+        "schema_version": 1,
+        "versions": {
+            "turbovaed": __version__,
+            "python": platform.python_version(),
+            **{n: _version(n) for n in names if _version(n)},
+        },
+        "machine": f"{platform.system()} {platform.machine()}",
+        **_conventions(student),
+        "artifacts": records,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def next_commands(result: ExportResult) -> list[str]:
     """What people do with the artefacts next."""
-    lines = []
-    for item in result.artifacts:
-        if item.format == "onnx":
-            lines.append(f"python -c \"import onnxruntime as o; print(o.InferenceSession('{item.path}').get_inputs()[0].shape)\"")
-            lines.append("turbovaed bench --target onnx")
-        if item.format == "coreml":
-            lines.append(f"copy {item.path} to a Mac, open it in Xcode, or there: turbovaed bench --target coreml")
+    alone = result.artifacts[0].path
+    readme = alone.with_name(f"{alone.name}.README.md")
+    lines = [f"{readme if readme.is_file() else result.document.with_name('README.md')} has the lines of code that load it"]
+    formats = {item.format for item in result.artifacts}
+    if "onnx" in formats:
+        lines.append("turbovaed bench --target onnx")
+    if "coreml" in formats:
+        lines.append("copy the .mlpackage to a Mac, open it in Xcode, or there: turbovaed bench --target coreml")
     return lines

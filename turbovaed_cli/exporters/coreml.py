@@ -1,21 +1,24 @@
-"""Core ML: an mlprogram of one fixed shape. Converts everywhere; runs on a Mac, or op by op in torch (mil_interpreter.py)."""
+"""Core ML: an mlprogram of fixed shapes. Converts everywhere; runs on a Mac, or op by op in torch (mil_interpreter.py)."""
 
-import math
 import platform
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.exporters import Anatomy, Exporter, hushed
+from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed, num_conv3d
 from turbovaed_cli.exporters.mil_interpreter import interpret
 
+PALETTE_BITS = 6
 
-def _coremltools() -> Any:
+
+def coremltools() -> Any:
+    """The package, or UnavailableError."""
     try:
         with hushed():
             import coremltools  # noqa: PLC0415 - four seconds that only this format needs
@@ -31,63 +34,144 @@ def runs_here() -> bool:
     return platform.system() == "Darwin"
 
 
-def write(module: nn.Module, latents: Tensor, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
-    """Write `module` as an .mlpackage for iOS 17 and macOS 14 on: `latents` of exactly this shape in, `video` out, fp32 both."""
-    coremltools = _coremltools()
+def write(
+    graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
+) -> None:
+    """Write an .mlpackage: fp32 tensors in and out, of exactly the graphs' shapes.
+
+    One graph is for iOS 17 and macOS 14 on; several become functions of one package that share their weights, for iOS 18
+    and macOS 15. int8 and 6bit compress the weights of an fp16 program.
+    """
+    tools = coremltools()
+    models = [_convert(graph, precision, several=len(graphs) > 1) for graph in graphs]
+    with hushed(), tempfile.TemporaryDirectory() as folder:
+        if len(models) == 1:
+            _describe(models[0], metadata).save(str(path))
+            return
+        functions = tools.utils.MultiFunctionDescriptor()
+        for number, (graph, model) in enumerate(zip(graphs, models, strict=True)):
+            part = str(Path(folder) / f"{number}.mlpackage")
+            model.save(part)
+            functions.add_function(part, "main", function_name(graph))
+        functions.default_function_name = function_name(graphs[0])
+        joined = str(Path(folder) / "joined.mlpackage")
+        tools.utils.save_multifunction(functions, joined)
+        _describe(tools.models.MLModel(joined, skip_model_load=True), metadata).save(str(path))
+
+
+def function_name(graph: Graph) -> str:
+    """Of one size in a package of several, by its latents: t3_h16_w16."""
+    _, _, frames, height, width = graph.inputs["latents"].shape
+    return f"t{frames}_h{height}_w{width}"
+
+
+def _convert(graph: Graph, precision: str, *, several: bool) -> Any:
+    tools = coremltools()
+    half = precision != "fp32"
     with hushed(), torch.no_grad():
-        program = torch.export.export(module, (latents,)).run_decompositions({})
-        model = coremltools.convert(
+        program = torch.export.export(graph.module, tuple(graph.inputs.values())).run_decompositions({})
+        model = tools.convert(
             program,
-            inputs=[coremltools.TensorType(name="latents", shape=tuple(latents.shape))],
-            outputs=[coremltools.TensorType(name="video")],
+            inputs=[tools.TensorType(name=name, shape=tuple(value.shape)) for name, value in graph.inputs.items()],
+            outputs=[tools.TensorType(name=name) for name in graph.outputs],
             convert_to="mlprogram",
-            minimum_deployment_target=coremltools.target.iOS17,
-            compute_precision=coremltools.precision.FLOAT16 if precision == "fp16" else coremltools.precision.FLOAT32,
+            minimum_deployment_target=tools.target.iOS18 if several else tools.target.iOS17,
+            compute_precision=tools.precision.FLOAT16 if half else tools.precision.FLOAT32,
             skip_model_load=True,
         )
-        model.short_description = "Turbo-VAED student decoder: latents to video in [-1, 1]"
-        model.license = metadata.get("licence", "")
-        model.user_defined_metadata.update({f"turbovaed.{name}": value for name, value in metadata.items()})
-        model.save(str(path))
+        if precision == "int8":
+            config = tools.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
+            model = tools.optimize.coreml.linear_quantize_weights(
+                model, config=tools.optimize.coreml.OptimizationConfig(global_config=config)
+            )
+        if precision == "6bit":
+            config = tools.optimize.coreml.OpPalettizerConfig(mode="kmeans", nbits=PALETTE_BITS, weight_threshold=512)
+            model = tools.optimize.coreml.palettize_weights(
+                model, config=tools.optimize.coreml.OptimizationConfig(global_config=config)
+            )
+    return model
+
+
+def _describe(model: Any, metadata: Mapping[str, str]) -> Any:
+    model.short_description = "Turbo-VAED student decoder: latents to video in [-1, 1]"
+    model.license = metadata.get("licence", "")
+    model.user_defined_metadata.update({f"turbovaed.{name}": value for name, value in metadata.items()})
+    return model
 
 
 def saved_program(path: Path) -> Any:
     """The MIL program of a saved package, weights included, as coremltools' own classes."""
-    coremltools = _coremltools()
+    tools = coremltools()
     with hushed():
         from coremltools.converters.mil.frontend.milproto import load  # noqa: PLC0415
 
-        model = coremltools.models.MLModel(str(path), skip_model_load=True)
+        model = tools.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()
         return load.load(spec, spec.specificationVersion, model.weights_dir)
 
 
-def run(path: Path, latents: Tensor) -> Tensor:
-    """Decode with Core ML on a Mac; elsewhere walk the saved program in torch, each value rounded to its declared type."""
+def load(path: Path, graph: Graph) -> Decode:
+    """Core ML on a Mac; elsewhere the saved program in torch, each value rounded to its declared type."""
     if runs_here():
-        model = _coremltools().models.MLModel(str(path))
-        return torch.from_numpy(model.predict({"latents": latents.numpy()})["video"])
-    return interpret(saved_program(path), {"latents": latents})["video"]
+        tools = coremltools()
+        several = len(saved_program(path).functions) > 1
+        model = tools.models.MLModel(str(path), **({"function_name": function_name(graph)} if several else {}))
+
+        def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            found = model.predict({name: value.numpy() for name, value in inputs.items()})
+            return {name: torch.from_numpy(found[name]) for name in graph.outputs}
+
+        return predict
+    program = saved_program(path)
+    name = "main" if "main" in program.functions else function_name(graph)
+    return lambda inputs: interpret(program, inputs, name)
 
 
 def anatomy(path: Path) -> Anatomy:
-    """Operators, multiply-accumulates of convolutions, highest rank."""
+    """Operators of the first function."""
     operators: Counter[str] = Counter()
-    macs, rank = 0, 0
-    for op in saved_program(path).functions["main"].operations:
+    convolutions: list[tuple[int, ...]] = []
+    rank = 0
+    functions = saved_program(path).functions
+    for op in next(iter(functions.values())).operations:
         if op.op_type == "const":
             continue
         operators[op.op_type] += 1
-        rank = max(rank, *(len(out.shape) for out in op.outputs))
+        if not op.op_type.startswith("constexpr"):
+            rank = max(rank, *(len(out.shape) for out in op.outputs))
         if op.op_type == "conv":
-            _, per_group, *kernel = op.weight.val.shape
-            macs += math.prod(op.outputs[0].shape) * per_group * math.prod(kernel)
-    return Anatomy(operators, macs / 1e9, rank)
+            convolutions.append(tuple(op.weight.shape))
+    return Anatomy(operators, num_conv3d(convolutions), rank, list(functions) if len(functions) > 1 else [])
+
+
+def first_non_finite(path: Path, graph: Graph) -> str | None:
+    """The first operator whose value is not finite on the graph's example inputs."""
+    if runs_here():
+        return None
+    program = saved_program(path)
+    found: list[str] = []
+
+    def watch(name: str, kind: str, value: Any) -> None:
+        if not found and isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            found.append(f"{name} ({kind})")
+
+    interpret(program, graph.inputs, "main" if "main" in program.functions else function_name(graph), watch)
+    return found[0] if found else None
 
 
 def verified_by() -> str:
-    """What `run` is on this machine."""
+    """What running it is on this machine."""
     return "ran in Core ML" if runs_here() else "saved program run in torch; Core ML itself needs a Mac"
 
 
-EXPORTER = Exporter("coreml", ".mlpackage", ("fp16", "fp32"), False, write, run, verified_by)
+EXPORTER = Exporter(
+    "coreml",
+    ".mlpackage",
+    ("fp16", "fp32", "int8", "6bit"),
+    write,
+    load,
+    verified_by,
+    anatomy,
+    multisize=True,
+    first_non_finite=first_non_finite,
+)

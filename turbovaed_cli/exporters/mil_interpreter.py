@@ -17,12 +17,23 @@ from turbovaed_cli.errors import UnavailableError
 Inputs = Mapping[str, Any]
 
 
-def interpret(program: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs by name, fp32. Raises UnavailableError for an operation that is not in OPERATIONS."""
-    function = program.functions["main"]
-    values: dict[str, Any] = {name: tensor.float() for name, tensor in inputs.items()}
-    for op in function.operations:
+def interpret(
+    program: Any,
+    inputs: Mapping[str, Tensor],
+    function: str = "main",
+    watch: Callable[[str, str, Any], None] = lambda _name, _kind, _value: None,
+) -> dict[str, Tensor]:
+    """Outputs by name, fp32; `watch` sees the name, type and value of each operation.
+
+    Raises UnavailableError for an operation that is not in OPERATIONS.
+    """
+    main = program.functions[function]
+    values: dict[str, Any] = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    for op in main.operations:
         if op.op_type == "const":
+            continue
+        if op.op_type.startswith("constexpr_"):  # compressed weights, which Core ML unpacks the same way
+            values[op.outputs[0].name] = _plain(op.materialized_val_inference())
             continue
         if op.op_type not in OPERATIONS:
             raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not know", "check it on a Mac")
@@ -30,7 +41,8 @@ def interpret(program: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         result = OPERATIONS[op.op_type](arguments)
         # Wide accumulation, then the declared type: what survives between two operations.
         values[op.outputs[0].name] = result.half().float() if _is_half(op.outputs[0]) else result
-    return {output.name: values[output.name] for output in function.outputs}
+        watch(op.name, op.op_type, values[op.outputs[0].name])
+    return {output.name: values[output.name] for output in main.outputs}
 
 
 def _is_half(variable: Any) -> bool:
@@ -47,6 +59,10 @@ def _value_of(variable: Any, values: Mapping[str, Any]) -> Any:
         return values[variable.name]
     value = variable.val
     assert value is not None, f"{variable.name} is neither computed nor constant"
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.astype(np.float32)) if value.dtype.kind == "f" else value.tolist()
     if isinstance(value, np.floating):
@@ -104,15 +120,18 @@ def _reshape(a: Inputs) -> Tensor:
 
 
 OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {
-    "add": lambda a: a["x"] + a["y"],
+    "add": lambda a: _tensor(a["x"]) + _tensor(a["y"]),
     "batch_norm": _batch_norm,
-    "cast": lambda a: a["x"].half().float() if a["dtype"] == "fp16" else a["x"],
+    "cast": lambda a: _cast(_tensor(a["x"]), a["dtype"]),
     "concat": lambda a: torch.cat(a["values"], dim=a["axis"]),
     "conv": _conv,
     "expand_dims": lambda a: a["x"].reshape(_with_ones(a["x"], a["axes"])),
+    "gather": lambda a: a["x"].index_select(a.get("axis", 0), _tensor(a["indices"]).long()),
     "identity": lambda a: a["x"],
     "layer_norm": _layer_norm,
-    "mul": lambda a: a["x"] * a["y"],
+    "maximum": lambda a: torch.maximum(_tensor(a["x"]), _tensor(a["y"])),
+    "minimum": lambda a: torch.minimum(_tensor(a["x"]), _tensor(a["y"])),
+    "mul": lambda a: _tensor(a["x"]) * _tensor(a["y"]),
     "pixel_shuffle": lambda a: functional.pixel_shuffle(a["x"], a["upscale_factor"]),
     "real_div": lambda a: a["x"] / a["y"],
     "reduce_mean": lambda a: a["x"].mean(a["axes"], keepdim=a.get("keep_dims", False)),
@@ -124,9 +143,20 @@ OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {
     "sqrt": lambda a: torch.sqrt(a["x"]),
     "square": lambda a: a["x"].square(),
     "squeeze": lambda a: a["x"].squeeze(tuple(a["axes"])),
-    "sub": lambda a: a["x"] - a["y"],
+    "sub": lambda a: _tensor(a["x"]) - _tensor(a["y"]),
     "transpose": lambda a: a["x"].permute(a["perm"]),
 }
+
+
+def _tensor(value: Any) -> Tensor:
+    """Constants of integers are plain numbers and lists elsewhere; between tensors they are tensors."""
+    return value if isinstance(value, Tensor) else torch.as_tensor(value)
+
+
+def _cast(x: Tensor, dtype: str) -> Tensor:
+    if dtype.startswith(("int", "uint")):
+        return x.int()
+    return x.half().float() if dtype == "fp16" else x.float()
 
 
 def _with_ones(x: Tensor, axes: list[int]) -> list[int]:

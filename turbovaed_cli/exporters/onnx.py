@@ -1,69 +1,126 @@
 """ONNX: one graph for every frame count and size, run by ONNX Runtime."""
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.exporters import Exporter, hushed
+from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed
 
 OPSET = 18
 _MOST_FRAMES, _MOST_CELLS = 8192, 2048  # latent frames, and latent rows or columns, that the graph promises to take
 
 
-class _HalfInside(nn.Module):
-    """fp32 latents in, fp32 video out, everything between in fp16."""
+class HalfInside(nn.Module):
+    """fp32 in, fp32 out, everything between in fp16; what is not floating stays."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner.half()
 
-    def forward(self, latents: Tensor) -> Tensor:
-        return cast(Tensor, self.inner(latents.half())).float()
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.inner(*(item.half() if item.is_floating_point() else item for item in inputs))
+        return outputs.float() if isinstance(outputs, Tensor) else tuple(item.float() for item in outputs)
 
 
-def write(module: nn.Module, latents: Tensor, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
-    """Write `module` as ONNX opset 18 with inputs `latents` (1, C, t, h, w) and outputs `video` (1, 3, T, H, W), fp32 both.
+def write(
+    graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+) -> None:
+    """Write ONNX opset 18: for whole clips `latents` (1, C, t, h, w) in and `video` (1, 3, T, H, W) out, fp32 both.
 
-    t, h and w are dynamic, except that one latent frame (t = 1) makes a graph of its own.
+    t, h and w are dynamic there, except that one latent frame (t = 1) makes a graph of its own. int8 is static: scales of
+    the convolutions' inputs come from `calibration` (latents), in QDQ form.
     """
+    if precision != "int8":
+        _write(graphs[0], path, precision, metadata)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        wide = Path(folder) / "fp32.onnx"
+        _write(graphs[0], wide, "fp32", metadata)
+        _quantize(wide, path, calibration)
+
+
+def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
     import onnx  # noqa: PLC0415 - only this format needs it
 
-    module = _HalfInside(module) if precision == "fp16" else module
-    sizes = {3: torch.export.Dim("h", min=1, max=_MOST_CELLS), 4: torch.export.Dim("w", min=1, max=_MOST_CELLS)}
-    if latents.shape[2] > 1:
-        sizes[2] = torch.export.Dim("t", min=2, max=_MOST_FRAMES)
-    # A size of 1 would be taken for a constant: trace with at least two of each.
-    example = torch.zeros(
-        1, latents.shape[1], min(latents.shape[2], 3), max(2, min(latents.shape[3], 4)), max(3, min(latents.shape[4], 5))
-    )
+    module = HalfInside(graph.module) if precision == "fp16" else graph.module
+    example, sizes = tuple(graph.inputs.values()), None
+    if graph.whole_clip:
+        (example_latents, shape) = dynamic_example(graph)
+        example, sizes = (example_latents,), (shape,)
     with hushed(), torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=(sizes,))
+        program = torch.export.export(
+            module, example, dynamic_shapes=((sizes,) if precision == "fp16" else sizes) if sizes else None
+        )
         converted = torch.onnx.export(
             program,
-            (example,),
+            example,
             dynamo=True,
             opset_version=OPSET,
-            input_names=["latents"],
-            output_names=["video"],
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
             external_data=False,
             verbose=False,
         )
     assert converted is not None
     proto = converted.model_proto
-    for value, names in (
-        (proto.graph.input[0], (None, None, "t", "h", "w")),
-        (proto.graph.output[0], (None, None, "T", "H", "W")),
-    ):
-        for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
-            if name and not dimension.dim_value:
-                dimension.dim_param = name
+    if graph.whole_clip:
+        for value, names in (
+            (proto.graph.input[0], (None, None, "t", "h", "w")),
+            (proto.graph.output[0], (None, None, "T", "H", "W")),
+        ):
+            for dimension, name in zip(value.type.tensor_type.shape.dim, names, strict=True):
+                if name and not dimension.dim_value:
+                    dimension.dim_param = name
     onnx.helper.set_model_props(proto, dict(metadata))
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))
+
+
+def dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:
+    """Small latents to trace with, and which of their sizes stay open."""
+    _, channels, frames, height, width = graph.inputs["latents"].shape
+    sizes = {3: torch.export.Dim("h", min=1, max=_MOST_CELLS), 4: torch.export.Dim("w", min=1, max=_MOST_CELLS)}
+    if frames > 1:
+        sizes[2] = torch.export.Dim("t", min=2, max=_MOST_FRAMES)
+    # A size of 1 would be taken for a constant: trace with at least two of each.
+    return torch.zeros(1, channels, min(frames, 3), max(2, min(height, 4)), max(3, min(width, 5))), sizes
+
+
+def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor]) -> None:
+    """Static int8 of the convolutions, per channel, as QDQ pairs that every ONNX runtime knows."""
+    import onnx  # noqa: PLC0415
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static  # noqa: PLC0415
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+        def __init__(self) -> None:
+            self.items: Iterator[Tensor] = iter(calibration)
+
+        def get_next(self) -> dict[str, Any] | None:
+            item = next(self.items, None)
+            return None if item is None else {"latents": item.numpy()}
+
+    proto = onnx.load(str(wide))
+    convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    with hushed():
+        quantize_static(
+            str(wide),
+            str(path),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=convolutions[-1:],  # what it writes is the picture: eight bits of it would show
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+        )
 
 
 def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
@@ -81,16 +138,75 @@ def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecut
     return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
 
 
-def run(path: Path, latents: Tensor) -> Tensor:
-    """Decode with ONNX Runtime on the CPU."""
-    return torch.from_numpy(session(path).run(None, {"latents": latents.numpy()})[0])
+def load(path: Path, _graph: Graph) -> Decode:
+    """Run by ONNX Runtime on the CPU."""
+    running = session(path)
+    names = [output.name for output in running.get_outputs()]
+
+    def decode(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = running.run(None, {name: value.numpy() for name, value in inputs.items()})
+        return {name: torch.from_numpy(value) for name, value in zip(names, found, strict=True)}
+
+    return decode
+
+
+def anatomy(path: Path) -> Anatomy:
+    """Operators, and the rank of convolutions' weights."""
+    import onnx  # noqa: PLC0415
+
+    graph = onnx.load(str(path)).graph
+    ranks = {item.name: len(item.dims) for item in graph.initializer}
+    made_by = {output: node for node in graph.node for output in node.output}
+
+    def rank_of(name: str) -> int:
+        while name not in ranks and name in made_by:  # behind a DequantizeLinear
+            name = made_by[name].input[0]
+        return ranks.get(name, 0)
+
+    known = [len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input, *graph.output)]
+    return Anatomy(
+        Counter(node.op_type for node in graph.node),
+        sum(rank_of(node.input[1]) == 5 for node in graph.node if node.op_type == "Conv"),
+        max(known, default=None),
+    )
+
+
+def first_non_finite(path: Path, graph: Graph) -> str | None:
+    """The first operator whose output is not finite on the graph's example inputs, as "name (type)"."""
+    import numpy as np  # noqa: PLC0415
+    import onnx  # noqa: PLC0415
+
+    proto = onnx.load(str(path))
+    produced = [(node.op_type, node.name, output) for node in proto.graph.node for output in node.output]
+    there = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for _, _, name in produced if name not in there)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(proto, str(Path(folder) / "all.onnx"))
+        running = session(Path(folder) / "all.onnx")
+        names = [output.name for output in running.get_outputs()]
+        found = dict(zip(names, running.run(None, {key: value.numpy() for key, value in graph.inputs.items()}), strict=True))
+    for kind, name, output in produced:
+        value = found[output]
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return f"{name} ({kind})"
+    return None
 
 
 def verified_by() -> str:
-    """What `run` is."""
+    """What running it here is."""
     import onnxruntime  # noqa: PLC0415
 
     return f"ran in ONNX Runtime {onnxruntime.__version__}, CPU"
 
 
-EXPORTER = Exporter("onnx", ".onnx", ("fp32", "fp16"), True, write, run, verified_by)
+EXPORTER = Exporter(
+    "onnx",
+    ".onnx",
+    ("fp32", "fp16", "int8"),
+    write,
+    load,
+    verified_by,
+    anatomy,
+    dynamic=True,
+    first_non_finite=first_non_finite,
+)

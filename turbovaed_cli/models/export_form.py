@@ -2,11 +2,12 @@
 
 Same numbers as the training form (within rounding), other graph: a 3-D convolution becomes 2-D convolutions over its time
 taps, either one over the taps' concatenated channels ("4d-cat", fewest operations) or one per tap summed up ("4d-sum",
-least memory). Built from a trained student; never trained itself. Inside, x is (T, C, H, W) of one clip.
+least memory). Built from a trained student; never trained itself. Inside, x is (T, C, H, W) of one clip, or of one piece
+of a clip of any length, whose convolutions are handed the frames before (chunks.py).
 """
 
 import copy
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,42 @@ def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
     return copy.deepcopy(student) if layout == "5d" else FoldedDecoder(student, concatenate=layout == "4d-cat").eval()
 
 
+class Time(Protocol):
+    """Where a convolution finds the frames before and after."""
+
+    def enter(self, x: Tensor, reach: int) -> Tensor:
+        """What one that sees `reach` frames to either side computes on, before its norm."""
+
+    def taps(self, x: Tensor, reach: int) -> list[Tensor]:
+        """The 2 * reach + 1 shifted views of what `enter` gave."""
+
+    def beside(self, x: Tensor) -> Tensor:
+        """The frames of what a resnet entered with that its outcome is added to."""
+
+    def shuffled(self, x: Tensor, factor: int, *, drop: bool) -> Tensor:
+        """Frames behind an upsampler that made `factor` of each, of which the clip's first factor - 1 go where `drop`."""
+
+
+class WholeClip:
+    """All frames at once: the first and last one repeated beyond the ends."""
+
+    def enter(self, x: Tensor, reach: int) -> Tensor:
+        return x
+
+    def taps(self, x: Tensor, reach: int) -> list[Tensor]:
+        frames = x.shape[0]
+        if frames == 1:  # a slice of everything would become an alias, which Core ML's converter cannot take
+            return [x] * (2 * reach + 1)
+        padded = torch.cat([x[:1]] * reach + [x] + [x[-1:]] * reach)
+        return [padded[i : i + frames] for i in range(2 * reach + 1)]
+
+    def beside(self, x: Tensor) -> Tensor:
+        return x
+
+    def shuffled(self, x: Tensor, factor: int, *, drop: bool) -> Tensor:
+        return x[factor - 1 :] if drop else x
+
+
 class FoldedDecoder(nn.Module):
     """The whole decoder over folded time."""
 
@@ -50,38 +87,41 @@ class FoldedDecoder(nn.Module):
         ]
         for block in student.up_blocks:
             modules += _folded_up_block(cast(UpBlock, block), concatenate=concatenate)
-        self.blocks = nn.Sequential(*modules)
+        self.blocks = nn.ModuleList(modules)
         if self.patch_size == 4:
             self.upsampler2d_1 = copy.deepcopy(student.upsampler2d_1.conv)
             self.upsampler2d_2 = copy.deepcopy(student.upsampler2d_2.conv)
+        self.norms_out = nn.ModuleList(RMSNorm() for _ in range(3 if self.patch_size == 4 else 1))
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
+        return self.through(latents, WholeClip())
+
+    def through(self, latents: Tensor, time: Time) -> Tensor:
+        """The same by another `time`."""
         x = latents.squeeze(0).transpose(0, 1)  # (t, C, h, w)
-        x = self.blocks(self.conv_in(x))
-        if self.patch_size == 4:
-            x = functional.pixel_shuffle(self.upsampler2d_1(functional.silu(rms_norm(x))), 2)
-            x = functional.pixel_shuffle(self.upsampler2d_2(functional.silu(rms_norm(x))), 2)
-        x = self.conv_out(functional.silu(rms_norm(x)))  # (T, 3, H, W)
+        x = self.conv_in(time.enter(x, self.conv_in.reach), time)
+        for block in self.blocks:
+            x = block(x, time)
+        *tail, last = self.norms_out
+        for norm, upsampler in zip(tail, self.tail(), strict=True):
+            x = functional.pixel_shuffle(upsampler(functional.silu(norm(x))), 2)
+        x = self.conv_out(functional.silu(last(time.enter(x, self.conv_out.reach))), time)  # (T, 3, H, W)
         return x.transpose(0, 1).unsqueeze(0)
 
+    def tail(self) -> list[nn.Conv2d]:
+        """The convolutions of single frames before the last one."""
+        return [self.upsampler2d_1, self.upsampler2d_2] if self.patch_size == 4 else []
 
-def rms_norm(x: Tensor) -> Tensor:
+
+class RMSNorm(nn.Module):
     """Divide by the root mean square over channels; x * x, since a power is slow or missing on some targets."""
-    return x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + RMS_EPS)
 
+    eps: float = RMS_EPS
 
-def _taps(x: Tensor, kernel_size: int) -> list[Tensor]:
-    """The `kernel_size` shifted views of x along time, the first and last frame repeated beyond the ends."""
-    reach = (kernel_size - 1) // 2
-    if reach == 0:
-        return [x]
-    frames = x.shape[0]
-    if frames == 1:  # a slice of everything would become an alias, which Core ML's converter cannot take
-        return [x] * kernel_size
-    padded = torch.cat([x[:1]] * reach + [x] + [x[-1:]] * reach)
-    return [padded[i : i + frames] for i in range(kernel_size)]
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + self.eps)
 
 
 class FoldedConv(nn.Module):
@@ -90,52 +130,82 @@ class FoldedConv(nn.Module):
     def __init__(self, source: TimeReplicatedConv3d, *, concatenate: bool) -> None:
         super().__init__()
         weight, bias = source.conv.weight.detach(), source.conv.bias
-        self.kernel_size = source.kernel_size
+        self.reach = source.kernel_size // 2
         self.concatenate = concatenate
         if concatenate:
             # (O, C, k, kh, kw) -> (O, k*C, kh, kw), tap by tap
-            self.weights = nn.ParameterList([weight.transpose(1, 2).flatten(1, 2).contiguous()])
+            self.weights = nn.ParameterList([weight.transpose(1, 2).flatten(1, 2).clone()])
         else:
-            self.weights = nn.ParameterList([weight[:, :, i].contiguous() for i in range(self.kernel_size)])
+            self.weights = nn.ParameterList([weight[:, :, i].clone() for i in range(source.kernel_size)])
         assert bias is not None
         self.bias = nn.Parameter(bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        taps = _taps(x, self.kernel_size)
-        reach = self.kernel_size // 2
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        taps = time.taps(x, self.reach) if self.reach else [x]
         if self.concatenate:
             joined = torch.cat(taps, dim=1) if len(taps) > 1 else taps[0]
-            return functional.conv2d(joined, self.weights[0], self.bias, padding=reach)
-        out = functional.conv2d(taps[0], self.weights[0], self.bias, padding=reach)
+            return functional.conv2d(joined, self.weights[0], self.bias, padding=self.reach)
+        out = functional.conv2d(taps[0], self.weights[0], self.bias, padding=self.reach)
         for tap, weight in zip(taps[1:], list(self.weights)[1:], strict=True):
-            out = out + functional.conv2d(tap, weight, padding=reach)
+            out = out + functional.conv2d(tap, weight, padding=self.reach)
+        return out
+
+    def scale(self, by: float, bias_by: float) -> None:
+        """Multiply what it computes of its input, and what it adds."""
+        for weight in self.weights:
+            weight.data *= by
+        self.bias.data *= bias_by
+
+
+class FoldedDepthwise(nn.Module):
+    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias."""
+
+    def __init__(self, source: nn.Conv3d) -> None:
+        super().__init__()
+        kernel_size = source.weight.shape[2]
+        self.reach = kernel_size // 2
+        self.weights = nn.ParameterList([source.weight.detach()[:, :, i].clone() for i in range(kernel_size)])
+
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        taps = time.taps(x, self.reach)
+        out = functional.conv2d(taps[0], self.weights[0], padding=self.reach, groups=x.shape[1])
+        for tap, weight in zip(taps[1:], list(self.weights)[1:], strict=True):
+            out = out + functional.conv2d(tap, weight, padding=self.reach, groups=x.shape[1])
         return out
 
 
 class FoldedDepthwiseSeparable(nn.Module):
-    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, then the pointwise one with both biases."""
+    """The depthwise convolution, then the pointwise one with both biases."""
 
     def __init__(self, source: DepthwiseSeparableConv3d) -> None:
         super().__init__()
         depthwise, pointwise = source.depthwise_conv, source.pointwise_conv
-        self.kernel_size = source.kernel_size
-        self.weights = nn.ParameterList([depthwise.weight.detach()[:, :, i].contiguous() for i in range(self.kernel_size)])
+        self.depthwise = FoldedDepthwise(depthwise)
+        self.reach = self.depthwise.reach
         weight = pointwise.weight.detach()[:, :, 0]  # (O, C, 1, 1)
         assert depthwise.bias is not None and pointwise.bias is not None
         self.weight = nn.Parameter(weight.clone())
         self.bias = nn.Parameter(pointwise.bias.detach() + weight[:, :, 0, 0] @ depthwise.bias.detach())
 
-    def forward(self, x: Tensor) -> Tensor:
-        channels, reach = x.shape[1], self.kernel_size // 2
-        taps = _taps(x, self.kernel_size)
-        out = functional.conv2d(taps[0], self.weights[0], padding=reach, groups=channels)
-        for tap, weight in zip(taps[1:], list(self.weights)[1:], strict=True):
-            out = out + functional.conv2d(tap, weight, padding=reach, groups=channels)
-        return functional.conv2d(out, self.weight, self.bias)
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        return functional.conv2d(self.depthwise(x, time), self.weight, self.bias)
+
+    def scale(self, by: float, bias_by: float) -> None:
+        """Multiply what it computes of its input, and what it adds."""
+        self.weight.data *= by
+        self.bias.data *= bias_by
+
+    def scale_between(self, by: float) -> None:
+        """Multiply what the depthwise one hands to the pointwise one, and nothing else."""
+        for weight in self.depthwise.weights:
+            weight.data *= by
+        self.weight.data /= by
 
 
 class FoldedLayerNorm(nn.Module):
     """LayerNorm over channels without permuting."""
+
+    eps = LAYER_NORM_EPS
 
     def __init__(self, source: ChannelLayerNorm) -> None:
         super().__init__()
@@ -144,7 +214,7 @@ class FoldedLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x - x.mean(dim=1, keepdim=True)
-        return x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + LAYER_NORM_EPS) * self.weight + self.bias
+        return x * torch.rsqrt((x * x).mean(dim=1, keepdim=True) + self.eps) * self.weight + self.bias
 
 
 class FoldedResnet(nn.Module):
@@ -153,6 +223,7 @@ class FoldedResnet(nn.Module):
     def __init__(self, source: ResnetBlock, *, concatenate: bool) -> None:
         super().__init__()
         self.relu_first = isinstance(source.act1, nn.ReLU)
+        self.norm1, self.norm2 = RMSNorm(), RMSNorm()
         self.conv1 = _folded_conv(source.conv1, concatenate=concatenate)
         self.conv2 = _folded_conv(source.conv2, concatenate=concatenate)
         self.has_shortcut = hasattr(source, "conv_shortcut")
@@ -160,15 +231,17 @@ class FoldedResnet(nn.Module):
             self.norm3 = FoldedLayerNorm(source.norm3)
             self.conv_shortcut = FoldedConv(source.conv_shortcut, concatenate=concatenate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        residual = self.conv_shortcut(self.norm3(x)) if self.has_shortcut else x
-        x = rms_norm(x)
-        x = self.conv1(functional.relu(x) if self.relu_first else functional.silu(x))
-        x = self.conv2(functional.silu(rms_norm(x)))
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        x = time.enter(x, self.conv1.reach)
+        beside = time.beside(x)
+        residual = self.conv_shortcut(self.norm3(beside), time) if self.has_shortcut else beside
+        x = self.norm1(x)
+        x = self.conv1(functional.relu(x) if self.relu_first else functional.silu(x), time)
+        x = self.conv2(functional.silu(self.norm2(time.enter(x, self.conv2.reach))), time)
         return x + residual
 
 
-def _folded_conv(source: nn.Module, *, concatenate: bool) -> nn.Module:
+def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedConv | FoldedDepthwiseSeparable:
     if isinstance(source, DepthwiseSeparableConv3d):
         return FoldedDepthwiseSeparable(source)
     assert isinstance(source, TimeReplicatedConv3d)
@@ -186,13 +259,12 @@ class FoldedUpsampler(nn.Module):
         for parameter in (*self.conv.weights, self.conv.bias):
             parameter.data = parameter.data.unflatten(0, (-1, self.time)).transpose(0, 1).flatten(0, 1).contiguous()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        x = self.conv(time.enter(x, self.conv.reach), time)
         frames, _, height, width = x.shape
-        x = self.conv(x)
         if self.time > 1:
             x = x.reshape(frames * self.time, -1, height, width)
-        x = functional.pixel_shuffle(x, 2)
-        return x[self.time - 1 :] if self.drop_first_frame else x
+        return time.shuffled(functional.pixel_shuffle(x, 2), self.time, drop=self.drop_first_frame)
 
 
 def _folded_up_block(source: UpBlock, *, concatenate: bool) -> list[nn.Module]:

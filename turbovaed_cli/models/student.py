@@ -18,6 +18,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -455,6 +456,10 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) 
 def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
     if isinstance(config, Mapping):
         return config
+    if config is None and weights.suffix == ".safetensors":
+        inside = _config_inside(weights)
+        if inside is not None:
+            return inside
     path = Path(config) if config else weights.with_name("config.json")
     if not path.is_file():
         raise SettingsError(
@@ -462,6 +467,20 @@ def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -
             "pass config=... (--config FILE)",
         )
     return read_config(path)
+
+
+def _config_inside(weights: Path) -> dict[str, Any] | None:
+    """The config in the header of a file that `turbovaed export --format safetensors` wrote; None where there is none."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get("config")
+    except (SafetensorError, OSError) as error:
+        raise WeightFileError(f"{weights} is not a weight file that can be read safely: {error}") from error
+    try:
+        config = json.loads(text) if text else None
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) else None
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""The README beside exported artefacts: what each is, what was checked, and the lines of code that load it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+MARK = "<!-- written by turbovaed export -->"
+
+# One block of code per format and kind of graph: (language, whether the tests run it, lines). $file is the artefact's name.
+_CODE: dict[tuple[str, str], list[tuple[str, str]]] = {
+    ("onnx", "clip"): [
+        (
+            "python",
+            """\
+import onnxruntime
+from safetensors.numpy import load_file
+
+session = onnxruntime.InferenceSession("$file")
+latents = load_file("latents.safetensors")["latents"]  # (1, C, t, h, w), float32: any t, h and w
+(video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1]; may go a little beyond
+""",
+        ),
+        (
+            "javascript",
+            """\
+// <script src="https://cdn.jsdelivr.net/npm/onnxruntime-web/dist/ort.all.min.js"></script>
+async function decode(data, shape) {  // a Float32Array and [1, C, t, h, w]
+  const session = await ort.InferenceSession.create("$file", {
+    executionProviders: navigator.gpu ? ["webgpu", "wasm"] : ["wasm"],
+  });
+  const { video } = await session.run({ latents: new ort.Tensor("float32", data, shape) });
+  return video;  // video.dims is [1, 3, T, H, W], video.data in [-1, 1]
+}
+""",
+        ),
+        (
+            "kotlin",
+            """\
+// implementation("com.microsoft.onnxruntime:onnxruntime-android:latest.release")
+val environment = OrtEnvironment.getEnvironment()
+val session = environment.createSession(File(filesDir, "$file").path)
+val latents = OnnxTensor.createTensor(environment, FloatBuffer.wrap(data), longArrayOf($shape))
+val video = session.run(mapOf("latents" to latents))[0] as OnnxTensor  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+    ],
+    ("onnx", "chunk"): [
+        (
+            "python",
+            """\
+import numpy as np
+import onnxruntime
+from safetensors.numpy import load_file
+
+session = onnxruntime.InferenceSession("$file")
+latents = load_file("latents.safetensors")["latents"]  # (1, C, t, h, w): any t, of this h and w
+total, chunk = latents.shape[2], $chunk
+kept = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("kept_")}
+frames, start = [], 0
+while len(frames) < $delay + total * $rate - $dropped:  # behind the clip, until its last frame is out
+    piece = latents[:, :, start : start + chunk]
+    piece = np.pad(piece, ((0, 0), (0, 0), (0, chunk - piece.shape[2]), (0, 0), (0, 0)))
+    window = np.array([start, total], np.int32)  # the clip's length may be 2**20 until its last latents are here
+    video, *keeps = session.run(None, {"latents": piece, "window": window, **kept})
+    kept = dict(zip(kept, keeps))
+    frames += list(video[0].transpose(1, 0, 2, 3))
+    start += chunk
+video = np.stack(frames[$delay : $delay + total * $rate - $dropped], axis=1)  # (3, T, H, W) in [-1, 1]
+""",
+        )
+    ],
+    ("coreml", "clip"): [
+        (
+            "swift",
+            """\
+import CoreML
+
+let configuration = MLModelConfiguration()
+configuration.computeUnits = .all  // .cpuAndNeuralEngine keeps the GPU free
+${function}let compiled = try await MLModel.compileModel(at: URL(fileURLWithPath: "$file"))
+let model = try MLModel(contentsOf: compiled, configuration: configuration)
+let latents = try MLMultiArray(shape: [$shape], dataType: .float32)  // fill it with the clip's latents
+let inputs = try MLDictionaryFeatureProvider(dictionary: ["latents": latents])
+let video = try await model.prediction(from: inputs).featureValue(for: "video")!.multiArrayValue!  // (1, 3, T, H, W)
+""",
+        ),
+        (
+            "text",
+            """\
+# on a Mac, in Python
+import coremltools
+from safetensors.numpy import load_file
+
+model = coremltools.models.MLModel("$file")
+video = model.predict({"latents": load_file("latents.safetensors")["latents"]})["video"]
+""",
+        ),
+    ],
+    ("coreml", "chunk"): [
+        (
+            "swift",
+            """\
+import CoreML
+
+let compiled = try await MLModel.compileModel(at: URL(fileURLWithPath: "$file"))
+let model = try MLModel(contentsOf: compiled, configuration: MLModelConfiguration())
+var kept: [String: MLMultiArray] = [:]  // zeros before the first chunk
+for (name, about) in model.modelDescription.inputDescriptionsByName where name.hasPrefix("kept_") {
+    let zeros = try MLMultiArray(shape: about.multiArrayConstraint!.shape, dataType: .float32)
+    for index in 0..<zeros.count { zeros[index] = 0 }
+    kept[name] = zeros
+}
+/// $chunk latent frames in (start: how many came before; total: of the clip, or 1 << 20 until the last are here),
+/// $chunk * $rate pixel frames out. The first $delay of all are not part of the video, which has total * $rate - $dropped.
+func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMultiArray {
+    let window = try MLMultiArray([NSNumber(value: start), NSNumber(value: total)])
+    var inputs: [String: MLMultiArray] = kept
+    inputs["latents"] = latents
+    inputs["window"] = window
+    let outputs = try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
+    for name in kept.keys {
+        kept[name] = outputs.featureValue(for: name.replacingOccurrences(of: "kept_", with: "keeps_"))!.multiArrayValue!
+    }
+    return outputs.featureValue(for: "video")!.multiArrayValue!
+}
+""",
+        )
+    ],
+    ("executorch", "clip"): [
+        (
+            "python",
+            """\
+import torch
+from executorch.runtime import Runtime
+from safetensors.torch import load_file
+
+method = Runtime.get().load_program("$file").load_method("forward")
+latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+(video,) = method.execute([latents])  # (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "kotlin",
+            """\
+// implementation("org.pytorch:executorch-android:latest.release")
+val module = Module.load(File(filesDir, "$file").path)
+val latents = Tensor.fromBlob(data, longArrayOf($shape))
+val video = module.forward(EValue.from(latents))[0].toTensor()  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "swift",
+            """\
+import ExecuTorch
+
+let module = Module(filePath: "$file")
+try module.load("forward")
+let latents = Tensor<Float>(data, shape: [$shape])
+let video: Tensor<Float> = try module.forward(latents)[0].tensor()!  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+    ],
+    ("litert", "clip"): [
+        (
+            "python",
+            """\
+from ai_edge_litert.interpreter import Interpreter
+from safetensors.numpy import load_file
+
+interpreter = Interpreter(model_path="$file")
+interpreter.allocate_tensors()
+latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], latents)
+interpreter.invoke()
+video = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])  # (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "kotlin",
+            """\
+// implementation("com.google.ai.edge.litert:litert:latest.release")
+val model = CompiledModel.create(File(filesDir, "$file").path, CompiledModel.Options(Accelerator.GPU))
+val inputs = model.createInputBuffers()
+val outputs = model.createOutputBuffers()
+inputs[0].writeFloat(data)  // ($shape)
+model.run(inputs, outputs)
+val video = outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+    ],
+    ("torch-export", "clip"): [
+        (
+            "python",
+            """\
+import torch
+from safetensors.torch import load_file
+
+decode = torch.export.load("$file").module()
+with torch.no_grad():
+    video = decode(load_file("latents.safetensors")["latents"])  # (1, 3, T, H, W) in [-1, 1]; any t, h and w
+""",
+        )
+    ],
+    ("safetensors", "clip"): [
+        (
+            "python",
+            """\
+import torch
+from safetensors.torch import load_file
+from turbovaed_cli import load_student
+
+student = load_student("$file")  # config and latent statistics are in its header; a drop-in for pipe.vae's decode
+with torch.no_grad():
+    video = student.decode(load_file("latents.safetensors")["latents"]).sample  # (B, 3, T, H, W) in [-1, 1]
+""",
+        )
+    ],
+}
+
+
+def loading_instructions(records: Sequence[Mapping[str, Any]]) -> str:
+    """The README for these records of export.json."""
+    lines = [MARK, "# Exported decoders", "", _ABOUT, ""]
+    for record in records:
+        lines += _section(record)
+    return "\n".join(lines) + "\n"
+
+
+_ABOUT = """\
+`export.json` says of each file what was run to check it, and how close it came. Latents are raw, as the teacher's `encode` returns
+them; `latents.safetensors` holds those that were checked with. Every file carries the **teacher's** licence."""
+
+
+def _section(record: Mapping[str, Any]) -> list[str]:
+    verdict = {True: "verified", False: "**not verified: it missed**"}.get(record["verified"], record["verified"])
+    figures = (
+        ""
+        if record["psnr_db"] is None
+        else f", {record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student"
+    )
+    lines = [
+        f"## {record['path']}",
+        f"{record['format']}, {record['precision']}, {record['size_mb']:.1f} MB; {verdict} ({record['status']}{figures}) on {record['checked_on']}.",
+        "",
+    ]
+    chunk = record.get("chunk") or {}
+    shape = record["shapes"][0]
+    functions = record.get("functions") or []
+    function = f'configuration.functionName = "{functions[0]}"  // one of {", ".join(functions)}\n' if functions else ""
+    known = {
+        "file": record["path"],
+        "shape": ", ".join(map(str, shape)),
+        "function": function,
+        "chunk": chunk.get("latents", (0, 0, 0))[2],
+        "delay": chunk.get("delay"),
+        "rate": chunk.get("frames_per_latent"),
+        "dropped": chunk.get("dropped"),
+    }
+    blocks = _CODE.get((record["format"], record["graph"]), [])
+    for language, code in blocks:
+        lines += [f"```{language}", Template(code).substitute(known).rstrip(), "```", ""]
+    if not blocks and record["graph"] == "chunk":
+        lines += [_CHUNK_IN_WORDS.format(**known), ""]
+    return lines
+
+
+_CHUNK_IN_WORDS = """\
+Inputs `latents` ({chunk} latent frames), `window` (int32: latent frames before these, and of the whole clip or 2^20 until its last
+are here) and `kept_0`... (zeros at first, then the `keeps_0`... of the chunk before). Of all frames that come out, the first {delay}
+are not part of the video, which has {rate} for each latent frame, less {dropped}."""
+
+
+def code_blocks(readme: Path, language: str) -> list[str]:
+    """The blocks of one language in a README, as its readers copy them."""
+    parts = readme.read_text(encoding="utf-8").split(f"```{language}\n")
+    return [part.partition("```")[0] for part in parts[1:]]
