@@ -12,6 +12,8 @@ from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExists
 from turbovaed_cli.export import export_student, raise_for_misses
 from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.readme import code_blocks
+from turbovaed_cli.exporters.sensitivity import sensitive_weights
+from turbovaed_cli.models.export_form import export_form
 from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.settings import ExportSettings
 
@@ -192,6 +194,30 @@ def test_a_weight_file_needs_nothing_beside_it(student, tmp_path):
     export_student(student, ("safetensors",), tmp_path / "student.safetensors", SMALL)
     loaded = load_student(tmp_path / "student.safetensors")
     assert loaded.config.latent_channels == 8 and loaded.config.teacher == "tiny"
+
+
+@pytest.mark.parametrize("precision", ["int8", "6bit"])
+def test_core_ml_weights_in_few_bits_leave_what_would_show(precision, tmp_path):
+    """Of the embedded student: without the convolutions that stay wide, int8 would come to 24 dB."""
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
+    (artifact,) = export_student(load_student("tiny"), ("coreml",), tmp_path / "a.mlpackage", settings).artifacts
+    assert artifact.verified is True and artifact.psnr_db > 35
+    assert 0 < sum(n for kind, n in artifact.operators.items() if kind.startswith("constexpr")) < artifact.operators["conv"]
+
+
+def test_sensitive_weights_are_those_that_show(student):
+    latents = [torch.randn(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(3))]
+    form = export_form(student)
+    before = {name: value.clone() for name, value in form.state_dict().items()}
+    few, many = sensitive_weights(form, latents, bits=8, enough_db=70.0), sensitive_weights(form, latents, bits=4, enough_db=70.0)
+    assert few <= many and many
+    assert sensitive_weights(form, latents, bits=24, enough_db=70.0) == set()
+    assert all(torch.equal(value, before[name]) for name, value in form.state_dict().items())
+
+
+def test_chunks_in_few_bits_are_refused(student, tmp_path):
+    with pytest.raises(SettingsError, match="int8"):
+        export_student(student, ("coreml",), tmp_path / "out", ExportSettings(precisions=("int8",), chunk=2))
 
 
 def test_int8_is_calibrated_or_refused(student, tmp_path):

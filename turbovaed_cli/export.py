@@ -167,7 +167,11 @@ def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings
                 )
             together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
             wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else [(s,) for s in settings.sizes])]
-            if settings.chunk and row.chunks and precision not in ("int8",):
+            if settings.chunk and precision in ("int8", "6bit"):
+                raise SettingsError(
+                    f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks"
+                )
+            if settings.chunk and row.chunks:
                 wanted += [(row, precision, (size,), settings.chunk) for size in settings.sizes]
     if settings.chunk and settings.layout == "5d":
         raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")

@@ -13,8 +13,9 @@ from torch import Tensor
 from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed, num_conv3d
 from turbovaed_cli.exporters.mil_interpreter import interpret
+from turbovaed_cli.exporters.sensitivity import sensitive_weights
 
-PALETTE_BITS = 6
+BITS = {"int8": 8, "6bit": 6}  # of weights
 
 
 def coremltools() -> Any:
@@ -35,15 +36,17 @@ def runs_here() -> bool:
 
 
 def write(
-    graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
+    graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], calibration: Sequence[Tensor]
 ) -> None:
     """Write an .mlpackage: fp32 tensors in and out, of exactly the graphs' shapes.
 
     One graph is for iOS 17 and macOS 14 on; several become functions of one package that share their weights, for iOS 18
-    and macOS 15. int8 and 6bit compress the weights of an fp16 program.
+    and macOS 15. int8 and 6bit compress the weights of an fp16
+    program, but for those that this would show of.
     """
     tools = coremltools()
-    models = [_convert(graph, precision, several=len(graphs) > 1) for graph in graphs]
+    sensitive = sensitive_weights(graphs[0].module, calibration, BITS[precision]) if precision in BITS else set()
+    models = [_convert(graph, precision, sensitive, several=len(graphs) > 1) for graph in graphs]
     with hushed(), tempfile.TemporaryDirectory() as folder:
         if len(models) == 1:
             _describe(models[0], metadata).save(str(path))
@@ -65,7 +68,7 @@ def function_name(graph: Graph) -> str:
     return f"t{frames}_h{height}_w{width}"
 
 
-def _convert(graph: Graph, precision: str, *, several: bool) -> Any:
+def _convert(graph: Graph, precision: str, sensitive: set[str], *, several: bool) -> Any:
     tools = coremltools()
     half = precision != "fp32"
     with hushed(), torch.no_grad():
@@ -79,17 +82,22 @@ def _convert(graph: Graph, precision: str, *, several: bool) -> Any:
             compute_precision=tools.precision.FLOAT16 if half else tools.precision.FLOAT32,
             skip_model_load=True,
         )
-        if precision == "int8":
-            config = tools.optimize.coreml.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
-            model = tools.optimize.coreml.linear_quantize_weights(
-                model, config=tools.optimize.coreml.OptimizationConfig(global_config=config)
-            )
-        if precision == "6bit":
-            config = tools.optimize.coreml.OpPalettizerConfig(mode="kmeans", nbits=PALETTE_BITS, weight_threshold=512)
-            model = tools.optimize.coreml.palettize_weights(
-                model, config=tools.optimize.coreml.OptimizationConfig(global_config=config)
-            )
-    return model
+        return _compressed(model, precision, sensitive) if precision in BITS else model
+
+
+def _compressed(model: Any, precision: str, sensitive: set[str]) -> Any:
+    """Weights in few bits, but for the sensitive ones; what is computed with them stays fp16."""
+    compress = coremltools().optimize.coreml
+    # The converter's names: of a parameter `conv_in.weights.0`, p_conv_in_weights_0, and its copy in fp16.
+    stay = {f"p_{name.replace('.', '_')}_to_fp16": None for name in sensitive}
+    config: Any
+    if precision == "int8":
+        config = compress.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=512)
+    else:
+        config = compress.OpPalettizerConfig(mode="kmeans", nbits=BITS[precision], weight_threshold=512)
+    settings = compress.OptimizationConfig(global_config=config, op_name_configs=stay)
+    shrink = compress.linear_quantize_weights if precision == "int8" else compress.palettize_weights
+    return shrink(model, config=settings)
 
 
 def _describe(model: Any, metadata: Mapping[str, str]) -> Any:

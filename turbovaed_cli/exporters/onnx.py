@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed
+from turbovaed_cli.exporters.sensitivity import sensitive_weights
 
 OPSET = 18
 _MOST_FRAMES, _MOST_CELLS = 8192, 2048  # latent frames, and latent rows or columns, that the graph promises to take
@@ -42,7 +43,7 @@ def write(
     with tempfile.TemporaryDirectory() as folder:
         wide = Path(folder) / "fp32.onnx"
         _write(graphs[0], wide, "fp32", metadata)
-        _quantize(wide, path, calibration)
+        _quantize(wide, path, calibration, sensitive_weights(graphs[0].module, calibration, bits=8))
 
 
 def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
@@ -92,8 +93,8 @@ def dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:
     return torch.zeros(1, channels, min(frames, 3), max(2, min(height, 4)), max(3, min(width, 5))), sizes
 
 
-def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor]) -> None:
-    """Static int8 of the convolutions, per channel, as QDQ pairs that every ONNX runtime knows."""
+def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: set[str]) -> None:
+    """Static int8 of the convolutions, per channel, as QDQ pairs that every ONNX runtime knows; `sensitive` ones stay fp32."""
     import onnx  # noqa: PLC0415
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static  # noqa: PLC0415
 
@@ -106,7 +107,9 @@ def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor]) -> None:
             return None if item is None else {"latents": item.numpy()}
 
     proto = onnx.load(str(wide))
-    convolutions = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
+    # What the last one writes is the picture: eight bits of it would show.
+    stay = [node.name for node in convolutions if node.input[1] in sensitive or node is convolutions[-1]]
     with hushed():
         quantize_static(
             str(wide),
@@ -114,7 +117,7 @@ def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor]) -> None:
             Reader(),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=convolutions[-1:],  # what it writes is the picture: eight bits of it would show
+            nodes_to_exclude=stay,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
