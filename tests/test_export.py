@@ -134,6 +134,15 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
         export_student(student, ("tflite",), tmp_path / "a", SMALL)
     with pytest.raises(SettingsError, match=r"a\.onnx"):
         export_student(student, ("coreml",), tmp_path / "a.onnx", SMALL)
+    for settings, said in (
+        (ExportSettings(chunk=-1), "--chunk"),
+        (ExportSettings(chunk=1, layout="5d"), "rank 4"),
+        (ExportSettings(data=tmp_path, latents=tmp_path), "--latents"),
+        (ExportSettings(sizes=((32, 32), (32, 32))), "twice"),
+        (ExportSettings(chunk=1), "2 artefacts"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            export_student(student, ("onnx",), tmp_path / "a.onnx", settings)
     with pytest.raises(SettingsError, match="bf16"):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precisions=("bf16",)))
     with pytest.raises(FrameCountError, match="not 4"):

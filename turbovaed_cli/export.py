@@ -149,32 +149,48 @@ def _what_helps(missed: Sequence[Artifact]) -> str:
 # --- what to write ------------------------------------------------------------------------------------------------
 
 
-def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[_Job]:
+def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
+    """Raise SettingsError for what makes no sense or cannot be written."""
     table = exporters()
-    wanted: list[tuple[Exporter, str, tuple[tuple[int, int], ...], int]] = []
+    if settings.chunk < 0:
+        raise SettingsError("--chunk must be at least 1 latent frame", "0, the default, writes no chunk graph")
+    if settings.chunk and settings.layout == "5d":
+        raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")
+    if settings.data is not None and settings.latents is not None:
+        raise SettingsError("--data and --latents both say what to check on", "give one of them")
+    if len(set(settings.sizes)) < len(settings.sizes):
+        raise SettingsError("--size names one size twice")
     for size in settings.sizes:
         student.latent_shape(settings.frames, size)
     for name in formats:
         if name not in table:
             raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
-        row = table[name]
+        for precision in settings.precisions:
+            _check_precision(table[name], precision, settings)
+
+
+def _check_precision(row: Exporter, precision: str, settings: ExportSettings) -> None:
+    if precision not in row.precisions:
+        raise SettingsError(f"{row.name} cannot be written in {precision}", f"--dtype {' or '.join(row.precisions)}")
+    if precision in NEEDS_REAL_LATENTS and row.name == "onnx" and not (settings.data or settings.latents):
+        raise SettingsError(
+            "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+        )
+    if settings.chunk and precision in ("int8", "6bit"):
+        raise SettingsError(f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks")
+
+
+def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[_Job]:
+    _check(student, formats, settings)
+    table = exporters()
+    wanted: list[tuple[Exporter, str, tuple[tuple[int, int], ...], int]] = []
+    for row in (table[name] for name in formats):
+        one_each = [(size,) for size in settings.sizes]
+        together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
         for precision in settings.precisions or row.precisions[:1]:
-            if precision not in row.precisions:
-                raise SettingsError(f"{name} cannot be written in {precision}", f"--dtype {' or '.join(row.precisions)}")
-            if precision in NEEDS_REAL_LATENTS and name == "onnx" and not (settings.data or settings.latents):
-                raise SettingsError(
-                    "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
-                )
-            together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
-            wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else [(s,) for s in settings.sizes])]
-            if settings.chunk and precision in ("int8", "6bit"):
-                raise SettingsError(
-                    f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks"
-                )
+            wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else one_each)]
             if settings.chunk and row.chunks:
-                wanted += [(row, precision, (size,), settings.chunk) for size in settings.sizes]
-    if settings.chunk and settings.layout == "5d":
-        raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")
+                wanted += [(row, precision, sizes, settings.chunk) for sizes in one_each]
     if len(wanted) == 1 and out.suffix == wanted[0][0].suffix:
         ((row, precision, sizes, chunk),) = wanted
         return [_Job(row, precision, out, sizes, chunk)]

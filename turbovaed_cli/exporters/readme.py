@@ -229,7 +229,8 @@ def loading_instructions(records: Sequence[Mapping[str, Any]]) -> str:
 
 _ABOUT = """\
 `export.json` says of each file what was run to check it, and how close it came. Latents are raw, as the teacher's `encode` returns
-them; `latents.safetensors` holds those that were checked with. Every file carries the **teacher's** licence."""
+them; `latents.safetensors` holds those that were checked with. Every file carries the **teacher's** licence.
+Of the lines below, those in Python are run by the tests of turbovaed; the others were written from the runtimes' documentation."""
 
 
 def _section(record: Mapping[str, Any]) -> list[str]:
