@@ -9,6 +9,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	@# For the test that decodes in a browser, which says so and is skipped where this could not be had.
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix .venv/web onnxruntime-web@1.30.0 || true
 	@touch $@
 
 demo: install          ## the whole path on generated clips with the embedded pair: demo-out/

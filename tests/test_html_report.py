@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import shutil
 import sys
@@ -283,33 +282,6 @@ def test_eval_writes_the_page_and_the_run_s_own_and_replaces_only_the_latter(run
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------
-
-CHROMIUM_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
-    "--disable-component-update", "--disable-quic",
-)  # fmt: skip
-
-
-def missing_browser(reason: str):
-    """Skip, or fail where a browser was asked for: a test that never runs must not look like one that passes."""
-    if os.environ.get("TURBOVAED_REQUIRE_BROWSER") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("TURBOVAED_REQUIRE_BROWSER") else None
-    if sync_api is None:
-        from playwright import sync_api
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    executable = next(filter(None, map(shutil.which, names)), None)
-    if executable is None:
-        missing_browser("no Chromium here: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from turbovaed_cli import __version__
 from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
-from turbovaed_cli.exporters.readme import MARK, loading_instructions
+from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
 from turbovaed_cli.models.chunks import ChunkDecoder, ChunkPlan
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
@@ -113,7 +113,7 @@ def export_student(
     jobs = _plan(student, tuple(dict.fromkeys(formats)), out, settings)
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
-    _refuse_to_replace(jobs, readme, settings)
+    _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
     student = student.float().cpu().eval()
     latents, checked_on = latents_for(student, settings, teacher, report)
     made = [_make(job, student, latents, checked_on, settings, report) for job in report.track(jobs, "exporting")]
@@ -122,6 +122,9 @@ def export_student(
     if folder == out:
         example = latents[settings.sizes[0]][0]
         write_whole(folder / "latents.safetensors", lambda temporary: save_file({"latents": example}, temporary))
+        html = decoding_page(known)
+        if html is not None:
+            write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
     text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name])
     write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return ExportResult(student.config.teacher, made, folder / "export.json")
@@ -216,12 +219,13 @@ def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chu
     return "-".join(parts) + row.suffix
 
 
-def _refuse_to_replace(jobs: Sequence[_Job], readme: Path, settings: ExportSettings) -> None:
+def _refuse_to_replace(jobs: Sequence[_Job], pages: Sequence[Path], settings: ExportSettings) -> None:
     for job in jobs:
         if job.path.exists() and not settings.overwrite:
             raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
-    if readme.exists() and MARK not in readme.read_text(encoding="utf-8", errors="replace"):
-        raise OutputExistsError(f"{readme} is there and not of an export", "give a folder of its own as --out")
+    for page in pages:
+        if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
+            raise OutputExistsError(f"{page} is there and not of an export", "give a folder of its own as --out")
 
 
 # --- what to check on ---------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+ORT_WEB = "1.30.0"  # onnxruntime-web; the Makefile installs the same for the tests
 MARK = "<!-- written by turbovaed export -->"
 
 # One block of code per format and kind of graph: (language, whether the tests run it, lines). $file is the artefact's name.
@@ -230,7 +231,7 @@ def loading_instructions(records: Sequence[Mapping[str, Any]]) -> str:
 _ABOUT = """\
 `export.json` says of each file what was run to check it, and how close it came. Latents are raw, as the teacher's `encode` returns
 them; `latents.safetensors` holds those that were checked with. Every file carries the **teacher's** licence.
-Of the lines below, those in Python are run by the tests of turbovaed; the others were written from the runtimes' documentation."""
+Of the lines below, those in Python and JavaScript are run by the tests of turbovaed; the others follow the runtimes' documentation and were not compiled."""
 
 
 def _section(record: Mapping[str, Any]) -> list[str]:
@@ -270,6 +271,17 @@ _CHUNK_IN_WORDS = """\
 Inputs `latents` ({chunk} latent frames), `window` (int32: latent frames before these, and of the whole clip or 2^20 until its last
 are here) and `kept_0`... (zeros at first, then the `keeps_0`... of the chunk before). Of all frames that come out, the first {delay}
 are not part of the video, which has {rate} for each latent frame, less {dropped}."""
+
+
+def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """A page that decodes latents.safetensors beside it with the README's own lines; None without an ONNX file for whole clips."""
+    rows = [item for item in records if (item["format"], item["graph"], item["precision"]) == ("onnx", "clip", "fp32")]
+    if not rows or rows[0]["verified"] is not True:
+        return None
+    (code,) = (code for language, code in _CODE["onnx", "clip"] if language == "javascript")
+    lines = Template(code).substitute(file=rows[0]["path"]).partition("\n")[2]
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(file=rows[0]["path"], code=lines, version=ORT_WEB)
 
 
 def code_blocks(readme: Path, language: str) -> list[str]:
