@@ -177,7 +177,7 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(student, tmp_path):
     for record in records.values():
         assert record["verified"] is True and len(record["sha256"]) == 64 and record["psnr_db"] > 55
         assert record["gmacs"] > 0 and record["peak_activation_mb"] > 0 and record["num_conv3d"] == 0
-    assert records["student.mlpackage"]["functions"] == ["t3_h6_w4", "t3_h4_w4"]
+    assert records["student.mlpackage"]["functions"] == ["t3_h4_w4", "t3_h6_w4"]  # a map in the file: it has no order
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"## {name}" in readme for name in records)
 

@@ -801,8 +801,8 @@ def export(
                 item.path.name,
                 f"{item.size_mb:.1f}",
                 item.precision,
-                "-" if item.max_abs is None else f"{item.max_abs:.1e}",
-                "-" if item.psnr_db is None else f"{item.psnr_db:.1f}",
+                f"{item.max_abs:.1e}",
+                f"{item.psnr_db:.1f}",
                 item.status,
             )
             for item in result.artifacts

@@ -47,16 +47,16 @@ class Artifact:
 
     format: str
     path: Path
-    verified: bool | str  # or "converted only"
+    verified: bool
     precision: str
     graph: str  # "clip", or "chunk"
     shapes: list[tuple[int, ...]]  # of the latents it was checked on
     size_mb: float
     status: str
     checked_on: str
-    psnr_db: float | None = None  # over all shapes; the range is 2
-    max_abs: float | None = None
-    mean_abs: float | None = None
+    psnr_db: float  # over all shapes; the range is 2
+    max_abs: float
+    mean_abs: float
     layout: str = ""
     sha256: str = ""  # of a package: of its files' names and hashes
     first_non_finite: str | None = None  # operator; None where all values were finite, or nothing was run
@@ -66,7 +66,7 @@ class Artifact:
     gmacs: float = 0.0  # of the first shape
     peak_activation_mb: float = 0.0  # of the first shape, run in order, without weights
     chunk: ChunkPlan | None = None
-    functions: list[str] = field(default_factory=list)  # of a Core ML package of several sizes, in the order of `shapes`
+    functions: list[str] = field(default_factory=list)  # of a Core ML package of several sizes, by their names
     seconds: float = 0.0  # to write and to check it
 
 
@@ -81,7 +81,7 @@ class ExportResult:
     @property
     def missed(self) -> list[Artifact]:
         """Those that were run and are not what the student is; kept as `.unverified`."""
-        return [item for item in self.artifacts if item.verified is False]
+        return [item for item in self.artifacts if not item.verified]
 
 
 @dataclass(frozen=True)
@@ -359,23 +359,6 @@ def _compared(
 ) -> Artifact:
     """Run what was written on every size's latents and, where it takes any, on another size."""
     row = job.row
-    found = Artifact(
-        row.name,
-        job.path,
-        "converted only",
-        job.precision,
-        "chunk" if plan else "clip",
-        [],
-        size_mb(written),
-        "",
-        checked_on,
-        chunk=plan,
-    )
-    reason = row.why_not()
-    if reason is not None:
-        return replace(
-            found, status=f"converted only: {reason}", shapes=[tuple(graph.inputs["latents"].shape) for graph in graphs]
-        )
     worst, total, squares, count, shapes = 0.0, 0.0, 0.0, 0, []
     for size, graph in zip(job.sizes, graphs, strict=True):
         decode = row.load(written, graph)
@@ -393,16 +376,21 @@ def _compared(
             total, squares, count = total + error.abs().sum().item(), squares + error.square().sum().item(), count + error.numel()
     psnr_db = min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
     good = worst <= MAX_ABS_FP32 if job.precision == "fp32" else psnr_db >= MIN_PSNR_DB[job.precision]
-    return replace(
-        found,
+    return Artifact(
+        format=row.name,
         path=job.path if good else job.path.with_name(f"{job.path.name}.unverified"),
         verified=good,
+        precision=job.precision,
+        graph="chunk" if plan else "clip",
         shapes=list(dict.fromkeys(shapes)),
+        size_mb=size_mb(written),
         status=row.verified_by() if good else f"MISSED ({row.verified_by()})",
+        checked_on=checked_on,
         psnr_db=psnr_db,
         max_abs=worst,
         mean_abs=total / count,
         first_non_finite=None if math.isfinite(worst) else row.first_non_finite(written, graphs[0]) or "unknown",
+        chunk=plan,
     )
 
 
@@ -456,7 +444,7 @@ def _beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
 
 
 def _document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ("torch", "onnx", "onnxruntime", "coremltools", "executorch", "litert-torch", "ai-edge-litert", "coreai-torch")
+    names = ("torch", "onnx", "onnxruntime", "coremltools")
     return {
         "schema_version": 1,
         "versions": {

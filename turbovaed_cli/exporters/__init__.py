@@ -48,7 +48,7 @@ class Exporter:
 
     `write(graphs, path, precision, metadata, calibration)` writes one graph, or several of other sizes where `multisize`;
     `load(path, graph)` makes a function that runs the written artefact, as far as this machine can; `verified_by` says in
-    words what that run is, `why_not` why there is none here (None: there is one).
+    words what that run is.
     """
 
     name: str
@@ -58,7 +58,6 @@ class Exporter:
     load: Callable[[Path, Graph], Decode]
     verified_by: Callable[[], str]
     anatomy: Callable[[Path], Anatomy]
-    why_not: Callable[[], str | None] = lambda: None
     dynamic: bool = False  # one artefact takes other frame counts and sizes than it was made with
     multisize: bool = False  # one artefact may hold graphs of several sizes
     chunks: bool = True  # whether a chunk graph can be written

@@ -149,7 +149,7 @@ def anatomy(path: Path) -> Anatomy:
             rank = max(rank, *(len(out.shape) for out in op.outputs))
         if op.op_type == "conv":
             convolutions.append(tuple(op.weight.shape))
-    return Anatomy(operators, num_conv3d(convolutions), rank, list(functions) if len(functions) > 1 else [])
+    return Anatomy(operators, num_conv3d(convolutions), rank, sorted(functions) if len(functions) > 1 else [])
 
 
 def first_non_finite(path: Path, graph: Graph) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 ORT_WEB = "1.30.0"  # onnxruntime-web; the Makefile installs the same for the tests
 MARK = "<!-- written by turbovaed export -->"
 
-# One block of code per format and kind of graph: (language, whether the tests run it, lines). $file is the artefact's name.
+# Blocks of code by format and kind of graph: (language, lines). $file is the artefact's name.
 _CODE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("onnx", "clip"): [
         (
@@ -128,68 +128,6 @@ func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMulti
 """,
         )
     ],
-    ("executorch", "clip"): [
-        (
-            "python",
-            """\
-import torch
-from executorch.runtime import Runtime
-from safetensors.torch import load_file
-
-method = Runtime.get().load_program("$file").load_method("forward")
-latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
-(video,) = method.execute([latents])  # (1, 3, T, H, W) in [-1, 1]
-""",
-        ),
-        (
-            "kotlin",
-            """\
-// implementation("org.pytorch:executorch-android:latest.release")
-val module = Module.load(File(filesDir, "$file").path)
-val latents = Tensor.fromBlob(data, longArrayOf($shape))
-val video = module.forward(EValue.from(latents))[0].toTensor()  // (1, 3, T, H, W) in [-1, 1]
-""",
-        ),
-        (
-            "swift",
-            """\
-import ExecuTorch
-
-let module = Module(filePath: "$file")
-try module.load("forward")
-let latents = Tensor<Float>(data, shape: [$shape])
-let video: Tensor<Float> = try module.forward(latents)[0].tensor()!  // (1, 3, T, H, W) in [-1, 1]
-""",
-        ),
-    ],
-    ("litert", "clip"): [
-        (
-            "python",
-            """\
-from ai_edge_litert.interpreter import Interpreter
-from safetensors.numpy import load_file
-
-interpreter = Interpreter(model_path="$file")
-interpreter.allocate_tensors()
-latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], latents)
-interpreter.invoke()
-video = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])  # (1, 3, T, H, W) in [-1, 1]
-""",
-        ),
-        (
-            "kotlin",
-            """\
-// implementation("com.google.ai.edge.litert:litert:latest.release")
-val model = CompiledModel.create(File(filesDir, "$file").path, CompiledModel.Options(Accelerator.GPU))
-val inputs = model.createInputBuffers()
-val outputs = model.createOutputBuffers()
-inputs[0].writeFloat(data)  // ($shape)
-model.run(inputs, outputs)
-val video = outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
-""",
-        ),
-    ],
     ("torch-export", "clip"): [
         (
             "python",
@@ -235,12 +173,8 @@ Of the lines below, those in Python and JavaScript are run by the tests of turbo
 
 
 def _section(record: Mapping[str, Any]) -> list[str]:
-    verdict = {True: "verified", False: "**not verified: it missed**"}.get(record["verified"], record["verified"])
-    figures = (
-        ""
-        if record["psnr_db"] is None
-        else f", {record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student"
-    )
+    verdict = "verified" if record["verified"] else "**not verified: it missed**"
+    figures = f", {record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student"
     lines = [
         f"## {record['path']}",
         f"{record['format']}, {record['precision']}, {record['size_mb']:.1f} MB; {verdict} ({record['status']}{figures}) on {record['checked_on']}.",
