@@ -10,7 +10,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 	@# For the test that decodes in a browser, which says so and is skipped where this could not be had.
-	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix .venv/web onnxruntime-web@1.30.0 || true
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=30000 --prefix .venv/web onnxruntime-web@1.30.0 || true
 	@touch $@
 
 demo: install          ## the whole path on generated clips with the embedded pair: demo-out/
