@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli import __version__
+from turbovaed_cli.devices import environment
 from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
-from turbovaed_cli.models.chunks import ChunkDecoder, ChunkPlan
+from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 MAX_ABS_FP32 = 1e-3  # of a range of 2
 # Against the fp32 student, on the latents it was checked with: least PSNR of [-1, 1] by precision.
 MIN_PSNR_DB = {"fp16": 55.0, "bf16": 40.0, "int8": 32.0, "6bit": 28.0}
-NEEDS_REAL_LATENTS = ("int8",)  # precisions whose scales are measured, where the format does so
 CHECKED_ON_RANDOM = "random latents of the usual spread"
 
 
@@ -59,7 +58,7 @@ class Artifact:
     mean_abs: float
     layout: str = ""
     sha256: str = ""  # of a package: of its files' names and hashes
-    first_non_finite: str | None = None  # operator; None where all values were finite, or nothing was run
+    first_non_finite: str | None = None  # operator; None where all values were finite
     operators: dict[str, int] = field(default_factory=dict)
     num_conv3d: int = 0
     max_rank: int | None = None
@@ -80,7 +79,7 @@ class ExportResult:
 
     @property
     def missed(self) -> list[Artifact]:
-        """Those that were run and are not what the student is; kept as `.unverified`."""
+        """Those that are not what the student is; kept as `.unverified`."""
         return [item for item in self.artifacts if not item.verified]
 
 
@@ -175,9 +174,9 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
 def _check_precision(row: Exporter, precision: str, settings: ExportSettings) -> None:
     if precision not in row.precisions:
         raise SettingsError(f"{row.name} cannot be written in {precision}", f"--dtype {' or '.join(row.precisions)}")
-    if precision in NEEDS_REAL_LATENTS and row.name == "onnx" and not (settings.data or settings.latents):
+    if precision in row.calibrated and not (settings.data or settings.latents):
         raise SettingsError(
-            "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+            f"{precision} is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
         )
     if settings.chunk and precision in ("int8", "6bit"):
         raise SettingsError(f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks")
@@ -192,7 +191,7 @@ def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings
         together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
         for precision in settings.precisions or row.precisions[:1]:
             wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else one_each)]
-            if settings.chunk and row.chunks:
+            if settings.chunk and row.is_graph:
                 wanted += [(row, precision, sizes, settings.chunk) for sizes in one_each]
     if len(wanted) == 1 and out.suffix == wanted[0][0].suffix:
         ((row, precision, sizes, chunk),) = wanted
@@ -310,10 +309,10 @@ def _make(
 def _graphs(
     job: _Job, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], settings: ExportSettings
 ) -> tuple[list[Graph], ChunkPlan | None]:
-    if job.row.name == "safetensors":
+    if not job.row.is_graph:
         return [Graph(student, {"latents": latents[size][0]}) for size in job.sizes], None
     form = export_form(student, settings.layout)
-    if job.precision != "fp32" and isinstance(form, FoldedDecoder) and settings.fold:
+    if job.precision != "fp32" and isinstance(form, FoldedDecoder):
         keep_in_range(form, [item for size in job.sizes for item in latents[size]])
     if not job.chunk:
         return [Graph(form, {"latents": latents[size][0]}) for size in job.sizes], None
@@ -322,7 +321,7 @@ def _graphs(
     decoder = ChunkDecoder(form, (channels, job.chunk, height, width))
     piece = latents[job.sizes[0]][0][:, :, : job.chunk]
     piece = torch.cat([piece] + [piece[:, :, -1:]] * (job.chunk - piece.shape[2]), dim=2)
-    inputs = {"latents": piece, "window": torch.tensor([0, 2**20], dtype=torch.int32), **decoder.plan.beginning()}
+    inputs = {"latents": piece, "window": torch.tensor([0, UNKNOWN_END], dtype=torch.int32), **decoder.plan.beginning()}
     return [Graph(decoder.eval(), inputs, tuple(decoder.plan.output_names))], decoder.plan
 
 
@@ -444,25 +443,14 @@ def _beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
 
 
 def _document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
-    names = ("torch", "onnx", "onnxruntime", "coremltools")
+    here = environment()
     return {
         "schema_version": 1,
-        "versions": {
-            "turbovaed": __version__,
-            "python": platform.python_version(),
-            **{n: _version(n) for n in names if _version(n)},
-        },
+        "versions": {"turbovaed": here["turbovaed"], "python": here["python"], **here["packages"]},
         "machine": f"{platform.system()} {platform.machine()}",
         **_conventions(student),
         "artifacts": records,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def next_commands(result: ExportResult) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Decode = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # inputs by name to outputs by name, fp32 on the CPU
+from turbovaed_cli.models.chunks import Decode
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Exporter:
     anatomy: Callable[[Path], Anatomy]
     dynamic: bool = False  # one artefact takes other frame counts and sizes than it was made with
     multisize: bool = False  # one artefact may hold graphs of several sizes
-    chunks: bool = True  # whether a chunk graph can be written
+    is_graph: bool = True  # otherwise the student's weights: no export form, no chunks
+    calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None
 
 

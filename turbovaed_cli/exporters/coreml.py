@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed, num_conv3d
+from turbovaed_cli.exporters import Anatomy, Exporter, Graph, hushed, num_conv3d
 from turbovaed_cli.exporters.mil_interpreter import interpret
 from turbovaed_cli.exporters.sensitivity import sensitive_weights
+from turbovaed_cli.models.chunks import Decode
 
 BITS = {"int8": 8, "6bit": 6}  # of weights
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed
+from turbovaed_cli.exporters import Anatomy, Exporter, Graph, hushed
 from turbovaed_cli.exporters.sensitivity import sensitive_weights
+from turbovaed_cli.models.chunks import Decode
 
 OPSET = 18
 _MOST_FRAMES, _MOST_CELLS = 8192, 2048  # latent frames, and latent rows or columns, that the graph promises to take
 
 
-class HalfInside(nn.Module):
+class _HalfInside(nn.Module):
     """fp32 in, fp32 out, everything between in fp16; what is not floating stays."""
 
     def __init__(self, inner: nn.Module) -> None:
@@ -49,18 +50,11 @@ def write(
 def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
     import onnx  # noqa: PLC0415 - only this format needs it
 
-    module = HalfInside(graph.module) if precision == "fp16" else graph.module
-    example, sizes = tuple(graph.inputs.values()), None
-    if graph.whole_clip:
-        (example_latents, shape) = dynamic_example(graph)
-        example, sizes = (example_latents,), (shape,)
     with hushed(), torch.no_grad():
-        program = torch.export.export(
-            module, example, dynamic_shapes=((sizes,) if precision == "fp16" else sizes) if sizes else None
-        )
+        program = exported_program(graph, precision)
         converted = torch.onnx.export(
             program,
-            example,
+            program.example_inputs[0],
             dynamo=True,
             opset_version=OPSET,
             input_names=list(graph.inputs),
@@ -83,7 +77,19 @@ def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]
     onnx.save(proto, str(path))
 
 
-def dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:
+def exported_program(graph: Graph, precision: str) -> torch.export.ExportedProgram:
+    """What torch traces of `graph`, fp16 inside where asked for; t, h and w of whole clips stay open."""
+    example, sizes = tuple(graph.inputs.values()), None
+    if graph.whole_clip:
+        latents, open_sizes = _dynamic_example(graph)
+        example, sizes = (latents,), (open_sizes,)
+    if precision != "fp16":
+        return torch.export.export(graph.module, example, dynamic_shapes=sizes)
+    # Of *inputs, which it takes, sizes are given as one tuple.
+    return torch.export.export(_HalfInside(graph.module), example, dynamic_shapes=(sizes,) if sizes else None)
+
+
+def _dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:
     """Small latents to trace with, and which of their sizes stay open."""
     _, channels, frames, height, width = graph.inputs["latents"].shape
     sizes = {3: torch.export.Dim("h", min=1, max=_MOST_CELLS), 4: torch.export.Dim("w", min=1, max=_MOST_CELLS)}
@@ -211,5 +217,6 @@ EXPORTER = Exporter(
     verified_by,
     anatomy,
     dynamic=True,
+    calibrated=("int8",),
     first_non_finite=first_non_finite,
 )

@@ -25,7 +25,7 @@ latents = load_file("latents.safetensors")["latents"]  # (1, C, t, h, w), float3
         (
             "javascript",
             """\
-// <script src="https://cdn.jsdelivr.net/npm/onnxruntime-web/dist/ort.all.min.js"></script>
+// <script src="https://cdn.jsdelivr.net/npm/onnxruntime-web@$version/dist/ort.all.min.js"></script>
 async function decode(data, shape) {  // a Float32Array and [1, C, t, h, w]
   const session = await ort.InferenceSession.create("$file", {
     executionProviders: navigator.gpu ? ["webgpu", "wasm"] : ["wasm"],
@@ -186,6 +186,7 @@ def _section(record: Mapping[str, Any]) -> list[str]:
     function = f'configuration.functionName = "{functions[0]}"  // one of {", ".join(functions)}\n' if functions else ""
     known = {
         "file": record["path"],
+        "version": ORT_WEB,
         "shape": ", ".join(map(str, shape)),
         "function": function,
         "chunk": chunk.get("latents", (0, 0, 0))[2],
@@ -213,7 +214,7 @@ def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
     if not rows or rows[0]["verified"] is not True:
         return None
     (code,) = (code for language, code in _CODE["onnx", "clip"] if language == "javascript")
-    lines = Template(code).substitute(file=rows[0]["path"]).partition("\n")[2]
+    lines = Template(code).substitute(file=rows[0]["path"], version=ORT_WEB).partition("\n")[2]
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(file=rows[0]["path"], code=lines, version=ORT_WEB)
 

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.exporters import Anatomy, Decode, Exporter, Graph, hushed, num_conv3d
-from turbovaed_cli.exporters.onnx import HalfInside, dynamic_example
+from turbovaed_cli.exporters import Anatomy, Exporter, Graph, hushed, num_conv3d
+from turbovaed_cli.exporters.onnx import exported_program
+from turbovaed_cli.models.chunks import Decode
 
 
 def write_program(
@@ -17,14 +18,10 @@ def write_program(
 ) -> None:
     """Write a torch.export archive; for whole clips t, h and w stay open."""
     (graph, *_) = graphs
-    module = HalfInside(graph.module) if precision == "fp16" else graph.module
-    example, sizes = tuple(graph.inputs.values()), None
-    if graph.whole_clip:
-        latents, shape = dynamic_example(graph)
-        example, sizes = (latents,), ((shape,),) if precision == "fp16" else (shape,)
     with hushed(), torch.no_grad():
-        program = torch.export.export(module, example, dynamic_shapes=sizes)
-        torch.export.save(program, str(path), extra_files={name: str(value) for name, value in metadata.items()})
+        torch.export.save(
+            exported_program(graph, precision), str(path), extra_files={name: str(value) for name, value in metadata.items()}
+        )
 
 
 def load_program(path: Path, graph: Graph) -> Decode:
@@ -52,7 +49,7 @@ def anatomy_of_program(path: Path) -> Anatomy:
 def write_weights(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write the published keys in `precision`, with config, latent statistics, licence and card in the header."""
+    """Write the published keys in `precision`, with config, latent statistics and licence in the header."""
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     state = {name: value.detach().to(dtype).contiguous() for name, value in graphs[0].module.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", **metadata})
@@ -90,6 +87,6 @@ EXPORTERS = (
     ),
     Exporter(
         "safetensors", ".safetensors", ("fp16", "fp32", "bf16"), write_weights, load_weights, _by_load_student,
-        anatomy_of_weights, dynamic=True, chunks=False,
+        anatomy_of_weights, dynamic=True, is_graph=False,
     ),
 )  # fmt: skip

@@ -30,6 +30,7 @@ def keep_in_range(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, i
     exponents: dict[str, int] = {}
 
     def exponent(place: str, *names: str) -> int:
+        names = names or (place,)
         exponents[place] = _exponent(max(ranges[name][0] for name in names), max(ranges[name][1] for name in names))
         return exponents[place]
 
@@ -45,19 +46,19 @@ def keep_in_range(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, i
             block.conv.scale(2.0 ** (before - stream), 2.0**-stream)
             continue
         assert isinstance(block, FoldedResnet)
-        inside = exponent(f"{name}.conv1", f"{name}.conv1")
+        inside = exponent(f"{name}.conv1")
         block.conv1.scale(2.0**-inside, 2.0**-inside)
         block.conv2.scale(2.0**-stream, 2.0**-stream)
         for which, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
             if isinstance(conv, FoldedDepthwiseSeparable):
-                conv.scale_between(2.0 ** -exponent(f"{name}.{which}.depthwise", f"{name}.{which}.depthwise"))
+                conv.scale_between(2.0 ** -exponent(f"{name}.{which}.depthwise"))
         block.norm1.eps, block.norm2.eps = _eps(block.norm1.eps, before), _eps(block.norm2.eps, inside)
         if block.has_shortcut:
             block.norm3.eps = _eps(block.norm3.eps, before)
             block.conv_shortcut.scale(2.0**-stream, 2.0**-stream)
     for index, upsampler in enumerate(form.tail()):
         cast(RMSNorm, form.norms_out[index]).eps = _eps(RMS_EPS, stream)
-        stream = exponent(f"tail.{index}", f"tail.{index}")
+        stream = exponent(f"tail.{index}")
         upsampler.weight.data *= 2.0**-stream
         assert upsampler.bias is not None
         upsampler.bias.data *= 2.0**-stream
