@@ -8,7 +8,7 @@ import torch
 from golden import load_golden, write_student
 from safetensors.torch import load_file, save_file
 
-from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError
+from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError, UnavailableError
 from turbovaed_cli.export import export_student, raise_for_misses
 from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.readme import code_blocks
@@ -182,21 +182,83 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(student, tmp_path):
     assert all(f"## {name}" in readme for name in records)
 
 
-def test_the_python_lines_of_the_readme_decode(student, tmp_path, monkeypatch):
+def check_python_lines(out, student, monkeypatch, blocks):
     """Each block, copied as it stands and run in the folder, gives the student's video."""
-    out = tmp_path / "out"
-    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
-    export_student(student, ("onnx", "torch-export", "safetensors"), out, settings)
     monkeypatch.chdir(out)
     with torch.no_grad():
         wanted = student(load_file(out / "latents.safetensors")["latents"])
-    blocks = code_blocks(out / "README.md", "python")
-    assert len(blocks) == 4
-    for block in blocks:
+    found = code_blocks(out / "README.md", "python")
+    assert len(found) == blocks
+    for block in found:
         names = {}
         exec(block, names)
         found = torch.as_tensor(names["video"])
         assert (found.reshape(wanted.shape) - wanted).abs().max() < 1e-3
+
+
+def test_the_python_lines_of_the_readme_decode(student, tmp_path, monkeypatch):
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
+    export_student(student, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings)
+    check_python_lines(tmp_path / "out", student, monkeypatch, blocks=4)
+
+
+def installed(name):
+    """Skip, with the reason, where the extra of a format is not here."""
+    try:
+        exporters()[name].check_installed()
+    except UnavailableError as error:
+        pytest.skip(f"{error.what}: {error.hint}")
+    return name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["executorch", "litert"])
+def test_mobile_runtimes_run_what_was_written(name, student, tmp_path, monkeypatch):
+    """Whole clips and chunks, in the runtime itself; and the README's lines."""
+    settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2)
+    clip, chunk = export_student(student, (installed(name),), tmp_path / "out", settings).artifacts
+    for artifact in (clip, chunk):
+        assert artifact.verified is True and artifact.max_abs < 1e-3 and "ran in" in artifact.status
+        assert artifact.num_conv3d == 0 and artifact.operators
+    latents = torch.randn(1, 8, 3, 6, 4, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert (decoded(clip, latents) - student(latents)).abs().max() < 1e-3
+    check_python_lines(tmp_path / "out", student, monkeypatch, blocks=1)
+
+
+@pytest.mark.slow
+def test_executorch_in_halves_computes_in_halves(student, tmp_path):
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp16",))
+    (artifact,) = export_student(student, (installed("executorch"),), tmp_path / "a.pte", settings).artifacts
+    assert 55 < artifact.psnr_db < 90
+
+
+@pytest.mark.slow
+def test_the_core_ml_program_inside_an_executorch_file_is_what_is_checked(student, tmp_path):
+    """Its delegate has an order of inputs and outputs of its own; a chunk has many of both."""
+    settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2)
+    for artifact in export_student(student, (installed("executorch-coreml"),), tmp_path / "out", settings).artifacts:
+        assert artifact.path.name.endswith(".coreml.pte") and artifact.verified is True
+        assert 55 < artifact.psnr_db < 90 and artifact.operators["conv"] > 0
+
+
+@pytest.mark.slow
+def test_what_nothing_here_can_run_is_called_converted_only(student, tmp_path):
+    export_student(student, (installed("coreai"),), tmp_path / "out", SMALL)
+    (record,) = json.loads((tmp_path / "out" / "export.json").read_text())["artifacts"]
+    assert record["verified"] == "converted only" and record["psnr_db"] is None and record["max_abs"] is None
+    assert json.loads((tmp_path / "out" / record["path"] / "turbovaed.json").read_text())["licence"] == "Apache-2.0"
+    assert "converted only" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_format_whose_extra_is_missing_is_refused_before_anything_is_written(student, tmp_path, monkeypatch):
+    from turbovaed_cli import exporters as table
+
+    monkeypatch.setattr(table, "find_spec", lambda name: None if name == "ai_edge_litert" else True)
+    with pytest.raises(UnavailableError, match="ai_edge_litert") as error:
+        export_student(student, ("onnx", "litert"), tmp_path / "out", SMALL)
+    assert error.value.exit_code == 3 and "turbovaed[litert]" in error.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_weight_file_needs_nothing_beside_it(student, tmp_path):

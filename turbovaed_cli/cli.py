@@ -755,7 +755,10 @@ def export(
     out: Annotated[Path, typer.Option("--out", help="The artefact to write, or a folder for several.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="onnx, coreml, torch-export, safetensors; several by commas or repeated. Default: onnx."),
+        typer.Option(
+            "--format",
+            help="onnx, coreml, executorch, executorch-coreml, litert, coreai, torch-export, safetensors; several by commas. Default: onnx.",
+        ),
     ] = None,
     model: Model = None,
     config: ModelConfig = None,
@@ -801,14 +804,15 @@ def export(
                 item.path.name,
                 f"{item.size_mb:.1f}",
                 item.precision,
-                f"{item.max_abs:.1e}",
-                f"{item.psnr_db:.1f}",
+                "-" if item.max_abs is None else f"{item.max_abs:.1e}",
+                "-" if item.psnr_db is None else f"{item.psnr_db:.1f}",
                 item.status,
             )
             for item in result.artifacts
         ]
         console.print_table("Exported", ["file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
-    console.note(f"checked on {result.artifacts[0].checked_on}; {result.document} has it all")
+    checked_on = next((item.checked_on for item in result.artifacts if item.checked_on), "nothing: none of it runs here")
+    console.note(f"checked on {checked_on}; {result.document} has it all")
     raise_for_misses(result)
     for line in next_commands(result):
         console.note(f"next: {line}")

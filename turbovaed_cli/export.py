@@ -6,11 +6,11 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -38,6 +38,7 @@ MAX_ABS_FP32 = 1e-3  # of a range of 2
 # Against the fp32 student, on the latents it was checked with: least PSNR of [-1, 1] by precision.
 MIN_PSNR_DB = {"fp16": 55.0, "bf16": 40.0, "int8": 32.0, "6bit": 28.0}
 CHECKED_ON_RANDOM = "random latents of the usual spread"
+_KEPT_BYTES = 2**30  # of videos that were decoded to compare with
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,16 @@ class Artifact:
 
     format: str
     path: Path
-    verified: bool
+    verified: bool | str  # "converted only" where nothing here can run it
     precision: str
     graph: str  # "clip", or "chunk"
     shapes: list[tuple[int, ...]]  # of the latents it was checked on
     size_mb: float
     status: str
-    checked_on: str
-    psnr_db: float  # over all shapes; the range is 2
-    max_abs: float
-    mean_abs: float
+    checked_on: str = ""
+    psnr_db: float | None = None  # over all shapes; the range is 2
+    max_abs: float | None = None
+    mean_abs: float | None = None
     layout: str = ""
     sha256: str = ""  # of a package: of its files' names and hashes
     first_non_finite: str | None = None  # operator; None where all values were finite
@@ -80,7 +81,7 @@ class ExportResult:
     @property
     def missed(self) -> list[Artifact]:
         """Those that are not what the student is; kept as `.unverified`."""
-        return [item for item in self.artifacts if not item.verified]
+        return [item for item in self.artifacts if item.verified is False]
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def export_student(
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
     student = student.float().cpu().eval()
     latents, checked_on = latents_for(student, settings, teacher, report)
-    made = [_make(job, student, latents, checked_on, settings, report) for job in report.track(jobs, "exporting")]
+    reference = _Reference(student, latents, checked_on)
+    made = [_make(job, reference, settings, report) for job in report.track(jobs, "exporting")]
     known = _beside(folder / "export.json", made)
     write_json(folder / "export.json", _document(student, known))
     if folder == out:
@@ -135,6 +137,7 @@ def raise_for_misses(result: ExportResult) -> None:
         return
     parts = []
     for item in result.missed:
+        assert item.max_abs is not None and item.psnr_db is not None, "what was not run has not missed"
         where = f", first not finite: {item.first_non_finite}" if item.first_non_finite else ""
         parts.append(
             f"{item.format} {item.precision}: max abs {item.max_abs:.2g}, {item.psnr_db:.1f} dB{where}; kept as {item.path.name}"
@@ -167,6 +170,7 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     for name in formats:
         if name not in table:
             raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
+        table[name].check_installed()
         for precision in settings.precisions:
             _check_precision(table[name], precision, settings)
 
@@ -193,10 +197,10 @@ def _plan(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings
             wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else one_each)]
             if settings.chunk and row.is_graph:
                 wanted += [(row, precision, sizes, settings.chunk) for sizes in one_each]
-    if len(wanted) == 1 and out.suffix == wanted[0][0].suffix:
+    if len(wanted) == 1 and out.name.endswith(wanted[0][0].suffix):
         ((row, precision, sizes, chunk),) = wanted
         return [_Job(row, precision, out, sizes, chunk)]
-    if out.suffix in {row.suffix for row in table.values()}:
+    if out.name.endswith(tuple(row.suffix for row in table.values())):
         raise SettingsError(
             f"{out.name} is no name for {wanted[0][0].name}"
             if len(wanted) == 1
@@ -280,16 +284,10 @@ def _encoded(teacher: "Teacher", settings: ExportSettings, size: tuple[int, int]
 # --- one artefact -------------------------------------------------------------------------------------------------
 
 
-def _make(
-    job: _Job,
-    student: StudentDecoder,
-    latents: dict[tuple[int, int], list[Tensor]],
-    checked_on: str,
-    settings: ExportSettings,
-    report: Reporter,
-) -> Artifact:
+def _make(job: _Job, reference: "_Reference", settings: ExportSettings, report: Reporter) -> Artifact:
     """Write it beside its destination, run what was written, and move it there under the name it deserves."""
     row, began = job.row, time.monotonic()
+    student, latents = reference.student, reference.latents
     what = f"{row.name} {job.precision}{' chunk' if job.chunk else ''}"
     report.note(f"{what}: converting")
     graphs, plan = _graphs(job, student, latents, settings)
@@ -301,7 +299,7 @@ def _make(
         spent = cost(graphs[0], 4 if job.precision == "fp32" else 2)  # before a writer turns the module into halves
         row.write(graphs, written, job.precision, _metadata(student, settings, plan), samples)
         report.note(f"{what}: checking what was written")
-        artifact = _inspected(job, written, spent, _compared(job, written, graphs, plan, student, latents, checked_on))
+        artifact = _inspected(job, written, spent, _compared(job, written, graphs, plan, reference))
     _take_place(aside / job.path.name, artifact.path)
     return replace(artifact, layout=settings.layout, seconds=time.monotonic() - began)
 
@@ -347,27 +345,46 @@ def _conventions(student: StudentDecoder) -> dict[str, str]:
     }
 
 
-def _compared(
-    job: _Job,
-    written: Path,
-    graphs: Sequence[Graph],
-    plan: ChunkPlan | None,
-    student: StudentDecoder,
-    latents: dict[tuple[int, int], list[Tensor]],
-    checked_on: str,
-) -> Artifact:
+class _Reference:
+    """The latents an artefact is checked on, and the fp32 student's video of each: decoded once, while they fit."""
+
+    def __init__(self, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], checked_on: str) -> None:
+        self.student, self.latents, self.checked_on = student, latents, checked_on
+        self._videos: dict[tuple[tuple[int, int], int], Tensor] = {}
+
+    def items(self, size: tuple[int, int], *, other_sizes: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """(latents, video) of one size and, with `other_sizes`, of a part of the first one."""
+        items = list(self.latents[size])
+        _, _, frames, height, width = items[0].shape
+        if other_sizes and frames > 1:
+            items.append(items[0][:, :, : max(2, frames - 1), : max(1, height // 2), : max(1, width // 2 + 1)].contiguous())
+        for number, item in enumerate(items):
+            yield item, self._video(size, number, item)
+
+    @torch.no_grad()
+    def _video(self, size: tuple[int, int], number: int, item: Tensor) -> Tensor:
+        known = self._videos.get((size, number))
+        if known is not None:
+            return known
+        video = self.student(item)
+        if sum(other.nbytes for other in self._videos.values()) + video.nbytes < _KEPT_BYTES:
+            self._videos[size, number] = video
+        return cast(Tensor, video)
+
+
+def _compared(job: _Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan | None, reference: _Reference) -> Artifact:
     """Run what was written on every size's latents and, where it takes any, on another size."""
     row = job.row
     worst, total, squares, count, shapes = 0.0, 0.0, 0.0, 0, []
+    unchecked = Artifact(
+        row.name, job.path, "converted only", job.precision, "chunk" if plan else "clip",
+        [tuple(reference.latents[size][0].shape) for size in job.sizes], size_mb(written), row.verified_by(), chunk=plan,
+    )  # fmt: skip
+    if row.load is None:
+        return unchecked
     for size, graph in zip(job.sizes, graphs, strict=True):
         decode = row.load(written, graph)
-        items = list(latents[size])
-        if row.dynamic and plan is None and items[0].shape[2] > 1:
-            _, _, frames, height, width = items[0].shape
-            items.append(items[0][:, :, : max(2, frames - 1), : max(1, height // 2), : max(1, width // 2 + 1)].contiguous())
-        for item in items:
-            with torch.no_grad():
-                wanted = student(item)
+        for item, wanted in reference.items(size, other_sizes=row.dynamic and plan is None):
             video = plan.decode(decode, item) if plan else decode({"latents": item})["video"]
             error = (video.float() - wanted).double()
             shapes.append(tuple(item.shape))
@@ -375,21 +392,17 @@ def _compared(
             total, squares, count = total + error.abs().sum().item(), squares + error.square().sum().item(), count + error.numel()
     psnr_db = min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
     good = worst <= MAX_ABS_FP32 if job.precision == "fp32" else psnr_db >= MIN_PSNR_DB[job.precision]
-    return Artifact(
-        format=row.name,
+    return replace(
+        unchecked,
         path=job.path if good else job.path.with_name(f"{job.path.name}.unverified"),
         verified=good,
-        precision=job.precision,
-        graph="chunk" if plan else "clip",
         shapes=list(dict.fromkeys(shapes)),
-        size_mb=size_mb(written),
         status=row.verified_by() if good else f"MISSED ({row.verified_by()})",
-        checked_on=checked_on,
+        checked_on=reference.checked_on,
         psnr_db=psnr_db,
         max_abs=worst,
         mean_abs=total / count,
         first_non_finite=None if math.isfinite(worst) else row.first_non_finite(written, graphs[0]) or "unknown",
-        chunk=plan,
     )
 
 

@@ -1,6 +1,13 @@
-"""How long-running library functions speak to whoever called them, without printing anything themselves."""
+"""How long-running library functions speak to whoever called them, without printing anything themselves, nor letting others."""
 
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
@@ -27,3 +34,41 @@ class _Quiet:
 
 
 quiet: Reporter = _Quiet()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep other libraries' bars, warnings and chatter off the terminal, that of native code too; errors pass as exceptions."""
+    names = ("coremltools", "torch.onnx", "onnxscript", "torch.export", "root")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            with _native_silence():
+                yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _native_silence() -> Iterator[None]:
+    """Point the file descriptors of stdout and stderr nowhere for a while."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    saved = {}
+    try:
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # a closed one needs no silence
+                saved[descriptor] = os.dup(descriptor)
+                os.dup2(nowhere, descriptor)
+        yield
+    finally:
+        for descriptor, copy in saved.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)
+        os.close(nowhere)

@@ -1,21 +1,18 @@
 """Formats a student can be written in: one row each. Conversion libraries are imported only when used."""
 
-import contextlib
-import io
-import logging
-import os
-import sys
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.models.chunks import Decode
+from turbovaed_cli.reporting import hushed
 
 
 @dataclass(frozen=True)
@@ -48,14 +45,14 @@ class Exporter:
 
     `write(graphs, path, precision, metadata, calibration)` writes one graph, or several of other sizes where `multisize`;
     `load(path, graph)` makes a function that runs the written artefact, as far as this machine can; `verified_by` says in
-    words what that run is.
+    words what that run is. Where nothing on any machine of ours can, `load` is None, and what it gives is converted only.
     """
 
     name: str
     suffix: str
     precisions: tuple[str, ...]  # the first one is the format's own
     write: Callable[[Sequence[Graph], Path, str, Mapping[str, str], Sequence[Tensor]], None]
-    load: Callable[[Path, Graph], Decode]
+    load: Callable[[Path, Graph], Decode] | None
     verified_by: Callable[[], str]
     anatomy: Callable[[Path], Anatomy]
     dynamic: bool = False  # one artefact takes other frame counts and sizes than it was made with
@@ -63,51 +60,30 @@ class Exporter:
     is_graph: bool = True  # otherwise the student's weights: no export form, no chunks
     calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None
+    needs: tuple[str, ...] = ()  # packages that only the extra brings
+    extra: str = ""
+
+    def check_installed(self) -> None:
+        """Raise UnavailableError where its packages are not here."""
+        for package in self.needs:
+            if find_spec(package) is None:
+                raise UnavailableError(
+                    f"{self.name} needs {package}, which is not installed", f"pip install 'turbovaed[{self.extra}]'"
+                )
 
 
 def exporters() -> dict[str, Exporter]:
     """The table, by name."""
-    from turbovaed_cli.exporters import coreml, onnx, torch_files  # noqa: PLC0415 - they import this module's types
+    from turbovaed_cli.exporters import coreai, coreml, executorch, litert, onnx, torch_files  # noqa: PLC0415 - they import this module's types
 
-    return {row.name: row for row in (onnx.EXPORTER, coreml.EXPORTER, *torch_files.EXPORTERS)}
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Keep converters' own bars, warnings and chatter off the terminal, that of native code too; errors pass as exceptions."""
-    names = ("coremltools", "torch.onnx", "onnxscript", "torch.export", "root")
-    levels = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            with _native_silence():
-                yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+    rows = (onnx.EXPORTER, coreml.EXPORTER, *executorch.EXPORTERS, litert.EXPORTER, coreai.EXPORTER, *torch_files.EXPORTERS)
+    return {row.name: row for row in rows}
 
 
-@contextmanager
-def _native_silence() -> Iterator[None]:
-    """Point the file descriptors of stdout and stderr nowhere for a while."""
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None:
-            stream.flush()
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    saved = {}
-    try:
-        for descriptor in (1, 2):
-            with contextlib.suppress(OSError):  # a closed one needs no silence
-                saved[descriptor] = os.dup(descriptor)
-                os.dup2(nowhere, descriptor)
-        yield
-    finally:
-        for descriptor, copy in saved.items():
-            os.dup2(copy, descriptor)
-            os.close(copy)
-        os.close(nowhere)
+def quietly(module: str) -> Any:
+    """Import a module of a converter; many of them talk while they load."""
+    with hushed():
+        return import_module(module)
 
 
 def size_mb(path: Path) -> float:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.exporters import Anatomy, Exporter, Graph, hushed, num_conv3d
+from turbovaed_cli.exporters import Anatomy, Exporter, Graph, num_conv3d
 from turbovaed_cli.exporters.mil_interpreter import interpret
 from turbovaed_cli.exporters.sensitivity import sensitive_weights
 from turbovaed_cli.models.chunks import Decode
+from turbovaed_cli.reporting import hushed
 
 BITS = {"int8": 8, "6bit": 6}  # of weights
 

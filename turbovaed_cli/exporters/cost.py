@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from turbovaed_cli.exporters import Graph, hushed
+from turbovaed_cli.exporters import Graph
+from turbovaed_cli.reporting import hushed
 
 # What a runtime does without copying: the result is another look at the same memory.
 _VIEWS = ("view", "reshape", "permute", "transpose", "slice", "squeeze", "unsqueeze", "alias", "select", "expand", "split")

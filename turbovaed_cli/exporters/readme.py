@@ -128,6 +128,68 @@ func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMulti
 """,
         )
     ],
+    ("executorch", "clip"): [
+        (
+            "python",
+            """\
+import torch
+from executorch.runtime import Runtime
+from safetensors.torch import load_file
+
+method = Runtime.get().load_program("$file").load_method("forward")
+latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+(video,) = method.execute([latents])  # (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "kotlin",
+            """\
+// implementation("org.pytorch:executorch-android:latest.release")
+val module = Module.load(File(filesDir, "$file").path)
+val latents = Tensor.fromBlob(data, longArrayOf($shape))
+val video = module.forward(EValue.from(latents))[0].toTensor()  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "swift",
+            """\
+import ExecuTorch
+
+let module = Module(filePath: "$file")
+try module.load("forward")
+let latents = Tensor<Float>(data, shape: [$shape])
+let video: Tensor<Float> = try module.forward(latents)[0].tensor()!  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+    ],
+    ("litert", "clip"): [
+        (
+            "python",
+            """\
+from ai_edge_litert.interpreter import Interpreter
+from safetensors.numpy import load_file
+
+interpreter = Interpreter(model_path="$file")
+interpreter.allocate_tensors()
+latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], latents)
+interpreter.invoke()
+video = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])  # (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+        (
+            "kotlin",
+            """\
+// implementation("com.google.ai.edge.litert:litert:latest.release")
+val model = CompiledModel.create(File(filesDir, "$file").path, CompiledModel.Options(Accelerator.GPU))
+val inputs = model.createInputBuffers()
+val outputs = model.createOutputBuffers()
+inputs[0].writeFloat(data)  // ($shape)
+model.run(inputs, outputs)
+val video = outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
+""",
+        ),
+    ],
     ("torch-export", "clip"): [
         (
             "python",
@@ -173,11 +235,15 @@ Of the lines below, those in Python and JavaScript are run by the tests of turbo
 
 
 def _section(record: Mapping[str, Any]) -> list[str]:
-    verdict = "verified" if record["verified"] else "**not verified: it missed**"
-    figures = f", {record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student"
+    verdict = record["status"]
+    if record["psnr_db"] is not None:
+        figures = (
+            f"{record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student on {record['checked_on']}"
+        )
+        verdict = f"{'verified' if record['verified'] else '**not verified: it missed**'} ({verdict}; {figures})"
     lines = [
         f"## {record['path']}",
-        f"{record['format']}, {record['precision']}, {record['size_mb']:.1f} MB; {verdict} ({record['status']}{figures}) on {record['checked_on']}.",
+        f"{record['format']}, {record['precision']}, {record['size_mb']:.1f} MB; {verdict}.",
         "",
     ]
     chunk = record.get("chunk") or {}
@@ -195,10 +261,12 @@ def _section(record: Mapping[str, Any]) -> list[str]:
         "dropped": chunk.get("dropped"),
     }
     blocks = _CODE.get((record["format"], record["graph"]), [])
+    if record["format"] == "executorch-coreml":  # the same program to those who load it; here it does not run
+        blocks = [item for item in _CODE.get(("executorch", record["graph"]), []) if item[0] == "swift"]
     for language, code in blocks:
         lines += [f"```{language}", Template(code).substitute(known).rstrip(), "```", ""]
     if not blocks and record["graph"] == "chunk":
-        lines += [_CHUNK_IN_WORDS.format(**known), ""]
+        lines += [_CHUNK_IN_WORDS.format(**known), *([_NAMES_OF_LITERT] if record["format"] == "litert" else []), ""]
     return lines
 
 
@@ -206,6 +274,9 @@ _CHUNK_IN_WORDS = """\
 Inputs `latents` ({chunk} latent frames), `window` (int32: latent frames before these, and of the whole clip or 2^20 until its last
 are here) and `kept_0`... (zeros at first, then the `keeps_0`... of the chunk before). Of all frames that come out, the first {delay}
 are not part of the video, which has {rate} for each latent frame, less {dropped}."""
+
+_NAMES_OF_LITERT = """\
+LiteRT calls them `args_0`, `args_1`, ... in this order, and what comes out `output_0` (the video), `output_1`, ... (what is kept)."""
 
 
 def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:

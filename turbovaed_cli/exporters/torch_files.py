@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.exporters import Anatomy, Exporter, Graph, hushed, num_conv3d
-from turbovaed_cli.exporters.onnx import exported_program
+from turbovaed_cli.exporters import Anatomy, Exporter, Graph, num_conv3d
+from turbovaed_cli.exporters.tracing import exported_program
 from turbovaed_cli.models.chunks import Decode
+from turbovaed_cli.reporting import hushed
 
 
 def write_program(
