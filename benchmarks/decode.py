@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from truncated_features import random_teacher
 
-from turbovaed_cli.bench import _cpu_name
+from turbovaed_cli.bench import cpu_name
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.fast import Speedups
 from turbovaed_cli.models.streaming import FastDecoder
@@ -65,7 +65,7 @@ def document_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
     firsts, times, videos = measure(variants, options.rounds, device)
     rates = {dtype: matmul_rate(DTYPES[dtype], device) for dtype in {dtype for dtype, _ in variants.values()}}
     flops = flops_of(student, latents)
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_cpu_name()}, {torch.get_num_threads()} threads"
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
     document: dict[str, Any] = {
         "schema_version": 1, "model": find_model(name).name, "frames": videos["plain"].shape[2], "size": options.size, "machine": machine,
         "torch": torch.__version__, "gflop": flops / 1e9, "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()}, "variants": [],

@@ -10,7 +10,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "turbovaed_cli"
 # From the ground up. A module may import from floors below its own, and from its own floor where GROUND or PIECES say so.
 GROUND = {"__init__", "errors", "registry", "settings", "reporting", "rundir", "background"}
-PIECES = {"ffmpeg", "video", "latents", "metrics", "devices", "weights", "models", "training", "exporters", "html_report"}
+PIECES = {
+    "ffmpeg",
+    "video",
+    "latents",
+    "metrics",
+    "devices",
+    "weights",
+    "models",
+    "training",
+    "exporters",
+    "html_report",
+    "targets",
+}
 VERBS = {"cache_latents", "distill", "reconstruct", "evaluate", "export", "bench", "runs"}
 TOP = {"cli", "console"}
 # evaluate plans the clips that cache_latents would cut; bench times what export writes.

@@ -1,7 +1,8 @@
-"""`bench`: time a student's decode beside its teacher's, each target in a process of its own.
+"""`bench`: time a student's decode beside its teacher's on every runtime there is, each target in a process of its own.
 
-Peak memory comes from yet another process that loads one network and decodes once, since a shared one would tell nothing.
-What cannot run on this machine is converted, described, and said not to have run; estimates are not made.
+All decode the same latents, take turns, and are compared with the fp32 student. Peak memory comes from yet another process
+that loads one network and decodes once, since a shared one would tell nothing. What cannot run on this machine is converted,
+described, and said not to have run; estimates and published figures lie apart.
 """
 
 import json
@@ -11,59 +12,43 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
-from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError
-from turbovaed_cli.export import check_latents, export_student, raise_for_misses
+from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, TurboVaedError
+from turbovaed_cli.export import MIN_PSNR_DB, export_student, latents_for, psnr_of, raise_for_misses
+from turbovaed_cli.exporters import Graph, exporters
+from turbovaed_cli.exporters.cost import cost
+from turbovaed_cli.models.export_form import LAYOUTS, export_form
+from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.streaming import StreamingDecoder
+from turbovaed_cli.models.student import StudentDecoder, load_student, num_params
+from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.rundir import read_json, whole_folder, write_json
 from turbovaed_cli.settings import BenchSettings, ExportSettings
+from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Target, Variant, Work, targets
+from turbovaed_cli.targets.ios_project import write_project
+from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
+from turbovaed_cli.targets.torch import device_of
+from turbovaed_cli.video import list_videos, read_clip
 from turbovaed_cli.weights import Consent, no_consent
 
-MODULES = "student, plain"  # its modules one by one, as published
-TARGETS = ("torch", "onnx", "coreml")
-_PRECISIONS = {"torch": ("fp32", "bf16", "fp16"), "onnx": ("fp32", "fp16"), "coreml": ("fp32", "bf16", "fp16")}
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
-
-    target: str
-    network: str  # student, the same plain, or teacher (its decoder)
-    runtime: str
-    precision: str
-    measured: bool
-    status: str
-    frames: int
-    size: tuple[int, int]
-    first_ms: float | None = None
-    p50_ms: float | None = None
-    p90_ms: float | None = None
-    fps: float | None = None
-    peak_mb: float | None = None
-    speedup: float | None = None  # the teacher's P50 in this run over this row's
-    size_mb: float | None = None
-    samples_ms: list[float] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """All rows, and the machine they are from."""
-
-    model: str
-    header: str
-    rows: list[BenchRow]
+_ENOUGH_MS, _FEWEST = 30e3, 3  # a row that has taken so long is called no more, once it has so many samples
+_STREAMED_FRAMES = 2  # latent frames at once, where memory over length is measured
 
 
 def bench(
@@ -80,62 +65,194 @@ def bench(
     Raises SettingsError for an unknown target or precision, ShapeError for sizes the student cannot make,
     MissingWeightsError where the student itself is not here.
     """
-    _check(settings)
+    chosen = _check(settings)
     student = load_student(model, config, consent=consent)
     student.latent_shape(settings.frames, settings.size)
-    resolve_device(settings.device)
-    absent_teacher = ""
-    if settings.teacher and "torch" in settings.targets:
-        try:
-            load_pair(model, teacher, config=config, consent=consent)
-        except MissingError as error:
-            absent_teacher = f"{error.what}; {error.hint}"
-        except SettingsError as error:
-            absent_teacher = error.what
+    resolve_device(device_of(settings.device))
+    absent_teacher = _why_no_teacher(model, teacher, config, settings, consent)
     rows: list[BenchRow] = []
-    job = {
-        "model": model,
-        "teacher": teacher,
-        "config": config,
-        "settings": asdict(settings),
-        "with_teacher": settings.teacher and not absent_teacher,
-    }
-    for target in report.track(settings.targets, "benchmarking"):
-        report.note(f"{target}: in a process of its own")
-        try:
-            rows += [BenchRow(**{**row, "size": tuple(row["size"])}) for row in _in_child({**job, "target": target})]
-        except MissingError as error:
-            rows.append(_unmeasured(target, "student", f"{error.what}; {error.hint}", settings))
-    if absent_teacher:
-        rows.insert(1, _unmeasured("torch", "teacher", absent_teacher, settings))
-    return BenchResult(model, _header(settings), _with_speedups(rows, resolve_device(settings.device)))
-
-
-def _unmeasured(target: str, network: str, reason: str, settings: BenchSettings) -> BenchRow:
-    return BenchRow(target, network, target, settings.precision, False, f"not measured: {reason}", settings.frames, settings.size)
-
-
-def _check(settings: BenchSettings) -> None:
-    for target in settings.targets:
-        if target not in TARGETS:
-            raise SettingsError(f"--target {target} is unknown", f"one of: {', '.join(TARGETS)}, all")
-        if settings.precision not in _PRECISIONS[target]:
-            raise SettingsError(f"--target {target} has no {settings.precision}", f"--dtype {' or '.join(_PRECISIONS[target])}")
-    if settings.repeats < 1 or settings.warmup < 1:
-        raise SettingsError("--repeats and --warmup must be at least 1")
-
-
-def _header(settings: BenchSettings) -> str:
-    device = resolve_device(settings.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
-    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    threads = settings.threads or torch.get_num_threads()
-    return (
-        f"{name} ({device.type}), {threads} of {os.cpu_count()} threads{load}; torch {torch.__version__}, turbovaed {__version__}"
+    loads: dict[str, tuple[float, float]] = {}
+    memory: list[MemoryRow] = []
+    with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
+        decoded = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
+        job = {
+            "model": model,
+            "teacher": teacher,
+            "config": config,
+            "settings": asdict(settings),
+            "with_teacher": settings.teacher and not absent_teacher,
+            "folder": folder,
+        }
+        for target in report.track(list(chosen), "benchmarking"):
+            report.note(f"{target.name}: in a process of its own")
+            try:
+                answer = _in_child({**job, "target": target.name}, settings)
+            except MissingError as error:
+                rows.append(_unmeasured(target, STUDENT, f"{error.what}; {error.hint}", settings))
+                continue
+            rows += [row_of(row) for row in answer["rows"]]
+            loads[target.name] = tuple(answer["load_average"])
+        if absent_teacher:
+            rows.insert(1, _unmeasured(chosen[0], TEACHER, absent_teacher, settings))
+        for form in ("whole clip", "streamed") if settings.memory_frames else ():
+            for frames in report.track(settings.memory_frames, f"memory, {form}"):
+                answer = _in_child({**job, "target": "torch", "memory": [form, frames]}, settings)
+                memory.append(MemoryRow(form, frames, answer["peak_mb"]))
+    known = SPEEDS.get(student.config.teacher, ()) if model in MODELS else ()
+    return BenchResult(
+        model,
+        _header(settings),
+        decoded,
+        num_params(student),
+        _with_speedups(rows, resolve_device(device_of(settings.device))),
+        loads,
+        memory,
+        known,
+        estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
     )
 
 
-def _cpu_name() -> str:
+def write_ios_project(
+    out: Path,
+    model: str,
+    settings: BenchSettings = BenchSettings(),  # noqa: B008 - frozen
+    *,
+    teacher: str | None = None,
+    config: str | None = None,
+    overwrite: bool = False,
+    consent: Consent = no_consent,
+    report: Reporter = quiet,
+) -> None:
+    """Write a Swift package that measures `model` on a phone into the folder `out`: whole, or not at all."""
+    if out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
+    (target,) = _check(replace(settings, targets=("coreml",)))
+    precision, layout = next(iter(settings.precisions), target.precisions[0]), settings.layouts[0]
+    student = load_student(model, config, consent=consent)
+    wanted = _export_settings(settings, precision, layout)
+    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
+    latents = latents_for(student, wanted, loaded, report)
+    with tempfile.TemporaryDirectory() as folder:
+        result = export_student(student, ("coreml",), Path(folder) / "student.mlpackage", wanted, report, latents=latents)
+        raise_for_misses(result)
+        (artifact,) = result.artifacts
+        example = latents[0][settings.size][0]
+        with torch.no_grad():
+            video = student(example)
+        case = {
+            "model": model,
+            "params": num_params(student),
+            "precision": precision,
+            "layout": layout,
+            "size_mb": artifact.size_mb,
+            "least_psnr_db": MIN_PSNR_DB.get(precision, MIN_PSNR_DB["fp16"]),
+        }
+        with whole_folder(out, overwrite=overwrite) as made:
+            write_project(made, artifact.path, example, video, case)
+
+
+def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
+    """Of one decode in the export form."""
+    latents = torch.zeros(1, *student.latent_shape(settings.frames, settings.size))
+    return cost(Graph(export_form(student), {"latents": latents}), itemsize=2).gmacs
+
+
+def _why_no_teacher(model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent) -> str:
+    """Why its decoder is not beside the student, "" where it is, or was not asked for."""
+    if not settings.teacher or "torch" not in settings.targets:
+        return ""
+    try:
+        load_pair(model, teacher, config=config, consent=consent)
+    except MissingError as error:
+        return f"{error.what}; {error.hint}"
+    except SettingsError as error:
+        return error.what
+    return ""
+
+
+def _unmeasured(target: Target, network: str, reason: str, settings: BenchSettings) -> BenchRow:
+    precision = next((name for name in settings.precisions if name in target.precisions), target.precisions[0])
+    return BenchRow(
+        target.name, network, target.name, "", precision, "", False, f"not measured: {reason}", settings.frames, settings.size
+    )
+
+
+def _check(settings: BenchSettings) -> list[Target]:
+    """The chosen rows of the table; SettingsError for what is not in it."""
+    table = targets()
+    for name in settings.targets:
+        if name not in table:
+            raise SettingsError(f"--target {name} is unknown", f"one of: {', '.join(table)}, all")
+        if settings.precisions and not set(settings.precisions) & set(table[name].precisions):
+            raise SettingsError(
+                f"--target {name} has no {' or '.join(settings.precisions)}", f"--dtype {' or '.join(table[name].precisions)}"
+            )
+    chosen = [table[name] for name in dict.fromkeys(settings.targets)]
+    for precision in settings.precisions:
+        if not any(precision in target.precisions for target in chosen):
+            raise SettingsError(
+                f"--dtype {precision} is of none of these targets",
+                f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
+            )
+    for layout in settings.layouts:
+        if layout not in LAYOUTS:
+            raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
+    if settings.repeats < 1 or settings.warmup < 1:
+        raise SettingsError("--repeats and --warmup must be at least 1")
+    if settings.data is not None and settings.latents is not None:
+        raise SettingsError("--data and --latents both say what to decode", "give one of them")
+    calibrated = {name for target in chosen if target.name in exporters() for name in exporters()[target.name].calibrated}
+    if calibrated & set(settings.precisions) and settings.data is None and settings.latents is None:
+        raise SettingsError(
+            "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+        )
+    return chosen
+
+
+def _write_inputs(
+    folder: Path,
+    model: str,
+    teacher: str | None,
+    config: str | None,
+    student: StudentDecoder,
+    settings: BenchSettings,
+    consent: Consent,
+    report: Reporter,
+) -> str:
+    """Latents, the fp32 student's videos of them, and what they were encoded from; says what the latents are."""
+    wanted = _export_settings(settings)
+    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
+    by_size, decoded = latents_for(student, wanted, loaded, report)
+    latents = by_size[settings.size]
+    tensors = {f"latents_{i}": item for i, item in enumerate(latents)}
+    with torch.no_grad():
+        tensors |= {f"reference_{i}": student(item) for i, item in enumerate(latents)}
+    if settings.data is not None:
+        for i, path in enumerate(islice(list_videos(settings.data), settings.clips)):
+            tensors[f"source_{i}"] = read_clip(path, frames=settings.frames, size=settings.size)[None]
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "inputs.safetensors")
+    return decoded
+
+
+def _export_settings(settings: BenchSettings, precision: str = "", layout: str = "4d-cat") -> ExportSettings:
+    return ExportSettings(
+        settings.frames, (settings.size,), (precision,) if precision else (), layout,
+        seed=settings.seed, latents=settings.latents, data=settings.data, clips=settings.clips,
+    )  # fmt: skip
+
+
+def _header(settings: BenchSettings) -> str:
+    device = resolve_device(device_of(settings.device))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return f"{name} ({device.type}), {_threads(settings)} of {os.cpu_count()} threads; torch {torch.__version__}, turbovaed {__version__}"
+
+
+def _threads(settings: BenchSettings) -> int:
+    return settings.threads or torch.get_num_threads()
+
+
+def cpu_name() -> str:
+    """Of this machine, as the system calls it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next(
@@ -145,58 +262,42 @@ def _cpu_name() -> str:
 
 def _with_speedups(rows: Sequence[BenchRow], device: torch.device) -> list[BenchRow]:
     """Beside the teacher's time, where both ran on the same device."""
-    reference = next((row.p50_ms for row in rows if row.network == "teacher" and row.measured), None)
+    reference = next((row.p50_ms for row in rows if row.network == TEACHER and row.measured), None)
     return [
         replace(row, speedup=reference / row.p50_ms)
-        if reference and row.p50_ms and (row.target == "torch" or device.type == "cpu")
+        if reference and row.p50_ms and (row.target == "torch" or (device.type == "cpu" and row.unit.startswith("CPU")))
         else row
         for row in rows
     ]
 
 
-def as_row(row: BenchRow) -> tuple[str, ...]:
-    """One line of the table."""
-    numbers = (row.first_ms, row.p50_ms, row.p90_ms, row.fps, row.peak_mb)
-    speedup = f"{row.speedup:.2f}x" if row.speedup else "-"
-    return (
-        row.target,
-        row.network,
-        row.precision,
-        *("-" if n is None else f"{n:.0f}" if n >= 100 else f"{n:.1f}" for n in numbers),
-        speedup,
-        row.status,
-    )
-
-
-def as_document(result: BenchResult) -> dict[str, Any]:
-    """The JSON document of `bench --json`."""
-    return {"schema_version": 1, "model": result.model, "machine": result.header, "rows": [asdict(row) for row in result.rows]}
-
-
 # --- in the child -------------------------------------------------------------------------------------------------
 
 
-def _in_child(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run `job` in a fresh interpreter; its error becomes ours."""
-    done = subprocess.run(
-        [sys.executable, "-m", "turbovaed_cli.bench"],
-        input=json.dumps(job, default=str),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-    except (ValueError, IndexError):
+def _in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
+    """Run `job` in a fresh interpreter with its threads pinned; its error becomes ours."""
+    threads = str(_threads(settings))
+    pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
+    with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
+        answered = Path(folder) / "answer.json"
+        done = subprocess.run(
+            [sys.executable, "-m", "turbovaed_cli.bench"],
+            input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | dict.fromkeys(pools, threads),
+        )
+        answer = read_json(answered) if answered.is_file() else None
+    if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise TurboVaedError(
             f"the process for {job['target']} ended early: {last}", "use a smaller --size or --frames if memory ran out"
-        ) from None
-    if "error" in answer:
-        raise (
-            MissingError(answer["error"], answer["hint"]) if answer["exit_code"] == MissingError.exit_code else _as_it_was(answer)
         )
-    return list(answer["rows"])
+    if "error" in answer:
+        missing = answer["exit_code"] == MissingError.exit_code
+        raise MissingError(answer["error"], answer["hint"]) if missing else _as_it_was(answer)
+    return answer
 
 
 def _as_it_was(answer: dict[str, Any]) -> TurboVaedError:
@@ -207,220 +308,170 @@ def _as_it_was(answer: dict[str, Any]) -> TurboVaedError:
 
 def _child() -> None:
     job = json.loads(sys.stdin.read())
-    job["settings"] = BenchSettings(
-        **{**job["settings"], "size": tuple(job["settings"]["size"]), "targets": tuple(job["settings"]["targets"])}
-    )
-    if job["settings"].threads:
-        torch.set_num_threads(job["settings"].threads)
+    record = job["settings"]
+    for name in ("size", "targets", "precisions", "layouts", "memory_frames"):
+        record[name] = tuple(record[name])
+    for name in ("data", "latents"):
+        record[name] = Path(record[name]) if record[name] else None
+    settings = BenchSettings(**record)
+    torch.set_num_threads(job["threads"])
+    with suppress(AttributeError, OSError):  # Linux alone; runtimes with pools of their own stay on these cores too
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
+    answer: dict[str, Any]
     try:
-        answer: dict[str, Any] = {"rows": _WORK[job["target"]](job)}
+        if "memory" in job:
+            answer = {"peak_mb": _memory_of_length(job, settings)}
+        elif "peak_of" in job:
+            answer = {"peak_mb": _peak(job, settings)}
+        else:
+            answer = _measure(job, settings)
     except TurboVaedError as error:
         answer = {"error": error.what, "hint": error.hint, "exit_code": error.exit_code}
-    sys.stdout.write(json.dumps(answer) + "\n")
+    write_json(Path(job["answer"]), answer)
 
 
-def _pair(job: dict[str, Any]) -> Pair:
-    settings = job["settings"]
-    return load_pair(
-        job["model"],
-        job["teacher"],
-        config=job["config"],
-        with_teacher=bool(job["with_teacher"]),
-        device=resolve_device(settings.device),
-        dtype=resolve_dtype(settings.precision),
-    )
+def _work(job: dict[str, Any], settings: BenchSettings) -> tuple[Work, list[Variant]]:
+    target = targets()[job["target"]]
+    inputs = Path(job["folder"]) / "inputs.safetensors"
 
+    def pair(precision: str, with_teacher: bool) -> Pair:
+        return load_pair(
+            job["model"],
+            job["teacher"],
+            config=job["config"],
+            with_teacher=with_teacher,
+            device=resolve_device(device_of(settings.device)),
+            dtype=resolve_dtype(precision),
+        )
 
-def _decoders(pair: Pair, settings: BenchSettings) -> dict[str, Callable[[], None]]:
-    """One decode of the same latents by each network: the student as it decodes and, where that differs, by its modules."""
-    student = pair.student
-    latents = check_latents(student, ExportSettings(settings.frames, (settings.size,))).to(pair.device, student.dtype)
-
-    @torch.no_grad()
-    def by_student() -> None:
-        student.decode(latents)
-        _synchronize(pair.device)
-
-    @torch.no_grad()
-    def by_modules() -> None:
-        student(latents)
-        _synchronize(pair.device)
-
-    def by_teacher() -> None:
-        assert pair.teacher is not None
-        pair.teacher.decode(latents)
-        _synchronize(pair.device)
-
-    decoders = {"student": by_student}
-    if student.decodes_fast:
-        decoders[MODULES] = by_modules
-    return decoders | ({"teacher": by_teacher} if pair.teacher is not None else {})
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def _time(calls: Mapping[str, Callable[[], object]], settings: BenchSettings) -> dict[str, tuple[float, list[float]]]:
-    """(first, samples) in ms of each call, taking turns so that what else the machine does hits all alike."""
-    firsts = {name: _once(call) for name, call in calls.items()}
-    for _ in range(settings.warmup - 1):
-        for call in calls.values():
-            call()
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(settings.repeats):
-        for name, call in calls.items():
-            samples[name].append(_once(call))
-    return {name: (firsts[name], samples[name]) for name in calls}
-
-
-def _once(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return (time.perf_counter() - began) * 1e3
-
-
-def _row(job: dict[str, Any], network: str, runtime: str, times: tuple[float, list[float]], **more: Any) -> dict[str, Any]:
-    settings, (first, samples) = job["settings"], times
-    p50, p90 = (float(np.percentile(samples, q)) for q in (50, 90))
-    row = BenchRow(
-        job["target"], network, runtime, settings.precision, True, "measured", settings.frames, settings.size,
-        first_ms=first, p50_ms=p50, p90_ms=p90, fps=settings.frames / p50 * 1e3, samples_ms=samples,
-    )  # fmt: skip
-    return asdict(replace(row, **more))
-
-
-def _bench_torch(job: dict[str, Any]) -> list[dict[str, Any]]:
-    if job.get("memory_of"):
-        return [{"peak_mb": _peak_of(job)}]
-    pair = _pair(job)
-    times = _time(_decoders(pair, job["settings"]), job["settings"])
-    peaks = {
-        network: _in_child({**job, "settings": asdict(job["settings"]), "memory_of": network})[0]["peak_mb"] for network in times
-    }
-    runtime, forms = f"torch {torch.__version__}, {pair.device.type}", {}
-    if pair.student.decodes_fast:
-        forms = {"student": f"; {pair.student.ready().speedups}", MODULES: "; module by module"}
-    return [_row(job, network, runtime + forms.get(network, ""), times[network], peak_mb=peaks[network]) for network in times]
-
-
-def _peak_of(job: dict[str, Any]) -> float | None:
-    """Highest memory in MB while one network, alone in this process, decodes."""
-    pair = _pair({**job, "with_teacher": job["memory_of"] == "teacher"})
-    call = _decoders(pair, job["settings"])[job["memory_of"]]
-    forget_peak(pair.device)
-    call()
-    return peak_mb(pair.device)
-
-
-def _exported(job: dict[str, Any], target: str, precision: str, folder: Path) -> tuple[Any, torch.Tensor]:
-    settings = job["settings"]
-    wanted = ExportSettings(settings.frames, (settings.size,), (precision,))
-    student = load_student(job["model"], job["config"])
-    result = export_student(student, (target,), folder, wanted)
-    raise_for_misses(result)
-    (artifact,) = result.artifacts
-    return artifact, check_latents(student, wanted)
-
-
-def _bench_onnx(job: dict[str, Any]) -> list[dict[str, Any]]:
-    import onnxruntime  # noqa: PLC0415 - only this target needs it
-
-    from turbovaed_cli.exporters.onnx import session  # noqa: PLC0415
-
-    settings = job["settings"]
-    with tempfile.TemporaryDirectory() as folder:
-        if job.get("memory_of"):
-            path, latents = Path(job["path"]), torch.load(job["latents"], weights_only=True)
-            running = session(path, settings.threads)
-            forget_peak(torch.device("cpu"))
-            running.run(None, {"latents": latents.numpy()})
-            return [{"peak_mb": peak_mb(torch.device("cpu"))}]
-        artifact, latents = _exported(job, "onnx", settings.precision, Path(folder))
-        torch.save(latents, Path(folder) / "latents.pt")
-        began = time.perf_counter()
-        running = session(artifact.path, settings.threads)
-        load_s = time.perf_counter() - began
-        feed = {"latents": latents.numpy()}
-        times = _time({"student": lambda: running.run(None, feed)}, settings)
-        memory_job = {
-            **job,
-            "settings": asdict(settings),
-            "memory_of": "student",
-            "path": str(artifact.path),
-            "latents": str(Path(folder) / "latents.pt"),
-        }
-        peak = _in_child(memory_job)[0]["peak_mb"]
-        remarks = [f"loads in {load_s:.1f} s; {artifact.size_mb:.1f} MB; max abs {artifact.max_abs:.1e} against the fp32 student"]
-        return [
-            _row(
-                job,
-                "student",
-                f"ONNX Runtime {onnxruntime.__version__}, CPU",
-                times["student"],
-                peak_mb=peak,
-                size_mb=artifact.size_mb,
-                remarks=remarks,
+    def exported(name: str, precision: str, layout: str) -> Exported:
+        folder = Path(job["folder"]) / f"{name}-{precision}-{layout}"
+        if not (folder / "export.json").is_file():  # otherwise by the process that asks for the peak
+            items = [item for label, item in load_file(inputs).items() if label.startswith("latents_")]
+            result = export_student(
+                load_student(job["model"], job["config"]),
+                (name,),
+                folder,
+                _export_settings(settings, precision, layout),
+                latents=({settings.size: items}, "the same latents"),
             )
-        ]
+            raise_for_misses(result)
+        (record,) = read_json(folder / "export.json")["artifacts"]
+        return Exported(
+            folder / record["path"], record["size_mb"], record["status"], record["psnr_db"], record["operators"], record["gmacs"]
+        )
+
+    precisions = tuple(name for name in settings.precisions if name in target.precisions) or target.precisions[:1]
+    shape = tuple(load_file(inputs)["latents_0"].shape)
+    work = Work(settings, precisions, pair, exported, bool(job["with_teacher"]), shape, job["threads"])
+    return work, target.variants(work)
 
 
-def _bench_coreml(job: dict[str, Any]) -> list[dict[str, Any]]:
-    from turbovaed_cli.exporters.coreml import runs_here  # noqa: PLC0415 - only this target needs it
-
-    settings = replace(job["settings"], precision="fp16")  # the Neural Engine's only precision
-    job = {**job, "settings": settings}
-    with tempfile.TemporaryDirectory() as folder:
-        artifact, latents = _exported(job, "coreml", "fp16", Path(folder))
-        operators = ", ".join(f"{count} {name}" for name, count in list(artifact.operators.items())[:6])
-        remarks = [
-            f"{artifact.size_mb:.1f} MB, fp16, {sum(artifact.operators.values())} operators ({operators}, ...), {artifact.gmacs:.1f} GMAC per decode, rank <= {artifact.max_rank}",
-            f"numbers: {artifact.psnr_db:.1f} dB against the fp32 student ({artifact.status})",
-        ]
-        if not runs_here():
-            status = (
-                "did not run here: converted only. Core ML runs on a Mac (macOS 14 or later): turbovaed bench --target coreml"
+def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
+    """Every variant of one target: loaded, called once, compared, then timed in turns."""
+    before = _load_average()
+    work, variants = _work(job, settings)
+    inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
+    latents = inputs["latents_0"]
+    rows, running = [], {}
+    for number, variant in enumerate(variants):
+        row = BenchRow(
+            job["target"], variant.network, variant.runtime, variant.unit, variant.precision, variant.layout,
+            False, "", settings.frames, settings.size, size_mb=variant.size_mb, remarks=list(variant.remarks),
+        )  # fmt: skip
+        try:
+            began = time.perf_counter()
+            loaded = variant.load()
+            load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes tell it themselves
+            first_ms = loaded.once(latents)
+            quality = _quality(loaded.video, inputs, against_student=variant.network != TEACHER)
+        except TurboVaedError as error:
+            row = replace(row, status="; ".join(filter(None, (f"not measured: {error.what}", error.hint))))
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "")
+            row = replace(row, status=f"not measured: {type(error).__name__}: {line}")
+        else:
+            running[number] = loaded
+            row = replace(row, measured=True, status="measured", load_s=load_s, first_ms=first_ms, **quality)
+        rows.append(row)
+    samples: dict[int, list[float]] = {number: [] for number in running}
+    spent = dict.fromkeys(running, 0.0)
+    for call in range(settings.warmup - 1 + settings.repeats):
+        for number, loaded in running.items():
+            if spent[number] < _ENOUGH_MS or len(samples[number]) < _FEWEST:
+                milliseconds = loaded.once(latents)
+                spent[number] += milliseconds
+                if call >= settings.warmup - 1:
+                    samples[number].append(milliseconds)
+    for number, times in samples.items():
+        if len(times) < settings.repeats:
+            rows[number].remarks.append(
+                f"{rows[number].network}, {rows[number].precision}: slow, so {len(times)} calls were timed"
             )
-            row = BenchRow(
-                "coreml",
-                "student",
-                "Core ML",
-                "fp16",
-                False,
-                status,
-                settings.frames,
-                settings.size,
-                size_mb=artifact.size_mb,
-                remarks=remarks,
-            )
-            return [asdict(row)]
-        return _run_coreml(job, artifact.path, latents, artifact.size_mb, remarks)
+        p50, p90 = (float(np.percentile(times, q)) for q in (50, 90))
+        fps = settings.frames / p50 * 1e3
+        told = dict(variants[number].told(running[number], latents))
+        rows[number] = replace(
+            rows[number], p50_ms=p50, p90_ms=p90, fps=fps, realtime=fps / VIDEO_FPS, samples_ms=times, told=told,
+            peak_mb=_in_child({**job, "settings": asdict(settings), "peak_of": number}, replace(settings, threads=work.threads))["peak_mb"],
+        )  # fmt: skip
+    return {"rows": [asdict(row) for row in rows], "load_average": [before, _load_average()]}
 
 
-def _run_coreml(
-    job: dict[str, Any], path: Path, latents: torch.Tensor, megabytes: float, remarks: list[str]
-) -> list[dict[str, Any]]:
-    """On a Mac: every choice of compute units, one row each."""
-    import coremltools  # noqa: PLC0415
-
-    rows = []
-    for units in ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY"):
-        began = time.perf_counter()
-        model = coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[units])
-        load = f"{units}: loads in {time.perf_counter() - began:.1f} s"
-        times = _time({"student": lambda model=model: model.predict({"latents": latents.numpy()})}, job["settings"])  # type: ignore[misc]
-        rows.append(_row(job, "student", f"Core ML, {units}", times["student"], size_mb=megabytes, remarks=[load, *remarks]))
-    return rows
+def _load_average() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-_WORK: dict[str, Callable[[dict[str, Any]], list[dict[str, Any]]]] = {
-    "torch": _bench_torch,
-    "onnx": _bench_onnx,
-    "coreml": _bench_coreml,
-}
+def _quality(decode: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], *, against_student: bool) -> dict[str, Any]:
+    """PSNR over all latents, against the fp32 student's videos and against the source's where there is one."""
+    videos = [decode(inputs[f"latents_{i}"]).float() for i in range(sum(name.startswith("latents_") for name in inputs))]
+    found: dict[str, Any] = {}
+    if against_student:
+        found["psnr_db"] = _psnr(zip(videos, (inputs[f"reference_{i}"] for i in range(len(videos))), strict=True))
+    if "source_0" in inputs:
+        shown = (video.clamp(-1, 1) for video in videos)
+        found["source_psnr_db"] = _psnr(zip(shown, (inputs[f"source_{i}"] for i in range(len(videos))), strict=True))
+    return found
+
+
+def _psnr(pairs: Iterator[tuple[Tensor, Tensor]]) -> float:
+    errors = [(made - wanted).double().square() for made, wanted in pairs]
+    return psnr_of(sum(error.sum().item() for error in errors), sum(error.numel() for error in errors))
+
+
+def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
+    """Memory in MB that loading one variant, alone in this process, and decoding once adds."""
+    _, variants = _work(job, settings)
+    latents = load_file(Path(job["folder"]) / "inputs.safetensors")["latents_0"]
+    device = resolve_device(device_of(settings.device)) if job["target"] == "torch" else torch.device("cpu")
+    forget_peak(device)
+    before = held_bytes(device)
+    variants[job["peak_of"]].load().once(latents)
+    return _above(before, device)
+
+
+@torch.no_grad()
+def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | None:
+    """What one decode of a clip of some length adds, whole or streamed."""
+    form, frames = job["memory"]
+    device = resolve_device(device_of(settings.device))
+    pair = load_pair(job["model"], job["teacher"], config=job["config"], with_teacher=False, device=device)
+    latents = torch.zeros(1, *pair.student.latent_shape(frames, settings.size), device=device)
+    pair.student.decode(latents[:, :, :1])  # kernels are chosen, libraries loaded
+    forget_peak(device)
+    before = held_bytes(device)
+    if form == "streamed":
+        for _ in StreamingDecoder(pair.student).decode(iter(latents.split(_STREAMED_FRAMES, dim=2))):
+            pass
+    else:
+        pair.student.decode(latents)
+    return _above(before, device)
+
+
+def _above(before: int, device: torch.device) -> float | None:
+    peak = peak_mb(device)
+    return None if peak is None else max(0.0, peak - before / 1e6)
+
 
 if __name__ == "__main__":
     _child()

@@ -822,32 +822,79 @@ def export(
 @command
 def bench(
     target: Annotated[
-        list[str] | None, typer.Option("--target", help="torch, onnx, coreml or all; repeat for several. Default: torch, onnx.")
+        list[str] | None,
+        typer.Option("--target", help="torch, onnx, coreml, executorch, litert or all; several by commas. Default: torch,onnx."),
     ] = None,
     model: Model = None,
     config: ModelConfig = None,
     teacher: TeacherOf = None,
     frames: Frames = BenchSettings.frames,
     size: Size = format_size(BenchSettings.size),
-    dtype: Dtype = BenchSettings.precision,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="fp32, fp16, bf16, int8, 6bit; several by commas. Default: each target's own.")
+    ] = "",
+    layout: Annotated[str, typer.Option("--layout", help="4d-cat, 4d-sum, 5d; several by commas.")] = BenchSettings.layouts[0],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Videos to encode: real latents, and quality against the videos.")
+    ] = None,
+    latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to decode instead of random ones.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="A row for torch.compile too; a minute or more.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
-    threads: Annotated[
-        int, typer.Option("--threads", help="CPU threads; 0 leaves the library's choice.")
-    ] = BenchSettings.threads,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads, pinned; 0: as many as torch.")] = BenchSettings.threads,
+    memory_frames: Annotated[
+        str, typer.Option("--memory-frames", help="Clip lengths to measure the memory of a decode at, such as 17,33,65.")
+    ] = "",
     no_teacher: Annotated[bool, typer.Option("--no-teacher", help="Leave the teacher's decoder out.")] = False,
-    device: Device = BenchSettings.device,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda or mps; for coreml an attached iphone or ipad, or iphone:NAME.")
+    ] = BenchSettings.device,
+    apple_team: Annotated[
+        str, typer.Option("--apple-team", help="Development team that signs coremltools' app on an attached device.")
+    ] = BenchSettings.apple_team,
+    ios_project: Annotated[
+        Path | None, typer.Option("--ios-project", help="Write a Swift package that measures on a phone, and do nothing else.")
+    ] = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option("--compare", help="An earlier --json: ratios with intervals; repeat for the report.")
+    ] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option("--fail-under", help="Such as fps=24, of every target's fastest student; repeat. A miss ends with 4."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="An HTML page of the results.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of random latents.")] = BenchSettings.seed,
+    overwrite: Overwrite = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
-    from turbovaed_cli.bench import TARGETS, as_document, as_row  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.bench import bench as run  # noqa: PLC0415
+    from turbovaed_cli.bench import bench as run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.bench import write_ios_project  # noqa: PLC0415
+    from turbovaed_cli.targets import results, targets  # noqa: PLC0415
 
-    targets = TARGETS if target and "all" in target else tuple(target or BenchSettings.targets)
-    settings = BenchSettings(targets, frames, parse_size(size), dtype, warmup, repeats, threads, device, not no_teacher)
+    names = _listed(target) or BenchSettings.targets
+    least, earlier = results.thresholds(fail_under or []), [results.read_document(path) for path in compare or []]
+    settings = BenchSettings(
+        tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
+        repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,
+        memory_frames=_lengths(memory_frames),
+    )  # fmt: skip
+    if ios_project is not None:
+        write_ios_project(
+            ios_project,
+            _model_or_default(model),
+            settings,
+            teacher=teacher,
+            config=config,
+            overwrite=overwrite,
+            consent=_consent(yes),
+            report=_reporter(quiet, verbose),
+        )
+        console.note(f"next: {ios_project / 'README.md'} says how to run it")
+        return
     result = run(
         _model_or_default(model),
         settings,
@@ -857,17 +904,39 @@ def bench(
         report=_reporter(quiet, verbose),
     )
     if json:
-        console.print_json(as_document(result))
-        return
-    console.note(result.header)
-    console.print_table(
-        f"Decoding {frames} frames of {size}; times in ms, memory in MB",
-        ["target", "network", "dtype", "first", "P50", "P90", "FPS", "peak", "speed-up", "status"],
-        [as_row(row) for row in result.rows],
-    )
-    for row in result.rows:
-        for line in row.remarks:
-            console.note(f"{row.target}: {line}")
+        console.print_json(results.as_document(result))
+    else:
+        console.note(result.header)
+        console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
+        for title, columns, rows in results.tables(result, results.changes(result.rows, earlier[0]["rows"]) if earlier else ()):
+            console.print_table(title, columns, rows)
+        console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
+        for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in row.remarks):
+            console.note(line)
+    if earlier and earlier[0]["machine"] != result.header:
+        console.warn(f"the earlier run is from another machine: {earlier[0]['machine']}")
+    if report is not None:
+        from turbovaed_cli.html_report.bench import write_page  # noqa: PLC0415 - needed with --report alone
+
+        write_page(report, [results.as_document(result), *earlier])
+        console.note(f"to look at: {report}")
+    results.raise_for_thresholds(result, least)
+
+
+def _listed(items: Sequence[str] | None) -> tuple[str, ...]:
+    """Of an option that is repeated, or takes several by commas."""
+    return tuple(name for item in items or () for name in item.split(",") if name)
+
+
+def _lengths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise SettingsError(f"--memory-frames {text} is no list of numbers", "such as 17,33,65") from None
+
+
+def _loads(loads: Mapping[str, tuple[float, float]]) -> str:
+    return ", ".join(f"{name} {before:.1f} and {after:.1f}" for name, (before, after) in loads.items()) or "not known"
 
 
 @app.command("runs")

@@ -103,25 +103,27 @@ def export_student(
     report: Reporter = quiet,
     *,
     teacher: "Teacher | None" = None,
+    latents: tuple[dict[tuple[int, int], list[Tensor]], str] | None = None,
 ) -> ExportResult:
     """Write `student` in each of `formats` and compare each written artefact with it, on as much as this machine can run.
 
     `out` is the artefact, or a folder for several; export.json and a README with loading code lie beside. One that misses
     (fp32: max abs above 1e-3; others below MIN_PSNR_DB) is kept as `.unverified` and is in `missed`. `settings.data` is
-    encoded by `teacher`. Raises ShapeError for sizes the student cannot make, SettingsError for what cannot be written.
+    encoded by `teacher`; `latents` (by size, and what they are) take the place of both. Raises ShapeError
+    for sizes the student cannot make, SettingsError for what cannot be written.
     """
     jobs = _plan(student, tuple(dict.fromkeys(formats)), out, settings)
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
     student = student.float().cpu().eval()
-    latents, checked_on = latents_for(student, settings, teacher, report)
-    reference = _Reference(student, latents, checked_on)
+    found, checked_on = latents or latents_for(student, settings, teacher, report)
+    reference = _Reference(student, found, checked_on)
     made = [_make(job, reference, settings, report) for job in report.track(jobs, "exporting")]
     known = _beside(folder / "export.json", made)
     write_json(folder / "export.json", _document(student, known))
     if folder == out:
-        example = latents[settings.sizes[0]][0]
+        example = found[settings.sizes[0]][0]
         write_whole(folder / "latents.safetensors", lambda temporary: save_file({"latents": example}, temporary))
         html = decoding_page(known)
         if html is not None:
@@ -250,11 +252,6 @@ def latents_for(
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
         random[size] = [noise * std + mean]
     return random, CHECKED_ON_RANDOM
-
-
-def check_latents(student: StudentDecoder, settings: ExportSettings) -> Tensor:
-    """The first latents (1, C, t, h, w) that an artefact of these settings is checked on."""
-    return latents_for(student, settings)[0][settings.sizes[0]][0]
 
 
 def _cut(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -390,7 +387,7 @@ def _compared(job: _Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan
             shapes.append(tuple(item.shape))
             worst = max(worst, error.abs().max().item() if bool(torch.isfinite(error).all()) else math.inf)
             total, squares, count = total + error.abs().sum().item(), squares + error.square().sum().item(), count + error.numel()
-    psnr_db = min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
+    psnr_db = psnr_of(squares, count)
     good = worst <= MAX_ABS_FP32 if job.precision == "fp32" else psnr_db >= MIN_PSNR_DB[job.precision]
     return replace(
         unchecked,
@@ -404,6 +401,11 @@ def _compared(job: _Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan
         mean_abs=total / count,
         first_non_finite=None if math.isfinite(worst) else row.first_non_finite(written, graphs[0]) or "unknown",
     )
+
+
+def psnr_of(squares: float, count: int) -> float:
+    """In dB, of values in a range of 2: 200 for no error, 0 for one that is not finite."""
+    return min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)
 
 
 def _inspected(job: _Job, written: Path, spent: Cost, artifact: Artifact) -> Artifact:

@@ -272,12 +272,20 @@ class ExportSettings:
 class BenchSettings:
     """`bench`."""
 
-    targets: tuple[str, ...] = ("torch", "onnx")  # torch, onnx, coreml
+    targets: tuple[str, ...] = ("torch", "onnx")  # torch, onnx, coreml, executorch, litert
     frames: int = ClipSettings.frames  # pixel frames decoded per call
     size: tuple[int, int] = ClipSettings.size  # pixels
-    precision: str = "fp32"  # fp32, bf16 or fp16
+    precisions: tuple[str, ...] = ()  # of each target those of these that it has; none: each target's own
+    layouts: tuple[str, ...] = ("4d-cat",)  # of the export form; torch has none
     warmup: int = 2  # calls before the clock counts; the first one is reported apart
-    repeats: int = 10  # timed calls
-    threads: int = 0  # CPU threads; 0 leaves the library's choice
-    device: str = "auto"  # auto, cpu, cuda or mps
+    repeats: int = 10  # timed calls, in turns with the target's other rows
+    threads: int = 0  # CPU threads, pinned; 0 takes as many as torch does
+    device: str = "auto"  # auto, cpu, cuda or mps; an attached Apple device: iphone or ipad, or iphone:NAME
+    apple_team: str = ""  # development team that signs coremltools' app on an attached device
     teacher: bool = True  # time the teacher's decoder beside the student
+    compile: bool = False  # a row for torch.compile too
+    data: Path | None = None  # videos: their latents are decoded, and quality is also measured against the videos
+    latents: Path | None = None  # a latents file to decode instead
+    clips: int = 4  # of data
+    seed: int = 0  # of the random latents without either
+    memory_frames: tuple[int, ...] = ()  # clip lengths to measure the peak memory of a decode at, whole and streamed

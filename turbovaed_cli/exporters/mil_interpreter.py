@@ -29,6 +29,7 @@ def interpret(
     """
     main = program.functions[function]
     values: dict[str, Any] = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    last_used = _last_used(main)
     for op in main.operations:
         if op.op_type == "const":
             continue
@@ -42,7 +43,26 @@ def interpret(
         # Wide accumulation, then the declared type: what survives between two operations.
         values[op.outputs[0].name] = result.half().float() if _is_half(op.outputs[0]) else result
         watch(op.name, op.op_type, values[op.outputs[0].name])
+        del arguments, result
+        for name in last_used.get(op.name, ()):
+            values.pop(name, None)
     return {output.name: values[output.name] for output in main.outputs}
+
+
+def _last_used(main: Any) -> dict[str, list[str]]:
+    """By operation, the values that none after it asks for."""
+    last: dict[str, str] = {}
+    for op in main.operations:
+        for variable in op.inputs.values():
+            for item in variable if isinstance(variable, tuple | list) else [variable]:
+                if item is not None:
+                    last[item.name] = op.name
+    kept = {output.name for output in main.outputs}
+    gone: dict[str, list[str]] = {}
+    for value, name in last.items():
+        if value not in kept:
+            gone.setdefault(name, []).append(value)
+    return gone
 
 
 def _is_half(variable: Any) -> bool:

@@ -5,12 +5,9 @@ page.css, page.js) with every value escaped; a content security policy in it for
 videos.
 """
 
-import base64
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from markupsafe import Markup
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import environment
 from turbovaed_cli.html_report import tables
+from turbovaed_cli.html_report.assets import asset, source_expression
 from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
 from turbovaed_cli.html_report.curves import Curves, draw
 from turbovaed_cli.metrics import METRICS
@@ -171,9 +169,9 @@ def render(report: Report) -> str:
     clips = [encode(clip, scale) for clip in report.clips]
     settings = report.settings.get("settings", {})
     curves = draw(tables.with_data_size(report.metrics))
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset("page.css"), asset("page.js")
     page = Environment(
-        loader=DictLoader({"page.html": _asset("page.html")}),
+        loader=DictLoader({"page.html": asset("page.html")}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -195,18 +193,9 @@ def render(report: Report) -> str:
         written=time.strftime("%Y-%m-%d %H:%M"),
         style=Markup(style),  # noqa: S704 - a file of ours
         script=Markup(script),  # noqa: S704 - a file of ours
-        style_hash=_source_expression(style),
-        script_hash=_source_expression(script),
+        style_hash=source_expression(style),
+        script_hash=source_expression(script),
     )
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
-
-
-def _source_expression(text: str) -> str:
-    """What allows this very text, and no other, in a content security policy."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _clip_data(video: ClipVideo) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def draw(rows: Sequence[Row]) -> Curves | None:
     return Curves(
         panels=panels,
         bands=bands,
-        ticks=[Tick(x_of(step), _figure(step)) for step in _even_ticks(first, last, 4) if step == int(step)],
+        ticks=[Tick(x_of(step), _figure(step)) for step in even_ticks(first, last, 4) if step == int(step)],
         stretches=[f"step {s.first}" if s.first == s.last else f"steps {s.first} to {s.last}" for s in stretches],
         num_steps=last,
         has_ranges=any(len(stretch.rows) > 1 for stretch in stretches),
@@ -215,10 +215,10 @@ def _axis(low: float, high: float, *, is_log: bool) -> tuple[float, float, list[
     elif 0 < low < (high - low):  # near enough to zero to show it
         low = 0.0
     high += (high - low) * 0.04
-    return low, high, _even_ticks(low, high, 4)
+    return low, high, even_ticks(low, high, 4)
 
 
-def _even_ticks(low: float, high: float, count: int) -> list[float]:
+def even_ticks(low: float, high: float, count: int) -> list[float]:
     """About `count` round numbers from `low` to `high`."""
     if low == high:
         return [low]

@@ -1,0 +1,113 @@
+"""What `bench` can time: one row per target, each a list of variants that decode the same latents in one process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from turbovaed_cli.errors import UnavailableError
+from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.settings import BenchSettings
+
+
+class Running(Protocol):
+    """A loaded network that decodes."""
+
+    def once(self, latents: Tensor) -> float:
+        """Decode; milliseconds."""
+        ...
+
+    def video(self, latents: Tensor) -> Tensor:
+        """Decode; (1, 3, T, H, W), on the CPU in fp32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Called:
+    """A decoder that is a function, timed from outside; `wait` is for what its device has not finished."""
+
+    decode: Callable[[Tensor], Tensor]
+    wait: Callable[[], None] = lambda: None
+
+    def once(self, latents: Tensor) -> float:
+        began = time.perf_counter()
+        self.decode(latents)
+        self.wait()
+        return (time.perf_counter() - began) * 1e3
+
+    def video(self, latents: Tensor) -> Tensor:
+        return self.decode(latents).float().cpu()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to decode on a target; `load` makes it ready, or raises TurboVaedError where this machine cannot."""
+
+    network: str  # STUDENT, MODULES or TEACHER
+    runtime: str  # with its version
+    unit: str  # what computes: CPU, CUDA, CPU and Neural Engine
+    precision: str
+    load: Callable[[], Running]
+    layout: str = ""  # of the exported graph
+    size_mb: float | None = None  # of the artefact
+    remarks: Sequence[str] = ()
+    told: Callable[[Running, Tensor], Mapping[str, Any]] = (
+        lambda _running, _latents: {}
+    )  # what the runtime says of itself after the timing
+
+
+# MODULES: its modules one by one, as published.
+STUDENT, MODULES, COMPILED, TEACHER = "student", "student, plain", "student, compiled", "teacher"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What of an artefact its target needs."""
+
+    path: Path
+    size_mb: float
+    status: str
+    psnr_db: float | None
+    operators: Mapping[str, int] = field(default_factory=dict)
+    gmacs: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the variants of a target are made of."""
+
+    settings: BenchSettings
+    precisions: tuple[str, ...]  # those asked for that the target has
+    pair: Callable[[str, bool], Pair]  # precision, whether with the teacher: loaded anew
+    exported: Callable[[str, str, str], Exported]  # format, precision, layout: written once, checked
+    with_teacher: bool
+    shape: tuple[int, ...]  # of the latents
+    threads: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row of TARGETS."""
+
+    name: str
+    precisions: tuple[str, ...]  # the first one is its own
+    variants: Callable[[Work], list[Variant]]
+
+
+def targets() -> dict[str, Target]:
+    """The table, by name."""
+    from turbovaed_cli.targets import coreml, mobile, onnx, torch  # noqa: PLC0415 - they import this module's types
+
+    return {row.name: row for row in (torch.TARGET, onnx.TARGET, coreml.TARGET, *mobile.TARGETS)}
+
+
+def not_here(what: str, hint: str | None = None) -> Callable[[], Running]:
+    """The `load` of a variant that cannot run on this machine."""
+
+    def load() -> Running:
+        raise UnavailableError(what, hint)
+
+    return load

@@ -1,0 +1,219 @@
+import CoreML
+import Foundation
+
+/// What `turbovaed bench --ios-project` wrote beside the model: shapes, and what it has to give.
+public struct BenchmarkCase: Decodable, Sendable {
+    public let model: String
+    public let params: Int
+    public let precision: String
+    public let layout: String
+    public let sizeMb: Double
+    public let latents: [Int]  // (1, C, t, h, w)
+    public let video: [Int]  // (1, 3, T, H, W), in [-1, 1]
+    public let leastPsnrDb: Double
+
+    /// Read the case that lies in this package.
+    public static func load() throws -> BenchmarkCase {
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        return try decoder.decode(BenchmarkCase.self, from: Data(contentsOf: resource("case.json")))
+    }
+}
+
+/// One row of `turbovaed bench --json`, measured on this device.
+public struct BenchmarkRow: Encodable, Sendable {
+    public let target = "coreml"
+    public let network = "student"
+    public let runtime: String
+    public let unit: String
+    public let precision: String
+    public let layout: String
+    public let measured = true
+    public let status = "measured"
+    public let frames: Int
+    public let size: [Int]
+    public let sizeMb: Double
+    public let loadS: Double
+    public let firstMs: Double
+    public let p50Ms: Double
+    public let p90Ms: Double
+    public let fps: Double
+    public let realtime: Double
+    public let peakMb: Double
+    public let psnrDb: Double
+    public let samplesMs: [Double]
+    public let remarks: [String]
+}
+
+/// The document that `turbovaed bench --compare FILE --report PAGE` reads.
+public struct BenchmarkDocument: Encodable, Sendable {
+    public let schemaVersion = 1
+    public let model: String
+    public let params: Int
+    public let machine: String
+    public let latents = "the latents of the Swift package"
+    public let rows: [BenchmarkRow]
+
+    public init(of benchmarkCase: BenchmarkCase, rows: [BenchmarkRow]) {
+        model = benchmarkCase.model
+        params = benchmarkCase.params
+        machine = DecoderBenchmark.machine
+        self.rows = rows
+    }
+
+    /// As JSON text.
+    public func json() throws -> String {
+        let encoder = JSONEncoder()
+        encoder.keyEncodingStrategy = .convertToSnakeCase
+        encoder.outputFormatting = [.sortedKeys]
+        return String(decoding: try encoder.encode(self), as: UTF8.self)
+    }
+}
+
+public enum BenchmarkError: Error {
+    case noVideo
+    case missing(String)
+}
+
+public enum DecoderBenchmark {
+    /// Every choice of compute units, in the words of `turbovaed bench`.
+    public static let units: [(String, MLComputeUnits)] = [
+        ("all units", .all),
+        ("CPU and Neural Engine", .cpuAndNeuralEngine),
+        ("CPU and GPU", .cpuAndGPU),
+        ("CPU", .cpuOnly),
+    ]
+
+    /// Compile and load the model, decode the package's latents `warmup` + `repeats` times, compare with the expected video.
+    public static func run(_ name: String, _ computeUnits: MLComputeUnits, warmup: Int = 2, repeats: Int = 20) async throws -> BenchmarkRow {
+        let wanted = try BenchmarkCase.load()
+        let latents = try array(from: resource("latents.bin"), shape: wanted.latents)
+        let inputs = try MLDictionaryFeatureProvider(dictionary: ["latents": latents])
+        let before = footprint()
+        let thermal = ProcessInfo.processInfo.thermalState
+
+        let compiled = try await MLModel.compileModel(at: resource("student.mlpackage"))
+        defer { try? FileManager.default.removeItem(at: compiled) }
+        let configuration = MLModelConfiguration()
+        configuration.computeUnits = computeUnits
+        let loadBegan = DispatchTime.now()
+        let model = try MLModel(contentsOf: compiled, configuration: configuration)
+        let loadS = milliseconds(since: loadBegan) / 1000
+
+        var peak = footprint()
+        var firstMs = 0.0
+        var samples: [Double] = []
+        var decoded: MLMultiArray?
+        for call in 0..<(warmup + repeats) {
+            let began = DispatchTime.now()
+            let outputs = try model.prediction(from: inputs)
+            let took = milliseconds(since: began)
+            if call == 0 { firstMs = took }
+            if call >= warmup { samples.append(took) }
+            decoded = outputs.featureValue(for: "video")?.multiArrayValue
+            peak = max(peak, footprint())
+        }
+        guard let video = decoded else { throw BenchmarkError.noVideo }
+        let p50 = percentile(samples, 50)
+        let fps = Double(wanted.video[2]) / p50 * 1000
+        return BenchmarkRow(
+            runtime: "Core ML, \(ProcessInfo.processInfo.operatingSystemVersionString)",
+            unit: "\(machine): \(name)",
+            precision: wanted.precision,
+            layout: wanted.layout,
+            frames: wanted.video[2],
+            size: [wanted.video[3], wanted.video[4]],
+            sizeMb: wanted.sizeMb,
+            loadS: loadS,
+            firstMs: firstMs,
+            p50Ms: p50,
+            p90Ms: percentile(samples, 90),
+            fps: fps,
+            realtime: fps / 24,
+            peakMb: max(0, peak - before),
+            psnrDb: try psnr(of: video, against: resource("expected.bin")),
+            samplesMs: samples,
+            remarks: ["thermal state before \(thermal.rawValue), after \(ProcessInfo.processInfo.thermalState.rawValue) (0 is nominal)"]
+        )
+    }
+
+    /// The device's model identifier, such as iPhone17,1.
+    public static var machine: String {
+        var about = utsname()
+        uname(&about)
+        return withUnsafeBytes(of: &about.machine) { bytes in
+            String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+    }
+}
+
+func resource(_ name: String) throws -> URL {
+    guard let url = Bundle.module.url(forResource: "Resources/\(name)", withExtension: nil) else {
+        throw BenchmarkError.missing(name)
+    }
+    return url
+}
+
+/// Little-endian 32-bit floats, as they lie in the file.
+func floats(from url: URL) throws -> [Float] {
+    let data = try Data(contentsOf: url)
+    return data.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
+}
+
+func array(from url: URL, shape: [Int]) throws -> MLMultiArray {
+    let values = try floats(from: url)
+    let result = try MLMultiArray(shape: shape.map { NSNumber(value: $0) }, dataType: .float32)
+    result.withUnsafeMutableBytes { bytes, _ in
+        values.withUnsafeBytes { bytes.copyMemory(from: $0) }
+    }
+    return result
+}
+
+/// Of values in a range of 2, in dB. Core ML may pad rows, so values are read by their strides.
+func psnr(of video: MLMultiArray, against url: URL) throws -> Double {
+    let expected = try floats(from: url)
+    let shape = video.shape.map(\.intValue)
+    var squares = 0.0
+    video.withUnsafeBufferPointer(ofType: Float.self) { values in
+        let strides = video.strides.map(\.intValue)
+        var next = 0
+        for channel in 0..<shape[1] {
+            for frame in 0..<shape[2] {
+                for row in 0..<shape[3] {
+                    let start = channel * strides[1] + frame * strides[2] + row * strides[3]
+                    for column in 0..<shape[4] {
+                        let error = Double(values[start + column * strides[4]] - expected[next])
+                        squares += error * error
+                        next += 1
+                    }
+                }
+            }
+        }
+    }
+    return squares == 0 ? 200 : min(200, -10 * log10(squares / Double(expected.count) / 4))
+}
+
+func milliseconds(since began: DispatchTime) -> Double {
+    Double(DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds) / 1e6
+}
+
+/// Linear between the two nearest samples, as numpy has it.
+func percentile(_ samples: [Double], _ share: Double) -> Double {
+    let sorted = samples.sorted()
+    let place = Double(sorted.count - 1) * share / 100
+    let low = Int(place.rounded(.down))
+    let high = Int(place.rounded(.up))
+    return sorted[low] + (sorted[high] - sorted[low]) * (place - Double(low))
+}
+
+/// What the system counts against this process, in MB. The Neural Engine's own memory is not in it.
+func footprint() -> Double {
+    var info = task_vm_info_data_t()
+    var count = mach_msg_type_number_t(MemoryLayout<task_vm_info_data_t>.size / MemoryLayout<integer_t>.size)
+    let result = withUnsafeMutablePointer(to: &info) { pointer in
+        pointer.withMemoryRebound(to: integer_t.self, capacity: Int(count)) {
+            task_info(mach_task_self_, task_flavor_t(TASK_VM_INFO), $0, &count)
+        }
+    }
+    return result == KERN_SUCCESS ? Double(info.phys_footprint) / 1e6 : 0
+}

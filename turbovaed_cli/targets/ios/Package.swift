@@ -1,0 +1,13 @@
+// swift-tools-version: 5.9
+import PackageDescription
+
+let package = Package(
+    name: "TurboVAEDBench",
+    platforms: [.iOS(.v17), .macOS(.v14)],
+    products: [.library(name: "TurboVAEDBench", targets: ["TurboVAEDBench"])],
+    targets: [
+        // Copied, not compiled: the package is compiled on the device, which is part of what is measured.
+        .target(name: "TurboVAEDBench", resources: [.copy("Resources")]),
+        .testTarget(name: "TurboVAEDBenchTests", dependencies: ["TurboVAEDBench"]),
+    ]
+)

@@ -1,0 +1,57 @@
+"""What others measured, and what follows from it by arithmetic: never in one column with what this run measured."""
+
+from dataclasses import dataclass
+
+SOURCE = "arXiv:2508.09136, tables of speed; fp16 on the phone"
+
+
+@dataclass(frozen=True)
+class PublishedSpeed:
+    """Frames per second of one model at one size: on the authors' GPU and on an iPhone 16 Pro."""
+
+    size: tuple[int, int]
+    frames: int  # of one decode
+    gpu: tuple[float | None, float]  # teacher, student
+    phone: tuple[float | None, float]
+    gmacs: float  # of one decode by the student (736x1280 for 720p, a multiple of 32)
+
+
+# By registry name. GMACs are those of our export form (`exporters/cost.py`); a test counts them again.
+SPEEDS: dict[str, tuple[PublishedSpeed, ...]] = {
+    "ltx": (
+        PublishedSpeed((512, 512), 17, (290.6, 841.6), (17.7, 161.8), 406.32),
+        PublishedSpeed((720, 1280), 17, (None, 255.6), (None, 38.1), 1460.23),
+    ),
+    "hunyuan": (PublishedSpeed((512, 512), 17, (10.1, 87.5), (None, 10.6), 3298.64),),
+    "cogvideox": (PublishedSpeed((512, 512), 17, (10.6, 87.5), (None, 10.6), 3298.64),),
+    "video-dc-ae": (
+        PublishedSpeed((512, 512), 20, (12.4, 552.5), (None, 112.7), 780.30),
+        PublishedSpeed((720, 1280), 20, (None, 167.0), (None, 25.3), 2804.21),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Frames per second that a device would reach if this graph kept its arithmetic as busy as the published ones did."""
+
+    device: str
+    fps_low: float
+    fps_high: float
+    how: str
+
+
+def phone_rates() -> list[float]:
+    """Multiply-accumulates per second, in 10^9, that the published figures of the iPhone 16 Pro imply."""
+    return [speed.gmacs / speed.frames * speed.phone[1] for rows in SPEEDS.values() for speed in rows]
+
+
+def estimate_on_phone(gmacs: float, frames: int) -> Estimate:
+    """A roofline: `gmacs` of one decode of `frames` frames, over the slowest and the fastest published rate."""
+    rates = phone_rates()
+    low, high = (frames * rate / gmacs for rate in (min(rates), max(rates)))
+    how = (
+        f"{gmacs:.1f} GMAC per decode over the {2 * min(rates) / 1e3:.1f} to {2 * max(rates) / 1e3:.1f} TFLOP/s that the published "
+        f"frames per second imply ({SOURCE}); small graphs are bound by latency and stay far below"
+    )
+    return Estimate("iPhone 16 Pro", low, high, how)

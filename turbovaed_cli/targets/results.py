@@ -1,0 +1,255 @@
+"""What `bench` found: rows, their JSON document, tables, comparison with an earlier run, thresholds."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from turbovaed_cli.errors import CheckFailedError, SettingsError, TurboVaedError, UnavailableError
+from turbovaed_cli.rundir import read_json
+from turbovaed_cli.targets import TEACHER
+from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
+
+VIDEO_FPS = 24  # what a real-time factor of 1 plays
+THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
+
+    target: str
+    network: str  # student; "student, plain", "student, compiled"; teacher (its decoder)
+    runtime: str
+    unit: str  # what computed
+    precision: str
+    layout: str  # of the exported graph; "" for torch
+    measured: bool
+    status: str
+    frames: int
+    size: tuple[int, int]
+    size_mb: float | None = None
+    load_s: float | None = None
+    first_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    fps: float | None = None
+    realtime: float | None = None  # fps over VIDEO_FPS
+    peak_mb: float | None = None  # what loading and one decode add to a process
+    psnr_db: float | None = None  # against the fp32 student; the range is 2
+    source_psnr_db: float | None = None  # against the videos that the latents were encoded from
+    speedup: float | None = None  # the teacher's P50 in this run over this row's
+    samples_ms: list[float] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)  # by the runtime, such as operators by compute unit
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes it the same row in another run; versions may differ."""
+        return self.target, self.network, self.unit, self.precision, self.layout, self.frames, tuple(self.size)
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peak memory that one decode of a clip of some length adds, in torch."""
+
+    form: str  # "whole clip" or "streamed"
+    frames: int
+    peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All rows, and the machine they are from."""
+
+    model: str
+    header: str
+    latents: str  # what was decoded
+    params: int  # of the student
+    rows: list[BenchRow]
+    load_average: dict[str, tuple[float, float]] = field(default_factory=dict)  # by target: before and after
+    memory: list[MemoryRow] = field(default_factory=list)
+    published: tuple[PublishedSpeed, ...] = ()
+    estimate: Estimate | None = None
+
+
+def row_of(record: Mapping[str, Any]) -> BenchRow:
+    """From JSON; fields of another version are left out."""
+    known = {item.name for item in fields(BenchRow)}
+    row = BenchRow(**{name: value for name, value in record.items() if name in known})
+    return replace(row, size=cast(tuple[int, int], tuple(row.size)))
+
+
+def as_document(result: BenchResult) -> dict[str, Any]:
+    """The JSON document of `bench --json`."""
+    return {
+        "schema_version": 1,
+        "model": result.model,
+        "params": result.params,
+        "machine": result.header,
+        "latents": result.latents,
+        "load_average": result.load_average,
+        "rows": [asdict(row) for row in result.rows],
+        "memory": [asdict(row) for row in result.memory],
+        "published": [asdict(speed) | {"source": SOURCE} for speed in result.published],
+        "estimates": [asdict(result.estimate)] if result.estimate else [],
+    }
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """An earlier `bench --json`; SettingsError where the file is none."""
+    try:
+        document = read_json(path)
+        rows = [row_of(row) for row in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError, TurboVaedError) as error:
+        raise SettingsError(
+            f"{path} is no result of bench --json ({type(error).__name__})", "turbovaed bench --json > old.json"
+        ) from error
+    return {**document, "rows": rows}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row then and now: how many times as fast, with the 95 % interval of a bootstrap over both runs' samples."""
+
+    row: BenchRow
+    ratio: float  # P50 then over P50 now
+    low: float
+    high: float
+
+
+def changes(rows: Sequence[BenchRow], earlier: Sequence[BenchRow]) -> list[Change]:
+    """Of every row that both runs measured."""
+    then = {row.key: row for row in earlier if row.measured}
+    found = []
+    draws = np.random.default_rng(0)
+    for row in rows:
+        old = then.get(row.key)
+        if not row.measured or old is None:
+            continue
+        medians = [np.median(draws.choice(samples, (2000, len(samples))), axis=1) for samples in (old.samples_ms, row.samples_ms)]
+        low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5))
+        assert old.p50_ms is not None and row.p50_ms is not None
+        found.append(Change(row, old.p50_ms / row.p50_ms, float(low), float(high)))
+    return found
+
+
+def thresholds(asked: Sequence[str]) -> dict[str, float]:
+    """`fps=24` and the like to names and numbers."""
+    found = {}
+    for item in asked:
+        name, _, value = item.partition("=")
+        with suppress(ValueError):
+            found[name] = float(value)
+        if name not in THRESHOLDS or name not in found:
+            raise SettingsError(
+                f"--fail-under {item} is not understood", f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}"
+            )
+    return found
+
+
+def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> None:
+    """CheckFailedError where the best row of the student on a target is below; UnavailableError where none was measured.
+
+    The best of a target is the fastest one; for a PSNR, it is that same row.
+    """
+    missed = []
+    for target in dict.fromkeys(row.target for row in result.rows) if least else ():
+        rows = [row for row in result.rows if row.target == target and row.network != TEACHER and row.fps]
+        if not rows:
+            status = next(row.status for row in result.rows if row.target == target)
+            raise UnavailableError(f"--fail-under: {target} was {status}", "leave it out of --target, or run this where it runs")
+        best = max(rows, key=lambda row: row.fps or 0.0)
+        for name, value in least.items():
+            found = getattr(best, name)
+            if found is None:
+                raise UnavailableError(
+                    f"--fail-under {name}: {target} has none", "a speed-up needs the teacher's weights on the same device"
+                )
+            if found < value:
+                missed.append(f"{target} ({best.unit}, {best.precision}): {name} {found:.4g} is below {value:g}")
+    if missed:
+        raise CheckFailedError("; ".join(missed), "more repeats and a quiet machine make the figure steadier")
+
+
+Table = tuple[str, list[str], list[tuple[str, ...]]]  # title, columns, rows
+
+
+def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
+    """What the terminal shows: what ran and what it takes, how fast it was, and apart from it what was not measured here."""
+    rows = result.rows
+    height, width = rows[0].size
+    found: list[Table] = [
+        (
+            f"What ran: {rows[0].frames} frames of {width}x{height}; memory in MB, quality in dB",
+            ["target", "network", "unit", "dtype", "layout", "size", "load s", "peak", "PSNR", "source"],
+            [
+                (
+                    *_named(row),
+                    row.layout or "-",
+                    *map(number, (row.size_mb, row.load_s, row.peak_mb, row.psnr_db, row.source_psnr_db)),
+                )
+                for row in rows
+            ],
+        ),
+        (
+            f"How fast: ms per decode; x24: times real time at {VIDEO_FPS} frames a second",
+            ["target", "network", "unit", "dtype", "first", "P50", "P90", "FPS", "x24", "speed-up"],
+            [
+                (
+                    *_named(row),
+                    *map(number, (row.first_ms, row.p50_ms, row.p90_ms, row.fps, row.realtime)),
+                    f"{row.speedup:.2f}x" if row.speedup else "-",
+                )
+                for row in rows
+                if row.measured
+            ],
+        ),
+        (
+            "Not measured here",
+            ["target", "network", "dtype", "why"],
+            [
+                (row.target, row.network, row.precision, row.status.removeprefix("not measured: "))
+                for row in rows
+                if not row.measured
+            ],
+        ),
+        (
+            "Against the earlier run: times as fast, with the 95 % interval",
+            ["target", "network", "unit", "dtype", "ratio", "from", "to"],
+            [(*_named(item.row), f"{item.ratio:.2f}", f"{item.low:.2f}", f"{item.high:.2f}") for item in compared],
+        ),
+        (
+            "Memory over length: MB that one decode adds",
+            ["form", "frames", "peak"],
+            [(row.form, str(row.frames), number(row.peak_mb)) for row in result.memory],
+        ),
+        (
+            f"Published, on other machines ({SOURCE})",
+            ["size", "GPU teacher", "GPU student", "iPhone teacher", "iPhone student"],
+            [
+                (f"{speed.size[1]}x{speed.size[0]}", *(number(fps) for fps in (*speed.gpu, *speed.phone)))
+                for speed in result.published
+            ],
+        ),
+        (
+            "Estimated, not measured: frames per second",
+            ["device", "from", "to", "how"],
+            [(item.device, number(item.fps_low), number(item.fps_high), item.how) for item in filter(None, [result.estimate])],
+        ),
+    ]
+    return [table for table in found if table[2]]
+
+
+def _named(row: BenchRow) -> tuple[str, str, str, str]:
+    return row.target, row.network, row.unit, row.precision
+
+
+def number(value: float | None) -> str:
+    """Three digits for people; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"
