@@ -87,6 +87,18 @@ def cache(ltx_teacher, videos, tmp_path_factory) -> Path:
     return out
 
 
+def installed(name):
+    """Skip, with the reason, where the extra of a format is not here."""
+    from turbovaed_cli.errors import UnavailableError
+    from turbovaed_cli.exporters import exporters
+
+    try:
+        exporters()[name].check_installed()
+    except UnavailableError as error:
+        pytest.skip(f"{error.what}: {error.hint}")
+    return name
+
+
 CHROMIUM_FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
     "--disable-component-update", "--disable-quic",

@@ -2,60 +2,277 @@
 
 import json
 import platform
+import sys
+from dataclasses import asdict, replace
 
+import fake_coreml
 import pytest
+import torch
+from conftest import installed
+from safetensors.torch import save_file
 
-from turbovaed_cli.bench import MODULES, as_document, as_row, bench
-from turbovaed_cli.errors import SettingsError, ShapeError
+from turbovaed_cli.bench import bench
+from turbovaed_cli.errors import CheckFailedError, SettingsError, ShapeError, TurboVaedError, UnavailableError
 from turbovaed_cli.settings import BenchSettings
+from turbovaed_cli.targets import COMPILED, MODULES, coreml, results
+from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.targets.results import BenchResult, BenchRow
 
 SMALL = {"frames": 9, "size": (64, 64), "warmup": 1, "repeats": 3}
 
 
-def test_torch_and_onnx_are_measured_beside_the_teacher(ltx_student, ltx_teacher):
-    result = bench(str(ltx_student), BenchSettings(("torch", "onnx"), **SMALL), teacher=str(ltx_teacher))
-    rows = {(row.target, row.network): row for row in result.rows}
+@pytest.fixture(scope="module")
+def measured(ltx_student, ltx_teacher, videos):
+    """Torch and ONNX, on latents of real clips, with memory at one length."""
+    settings = BenchSettings(("torch", "onnx"), data=videos, clips=2, memory_frames=(17,), **SMALL)
+    return bench(str(ltx_student), settings, teacher=str(ltx_teacher))
+
+
+def test_torch_and_onnx_are_measured_beside_the_teacher(measured):
+    rows = {(row.target, row.network): row for row in measured.rows}
     assert set(rows) == {("torch", "student"), ("torch", MODULES), ("torch", "teacher"), ("onnx", "student")}
-    assert "Winograd" in rows["torch", "student"].runtime and "module by module" in rows["torch", MODULES].runtime
+    teacher = rows["torch", "teacher"]
     for row in rows.values():
-        assert row.measured and row.status == "measured"
+        assert row.measured and row.status == "measured" and row.unit == "CPU"
         assert len(row.samples_ms) == 3
-        assert 0 < row.p50_ms <= row.p90_ms
-        assert row.fps == pytest.approx(9 / row.p50_ms * 1e3)
-        assert row.peak_mb > 50
-        assert row.speedup == pytest.approx(rows["torch", "teacher"].p50_ms / row.p50_ms)
-    assert rows["torch", "teacher"].speedup == 1
-    document = json.loads(json.dumps(as_document(result)))
-    assert document["schema_version"] == 1
+        assert 0 < row.p50_ms <= row.p90_ms and row.load_s > 0 and row.first_ms > 0
+        assert row.fps == pytest.approx(9 / row.p50_ms * 1e3) and row.realtime == pytest.approx(row.fps / 24)
+        assert row.peak_mb > 0
+        assert row.speedup == pytest.approx(teacher.p50_ms / row.p50_ms)
+        assert 5 < row.source_psnr_db < 40
+    assert rows["torch", MODULES].psnr_db > 120 and rows["onnx", "student"].psnr_db > 100
+    assert teacher.psnr_db is None and teacher.speedup == 1
+    assert "Winograd" in rows["torch", "student"].told["speedups"]
+    assert rows["onnx", "student"].layout == "4d-cat" and rows["onnx", "student"].size_mb > 0
+    assert [(row.form, row.frames) for row in measured.memory] == [("whole clip", 17), ("streamed", 17)]
+    assert all(row.peak_mb > 0 for row in measured.memory)
+    assert "threads" in measured.header and set(measured.load_average) == {"torch", "onnx"}
+    assert measured.latents.startswith("latents of")
+
+
+def test_its_document_is_read_again_and_holds_no_estimate_among_rows(measured, tmp_path):
+    document = json.loads(json.dumps(results.as_document(measured), default=str))
+    assert document["schema_version"] == 1 and document["estimates"] == []
     assert {"target", "measured", "status"} <= set(document["rows"][0])
-    assert "threads" in result.header
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    earlier = results.read_document(tmp_path / "old.json")["rows"]
+    assert earlier == measured.rows
+    (tmp_path / "other.json").write_text('{"clips": []}')
+    for name in ("other.json", "none.json"):
+        with pytest.raises(SettingsError, match=name):
+            results.read_document(tmp_path / name)
+
+
+def row_with(samples, **more):
+    p50 = sorted(samples)[len(samples) // 2]
+    row = BenchRow("onnx", "student", "ONNX Runtime 1", "CPU", "fp32", "4d-cat", True, "measured", 9, (64, 64))
+    return replace(row, p50_ms=p50, p90_ms=max(samples), fps=9e3 / p50, samples_ms=list(samples), psnr_db=60.0, **more)
+
+
+def test_an_earlier_run_is_compared_row_by_row_with_an_interval():
+    old = [row_with([20.0, 21.0, 19.0, 20.5, 20.2]), replace(row_with([5.0]), precision="fp16")]
+    (change,) = results.changes([replace(row_with([10.0, 10.1, 9.9, 10.2, 9.8]), runtime="ONNX Runtime 2")], old)
+    assert change.ratio == pytest.approx(2.02, abs=0.05)
+    assert change.low < change.ratio < change.high and change.low > 1.8 and change.high < 2.3
+    (same,) = results.changes(old[:1], old)
+    assert same.low <= 1.0 <= same.high
+    assert results.changes([replace(old[0], unit="CUDA")], old) == []
+
+
+def test_thresholds_hold_the_fastest_student_of_every_target():
+    result = BenchResult("tiny", "here", "random latents", 1, [row_with([30.0], realtime=12.5), row_with([300.0], realtime=1.25)])
+    results.raise_for_thresholds(result, {})
+    results.raise_for_thresholds(result, results.thresholds(["fps=24", "psnr_db=50", "realtime=1"]))
+    with pytest.raises(CheckFailedError, match="fps 300 is below 301") as error:
+        results.raise_for_thresholds(result, {"fps": 301})
+    assert error.value.exit_code == 4
+    absent = replace(row_with([1.0]), target="coreml", measured=False, status="not measured: no Mac", fps=None)
+    with pytest.raises(UnavailableError, match="coreml was not measured: no Mac") as missing:
+        results.raise_for_thresholds(replace(result, rows=[*result.rows, absent]), {"fps": 1})
+    assert missing.value.exit_code == 3
+    with pytest.raises(UnavailableError, match="speedup"):
+        results.raise_for_thresholds(result, {"speedup": 2})
+    for wrong in ("fps", "fps=fast", "colour=3"):
+        with pytest.raises(SettingsError, match=wrong):
+            results.thresholds([wrong])
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="there Core ML is measured")
 def test_coreml_converts_describes_and_says_it_did_not_run(ltx_student):
-    (row,) = bench(str(ltx_student), BenchSettings(("coreml",), **SMALL)).rows
+    result = bench(str(ltx_student), BenchSettings(("coreml",), **SMALL))
+    (row,) = result.rows
     assert not row.measured
-    assert row.p50_ms is row.fps is row.speedup is None
+    assert row.p50_ms is row.fps is row.speedup is row.psnr_db is None
     assert "did not run here" in row.status and "Mac" in row.status
     assert row.precision == "fp16" and row.size_mb > 0
     assert "operators" in row.remarks[0] and "GMAC" in row.remarks[0]
-    assert as_row(row)[3:9] == ("-",) * 6
+    shown = {title.partition(":")[0]: rows for title, _, rows in results.tables(result)}
+    assert "How fast" not in shown and shown["Not measured here"][0][0] == "coreml"
+    assert len(shown["Estimated, not measured"]) == 1 and result.estimate.fps_low > 0
 
 
-def test_without_the_teacher_its_row_says_why(ltx_student):
-    student, teacher, _plain = bench(str(ltx_student), BenchSettings(("torch",), **SMALL)).rows
-    assert student.measured and student.speedup is None
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["executorch", "litert"])
+def test_runtimes_of_phones_are_measured_on_this_cpu(target, ltx_student, monkeypatch):
+    (row,) = in_this_process(ltx_student, BenchSettings((installed(target),), threads=1, **SMALL), target, monkeypatch)
+    assert row.measured and row.psnr_db > 100 and row.size_mb > 0
+    assert row.unit == "CPU, XNNPACK"
+
+
+def test_each_precision_that_a_target_has_is_a_row(ltx_student, monkeypatch):
+    settings = BenchSettings(("torch",), precisions=("int8", "fp32", "bf16"), **SMALL)
+    rows = {(row.network, row.precision): row for row in in_this_process(ltx_student, settings, "torch", monkeypatch)}
+    assert set(rows) == {(name, precision) for name in ("student", MODULES) for precision in ("fp32", "bf16")}
+    assert 20 < rows["student", "bf16"].psnr_db < 70 < rows["student", "fp32"].psnr_db
+
+
+def test_a_row_that_is_slow_is_called_no_more_than_needed(ltx_student, monkeypatch):
+    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_ENOUGH_MS", 0.001)
+    settings = BenchSettings(("torch",), **SMALL | {"repeats": 8})
+    for row in in_this_process(ltx_student, settings, "torch", monkeypatch):
+        assert len(row.samples_ms) == 3 and "3 calls" in row.remarks[0]
+
+
+def test_a_target_whose_extra_is_missing_is_a_row_that_says_so(ltx_student, monkeypatch, tmp_path):
+    """In the child; the other targets go on."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'litert_torch' else find(name, *rest)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (litert,) = bench(str(ltx_student), BenchSettings(("litert",), **SMALL)).rows
+    assert not litert.measured
+    assert "litert_torch" in litert.status and "turbovaed[litert]" in litert.status
+
+
+def test_torch_compile_is_a_row_of_its_own(ltx_student, monkeypatch):
+    """Its speed is not ours to test, and it takes a minute: what it would run is looked at in this process."""
+    from turbovaed_cli.bench import _work
+    from turbovaed_cli.export import latents_for
+    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.settings import ExportSettings
+
+    settings = BenchSettings(("torch",), compile=True, **SMALL)
+    monkeypatch.setattr(torch, "compile", lambda module: lambda latents: module(latents) + 1)
+    job, folder = job_of(ltx_student, settings, "torch")
+    with folder:
+        variants = {variant.network: variant for variant in _work(job, settings)[1]}
+        student = load_student(ltx_student)
+        latents = latents_for(student, ExportSettings(9, ((64, 64),)))[0][64, 64][0]
+        with torch.no_grad():
+            assert torch.equal(variants[COMPILED].load().video(latents), student(latents) + 1)
+
+
+def job_of(student, settings, target):
+    """What a child is told, for running it in this process."""
+    import tempfile
+    from pathlib import Path
+
+    from turbovaed_cli.bench import _write_inputs
+    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.reporting import quiet
+    from turbovaed_cli.weights import no_consent
+
+    folder = tempfile.TemporaryDirectory()
+    _write_inputs(Path(folder.name), str(student), None, None, load_student(student), settings, no_consent, quiet)
+    job = {"model": str(student), "teacher": None, "config": None, "with_teacher": False, "folder": folder.name, "threads": 2}
+    return {**job, "target": target, "settings": asdict(settings)}, folder
+
+
+def in_this_process(student, settings, target, monkeypatch):
+    """The rows of one target; what a process of its own would tell of the peak is not asked."""
+    module = sys.modules["turbovaed_cli.bench"]
+    monkeypatch.setattr(module, "_in_child", lambda job, settings: {"peak_mb": None})
+    job, folder = job_of(student, settings, target)
+    with folder:
+        return [results.row_of(row) for row in module._measure(job, settings)["rows"]]
+
+
+def test_on_a_mac_every_choice_of_compute_units_is_measured(ltx_student, monkeypatch):
+    fake_coreml.install(monkeypatch)
+    rows = in_this_process(ltx_student, BenchSettings(("coreml",), **SMALL), "coreml", monkeypatch)
+    assert [row.unit for row in rows] == ["all units", "CPU and Neural Engine", "CPU and GPU", "CPU"]
+    for row in rows:
+        assert row.measured, row.status
+        assert row.load_s == pytest.approx(0.12) and len(row.samples_ms) == 3 and 50 < row.psnr_db < 100
+        counts = row.told["operators_by_unit"]
+        assert (counts.get("Neural Engine", 0) > 10) == (row.unit in ("all units", "CPU and Neural Engine"))
+        assert row.told["slowest_operators"][0]["operator"] == "conv"
+    assert any("on Neural Engine" in line for line in results.said(rows[0]))
+
+
+def test_an_attached_iphone_is_measured_by_name(ltx_student, monkeypatch):
+    fake_coreml.install(monkeypatch, [fake_coreml.phone("Anna's iPhone", 1), fake_coreml.phone("Lab", 2)])
+    settings = BenchSettings(("coreml",), device="iphone:Lab", apple_team="TEAM", **SMALL)
+    coreml._prepared.cache_clear()
+    rows = in_this_process(ltx_student, settings, "coreml", monkeypatch)
+    assert len(rows) == 4
+    for row in rows:
+        assert row.measured, row.status
+        assert row.unit.startswith("iphone: ") and row.load_s == pytest.approx(0.34) and 50 < row.psnr_db < 100
+        assert "not_told" not in row.told and row.told["operators_by_unit"]
+
+
+@pytest.mark.parametrize(
+    ("device", "team", "said"),
+    [("iphone", "TEAM", "2 are attached"), ("iphone:Lab", "", "signs an app"), ("iphone:Bob's", "TEAM", "no such device"), ("ipad", "TEAM", "attached: none")],
+)  # fmt: skip
+def test_a_phone_that_cannot_be_had_is_said_so(device, team, said, monkeypatch):
+    fake_coreml.install(monkeypatch, [fake_coreml.phone("Anna's iPhone", 1), fake_coreml.phone("Lab", 2)])
+    coreml._prepared.cache_clear()
+    with pytest.raises(TurboVaedError, match=said):
+        coreml._prepared(device, team)
+
+
+def test_without_the_teacher_its_row_says_why(ltx_student, monkeypatch):
+    told = []
+
+    def child(job, settings):
+        told.append(job["with_teacher"])
+        return {"rows": [asdict(row_with([3.0]))], "load_average": [0.0, 0.0]}
+
+    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_in_child", child)
+    student, teacher = bench(str(ltx_student), BenchSettings(("torch",), **SMALL)).rows
+    assert told == [False] and student.speedup is None
     assert teacher.network == "teacher" and not teacher.measured
     assert "--teacher" in teacher.status or "which teacher" in teacher.status
 
 
-def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student):
+def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp_path):
+    save_file({"latents": torch.zeros(6, 2, 2, 2)}, tmp_path / "latents.safetensors")
     for settings, said in (
         (BenchSettings(("tpu",)), "tpu"),
-        (BenchSettings(("onnx",), precision="bf16"), "bf16"),
+        (BenchSettings(("onnx",), precisions=("bf16",)), "bf16"),
+        (BenchSettings(("torch", "onnx"), precisions=("fp32", "6bit")), "6bit"),
+        (BenchSettings(("onnx",), precisions=("int8",)), "real latents"),
+        (BenchSettings(("onnx",), layouts=("3d",)), "--layout 3d"),
         (BenchSettings(("torch",), repeats=0), "repeats"),
+        (BenchSettings(("torch",), data=tmp_path, latents=tmp_path), "--latents"),
+        (BenchSettings(("torch",), latents=tmp_path / "latents.safetensors"), r"\(6, 2, 2, 2\)"),
     ):
         with pytest.raises(SettingsError, match=said):
             bench(str(ltx_student), settings)
     with pytest.raises(ShapeError):
         bench(str(ltx_student), BenchSettings(("torch",), frames=4))
+
+
+def test_published_counts_of_operations_are_our_own():
+    """GMACs grow with the number of pixels alone, so they are counted at a small size."""
+    from turbovaed_cli.exporters import Graph
+    from turbovaed_cli.exporters.cost import cost
+    from turbovaed_cli.models.export_form import export_form
+    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.registry import MODELS
+
+    for name in ("ltx", "hunyuan", "video-dc-ae"):
+        with torch.device("meta"):
+            student = build_student({**MODELS[name].student.config, "teacher": name}).eval()
+        frames = SPEEDS[name][0].frames
+        latents = torch.zeros(1, *student.latent_shape(frames, (64, 64)))
+        spent = cost(Graph(export_form(student.to_empty(device="cpu")), {"latents": latents}), 2).gmacs
+        for speed in SPEEDS[name]:
+            height, width = speed.size
+            pixels = -(-height // 32) * 32 * width
+            assert speed.gmacs == pytest.approx(spent * pixels / 64**2, rel=1e-3)
+    estimate = estimate_on_phone(406.32, 17)
+    assert estimate.fps_low < 161.8 <= estimate.fps_high

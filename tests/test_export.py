@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import installed
 from golden import load_golden, write_student
 from safetensors.torch import load_file, save_file
 
@@ -202,20 +203,11 @@ def test_the_python_lines_of_the_readme_decode(student, tmp_path, monkeypatch):
     check_python_lines(tmp_path / "out", student, monkeypatch, blocks=4)
 
 
-def installed(name):
-    """Skip, with the reason, where the extra of a format is not here."""
-    try:
-        exporters()[name].check_installed()
-    except UnavailableError as error:
-        pytest.skip(f"{error.what}: {error.hint}")
-    return name
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["executorch", "litert"])
 def test_mobile_runtimes_run_what_was_written(name, student, tmp_path, monkeypatch):
     """Whole clips and chunks, in the runtime itself; and the README's lines."""
-    settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2)
+    settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2, precisions=("fp32",))
     clip, chunk = export_student(student, (installed(name),), tmp_path / "out", settings).artifacts
     for artifact in (clip, chunk):
         assert artifact.verified is True and artifact.max_abs < 1e-3 and "ran in" in artifact.status
@@ -224,13 +216,6 @@ def test_mobile_runtimes_run_what_was_written(name, student, tmp_path, monkeypat
     with torch.no_grad():
         assert (decoded(clip, latents) - student(latents)).abs().max() < 1e-3
     check_python_lines(tmp_path / "out", student, monkeypatch, blocks=1)
-
-
-@pytest.mark.slow
-def test_executorch_in_halves_computes_in_halves(student, tmp_path):
-    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp16",))
-    (artifact,) = export_student(student, (installed("executorch"),), tmp_path / "a.pte", settings).artifacts
-    assert 55 < artifact.psnr_db < 90
 
 
 @pytest.mark.slow

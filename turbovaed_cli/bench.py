@@ -410,7 +410,10 @@ def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
             )
         p50, p90 = (float(np.percentile(times, q)) for q in (50, 90))
         fps = settings.frames / p50 * 1e3
-        told = dict(variants[number].told(running[number], latents))
+        try:
+            told = dict(running[number].told(latents))
+        except Exception as error:
+            told = {"not_told": f"{type(error).__name__}: {error}"}
         rows[number] = replace(
             rows[number], p50_ms=p50, p90_ms=p90, fps=fps, realtime=fps / VIDEO_FPS, samples_ms=times, told=told,
             peak_mb=_in_child({**job, "settings": asdict(settings), "peak_of": number}, replace(settings, threads=work.threads))["peak_mb"],

@@ -911,7 +911,7 @@ def bench(
         for title, columns, rows in results.tables(result, results.changes(result.rows, earlier[0]["rows"]) if earlier else ()):
             console.print_table(title, columns, rows)
         console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
-        for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in row.remarks):
+        for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in results.said(row)):
             console.note(line)
     if earlier and earlier[0]["machine"] != result.header:
         console.warn(f"the earlier run is from another machine: {earlier[0]['machine']}")

@@ -24,6 +24,10 @@ class Running(Protocol):
         """Decode; (1, 3, T, H, W), on the CPU in fp32."""
         ...
 
+    def told(self, latents: Tensor) -> Mapping[str, Any]:
+        """What the runtime says of itself, asked after the timing: operators by compute unit, speedups in use."""
+        ...
+
 
 @dataclass(frozen=True)
 class Called:
@@ -31,6 +35,7 @@ class Called:
 
     decode: Callable[[Tensor], Tensor]
     wait: Callable[[], None] = lambda: None
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def once(self, latents: Tensor) -> float:
         began = time.perf_counter()
@@ -40,6 +45,9 @@ class Called:
 
     def video(self, latents: Tensor) -> Tensor:
         return self.decode(latents).float().cpu()
+
+    def told(self, latents: Tensor) -> Mapping[str, Any]:
+        return self.about
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,6 @@ class Variant:
     layout: str = ""  # of the exported graph
     size_mb: float | None = None  # of the artefact
     remarks: Sequence[str] = ()
-    told: Callable[[Running, Tensor], Mapping[str, Any]] = (
-        lambda _running, _latents: {}
-    )  # what the runtime says of itself after the timing
 
 
 # MODULES: its modules one by one, as published.

@@ -47,7 +47,6 @@ def variants(work: Work) -> list[Variant]:
                         layout,
                         artifact.size_mb,
                         _described(artifact),
-                        _plan_of,
                     )
                 )
     return found
@@ -124,7 +123,7 @@ class OnDevice:
         self._model = tools.models.MLModel(
             str(artifact.path),
             compute_units=tools.ComputeUnit[units],
-            skip_model_load=device is not None,
+            skip_model_load=True,  # what the benchmarker loads is the first
         )
         self._benchmarker = experimental.MLModelBenchmarker(self._model, device)
         self.load_s = _loop().run(self._benchmarker.benchmark_load(iterations=1)).samples[0] / 1e3
@@ -149,7 +148,7 @@ class OnDevice:
 
         return torch.as_tensor(_loop().run(run())["video"]).float()
 
-    def plan(self, latents: Tensor) -> Mapping[str, Any]:
+    def told(self, latents: Tensor) -> Mapping[str, Any]:
         """Where each operator is meant to run, and the slowest ones with their share of the estimated time."""
         found = _loop().run(self._benchmarker.benchmark_operation_execution(inputs={"latents": latents.numpy()}, iterations=1))
         counts: Counter[str] = Counter()
@@ -162,10 +161,6 @@ class OnDevice:
         total = sum(item.measurement.statistics.median for item in timed) or 1.0
         slowest = [{"operator": item.spec.type, "share": item.measurement.statistics.median / total} for item in timed[:_SLOWEST]]
         return {"operators_by_unit": dict(counts.most_common()), "slowest_operators": slowest}
-
-
-def _plan_of(running: Running, latents: Tensor) -> Mapping[str, Any]:
-    return running.plan(latents) if isinstance(running, OnDevice) else {}
 
 
 TARGET = Target("coreml", ("fp16", "fp32", "int8", "6bit"), variants)

@@ -244,6 +244,20 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
     return [table for table in found if table[2]]
 
 
+def said(row: BenchRow) -> list[str]:
+    """A row's remarks, and what its runtime told, in sentences."""
+    lines = list(row.remarks)
+    if "speedups" in row.told:
+        lines.append(f"{row.network}, {row.precision}: {row.told['speedups']}")
+    if row.told.get("operators_by_unit"):
+        counts = ", ".join(f"{count} on {unit}" for unit, count in row.told["operators_by_unit"].items())
+        slowest = ", ".join(f"{item['operator']} {100 * item['share']:.1f} %" for item in row.told["slowest_operators"])
+        lines.append(f"{row.unit}, {row.precision}: operators meant to run: {counts}; slowest: {slowest}")
+    if "not_told" in row.told:
+        lines.append(f"{row.unit}, {row.precision}: no plan of its operators ({row.told['not_told']})")
+    return lines
+
+
 def _named(row: BenchRow) -> tuple[str, str, str, str]:
     return row.target, row.network, row.unit, row.precision
 

@@ -55,7 +55,7 @@ def _loader(
         def run(latents: Tensor) -> Tensor:
             return decode(latents.to(device, dtype))
 
-        return Called(run, wait)
+        return Called(run, wait, {"speedups": str(pair.student.ready().speedups)} if made is _fast else {})
 
     return load
 
