@@ -876,7 +876,7 @@ def bench(
     from turbovaed_cli.targets import results, targets  # noqa: PLC0415
 
     names = _listed(target) or BenchSettings.targets
-    least, earlier = results.thresholds(fail_under or []), [results.read_document(path) for path in compare or []]
+    least, earlier = results.thresholds(_listed(fail_under)), [results.read_document(path) for path in compare or []]
     settings = BenchSettings(
         tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
         repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.utils import BaseOutput
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -64,6 +64,13 @@ _ENCODER_KEYS = frozenset(
         "decoder_spatio_temporal_scaling",
     ]
 )
+
+
+@dataclass
+class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
+    """What pipelines take from a VAE's `decode`. diffusers' own class comes with every autoencoder it has: a second of imports."""
+
+    sample: Tensor
 
 
 class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from diffusers.models.autoencoders.vae import DecoderOutput
 from torch import Tensor
 
 from turbovaed_cli.devices import check_compiler, resolve_device
 from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.student import DecoderOutput
 from turbovaed_cli.targets import COMPILED, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
 
 

@@ -1,0 +1,92 @@
+"""The Swift package holds what it says, its Swift parses, and what it prints is a result that bench reads."""
+
+import json
+import re
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+
+from turbovaed_cli.bench import write_ios_project
+from turbovaed_cli.errors import OutputExistsError
+from turbovaed_cli.exporters import Graph
+from turbovaed_cli.exporters.coreml import load
+from turbovaed_cli.models.student import load_student
+from turbovaed_cli.settings import BenchSettings
+from turbovaed_cli.targets import results
+
+SETTINGS = BenchSettings(frames=9, size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def project(ltx_student, tmp_path_factory):
+    out = tmp_path_factory.mktemp("ios") / "project"
+    write_ios_project(out, str(ltx_student), SETTINGS)
+    return out
+
+
+def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project, ltx_student):
+    resources = project / "Sources" / "TurboVAEDBench" / "Resources"
+    case = json.loads((resources / "case.json").read_text())
+    latents, expected = (
+        torch.from_numpy(np.fromfile(resources / f"{name}.bin", "<f4").reshape(case[key]).copy())
+        for name, key in (("latents", "latents"), ("expected", "video"))
+    )
+    with torch.no_grad():
+        assert (load_student(ltx_student)(latents) - expected).abs().max() < 1e-5
+    found = load(resources / "student.mlpackage", Graph(torch.nn.Identity(), {"latents": latents}))({"latents": latents})["video"]
+    error = (found - expected).square().mean()
+    assert -10 * torch.log10(error / 4) > case["least_psnr_db"]
+    assert case["precision"] == "fp16" and case["params"] > 0 and case["size_mb"] > 0
+    assert "fp16" in (project / "README.md").read_text()
+
+
+def test_its_swift_parses(project):
+    """By tree-sitter's grammar of Swift: what a compiler would say of types is not known here."""
+    tree_sitter, swift = pytest.importorskip("tree_sitter"), pytest.importorskip("tree_sitter_swift")
+    parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
+    sources = {path.name: path.read_text() for path in project.rglob("*.swift")}
+    assert set(sources) == {"Package.swift", "DecoderBenchmark.swift", "DecoderBenchmarkTests.swift"}
+    sources |= {f"README {i}": block for i, block in enumerate(swift_blocks(project / "README.md"))}
+    assert len(sources) == 4
+    for name, text in sources.items():
+        assert not parser.parse(text.encode()).root_node.has_error, name
+    broken = sources["DecoderBenchmark.swift"].replace("guard let", "guard let let", 1)
+    assert parser.parse(broken.encode()).root_node.has_error
+
+
+def swift_blocks(readme):
+    return re.findall(r"```swift\n(.*?)```", readme.read_text(), re.DOTALL)
+
+
+def test_what_it_prints_is_read_as_a_result(project, tmp_path):
+    """Keys as JSONEncoder.convertToSnakeCase writes the properties of its two structures."""
+    text = (project / "Sources" / "TurboVAEDBench" / "DecoderBenchmark.swift").read_text()
+    row, document = (properties(text, name) for name in ("BenchmarkRow", "BenchmarkDocument"))
+    assert set(row) <= {field.name for field in fields(results.BenchRow)}
+    values = {"String": "x", "Int": 9, "Bool": True, "Double": 2.0, "[Int]": [64, 64], "[Double]": [2.0, 3.0], "[String]": ["x"]}
+    written = {name: values.get(kind, kind) for name, kind in document.items()}
+    written["rows"] = [{name: values.get(kind, kind) for name, kind in row.items()}]
+    (tmp_path / "phone.json").write_text(json.dumps(written))
+    read = results.read_document(tmp_path / "phone.json")
+    (found,) = read["rows"]
+    assert {"model", "params", "machine", "latents"} <= set(read)
+    assert found.target == "coreml" and found.network == "student" and found.measured is True and found.samples_ms == [2.0, 3.0]
+
+
+def properties(text, structure):
+    """Of a Swift structure: snake_case name to type, or to the constant that it is."""
+    body = text.partition(f"public struct {structure}")[2].partition("\n}")[0]
+    found = {}
+    for name, kind, constant in re.findall(r"^    public let (\w+)(?:: (\S+))?(?: = (.+))?$", body, re.MULTILINE):
+        key = re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "_" + match[1].lower(), name)
+        found[key] = json.loads(constant) if constant else kind
+    return found
+
+
+def test_an_existing_folder_stays_without_overwrite(project, ltx_student):
+    before = sorted(project.rglob("*"))
+    with pytest.raises(OutputExistsError):
+        write_ios_project(project, str(ltx_student), SETTINGS)
+    assert sorted(project.rglob("*")) == before
