@@ -87,6 +87,12 @@ def cache(ltx_teacher, videos, tmp_path_factory) -> Path:
     return out
 
 
+def swift_has_errors(text: str) -> bool:
+    """By tree-sitter's grammar of Swift: what a compiler would say of types is not known here."""
+    tree_sitter, swift = pytest.importorskip("tree_sitter"), pytest.importorskip("tree_sitter_swift")
+    return tree_sitter.Parser(tree_sitter.Language(swift.language())).parse(text.encode()).root_node.has_error
+
+
 def installed(name):
     """Skip, with the reason, where the extra of a format is not here."""
     from turbovaed_cli.errors import UnavailableError

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import installed
+from conftest import installed, swift_has_errors
 from golden import load_golden, write_student
 from safetensors.torch import load_file, save_file
 
@@ -181,6 +181,8 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(student, tmp_path):
     assert records["student.mlpackage"]["functions"] == ["t3_h4_w4", "t3_h6_w4"]  # a map in the file: it has no order
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"## {name}" in readme for name in records)
+    swift = code_blocks(tmp_path / "out" / "README.md", "swift")
+    assert len(swift) == 3 and not any(map(swift_has_errors, swift))
 
 
 def check_python_lines(out, student, monkeypatch, blocks):
@@ -234,6 +236,25 @@ def test_what_nothing_here_can_run_is_called_converted_only(student, tmp_path):
     assert record["verified"] == "converted only" and record["psnr_db"] is None and record["max_abs"] is None
     assert json.loads((tmp_path / "out" / record["path"] / "turbovaed.json").read_text())["licence"] == "Apache-2.0"
     assert "converted only" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_core_ml_keeps_a_chunk_graphs_frames_itself(student, tmp_path):
+    """As states of iOS 18; the same video, with latents and window alone going in. The other formats hand them in and out."""
+    settings = ExportSettings(frames=9, sizes=((48, 32),), chunk=2, states=True)
+    _, artifact = export_student(student, ("coreml",), tmp_path / "out", settings).artifacts
+    assert artifact.path.name == "student-chunk2-states.mlpackage" and artifact.verified is True and artifact.psnr_db > 55
+    assert artifact.operators["read_state"] == artifact.operators["coreml_update_state"] == len(artifact.chunk.kept)
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "model.makeState()" in readme and "using: state" in readme
+    assert not any(map(swift_has_errors, code_blocks(tmp_path / "out" / "README.md", "swift")))
+    for wrong, said in (
+        (ExportSettings(states=True), "--states is for chunk"),
+        (ExportSettings(states=True, chunk=2, precisions=("fp32",)), "fp16"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            export_student(student, ("coreml",), tmp_path / "other", wrong)
+    with pytest.raises(SettingsError, match="--states"):
+        export_student(student, ("onnx",), tmp_path / "other", ExportSettings(states=True, chunk=2))
 
 
 def test_a_format_whose_extra_is_missing_is_refused_before_anything_is_written(student, tmp_path, monkeypatch):

@@ -7,11 +7,13 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from conftest import swift_has_errors
 
 from turbovaed_cli.bench import write_ios_project
 from turbovaed_cli.errors import OutputExistsError
 from turbovaed_cli.exporters import Graph
 from turbovaed_cli.exporters.coreml import load
+from turbovaed_cli.exporters.readme import code_blocks
 from turbovaed_cli.models.student import load_student
 from turbovaed_cli.settings import BenchSettings
 from turbovaed_cli.targets import results
@@ -43,21 +45,12 @@ def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project,
 
 
 def test_its_swift_parses(project):
-    """By tree-sitter's grammar of Swift: what a compiler would say of types is not known here."""
-    tree_sitter, swift = pytest.importorskip("tree_sitter"), pytest.importorskip("tree_sitter_swift")
-    parser = tree_sitter.Parser(tree_sitter.Language(swift.language()))
     sources = {path.name: path.read_text() for path in project.rglob("*.swift")}
     assert set(sources) == {"Package.swift", "DecoderBenchmark.swift", "DecoderBenchmarkTests.swift"}
-    sources |= {f"README {i}": block for i, block in enumerate(swift_blocks(project / "README.md"))}
-    assert len(sources) == 4
-    for name, text in sources.items():
-        assert not parser.parse(text.encode()).root_node.has_error, name
-    broken = sources["DecoderBenchmark.swift"].replace("guard let", "guard let let", 1)
-    assert parser.parse(broken.encode()).root_node.has_error
-
-
-def swift_blocks(readme):
-    return re.findall(r"```swift\n(.*?)```", readme.read_text(), re.DOTALL)
+    (block,) = code_blocks(project / "README.md", "swift")
+    for name, text in (sources | {"README": block}).items():
+        assert not swift_has_errors(text), name
+    assert swift_has_errors(sources["DecoderBenchmark.swift"].replace("guard let", "guard let let", 1))
 
 
 def test_what_it_prints_is_read_as_a_result(project, tmp_path):

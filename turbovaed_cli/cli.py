@@ -774,6 +774,9 @@ def export(
     chunk: Annotated[
         int, typer.Option("--chunk", help="Also write a graph of so many latent frames, which decodes any length piece by piece.")
     ] = ExportSettings.chunk,
+    states: Annotated[
+        bool, typer.Option("--states", help="With --chunk: Core ML keeps the frames between two chunks itself (iOS 18).")
+    ] = ExportSettings.states,
     data: Annotated[
         Path | None, typer.Option("--data", help="Videos, whose latents artefacts are calibrated and checked on.")
     ] = None,
@@ -791,7 +794,7 @@ def export(
 
     settings = ExportSettings(
         frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
-        seed=seed, latents=latents, data=data, overwrite=overwrite,
+        states, seed=seed, latents=latents, data=data, overwrite=overwrite,
     )  # fmt: skip
     names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))

@@ -22,7 +22,7 @@ from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsEr
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
-from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan
+from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
@@ -163,6 +163,8 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
         raise SettingsError("--chunk must be at least 1 latent frame", "0, the default, writes no chunk graph")
     if settings.chunk and settings.layout == "5d":
         raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")
+    if settings.states and not (settings.chunk and any(table[name].stateful for name in formats if name in table)):
+        raise SettingsError("--states is for chunk graphs of coreml", "--format coreml --chunk N --states")
     if settings.data is not None and settings.latents is not None:
         raise SettingsError("--data and --latents both say what to check on", "give one of them")
     if len(set(settings.sizes)) < len(settings.sizes):
@@ -184,6 +186,8 @@ def _check_precision(row: Exporter, precision: str, settings: ExportSettings) ->
         raise SettingsError(
             f"{precision} is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
         )
+    if settings.states and row.stateful and precision == "fp32":
+        raise SettingsError("Core ML's states are fp16", "--dtype fp16, or without --states")
     if settings.chunk and precision in ("int8", "6bit"):
         raise SettingsError(f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks")
 
@@ -219,7 +223,7 @@ def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chu
     """student, and what sets it apart from its neighbours."""
     parts = ["student"]
     parts += [precision] if len(settings.precisions or row.precisions[:1]) > 1 or precision != row.precisions[0] else []
-    parts += [f"chunk{chunk}"] if chunk else []
+    parts += [f"chunk{chunk}" + ("-states" if settings.states and row.stateful else "")] if chunk else []
     parts += [f"{sizes[0][1]}x{sizes[0][0]}"] if len(settings.sizes) > 1 and len(sizes) == 1 else []
     return "-".join(parts) + row.suffix
 
@@ -316,7 +320,11 @@ def _graphs(
     decoder = ChunkDecoder(form, (channels, job.chunk, height, width))
     piece = latents[job.sizes[0]][0][:, :, : job.chunk]
     piece = torch.cat([piece] + [piece[:, :, -1:]] * (job.chunk - piece.shape[2]), dim=2)
-    inputs = {"latents": piece, "window": torch.tensor([0, UNKNOWN_END], dtype=torch.int32), **decoder.plan.beginning()}
+    inputs = {"latents": piece, "window": torch.tensor([0, UNKNOWN_END], dtype=torch.int32)}
+    if settings.states and job.row.stateful:
+        stateful = StatefulChunkDecoder(decoder)
+        return [Graph(stateful.eval(), inputs, tuple(stateful.plan.output_names), stateful=True)], stateful.plan
+    inputs |= decoder.plan.beginning()
     return [Graph(decoder.eval(), inputs, tuple(decoder.plan.output_names))], decoder.plan
 
 

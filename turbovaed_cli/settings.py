@@ -261,6 +261,7 @@ class ExportSettings:
     precisions: tuple[str, ...] = ()  # fp32, fp16, bf16, int8, 6bit; none takes each format's own
     layout: str = "4d-cat"  # rank-4 graph, taps concatenated; 4d-sum adds them up instead; 5d keeps conv3d
     chunk: int = 0  # latent frames of a graph that decodes any length chunk by chunk, written beside the whole clip's; 0: none
+    states: bool = False  # Core ML keeps a chunk graph's frames itself (iOS 18); other formats hand them in and out
     seed: int = 0  # of the latents the artefact is checked on, when no real ones are given
     latents: Path | None = None  # a latents file to calibrate and check on
     data: Path | None = None  # videos, whose latents to calibrate and check on

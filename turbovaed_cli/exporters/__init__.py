@@ -22,6 +22,7 @@ class Graph:
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...] = ("video",)
+    stateful: bool = False  # its buffers are what it keeps between two runs
 
     @property
     def whole_clip(self) -> bool:
@@ -57,6 +58,7 @@ class Exporter:
     anatomy: Callable[[Path], Anatomy]
     dynamic: bool = False  # one artefact takes other frame counts and sizes than it was made with
     multisize: bool = False  # one artefact may hold graphs of several sizes
+    stateful: bool = False  # can hold a graph's state
     is_graph: bool = True  # otherwise the student's weights: no export form, no chunks
     calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None

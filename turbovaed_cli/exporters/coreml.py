@@ -42,9 +42,9 @@ def write(
 ) -> None:
     """Write an .mlpackage: fp32 tensors in and out, of exactly the graphs' shapes.
 
-    One graph is for iOS 17 and macOS 14 on; several become functions of one package that share their weights, for iOS 18
-    and macOS 15. int8 and 6bit compress the weights of an fp16
-    program, but for those that this would show of.
+    One graph is for iOS 17 and macOS 14 on. Several become functions of one package that share their weights, and a stateful
+    one holds Core ML states: both for iOS 18 and macOS 15. int8 and 6bit compress the weights of an fp16 program, but for
+    those that this would show of.
     """
     tools = coremltools()
     sensitive = sensitive_weights(graphs[0].module, calibration, BITS[precision]) if precision in BITS else set()
@@ -80,7 +80,7 @@ def _convert(graph: Graph, precision: str, sensitive: set[str], *, several: bool
             inputs=[tools.TensorType(name=name, shape=tuple(value.shape)) for name, value in graph.inputs.items()],
             outputs=[tools.TensorType(name=name) for name in graph.outputs],
             convert_to="mlprogram",
-            minimum_deployment_target=tools.target.iOS18 if several else tools.target.iOS17,
+            minimum_deployment_target=tools.target.iOS18 if several or graph.stateful else tools.target.iOS17,
             compute_precision=tools.precision.FLOAT16 if half else tools.precision.FLOAT32,
             skip_model_load=True,
         )
@@ -127,14 +127,17 @@ def load(path: Path, graph: Graph) -> Decode:
         several = len(saved_program(path).functions) > 1
         model = tools.models.MLModel(str(path), **({"function_name": function_name(graph)} if several else {}))
 
+        held = model.make_state() if graph.stateful else None
+
         def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            found = model.predict({name: value.numpy() for name, value in inputs.items()})
+            found = model.predict({name: value.numpy() for name, value in inputs.items()}, state=held)
             return {name: torch.from_numpy(found[name]) for name in graph.outputs}
 
         return predict
     program = saved_program(path)
     name = "main" if "main" in program.functions else function_name(graph)
-    return lambda inputs: interpret(program, inputs, name)
+    state: dict[str, Tensor] = {}
+    return lambda inputs: interpret(program, inputs, name, state=state)
 
 
 def anatomy(path: Path) -> Anatomy:
@@ -183,5 +186,6 @@ EXPORTER = Exporter(
     verified_by,
     anatomy,
     multisize=True,
+    stateful=True,
     first_non_finite=first_non_finite,
 )

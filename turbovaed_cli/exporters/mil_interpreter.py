@@ -22,19 +22,26 @@ def interpret(
     inputs: Mapping[str, Tensor],
     function: str = "main",
     watch: Callable[[str, str, Any], None] = lambda _name, _kind, _value: None,
+    state: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Outputs by name, fp32; `watch` sees the name, type and value of each operation.
+    """Outputs by name, fp32; `watch` sees the name, type and value of each operation; `state` is what the program keeps.
 
     Raises UnavailableError for an operation that is not in OPERATIONS.
     """
     main = program.functions[function]
     values: dict[str, Any] = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
-    last_used = _last_used(main)
+    last_used, state = _last_used(main), {} if state is None else state
     for op in main.operations:
         if op.op_type == "const":
             continue
         if op.op_type.startswith("constexpr_"):  # compressed weights, which Core ML unpacks the same way
             values[op.outputs[0].name] = _plain(op.materialized_val_inference())
+            continue
+        if op.op_type in ("read_state", "coreml_update_state"):  # zeros at first, as Core ML makes them
+            variable = op.inputs["input" if op.op_type == "read_state" else "state"]
+            if op.op_type == "coreml_update_state":
+                state[variable.name] = _value_of(op.inputs["value"], values)
+            values[op.outputs[0].name] = state.setdefault(variable.name, torch.zeros(tuple(variable.shape)))
             continue
         if op.op_type not in OPERATIONS:
             raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not know", "check it on a Mac")

@@ -190,6 +190,25 @@ val video = outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
 """,
         ),
     ],
+    ("coreml", "chunk with states"): [
+        (
+            "swift",
+            """\
+import CoreML
+
+let compiled = try await MLModel.compileModel(at: URL(fileURLWithPath: "$file"))
+let model = try MLModel(contentsOf: compiled, configuration: MLModelConfiguration())
+let state = model.makeState()  // one per clip that is under way; iOS 18
+/// $chunk latent frames in (start: how many came before; total: of the clip, or 1 << 20 until the last are here),
+/// $chunk * $rate pixel frames out. The first $delay of all are not part of the video, which has total * $rate - $dropped.
+func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMultiArray {
+    let window = try MLMultiArray([NSNumber(value: start), NSNumber(value: total)])
+    let inputs = try MLDictionaryFeatureProvider(dictionary: ["latents": latents, "window": window])
+    return try model.prediction(from: inputs, using: state).featureValue(for: "video")!.multiArrayValue!
+}
+""",
+        )
+    ],
     ("torch-export", "clip"): [
         (
             "python",
@@ -260,7 +279,8 @@ def _section(record: Mapping[str, Any]) -> list[str]:
         "rate": chunk.get("frames_per_latent"),
         "dropped": chunk.get("dropped"),
     }
-    blocks = _CODE.get((record["format"], record["graph"]), [])
+    graph = f"{record['graph']}{' with states' if chunk.get('stateful') else ''}"
+    blocks = _CODE.get((record["format"], graph), [])
     if record["format"] == "executorch-coreml":  # the same program to those who load it; here it does not run
         blocks = [item for item in _CODE.get(("executorch", record["graph"]), []) if item[0] == "swift"]
     for language, code in blocks:

@@ -5,7 +5,8 @@ serves the beginning, the middle and the end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +68,17 @@ class ChunkPlan:
     frames_per_latent: int  # each chunk gives n times as many pixel frames
     delay: int  # pixel frames that the output is behind: the first so many are not part of the video
     dropped: int  # pixel frames that the clip has less than frames_per_latent times its latent ones
+    stateful: bool = False  # the graph keeps `kept_0`... itself: neither inputs nor outputs
 
     @property
     def input_names(self) -> list[str]:
         """In the graph's order."""
-        return ["latents", "window", *(f"kept_{i}" for i in range(len(self.kept)))]
+        return ["latents", "window", *([] if self.stateful else (f"kept_{i}" for i in range(len(self.kept))))]
 
     @property
     def output_names(self) -> list[str]:
         """In the graph's order."""
-        return ["video", *(f"keeps_{i}" for i in range(len(self.kept)))]
+        return ["video", *([] if self.stateful else (f"keeps_{i}" for i in range(len(self.kept))))]
 
     @property
     def kept_bytes(self) -> int:
@@ -84,8 +86,8 @@ class ChunkPlan:
         return 4 * sum(torch.Size(shape).numel() for shape in self.kept)
 
     def beginning(self) -> dict[str, Tensor]:
-        """What the first chunk is handed."""
-        return {f"kept_{i}": torch.zeros(shape) for i, shape in enumerate(self.kept)}
+        """What the first chunk is handed; what a state holds then does not matter, since nothing lies before the clip."""
+        return {} if self.stateful else {f"kept_{i}": torch.zeros(shape) for i, shape in enumerate(self.kept)}
 
     def decode(self, run: Decode, latents: Tensor) -> Tensor:
         """All of `latents` (1, C, t, h, w), t >= 1, through the graph chunk by chunk: video (1, 3, T, H, W)."""
@@ -98,7 +100,7 @@ class ChunkPlan:
             # When the latents come one by one, the end may be UNKNOWN_END until the last one is there.
             known = end if start + count >= end else UNKNOWN_END
             found = run({"latents": piece.contiguous(), "window": torch.tensor([start, known], dtype=torch.int32), **kept})
-            kept = {f"kept_{i}": found[f"keeps_{i}"] for i in range(len(self.kept))}
+            kept = {f"kept_{i}": found[f"keeps_{i}"] for i in range(len(kept))}
             pieces.append(found["video"])
             made += count * self.frames_per_latent
             if made >= num_frames:
@@ -128,6 +130,24 @@ class ChunkDecoder(nn.Module):
         chunk = Chunk(window, kept)
         video = self.form.through(latents, chunk)
         return (video, *chunk.keeps)
+
+
+class StatefulChunkDecoder(nn.Module):
+    """The same graph with what it keeps in buffers of its own: (latents, window) to video."""
+
+    def __init__(self, decoder: ChunkDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.plan = replace(decoder.plan, stateful=True)
+        for i, shape in enumerate(decoder.plan.kept):
+            self.register_buffer(f"kept_{i}", torch.zeros(shape))
+
+    def forward(self, latents: Tensor, window: Tensor) -> Tensor:
+        buffers = [self.get_buffer(f"kept_{i}") for i in range(len(self.plan.kept))]
+        video, *keeps = self.decoder(latents, window, *(buffer.clone() for buffer in buffers))
+        for buffer, new in zip(buffers, keeps, strict=True):
+            buffer.copy_(new)
+        return cast(Tensor, video)
 
 
 def _four(tensor: Tensor) -> tuple[int, int, int, int]:
