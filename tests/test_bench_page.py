@@ -35,7 +35,7 @@ def document():
         for frames in (9, 17)
     ]
     result = BenchResult(
-        HOSTILE, "this machine", "random latents", 1_000_000, rows(), {"torch": (0.5, 0.75)}, lengths, SPEEDS["ltx"], estimate_on_phone(3.0, 9)
+        HOSTILE, "this machine", "random latents", 1_000_000, rows(), {"torch": (0.5, 0.75)}, lengths, {"ltx": SPEEDS["ltx"]}, estimate_on_phone(3.0, 9)
     )  # fmt: skip
     return json.loads(json.dumps(results.as_document(result)))
 

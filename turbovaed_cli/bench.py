@@ -35,7 +35,6 @@ from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder, load_student, num_params
-from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, whole_folder, write_json
 from turbovaed_cli.settings import BenchSettings, ExportSettings
@@ -98,7 +97,6 @@ def bench(
             for frames in report.track(settings.memory_frames, f"memory, {form}"):
                 answer = _in_child({**job, "target": "torch", "memory": [form, frames]}, settings)
                 memory.append(MemoryRow(form, frames, answer["peak_mb"]))
-    known = SPEEDS.get(student.config.teacher, ()) if model in MODELS else ()
     return BenchResult(
         model,
         _header(settings),
@@ -107,7 +105,7 @@ def bench(
         _with_speedups(rows, resolve_device(device_of(settings.device))),
         loads,
         memory,
-        known,
+        {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
         estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
     )
 

@@ -172,7 +172,7 @@ def verified_by() -> str:
     """What running it here is."""
     import onnxruntime  # noqa: PLC0415
 
-    return f"ran in ONNX Runtime {onnxruntime.__version__}, CPU"
+    return f"opset {OPSET}, ran in ONNX Runtime {onnxruntime.__version__}, CPU"
 
 
 EXPORTER = Exporter(

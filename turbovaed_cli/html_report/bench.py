@@ -19,7 +19,7 @@ from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchRow, MemoryRow, number, row_of
 
 WIDTH = 720  # of a drawing, in its own units
-_BAR, _LABELS, _END = 26, 250, 640  # height of a row of bars; where bars begin and end
+_BAR, _LABELS, _END = 26, 250, 580  # height of a row of bars; where bars begin and end
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 560, 16, 320  # of the two plots
 _LINE, _LETTER = 15, 6.6  # between the names of points; width of a letter, at the most
 _ENOUGH_DB = 100.0  # from which nobody can tell two videos apart, and the axis ends
@@ -143,7 +143,7 @@ def _scale(rows: Sequence[BenchRow]) -> Callable[[float], float]:
 
 def _bar_ticks(rows: Sequence[BenchRow]) -> list[Tick]:
     scale = _scale(rows)
-    return [Tick(scale(value), number(value) if value else "0") for value in even_ticks(0, _most(rows), 4)]
+    return [Tick(scale(value), f"{value:g}") for value in even_ticks(0, _most(rows), 4)]
 
 
 # --- speed against quality ----------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
     y_title = (
         "PSNR against the source, dB" if of_source else f"PSNR against the fp32 student, dB ({_ENOUGH_DB:.0f}: no difference)"
     )
-    ticks = [Tick(x_of(value), number(value)) for value in _decades(10**low_x, 10**high_x)]
+    ticks = [Tick(x_of(value), f"{value:g}") for value in _decades(10**low_x, 10**high_x)]
     return Plot(
         _apart(dots),
         [("frontier", path)] if len(best) > 1 else [],

@@ -72,7 +72,7 @@ class BenchResult:
     rows: list[BenchRow]
     load_average: dict[str, tuple[float, float]] = field(default_factory=dict)  # by target: before and after
     memory: list[MemoryRow] = field(default_factory=list)
-    published: tuple[PublishedSpeed, ...] = ()
+    published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
     estimate: Estimate | None = None
 
 
@@ -94,7 +94,11 @@ def as_document(result: BenchResult) -> dict[str, Any]:
         "load_average": result.load_average,
         "rows": [asdict(row) for row in result.rows],
         "memory": [asdict(row) for row in result.memory],
-        "published": [asdict(speed) | {"source": SOURCE} for speed in result.published],
+        "published": [
+            asdict(speed) | {"student_of": name, "source": SOURCE}
+            for name, speeds in result.published.items()
+            for speed in speeds
+        ],
         "estimates": [asdict(result.estimate)] if result.estimate else [],
     }
 
@@ -228,11 +232,12 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
             [(row.form, str(row.frames), number(row.peak_mb)) for row in result.memory],
         ),
         (
-            f"Published, on other machines ({SOURCE})",
-            ["size", "GPU teacher", "GPU student", "iPhone teacher", "iPhone student"],
+            f"Published frames per second, on other machines ({SOURCE})",
+            ["student of", "size", "GPU teacher", "GPU student", "iPhone teacher", "iPhone student"],
             [
-                (f"{speed.size[1]}x{speed.size[0]}", *(number(fps) for fps in (*speed.gpu, *speed.phone)))
-                for speed in result.published
+                (name, f"{speed.size[1]}x{speed.size[0]}", *(number(fps) for fps in (*speed.gpu, *speed.phone)))
+                for name, speeds in result.published.items()
+                for speed in speeds
             ],
         ),
         (
