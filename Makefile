@@ -19,7 +19,7 @@ demo: install          ## the whole path on generated clips with the embedded pa
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
 	$(BIN)/python benchmarks/startup.py

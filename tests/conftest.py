@@ -1,4 +1,4 @@
-"""Shared by all tests: two threads, and the small networks that many of them use."""
+"""Shared by all tests: threads, and the small networks that many of them use."""
 
 import os
 import shutil
@@ -12,10 +12,11 @@ from golden import load_golden, write_teacher
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
+def _threads():
+    """Two, or one where a file of tests runs beside others (pytest -n)."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

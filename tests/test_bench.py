@@ -38,7 +38,7 @@ def test_torch_and_onnx_are_measured_beside_the_teacher(measured):
         assert 0 < row.p50_ms <= row.p90_ms and row.load_s > 0 and row.first_ms > 0
         assert row.fps == pytest.approx(9 / row.p50_ms * 1e3) and row.realtime == pytest.approx(row.fps / 24)
         assert row.peak_mb > 0
-        assert row.speedup == pytest.approx(teacher.p50_ms / row.p50_ms)
+        assert row.speedup == pytest.approx(teacher.p50_ms / row.p50_ms) and row.speedup_over == "fp32"
         assert 5 < row.source_psnr_db < 40
     assert rows["torch", MODULES].psnr_db > 120 and rows["onnx", "student"].psnr_db > 100
     assert teacher.psnr_db is None and teacher.speedup == 1
@@ -57,10 +57,23 @@ def test_its_document_is_read_again_and_holds_no_estimate_among_rows(measured, t
     (tmp_path / "old.json").write_text(json.dumps(document))
     earlier = results.read_document(tmp_path / "old.json")["rows"]
     assert earlier == measured.rows
-    (tmp_path / "other.json").write_text('{"clips": []}')
-    for name in ("other.json", "none.json"):
-        with pytest.raises(SettingsError, match=name):
-            results.read_document(tmp_path / name)
+    good = document["rows"][0]
+    for number, wrong in enumerate(
+        (
+            {"clips": []},
+            {**document, "rows": []},
+            {**document, "rows": [1]},
+            {**document, "rows": [{**good, "samples_ms": []}]},
+            {**document, "rows": [{**good, "unit": ["CPU"]}]},
+            {name: value for name, value in document.items() if name != "machine"},
+        )
+    ):
+        path = tmp_path / f"{number}.json"
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(SettingsError, match=path.name):
+            results.read_document(path)
+    with pytest.raises(SettingsError, match="none"):
+        results.read_document(tmp_path / "none.json")
 
 
 def row_with(samples, **more):
@@ -77,6 +90,27 @@ def test_an_earlier_run_is_compared_row_by_row_with_an_interval():
     (same,) = results.changes(old[:1], old)
     assert same.low <= 1.0 <= same.high
     assert results.changes([replace(old[0], unit="CUDA")], old) == []
+    document = results.as_document(BenchResult("tiny", "here", "random latents", 1, old), [change])
+    assert document["compared"][0]["unit"] == "CPU" and document["compared"][0]["ratio"] == change.ratio
+
+
+def test_machines_are_one_whatever_their_versions_and_threads():
+    here = "AMD EPYC (cpu), 2 of 2 threads; torch 2.13.0"
+    assert results.same_machine(here, "AMD EPYC (cpu), 1 of 2 threads; torch 2.14.0")
+    assert not results.same_machine(here, "Apple M4 (cpu), 8 of 8 threads; torch 2.13.0")
+
+
+def test_speed_ups_are_over_the_teacher_in_the_same_precision_on_the_same_device():
+    from turbovaed_cli.bench import _with_speedups
+
+    fp32 = replace(row_with([10.0]), target="torch", layout="")
+    teacher = replace(fp32, network="teacher", p50_ms=100.0)
+    bf16 = [replace(row, precision="bf16", p50_ms=row.p50_ms / 2) for row in (fp32, replace(teacher, p50_ms=60.0))]
+    others = [replace(row_with([5.0]), precision="int8"), replace(row_with([5.0]), target="coreml", unit="CPU and Neural Engine")]
+    found = _with_speedups([fp32, teacher, *bf16, *others], torch.device("cpu"))
+    assert [(row.speedup, row.speedup_over) for row in found] == [
+        (10.0, "fp32"), (1.0, "fp32"), (6.0, "bf16"), (1.0, "bf16"), (20.0, "fp32"), (None, ""),
+    ]  # fmt: skip
 
 
 def test_thresholds_hold_the_fastest_student_of_every_target():
@@ -156,7 +190,7 @@ def test_torch_compile_is_a_row_of_its_own(ltx_student, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module: lambda latents: module(latents) + 1)
     job, folder = job_of(ltx_student, settings, "torch")
     with folder:
-        variants = {variant.network: variant for variant in _work(job, settings)[1]}
+        variants = {variant.network: variant for variant in _work(job, settings)}
         student = load_student(ltx_student)
         latents = latents_for(student, ExportSettings(9, ((64, 64),)))[0][64, 64][0]
         with torch.no_grad():
@@ -175,7 +209,7 @@ def job_of(student, settings, target):
 
     folder = tempfile.TemporaryDirectory()
     _write_inputs(Path(folder.name), str(student), None, None, load_student(student), settings, no_consent, quiet)
-    job = {"model": str(student), "teacher": None, "config": None, "with_teacher": False, "folder": folder.name, "threads": 2}
+    job = {"model": str(student), "teacher": None, "config": None, "folder": folder.name, "threads": 2}
     return {**job, "target": target, "settings": asdict(settings)}, folder
 
 
@@ -204,37 +238,96 @@ def test_on_a_mac_every_choice_of_compute_units_is_measured(ltx_student, monkeyp
 def test_an_attached_iphone_is_measured_by_name(ltx_student, monkeypatch):
     fake_coreml.install(monkeypatch, [fake_coreml.phone("Anna's iPhone", 1), fake_coreml.phone("Lab", 2)])
     settings = BenchSettings(("coreml",), device="iphone:Lab", apple_team="TEAM", **SMALL)
-    coreml._prepared.cache_clear()
+    coreml._known.clear()
     rows = in_this_process(ltx_student, settings, "coreml", monkeypatch)
     assert len(rows) == 4
     for row in rows:
         assert row.measured, row.status
-        assert row.unit.startswith("iphone: ") and row.load_s == pytest.approx(0.34) and 50 < row.psnr_db < 100
+        assert row.unit.startswith("Lab, 18.1: ") and row.load_s == pytest.approx(0.34) and 50 < row.psnr_db < 100
         assert "not_told" not in row.told and row.told["operators_by_unit"]
 
 
 @pytest.mark.parametrize(
-    ("device", "team", "said"),
-    [("iphone", "TEAM", "2 are attached"), ("iphone:Lab", "", "signs an app"), ("iphone:Bob's", "TEAM", "no such device"), ("ipad", "TEAM", "attached: none")],
-)  # fmt: skip
-def test_a_phone_that_cannot_be_had_is_said_so(device, team, said, monkeypatch):
+    ("device", "targets", "team", "said"),
+    [
+        ("iphone", ("coreml",), "TEAM", "2 are attached"),
+        ("iphone:Lab", ("coreml",), "", "signs an app"),
+        ("iphone:Bob's", ("coreml",), "TEAM", "no such device"),
+        ("ipad", ("coreml",), "TEAM", "attached: none"),
+        ("iphone:Lab", ("torch", "onnx"), "TEAM", "is for Core ML"),
+    ],
+)
+def test_a_phone_that_cannot_be_had_is_refused_before_anything_is_converted(
+    device, targets, team, said, ltx_student, monkeypatch
+):
     fake_coreml.install(monkeypatch, [fake_coreml.phone("Anna's iPhone", 1), fake_coreml.phone("Lab", 2)])
-    coreml._prepared.cache_clear()
     with pytest.raises(TurboVaedError, match=said):
-        coreml._prepared(device, team)
+        bench(str(ltx_student), BenchSettings(targets, device=device, apple_team=team, **SMALL))
+
+
+def test_an_app_that_cannot_be_built_is_built_once(ltx_student, monkeypatch):
+    fake_coreml.install(monkeypatch, [fake_coreml.phone("Lab", 2)])
+    coreml._known.clear()
+    built = []
+
+    def fail(*arguments):
+        built.append(arguments)
+        raise RuntimeError("xcodebuild: no certificate")
+
+    monkeypatch.setattr(
+        "coremltools.models.ml_program.experimental.remote_device.Device._build_and_launch_model_runner_app", fail
+    )
+    settings = BenchSettings(("coreml",), device="iphone", apple_team="TEAM", **SMALL)
+    rows = in_this_process(ltx_student, settings, "coreml", monkeypatch)
+    coreml._known.clear()
+    assert len(built) == 1 and all("no certificate" in row.status and not row.measured for row in rows)
+
+
+def test_a_runtime_that_fails_while_it_is_timed_leaves_the_other_rows(ltx_student, monkeypatch):
+    from turbovaed_cli.targets import torch as target
+
+    made = target._fast
+
+    def failing(student):
+        decode, about = made(student)
+        calls = iter(range(3))
+
+        def once(latents):
+            if next(calls, None) is None:
+                raise RuntimeError("out of memory")
+            return decode(latents)
+
+        return once, about
+
+    monkeypatch.setattr(target, "_fast", failing)
+    fast, plain = in_this_process(ltx_student, BenchSettings(("torch",), **SMALL), "torch", monkeypatch)
+    assert not fast.measured and "out of memory" in fast.status and fast.first_ms is None
+    assert plain.measured and len(plain.samples_ms) == 3
+
+
+def test_a_target_that_fails_leaves_the_others_and_is_told_in_the_end(ltx_student, monkeypatch):
+    def child(job, settings):
+        if job["target"] == "onnx":
+            raise CheckFailedError("onnx in fp16 is not what the student is")
+        return {"rows": [asdict(replace(row_with([3.0]), target=job["target"]))], "load_average": [0.0, 0.0]}
+
+    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_in_child", child)
+    result = bench(str(ltx_student), BenchSettings(("onnx", "torch"), teacher=False, **SMALL))
+    assert [(row.target, row.measured) for row in result.rows] == [("onnx", False), ("torch", True)]
+    assert "not what the student is" in result.rows[0].status and [error.exit_code for error in result.failures] == [4]
 
 
 def test_without_the_teacher_its_row_says_why(ltx_student, monkeypatch):
     told = []
 
     def child(job, settings):
-        told.append(job["with_teacher"])
-        return {"rows": [asdict(row_with([3.0]))], "load_average": [0.0, 0.0]}
+        told.append(job["teacher"])
+        return {"rows": [asdict(replace(row_with([3.0]), target=job["target"]))], "load_average": [0.0, 0.0]}
 
     monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_in_child", child)
-    student, teacher = bench(str(ltx_student), BenchSettings(("torch",), **SMALL)).rows
-    assert told == [False] and student.speedup is None
-    assert teacher.network == "teacher" and not teacher.measured
+    onnx, student, teacher = bench(str(ltx_student), BenchSettings(("onnx", "torch"), **SMALL)).rows
+    assert told == [None, None] and onnx.target == "onnx" and student.speedup is None
+    assert (teacher.target, teacher.network) == ("torch", "teacher") and not teacher.measured
     assert "--teacher" in teacher.status or "which teacher" in teacher.status
 
 
@@ -246,12 +339,18 @@ def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp
         (BenchSettings(("torch", "onnx"), precisions=("fp32", "6bit")), "6bit"),
         (BenchSettings(("onnx",), precisions=("int8",)), "real latents"),
         (BenchSettings(("onnx",), layouts=("3d",)), "--layout 3d"),
+        (BenchSettings(("litert",), layouts=("4d-cat", "5d")), "litert does not take --layout 5d"),
+        (BenchSettings(("onnx",), layouts=()), "--layout"),
         (BenchSettings(("torch",), repeats=0), "repeats"),
+        (BenchSettings(("torch",), threads=-1), "--threads"),
+        (BenchSettings(("torch",), memory_frames=(18,)), "18"),
         (BenchSettings(("torch",), data=tmp_path, latents=tmp_path), "--latents"),
         (BenchSettings(("torch",), latents=tmp_path / "latents.safetensors"), r"\(6, 2, 2, 2\)"),
     ):
         with pytest.raises(SettingsError, match=said):
-            bench(str(ltx_student), settings)
+            bench(str(ltx_student), replace(settings, **{name: value for name, value in SMALL.items() if name != "repeats"}))
+    with pytest.raises(SettingsError, match="nowhere"):
+        bench(str(ltx_student), BenchSettings(("torch",), **SMALL), teacher="nowhere")
     with pytest.raises(ShapeError):
         bench(str(ltx_student), BenchSettings(("torch",), frames=4))
 

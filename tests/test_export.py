@@ -90,6 +90,17 @@ def test_coreml_converts_and_its_saved_program_gives_the_students_numbers(studen
     assert artifact.operators["conv"] > 0 and artifact.num_conv3d == 0
     assert artifact.gmacs > 0 and artifact.peak_activation_mb > 0
     assert artifact.max_rank <= 5
+    assert declared(artifact.path) == {"latents": "FLOAT32", "video": "FLOAT32"}
+
+
+def declared(package):
+    """Types of a Core ML package's inputs and outputs, as a caller finds them."""
+    from coremltools.models import MLModel
+    from coremltools.proto.FeatureTypes_pb2 import ArrayFeatureType
+
+    description = MLModel(str(package), skip_model_load=True).get_spec().description
+    kinds = {item.name: item.type.multiArrayType.dataType for item in (*description.input, *description.output)}
+    return {name: ArrayFeatureType.ArrayDataType.Name(kind) for name, kind in kinds.items()}
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("coreml", "mlpackage")])
@@ -144,6 +155,10 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
     ):
         with pytest.raises(SettingsError, match=said):
             export_student(student, ("onnx",), tmp_path / "a.onnx", settings)
+    with pytest.raises(SettingsError, match="--format"):
+        export_student(student, (), tmp_path / "a.onnx", SMALL)
+    with pytest.raises(SettingsError, match="5d"):
+        export_student(student, (installed("litert"),), tmp_path / "a.tflite", ExportSettings(layout="5d"))
     with pytest.raises(SettingsError, match="bf16"):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precisions=("bf16",)))
     with pytest.raises(FrameCountError, match="not 4"):
@@ -243,6 +258,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(student, tmp_path):
     settings = ExportSettings(frames=9, sizes=((48, 32),), chunk=2, states=True)
     _, artifact = export_student(student, ("coreml",), tmp_path / "out", settings).artifacts
     assert artifact.path.name == "student-chunk2-states.mlpackage" and artifact.verified is True and artifact.psnr_db > 55
+    assert declared(artifact.path) == {"latents": "FLOAT32", "window": "INT32", "video": "FLOAT32"}  # in halves 2**20 is infinite
     assert artifact.operators["read_state"] == artifact.operators["coreml_update_state"] == len(artifact.chunk.kept)
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "model.makeState()" in readme and "using: state" in readme

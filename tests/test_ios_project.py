@@ -56,7 +56,10 @@ def test_its_swift_parses(project):
 def test_what_it_prints_is_read_as_a_result(project, tmp_path):
     """Keys as JSONEncoder.convertToSnakeCase writes the properties of its two structures."""
     text = (project / "Sources" / "TurboVAEDBench" / "DecoderBenchmark.swift").read_text()
-    row, document = (properties(text, name) for name in ("BenchmarkRow", "BenchmarkDocument"))
+    row, document, case = (properties(text, name) for name in ("BenchmarkRow", "BenchmarkDocument", "BenchmarkCase"))
+    written = json.loads((project / "Sources" / "TurboVAEDBench" / "Resources" / "case.json").read_text())
+    kinds = {"String": str, "Int": int, "Double": float, "[Int]": list}
+    assert {name: kinds[kind] for name, kind in case.items()} == {name: type(value) for name, value in written.items()}
     assert set(row) <= {field.name for field in fields(results.BenchRow)}
     values = {"String": "x", "Int": 9, "Bool": True, "Double": 2.0, "[Int]": [64, 64], "[Double]": [2.0, 3.0], "[String]": ["x"]}
     written = {name: values.get(kind, kind) for name, kind in document.items()}

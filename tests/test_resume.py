@@ -225,7 +225,7 @@ def command(teacher: Path, cache: Path, config: Path, run: Path, recipe: Path, *
 def shell(ltx_teacher, cache, small_student, recipe, tmp_path):
     config = tmp_path / "student.json"
     config.write_text(json.dumps(small_student))
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the same bits need the same threads
 
     def start(run: Path) -> subprocess.Popen[str]:
         words = command(ltx_teacher, cache, config, run, recipe)

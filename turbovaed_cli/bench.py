@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,34 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
-from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, TurboVaedError
+from turbovaed_cli.errors import (
+    CheckFailedError,
+    MissingError,
+    OutputExistsError,
+    SettingsError,
+    TurboVaedError,
+    UnavailableError,
+)
 from turbovaed_cli.export import MIN_PSNR_DB, export_student, latents_for, psnr_of, raise_for_misses
 from turbovaed_cli.exporters import Graph, exporters
+from turbovaed_cli.exporters.coreml import runs_here
 from turbovaed_cli.exporters.cost import cost
 from turbovaed_cli.models.export_form import LAYOUTS, export_form
 from turbovaed_cli.models.memory import held_bytes
-from turbovaed_cli.models.pair import Pair, load_pair
+from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder, load_student, num_params
+from turbovaed_cli.models.teacher import Teacher, load_teacher
+from turbovaed_cli.registry import find_model
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, whole_folder, write_json
 from turbovaed_cli.settings import BenchSettings, ExportSettings
-from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Target, Variant, Work, targets
+from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
+from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
 from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
@@ -66,37 +78,41 @@ def bench(
     """
     chosen = _check(settings)
     student = load_student(model, config, consent=consent)
-    student.latent_shape(settings.frames, settings.size)
+    for frames in (settings.frames, *settings.memory_frames):
+        student.latent_shape(frames, settings.size)
     resolve_device(device_of(settings.device))
-    absent_teacher = _why_no_teacher(model, teacher, config, settings, consent)
+    if device_of(settings.device) != settings.device:
+        _check_attached(settings)
+    where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
     rows: list[BenchRow] = []
     loads: dict[str, tuple[float, float]] = {}
-    memory: list[MemoryRow] = []
+    failures: list[TurboVaedError] = []
     with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
         decoded = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
         job = {
             "model": model,
-            "teacher": teacher,
+            "teacher": None if absent_teacher else where,
             "config": config,
             "settings": asdict(settings),
-            "with_teacher": settings.teacher and not absent_teacher,
             "folder": folder,
         }
-        for target in report.track(list(chosen), "benchmarking"):
+        for target in report.track(chosen, "benchmarking"):
             report.note(f"{target.name}: in a process of its own")
             try:
                 answer = _in_child({**job, "target": target.name}, settings)
-            except MissingError as error:
-                rows.append(_unmeasured(target, STUDENT, f"{error.what}; {error.hint}", settings))
-                continue
-            rows += [row_of(row) for row in answer["rows"]]
-            loads[target.name] = tuple(answer["load_average"])
-        if absent_teacher:
-            rows.insert(1, _unmeasured(chosen[0], TEACHER, absent_teacher, settings))
-        for form in ("whole clip", "streamed") if settings.memory_frames else ():
-            for frames in report.track(settings.memory_frames, f"memory, {form}"):
-                answer = _in_child({**job, "target": "torch", "memory": [form, frames]}, settings)
-                memory.append(MemoryRow(form, frames, answer["peak_mb"]))
+            except TurboVaedError as error:  # the other targets are still worth having
+                rows.append(_unmeasured(target, STUDENT, "; ".join(filter(None, (error.what, error.hint))), settings))
+                failures += [] if isinstance(error, MissingError) else [error]
+            else:
+                rows += [row_of(row) for row in answer["rows"]]
+                loads[target.name] = tuple(answer["load_average"])
+            if target.name == "torch" and absent_teacher:
+                rows.append(_unmeasured(target, TEACHER, absent_teacher, settings))
+        memory = [
+            MemoryRow(form, frames, _peak_in_child({**job, "target": "torch", "memory": [form, frames]}, settings)[0])
+            for form in ("whole clip", "streamed")
+            for frames in report.track(settings.memory_frames, f"memory, {form}")
+        ]
     return BenchResult(
         model,
         _header(settings),
@@ -107,6 +123,7 @@ def bench(
         memory,
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
         estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
+        failures,
     )
 
 
@@ -125,6 +142,8 @@ def write_ios_project(
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
     (target,) = _check(replace(settings, targets=("coreml",)))
+    if len(settings.precisions) > 1 or len(settings.layouts) > 1:
+        raise SettingsError("--ios-project holds one artefact", "one --dtype and one --layout")
     precision, layout = next(iter(settings.precisions), target.precisions[0]), settings.layouts[0]
     student = load_student(model, config, consent=consent)
     wanted = _export_settings(settings, precision, layout)
@@ -155,17 +174,38 @@ def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
     return cost(Graph(export_form(student), {"latents": latents}), itemsize=2).gmacs
 
 
-def _why_no_teacher(model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent) -> str:
-    """Why its decoder is not beside the student, "" where it is, or was not asked for."""
+def _teacher_of(
+    model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent
+) -> tuple[str | None, str]:
+    """Where the teacher is whose decoder is timed beside the student, and why it is not, "" where it is or was not asked for.
+
+    A teacher that was named and does not fit is an error; one that cannot be found is a row that says so.
+    """
     if not settings.teacher or "torch" not in settings.targets:
-        return ""
+        return None, ""
     try:
-        load_pair(model, teacher, config=config, consent=consent)
+        return load_pair(model, teacher, config=config, consent=consent).teacher_is, ""
     except MissingError as error:
-        return f"{error.what}; {error.hint}"
+        return None, f"{error.what}; {error.hint}"
     except SettingsError as error:
-        return error.what
-    return ""
+        if teacher is not None:
+            raise
+        return None, error.what
+
+
+def _check_attached(settings: BenchSettings) -> None:
+    """Raise where the device that --device names cannot be measured, before anything is converted."""
+    if "coreml" not in settings.targets:
+        raise SettingsError(f"--device {settings.device} is for Core ML", "--target coreml")
+    if not settings.apple_team:
+        raise SettingsError(
+            f"--device {settings.device}: coremltools signs an app for it", "--apple-team ID, of your developer account"
+        )
+    if not runs_here():
+        raise UnavailableError(
+            f"--device {settings.device} needs a Mac with Xcode", "here: --ios-project DIR writes a package to run there"
+        )
+    attached_device(settings.device)
 
 
 def _unmeasured(target: Target, network: str, reason: str, settings: BenchSettings) -> BenchRow:
@@ -192,11 +232,11 @@ def _check(settings: BenchSettings) -> list[Target]:
                 f"--dtype {precision} is of none of these targets",
                 f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
             )
-    for layout in settings.layouts:
-        if layout not in LAYOUTS:
-            raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
-    if settings.repeats < 1 or settings.warmup < 1:
+    _check_layouts(chosen, settings)
+    if settings.repeats < 1 or settings.warmup < 1 or settings.clips < 1:
         raise SettingsError("--repeats and --warmup must be at least 1")
+    if settings.threads < 0:
+        raise SettingsError(f"--threads {settings.threads} is below 0", "0 takes as many as torch does")
     if settings.data is not None and settings.latents is not None:
         raise SettingsError("--data and --latents both say what to decode", "give one of them")
     calibrated = {name for target in chosen if target.name in exporters() for name in exporters()[target.name].calibrated}
@@ -205,6 +245,16 @@ def _check(settings: BenchSettings) -> list[Target]:
             "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
         )
     return chosen
+
+
+def _check_layouts(chosen: Sequence[Target], settings: BenchSettings) -> None:
+    for layout in settings.layouts or ("",):
+        if layout not in LAYOUTS:
+            raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
+        for target in chosen:
+            taken = exporters()[target.name].layouts if target.name in exporters() else LAYOUTS
+            if layout not in taken:
+                raise SettingsError(f"{target.name} does not take --layout {layout}", f"--layout {' or '.join(taken)}")
 
 
 def _write_inputs(
@@ -252,21 +302,29 @@ def _threads(settings: BenchSettings) -> int:
 def cpu_name() -> str:
     """Of this machine, as the system calls it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor() or platform.machine()
-    )
+    if info.is_file():
+        lines = [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
+    elif platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        lines = asked.stdout.splitlines()
+    else:
+        lines = []
+    return next(iter(lines), "") or platform.processor() or platform.machine()
 
 
 def _with_speedups(rows: Sequence[BenchRow], device: torch.device) -> list[BenchRow]:
-    """Beside the teacher's time, where both ran on the same device."""
-    reference = next((row.p50_ms for row in rows if row.network == TEACHER and row.measured), None)
-    return [
-        replace(row, speedup=reference / row.p50_ms)
-        if reference and row.p50_ms and (row.target == "torch" or (device.type == "cpu" and row.unit.startswith("CPU")))
-        else row
-        for row in rows
-    ]
+    """Beside the teacher's time in the same precision, else in fp32, where both ran on the same device."""
+    teachers = {row.precision: row.p50_ms for row in rows if row.network == TEACHER and row.p50_ms}
+    found = []
+    for row in rows:
+        over = row.precision if row.precision in teachers else "fp32"
+        alike = row.target == "torch" or (device.type == "cpu" and row.unit.partition(",")[0] == "CPU")
+        if row.p50_ms and alike and over in teachers:
+            row = replace(row, speedup=teachers[over] / row.p50_ms, speedup_over=over)  # noqa: PLW2901 - the same row, told more
+        found.append(row)
+    return found
 
 
 # --- in the child -------------------------------------------------------------------------------------------------
@@ -279,7 +337,7 @@ def _in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
         answered = Path(folder) / "answer.json"
         done = subprocess.run(
-            [sys.executable, "-m", "turbovaed_cli.bench"],
+            [sys.executable, "-P", "-m", "turbovaed_cli.bench"],  # -P: nothing of the folder it is started in is imported
             input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
             capture_output=True,
             text=True,
@@ -289,13 +347,20 @@ def _in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
         answer = read_json(answered) if answered.is_file() else None
     if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise TurboVaedError(
-            f"the process for {job['target']} ended early: {last}", "use a smaller --size or --frames if memory ran out"
-        )
+        hint = "use a smaller --size or --frames" if done.returncode in (-9, 137) else None
+        raise TurboVaedError(f"the process for {job['target']} ended early (exit code {done.returncode}): {last}", hint)
     if "error" in answer:
         missing = answer["exit_code"] == MissingError.exit_code
         raise MissingError(answer["error"], answer["hint"]) if missing else _as_it_was(answer)
     return answer
+
+
+def _peak_in_child(job: dict[str, Any], settings: BenchSettings) -> tuple[float | None, list[str]]:
+    """Memory that a process of its own tells of, and why it does not."""
+    try:
+        return _in_child(job, settings)["peak_mb"], []
+    except TurboVaedError as error:
+        return None, [f"its peak memory is not known: {error.what}"]
 
 
 def _as_it_was(answer: dict[str, Any]) -> TurboVaedError:
@@ -328,95 +393,129 @@ def _child() -> None:
     write_json(Path(job["answer"]), answer)
 
 
-def _work(job: dict[str, Any], settings: BenchSettings) -> tuple[Work, list[Variant]]:
+def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
     target = targets()[job["target"]]
-    inputs = Path(job["folder"]) / "inputs.safetensors"
 
-    def pair(precision: str, with_teacher: bool) -> Pair:
-        return load_pair(
-            job["model"],
-            job["teacher"],
-            config=job["config"],
-            with_teacher=with_teacher,
-            device=resolve_device(device_of(settings.device)),
-            dtype=resolve_dtype(precision),
-        )
+    def student(precision: str) -> StudentDecoder:
+        loaded = load_student(job["model"], job["config"])
+        nn.Module.to(loaded, device=resolve_device(device_of(settings.device)), dtype=resolve_dtype(precision))
+        return loaded
 
-    def exported(name: str, precision: str, layout: str) -> Exported:
-        folder = Path(job["folder"]) / f"{name}-{precision}-{layout}"
-        if not (folder / "export.json").is_file():  # otherwise by the process that asks for the peak
-            items = [item for label, item in load_file(inputs).items() if label.startswith("latents_")]
-            result = export_student(
-                load_student(job["model"], job["config"]),
-                (name,),
-                folder,
-                _export_settings(settings, precision, layout),
-                latents=({settings.size: items}, "the same latents"),
-            )
-            raise_for_misses(result)
-        (record,) = read_json(folder / "export.json")["artifacts"]
-        return Exported(
-            folder / record["path"], record["size_mb"], record["status"], record["psnr_db"], record["operators"], record["gmacs"]
-        )
+    def teacher(precision: str) -> Teacher:
+        device = resolve_device(device_of(settings.device))
+        return load_teacher(find_model(job["teacher"]), device=device, dtype=resolve_dtype(precision))
 
     precisions = tuple(name for name in settings.precisions if name in target.precisions) or target.precisions[:1]
-    shape = tuple(load_file(inputs)["latents_0"].shape)
-    work = Work(settings, precisions, pair, exported, bool(job["with_teacher"]), shape, job["threads"])
-    return work, target.variants(work)
+    exported = partial(_exported, job, settings)
+    return target.variants(Work(settings, precisions, student, teacher, exported, job["teacher"] is not None, job["threads"]))
+
+
+def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision: str, layout: str) -> Exported:
+    """The artefact of a format, written and checked once: a process that is asked for a peak finds it."""
+    folder = Path(job["folder"]) / f"{name}-{precision}-{layout}"
+    if not (folder / "export.json").is_file():
+        inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
+        items = [item for label, item in inputs.items() if label.startswith("latents_")]
+        wanted = _export_settings(settings, precision, layout)
+        student = load_student(job["model"], job["config"])
+        result = export_student(student, (name,), folder, wanted, latents=({settings.size: items}, "the same latents"))
+        for item in result.missed:
+            raise CheckFailedError(
+                f"{name} in {precision} is not what the student is: {item.psnr_db:.1f} dB, max abs {item.max_abs:.2g}",
+                f"turbovaed export --model {job['model']} --format {name} --dtype {precision} keeps the file to look at",
+            )
+    (record,) = read_json(folder / "export.json")["artifacts"]
+    return Exported(
+        folder / record["path"], record["size_mb"], record["status"], record["psnr_db"], record["operators"], record["gmacs"]
+    )
 
 
 def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
     """Every variant of one target: loaded, called once, compared, then timed in turns."""
     before = _load_average()
-    work, variants = _work(job, settings)
+    variants = _work(job, settings)
     inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
-    latents = inputs["latents_0"]
-    rows, running = [], {}
+    rows: list[BenchRow] = []
+    running: dict[int, Running] = {}
     for number, variant in enumerate(variants):
-        row = BenchRow(
-            job["target"], variant.network, variant.runtime, variant.unit, variant.precision, variant.layout,
-            False, "", settings.frames, settings.size, size_mb=variant.size_mb, remarks=list(variant.remarks),
-        )  # fmt: skip
-        try:
-            began = time.perf_counter()
-            loaded = variant.load()
-            load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes tell it themselves
-            first_ms = loaded.once(latents)
-            quality = _quality(loaded.video, inputs, against_student=variant.network != TEACHER)
-        except TurboVaedError as error:
-            row = replace(row, status="; ".join(filter(None, (f"not measured: {error.what}", error.hint))))
-        except Exception as error:
-            line = next(iter(str(error).splitlines()), "")
-            row = replace(row, status=f"not measured: {type(error).__name__}: {line}")
-        else:
-            running[number] = loaded
-            row = replace(row, measured=True, status="measured", load_s=load_s, first_ms=first_ms, **quality)
+        row, loaded = _started(job["target"], variant, inputs, settings)
         rows.append(row)
+        if loaded is not None:
+            running[number] = loaded
+    loaded = None
+    _time(rows, running, inputs["latents_0"], settings)
+    running.clear()  # what is asked next starts processes, which need the memory
+    for number, row in enumerate(rows):
+        if row.measured and variants[number].in_process:
+            pinned = replace(settings, threads=job["threads"])
+            peak, why = _peak_in_child({**job, "settings": asdict(settings), "peak_of": number}, pinned)
+            rows[number] = replace(row, peak_mb=peak, remarks=row.remarks + why)
+    return {"rows": [asdict(row) for row in rows], "load_average": [before, _load_average()]}
+
+
+def _started(
+    target: str, variant: Variant, inputs: Mapping[str, Tensor], settings: BenchSettings
+) -> tuple[BenchRow, Running | None]:
+    """The row of a variant that is loaded, called for the first time and compared; or of one that this machine cannot run."""
+    row = BenchRow(
+        target, variant.network, variant.runtime, variant.unit, variant.precision, variant.layout,
+        False, "", settings.frames, settings.size, size_mb=variant.size_mb, remarks=list(variant.remarks),
+    )  # fmt: skip
+    try:
+        began = time.perf_counter()
+        loaded = variant.load()
+        load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes tell it themselves
+        first_ms = loaded.once(inputs["latents_0"])
+        quality = _quality(loaded.video, inputs, against_student=variant.network != TEACHER)
+    except Exception as error:
+        return _failed(row, error), None
+    return replace(row, measured=True, status="measured", load_s=load_s, first_ms=first_ms, **quality), loaded
+
+
+def _time(rows: list[BenchRow], running: dict[int, Running], latents: Tensor, settings: BenchSettings) -> None:
+    """Call what is running in turns, so that what else the machine does hits all alike, and write the times into `rows`."""
     samples: dict[int, list[float]] = {number: [] for number in running}
     spent = dict.fromkeys(running, 0.0)
     for call in range(settings.warmup - 1 + settings.repeats):
-        for number, loaded in running.items():
-            if spent[number] < _ENOUGH_MS or len(samples[number]) < _FEWEST:
+        for number, loaded in list(running.items()):
+            if spent[number] >= _ENOUGH_MS and len(samples[number]) >= _FEWEST:
+                continue
+            try:
                 milliseconds = loaded.once(latents)
-                spent[number] += milliseconds
-                if call >= settings.warmup - 1:
-                    samples[number].append(milliseconds)
-    for number, times in samples.items():
-        if len(times) < settings.repeats:
-            rows[number].remarks.append(
-                f"{rows[number].network}, {rows[number].precision}: slow, so {len(times)} calls were timed"
-            )
+            except Exception as error:
+                rows[number] = _failed(rows[number], error)
+                del running[number]
+                continue
+            spent[number] += milliseconds
+            if call >= settings.warmup - 1:
+                samples[number].append(milliseconds)
+    for number, loaded in running.items():
+        row, times = rows[number], samples[number]
         p50, p90 = (float(np.percentile(times, q)) for q in (50, 90))
         fps = settings.frames / p50 * 1e3
-        try:
-            told = dict(running[number].told(latents))
-        except Exception as error:
-            told = {"not_told": f"{type(error).__name__}: {error}"}
+        few = [f"{row.network}, {row.precision}: slow, so {len(times)} calls were timed"] if len(times) < settings.repeats else []
         rows[number] = replace(
-            rows[number], p50_ms=p50, p90_ms=p90, fps=fps, realtime=fps / VIDEO_FPS, samples_ms=times, told=told,
-            peak_mb=_in_child({**job, "settings": asdict(settings), "peak_of": number}, replace(settings, threads=work.threads))["peak_mb"],
+            row, p50_ms=p50, p90_ms=p90, fps=fps, realtime=fps / VIDEO_FPS, samples_ms=times,
+            told=_told(loaded, latents), remarks=row.remarks + few,
         )  # fmt: skip
-    return {"rows": [asdict(row) for row in rows], "load_average": [before, _load_average()]}
+
+
+def _failed(row: BenchRow, error: Exception) -> BenchRow:
+    """The row of a variant that could not be measured, with the reason."""
+    if isinstance(error, TurboVaedError):
+        reason = "; ".join(filter(None, (error.what, error.hint)))
+    else:
+        reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return replace(
+        row, measured=False, status=f"not measured: {reason}", load_s=None, first_ms=None, psnr_db=None, source_psnr_db=None
+    )
+
+
+def _told(loaded: Running, latents: Tensor) -> dict[str, Any]:
+    try:
+        return dict(loaded.told(latents))
+    except Exception as error:
+        return {"not_told": f"{type(error).__name__}: {error}"}
 
 
 def _load_average() -> float:
@@ -442,7 +541,7 @@ def _psnr(pairs: Iterator[tuple[Tensor, Tensor]]) -> float:
 
 def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
     """Memory in MB that loading one variant, alone in this process, and decoding once adds."""
-    _, variants = _work(job, settings)
+    variants = _work(job, settings)
     latents = load_file(Path(job["folder"]) / "inputs.safetensors")["latents_0"]
     device = resolve_device(device_of(settings.device)) if job["target"] == "torch" else torch.device("cpu")
     forget_peak(device)
@@ -456,16 +555,16 @@ def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | N
     """What one decode of a clip of some length adds, whole or streamed."""
     form, frames = job["memory"]
     device = resolve_device(device_of(settings.device))
-    pair = load_pair(job["model"], job["teacher"], config=job["config"], with_teacher=False, device=device)
-    latents = torch.zeros(1, *pair.student.latent_shape(frames, settings.size), device=device)
-    pair.student.decode(latents[:, :, :1])  # kernels are chosen, libraries loaded
+    student = nn.Module.to(load_student(job["model"], job["config"]), device=device)
+    latents = torch.zeros(1, *student.latent_shape(frames, settings.size), device=device)
+    student.decode(latents[:, :, :1])  # kernels are chosen, libraries loaded
     forget_peak(device)
     before = held_bytes(device)
     if form == "streamed":
-        for _ in StreamingDecoder(pair.student).decode(iter(latents.split(_STREAMED_FRAMES, dim=2))):
+        for _ in StreamingDecoder(student).decode(iter(latents.split(_STREAMED_FRAMES, dim=2))):
             pass
     else:
-        pair.student.decode(latents)
+        student.decode(latents)
     return _above(before, device)
 
 

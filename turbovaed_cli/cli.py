@@ -817,7 +817,7 @@ def export(
     checked_on = next((item.checked_on for item in result.artifacts if item.checked_on), "nothing: none of it runs here")
     console.note(f"checked on {checked_on}; {result.document} has it all")
     raise_for_misses(result)
-    for line in next_commands(result):
+    for line in next_commands(result, model or DEFAULT_MODEL):
         console.note(f"next: {line}")
 
 
@@ -879,6 +879,8 @@ def bench(
     from turbovaed_cli.targets import results, targets  # noqa: PLC0415
 
     names = _listed(target) or BenchSettings.targets
+    if report is not None and report.exists() and not overwrite:
+        raise OutputExistsError(f"{report} is there already", "add --overwrite to replace it")
     least, earlier = results.thresholds(_listed(fail_under)), [results.read_document(path) for path in compare or []]
     settings = BenchSettings(
         tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
@@ -906,23 +908,28 @@ def bench(
         consent=_consent(yes),
         report=_reporter(quiet, verbose),
     )
+    compared = results.changes(result.rows, earlier[0]["rows"]) if earlier else []
     if json:
-        console.print_json(results.as_document(result))
+        console.print_json(results.as_document(result, compared))
     else:
         console.note(result.header)
         console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
-        for title, columns, rows in results.tables(result, results.changes(result.rows, earlier[0]["rows"]) if earlier else ()):
+        for title, columns, rows in results.tables(result, compared):
             console.print_table(title, columns, rows)
         console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
         for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in results.said(row)):
             console.note(line)
-    if earlier and earlier[0]["machine"] != result.header:
+    if earlier and not compared:
+        console.warn(f"{compare[0] if compare else ''} has no row that this run measured too")
+    if earlier and not results.same_machine(earlier[0]["machine"], result.header):
         console.warn(f"the earlier run is from another machine: {earlier[0]['machine']}")
     if report is not None:
         from turbovaed_cli.html_report.bench import write_page  # noqa: PLC0415 - needed with --report alone
 
         write_page(report, [results.as_document(result), *earlier])
         console.note(f"to look at: {report}")
+    for failure in result.failures:
+        raise failure
     results.raise_for_thresholds(result, least)
 
 

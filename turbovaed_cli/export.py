@@ -23,7 +23,7 @@ from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
-from turbovaed_cli.models.export_form import FoldedDecoder, export_form
+from turbovaed_cli.models.export_form import LAYOUTS, FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import MODELS
@@ -74,7 +74,6 @@ class Artifact:
 class ExportResult:
     """Every artefact of one call."""
 
-    model: str | None
     artifacts: list[Artifact]
     document: Path  # export.json
 
@@ -119,9 +118,11 @@ def export_student(
     student = student.float().cpu().eval()
     found, checked_on = latents or latents_for(student, settings, teacher, report)
     reference = _Reference(student, found, checked_on)
-    made = [_make(job, reference, settings, report) for job in report.track(jobs, "exporting")]
-    known = _beside(folder / "export.json", made)
-    write_json(folder / "export.json", _document(student, known))
+    made, known = [], []
+    for job in report.track(jobs, "exporting"):
+        made.append(_make(job, reference, settings, report))
+        known = _beside(folder / "export.json", made)  # after each, so that one that fails leaves the others with their record
+        write_json(folder / "export.json", _document(student, known))
     if folder == out:
         example = found[settings.sizes[0]][0]
         write_whole(folder / "latents.safetensors", lambda temporary: save_file({"latents": example}, temporary))
@@ -130,7 +131,7 @@ def export_student(
             write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
     text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name])
     write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return ExportResult(student.config.teacher, made, folder / "export.json")
+    return ExportResult(made, folder / "export.json")
 
 
 def raise_for_misses(result: ExportResult) -> None:
@@ -159,6 +160,8 @@ def _what_helps(missed: Sequence[Artifact]) -> str:
 def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
     """Raise SettingsError for what makes no sense or cannot be written."""
     table = exporters()
+    if not formats:
+        raise SettingsError("--format names no format", f"one of: {', '.join(table)}")
     if settings.chunk < 0:
         raise SettingsError("--chunk must be at least 1 latent frame", "0, the default, writes no chunk graph")
     if settings.chunk and settings.layout == "5d":
@@ -175,6 +178,10 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
         if name not in table:
             raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
         table[name].check_installed()
+        if settings.layout in LAYOUTS and settings.layout not in table[name].layouts:
+            raise SettingsError(
+                f"{name} does not take --layout {settings.layout}", f"--layout {' or '.join(table[name].layouts)}"
+            )
         for precision in settings.precisions:
             _check_precision(table[name], precision, settings)
 
@@ -476,14 +483,14 @@ def _document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[st
     }
 
 
-def next_commands(result: ExportResult) -> list[str]:
-    """What people do with the artefacts next."""
+def next_commands(result: ExportResult, model: str) -> list[str]:
+    """What people do with the artefacts of `model` next."""
     alone = result.artifacts[0].path
     readme = alone.with_name(f"{alone.name}.README.md")
     lines = [f"{readme if readme.is_file() else result.document.with_name('README.md')} has the lines of code that load it"]
-    formats = {item.format for item in result.artifacts}
-    if "onnx" in formats:
-        lines.append("turbovaed bench --target onnx")
-    if "coreml" in formats:
-        lines.append("copy the .mlpackage to a Mac, open it in Xcode, or there: turbovaed bench --target coreml")
+    timed = dict.fromkeys(item.format for item in result.artifacts if item.format in ("onnx", "executorch", "litert"))
+    if timed:
+        lines.append(f"turbovaed bench --model {model} --target {','.join(timed)}")
+    if any(item.format == "coreml" for item in result.artifacts):
+        lines.append(f"on a Mac: open the .mlpackage in Xcode, or turbovaed bench --model {model} --target coreml")
     return lines

@@ -62,6 +62,7 @@ class Exporter:
     is_graph: bool = True  # otherwise the student's weights: no export form, no chunks
     calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None
+    layouts: tuple[str, ...] = ("4d-cat", "4d-sum", "5d")  # that its runtime takes
     needs: tuple[str, ...] = ()  # packages that only the extra brings
     extra: str = ""
 

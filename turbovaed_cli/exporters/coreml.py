@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,8 +78,12 @@ def _convert(graph: Graph, precision: str, sensitive: set[str], *, several: bool
         program = torch.export.export(graph.module, tuple(graph.inputs.values())).run_decompositions({})
         model = tools.convert(
             program,
-            inputs=[tools.TensorType(name=name, shape=tuple(value.shape)) for name, value in graph.inputs.items()],
-            outputs=[tools.TensorType(name=name) for name in graph.outputs],
+            # Said for each: the default of an fp16 program is fp16, in which no number of frames above 2048 is exact.
+            inputs=[
+                tools.TensorType(name=name, shape=tuple(value.shape), dtype=np.float32 if value.is_floating_point() else np.int32)
+                for name, value in graph.inputs.items()
+            ],
+            outputs=[tools.TensorType(name=name, dtype=np.float32) for name in graph.outputs],
             convert_to="mlprogram",
             minimum_deployment_target=tools.target.iOS18 if several or graph.stateful else tools.target.iOS17,
             compute_precision=tools.precision.FLOAT16 if half else tools.precision.FLOAT32,

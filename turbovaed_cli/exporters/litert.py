@@ -65,5 +65,6 @@ def verified_by() -> str:
 
 EXPORTER = Exporter(
     "litert", ".tflite", ("fp32",), write, load, verified_by, anatomy,
+    layouts=("4d-cat", "4d-sum"),  # its converter crashes on grouped 3-D convolutions
     needs=("litert_torch", "ai_edge_litert"), extra="litert",
 )  # fmt: skip

@@ -29,7 +29,7 @@ def interpret(
     Raises UnavailableError for an operation that is not in OPERATIONS.
     """
     main = program.functions[function]
-    values: dict[str, Any] = {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
+    values: dict[str, Any] = {name: _declared(main.inputs[name], value) for name, value in inputs.items()}
     last_used, state = _last_used(main), {} if state is None else state
     for op in main.operations:
         if op.op_type == "const":
@@ -70,6 +70,13 @@ def _last_used(main: Any) -> dict[str, list[str]]:
         if value not in kept:
             gone.setdefault(name, []).append(value)
     return gone
+
+
+def _declared(variable: Any, value: Tensor) -> Tensor:
+    """An input as the program takes it."""
+    if _is_half(variable):
+        return value.half().float()
+    return value.float() if value.is_floating_point() else value
 
 
 def _is_half(variable: Any) -> bool:

@@ -72,7 +72,10 @@ def write_page(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
 def render(documents: Sequence[Mapping[str, Any]]) -> str:
     """As HTML."""
     first = documents[0]
-    rows = [(str(document["model"]), _rows(document)) for document in documents]
+    shape = _shape(first)
+    left_out = [str(document["model"]) for document in documents if _shape(document) != shape]
+    alike = [document for document in documents if _shape(document) == shape]
+    rows = [(str(document["model"]), _rows(document)) for document in alike]
     measured = [row for row in rows[0][1] if row.measured]
     style = asset("page.css") + asset("bench.css")
     page = Environment(
@@ -84,9 +87,9 @@ def render(documents: Sequence[Mapping[str, Any]]) -> str:
     ).get_template("bench.html")
     return page.render(
         document=first,
-        models=[f"{document['model']} ({document['params'] / 1e6:.1f} M)" for document in documents if document.get("params")],
+        models=[f"{document['model']} ({document['params'] / 1e6:.1f} M)" for document in alike if document.get("params")],
+        left_out=left_out,
         rows=rows[0][1],
-        targets=list(dict.fromkeys(row.target for _, some in rows for row in some if row.measured)),
         bars=bars(measured),
         bar_height=_BAR * len(measured) + 44,
         bar_ticks=_bar_ticks(measured),
@@ -104,6 +107,11 @@ def render(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _rows(document: Mapping[str, Any]) -> list[BenchRow]:
     return [row if isinstance(row, BenchRow) else row_of(row) for row in document["rows"]]
+
+
+def _shape(document: Mapping[str, Any]) -> tuple[object, ...]:
+    row = _rows(document)[0]
+    return row.frames, row.size
 
 
 def name_of(row: BenchRow) -> str:
@@ -184,7 +192,9 @@ def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
         )
         for model, row, quality in found
     ]
-    best = _frontier([(row.fps or 0.0, quality) for _, row, quality in found])
+    # Of several models only where their quality is of one kind: each is exact against itself.
+    comparable = of_source or len({model for model, *_ in found}) == 1
+    best = _frontier([(row.fps or 0.0, quality) for _, row, quality in found]) if comparable else []
     path = "M" + "L".join(f"{x_of(rate):g} {y_of(quality):g}" for rate, quality in best)
     y_title = (
         "PSNR against the source, dB" if of_source else f"PSNR against the fp32 student, dB ({_ENOUGH_DB:.0f}: no difference)"

@@ -23,6 +23,7 @@ class Pair:
     spec: ModelSpec | None  # None for a student whose teacher is unknown
     name: str  # what the user called it
     run: RunDir | None  # the run folder it came from
+    teacher_is: str | None = None  # the registry name or folder of its teacher, loaded or not
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +50,7 @@ def load_pair(
     student = load_student(name, config, consent=consent)
     nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
     run = RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
-    where = teacher or _teacher_of(name, run, student)
+    where = teacher or teacher_of(name, run, student)
     spec = find_model(where) if where else None
     loaded = None
     if with_teacher:
@@ -57,10 +58,11 @@ def load_pair(
             raise SettingsError(f"{name} does not say which teacher it belongs to", "name it: --teacher NAME or DIR")
         loaded = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         _check_same_latents(student, spec)
-    return Pair(student, loaded, spec, name, run)
+    return Pair(student, loaded, spec, name, run, where)
 
 
-def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
+def teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
+    """The registry name or folder of the teacher that a student says it belongs to."""
     if is_model_name(name):
         return name
     if run is not None:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.settings import BenchSettings
 
 
@@ -62,6 +63,7 @@ class Variant:
     layout: str = ""  # of the exported graph
     size_mb: float | None = None  # of the artefact
     remarks: Sequence[str] = ()
+    in_process: bool = True  # what it holds is this process's, so that a process of its own can tell its peak
 
 
 # MODULES: its modules one by one, as published.
@@ -86,16 +88,16 @@ class Work:
 
     settings: BenchSettings
     precisions: tuple[str, ...]  # those asked for that the target has
-    pair: Callable[[str, bool], Pair]  # precision, whether with the teacher: loaded anew
+    student: Callable[[str], StudentDecoder]  # in a precision, on the device: loaded anew
+    teacher: Callable[[str], Teacher]
     exported: Callable[[str, str, str], Exported]  # format, precision, layout: written once, checked
     with_teacher: bool
-    shape: tuple[int, ...]  # of the latents
     threads: int
 
 
 @dataclass(frozen=True)
 class Target:
-    """A row of TARGETS."""
+    """A row of the table."""
 
     name: str
     precisions: tuple[str, ...]  # the first one is its own

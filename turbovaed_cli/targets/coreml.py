@@ -5,6 +5,7 @@ attached device, for which it needs Xcode and a development team.
 """
 
 import asyncio
+import atexit
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -30,23 +31,24 @@ _SLOWEST = 5  # operators named with their share of the time
 
 def variants(work: Work) -> list[Variant]:
     """By precision, layout and compute units."""
-    where = work.settings.device.partition(":")[0]
-    attached = where if where in ("iphone", "ipad") else ""
+    device = attached_device(work.settings.device) if runs_here() else None
+    of_device = f"{device.name}, {device.os_version}: " if device is not None else ""
     found = []
     for precision in work.precisions:
         for layout in work.settings.layouts:
             artifact = work.exported("coreml", precision, layout)
-            for units, words in UNITS.items() if runs_here() else [("", "")]:
+            for units, words in UNITS.items() if runs_here() else [("", "not run")]:
                 found.append(
                     Variant(
                         STUDENT,
                         f"Core ML, coremltools {coremltools().__version__}",
-                        f"{attached + ': ' if attached else ''}{words}" or "not run",
+                        f"{of_device}{words}",
                         precision,
                         _loader(work, artifact, units),
                         layout,
                         artifact.size_mb,
                         _described(artifact),
+                        in_process=device is None,
                     )
                 )
     return found
@@ -100,17 +102,31 @@ def _loop() -> asyncio.Runner:
     return asyncio.Runner()
 
 
-@cache
 def _prepared(asked: str, team: str) -> Any:
     """The attached device with coremltools' app built, signed and running on it: minutes, once; None for this Mac."""
+    if (asked, team) not in _known:
+        try:
+            _known[asked, team] = _prepare(asked, team)
+        except Exception as error:
+            _known[asked, team] = error
+    known = _known[asked, team]
+    if isinstance(known, Exception):
+        raise known
+    return known
+
+
+_known: dict[tuple[str, str], Any] = {}
+
+
+def _prepare(asked: str, team: str) -> Any:
     device = attached_device(asked)
     if device is None:
         return None
-    if not team:
-        raise SettingsError(f"--device {asked}: coremltools signs an app for it", "--apple-team ID, of your developer account")
     remote = quietly("coremltools.models.ml_program.experimental.remote_device")
     credentials = remote.AppSigningCredentials(development_team=team)
-    return _loop().run(device.prepare_for_model_debugging(credentials=credentials))
+    prepared = _loop().run(device.prepare_for_model_debugging(credentials=credentials))
+    atexit.register(prepared.session.stop)
+    return prepared
 
 
 class OnDevice:

@@ -23,7 +23,9 @@ def write_project(folder: Path, package: Path, latents: Tensor, video: Tensor, c
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(_template(name), encoding="utf-8")
     shape = "x".join(map(str, latents.shape))
-    readme = Template(_template("README.md")).substitute(precision=case["precision"], shape=f"latents {shape}")
+    readme = Template(_template("README.md")).substitute(
+        precision=case["precision"], shape=f"latents {shape}", model=case["model"]
+    )
     (folder / "README.md").write_text(readme, encoding="utf-8")
     resources = folder / "Sources" / "TurboVAEDBench" / "Resources"
     resources.mkdir()

@@ -30,6 +30,7 @@ def variants(work: Work) -> list[Variant]:
                     _loader(work, artifact.path, provider),
                     layout,
                     artifact.size_mb,
+                    () if provider == "CPUExecutionProvider" else (f"{provider}: operators that it lacks run on the CPU",),
                 )
                 for provider in providers
             ]

@@ -51,7 +51,7 @@ def estimate_on_phone(gmacs: float, frames: int) -> Estimate:
     rates = phone_rates()
     low, high = (frames * rate / gmacs for rate in (min(rates), max(rates)))
     how = (
-        f"{gmacs:.1f} GMAC per decode over the {2 * min(rates) / 1e3:.1f} to {2 * max(rates) / 1e3:.1f} TFLOP/s that the published "
+        f"of {gmacs:.1f} GMAC per decode, at the {2 * min(rates) / 1e3:.1f} to {2 * max(rates) / 1e3:.1f} TFLOP/s that the published "
         f"frames per second imply ({SOURCE}); small graphs are bound by latency and stay far below"
     )
     return Estimate("iPhone 16 Pro", low, high, how)

@@ -14,6 +14,7 @@ from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
 
 VIDEO_FPS = 24  # what a real-time factor of 1 plays
+_KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
 THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
 
 
@@ -42,6 +43,7 @@ class BenchRow:
     psnr_db: float | None = None  # against the fp32 student; the range is 2
     source_psnr_db: float | None = None  # against the videos that the latents were encoded from
     speedup: float | None = None  # the teacher's P50 in this run over this row's
+    speedup_over: str = ""  # the teacher's precision
     samples_ms: list[float] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     told: dict[str, Any] = field(default_factory=dict)  # by the runtime, such as operators by compute unit
@@ -74,6 +76,7 @@ class BenchResult:
     memory: list[MemoryRow] = field(default_factory=list)
     published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
     estimate: Estimate | None = None
+    failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
 
 
 def row_of(record: Mapping[str, Any]) -> BenchRow:
@@ -83,7 +86,7 @@ def row_of(record: Mapping[str, Any]) -> BenchRow:
     return replace(row, size=cast(tuple[int, int], tuple(row.size)))
 
 
-def as_document(result: BenchResult) -> dict[str, Any]:
+def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[str, Any]:
     """The JSON document of `bench --json`."""
     return {
         "schema_version": 1,
@@ -94,6 +97,10 @@ def as_document(result: BenchResult) -> dict[str, Any]:
         "load_average": result.load_average,
         "rows": [asdict(row) for row in result.rows],
         "memory": [asdict(row) for row in result.memory],
+        "compared": [
+            {**dict(zip(_KEY, item.row.key, strict=True)), "ratio": item.ratio, "low": item.low, "high": item.high}
+            for item in compared
+        ],
         "published": [
             asdict(speed) | {"student_of": name, "source": SOURCE}
             for name, speeds in result.published.items()
@@ -104,15 +111,32 @@ def as_document(result: BenchResult) -> dict[str, Any]:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """An earlier `bench --json`; SettingsError where the file is none."""
+    """An earlier `bench --json`, with its rows as BenchRow; SettingsError where the file is none."""
     try:
         document = read_json(path)
         rows = [row_of(row) for row in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError, TurboVaedError) as error:
+        texts = [document[name] for name in ("model", "machine", "latents")]
+        samples = [min(row.samples_ms) > 0 and row.fps > 0 for row in rows if row.measured and row.fps is not None]
+        sound = (
+            rows
+            and all(isinstance(text, str) for text in texts)
+            and all(samples)
+            and all(hash(row.key) is not None for row in rows)
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TurboVaedError) as error:
+        sound, why = False, error
+    else:
+        why = ValueError("rows without samples, or none")
+    if not sound:
         raise SettingsError(
-            f"{path} is no result of bench --json ({type(error).__name__})", "turbovaed bench --json > old.json"
-        ) from error
+            f"{path} is no result of bench --json ({type(why).__name__}: {why})", "turbovaed bench --json > old.json"
+        )
     return {**document, "rows": rows}
+
+
+def same_machine(a: str, b: str) -> bool:
+    """Whether two headers name one; versions and threads may differ."""
+    return a.partition(" (")[0] == b.partition(" (")[0]
 
 
 @dataclass(frozen=True)
@@ -176,7 +200,9 @@ def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> Non
             if found < value:
                 missed.append(f"{target} ({best.unit}, {best.precision}): {name} {found:.4g} is below {value:g}")
     if missed:
-        raise CheckFailedError("; ".join(missed), "more repeats and a quiet machine make the figure steadier")
+        quality_alone = all(": psnr_db " in item for item in missed)
+        hint = "--dtype fp32 or fp16 keeps more" if quality_alone else "more repeats and a quiet machine make the figure steadier"
+        raise CheckFailedError("; ".join(missed), hint)
 
 
 Table = tuple[str, list[str], list[tuple[str, ...]]]  # title, columns, rows
@@ -200,7 +226,8 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
             ],
         ),
         (
-            f"How fast: ms per decode; x24: times real time at {VIDEO_FPS} frames a second",
+            f"How fast: ms per decode; x24: times real time at {VIDEO_FPS} frames a second; speed-up over the teacher in the same "
+            "precision, else fp32",
             ["target", "network", "unit", "dtype", "first", "P50", "P90", "FPS", "x24", "speed-up"],
             [
                 (

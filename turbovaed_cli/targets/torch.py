@@ -1,15 +1,16 @@
 """torch itself: the student as it decodes, by its modules as published, compiled; and its teacher's decoder."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from turbovaed_cli.devices import check_compiler, resolve_device
-from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.student import DecoderOutput
+from turbovaed_cli.devices import check_compiler, resolve_device, resolve_dtype
+from turbovaed_cli.models.student import DecoderOutput, StudentDecoder
 from turbovaed_cli.targets import COMPILED, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
+
+Decoder = Callable[[Tensor], Tensor]
 
 
 def variants(work: Work) -> list[Variant]:
@@ -17,17 +18,17 @@ def variants(work: Work) -> list[Variant]:
     found = []
     device = resolve_device(device_of(work.settings.device))
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    runtime = f"torch {torch.__version__}"
-    fast = device.type == "cpu"  # where StudentDecoder.decodes_fast is true, unless somebody set `fast`
     for precision in work.precisions:
-        rows: dict[str, Callable[[Pair], Callable[[Tensor], Tensor]]] = {STUDENT: _fast} if fast else {}
-        rows[MODULES if fast else STUDENT] = lambda pair: pair.student
+        rows: dict[str, Callable[[str], tuple[Decoder, Mapping[str, Any]]]] = {}
+        if device.type == "cpu":  # where StudentDecoder.decodes_fast is true, unless somebody set `fast`
+            rows[STUDENT] = lambda precision: _fast(work.student(precision))
+        rows[MODULES if rows else STUDENT] = lambda precision: (work.student(precision), {})
         if work.settings.compile:
-            rows[COMPILED] = _compiled
+            rows[COMPILED] = lambda precision: (_compiled(work.student(precision)), {})
         if work.with_teacher:
-            rows[TEACHER] = _teacher
+            rows[TEACHER] = lambda precision: (work.teacher(precision).decode, {})
         found += [
-            Variant(network, runtime, unit, precision, _loader(work, precision, network == TEACHER, made))
+            Variant(network, f"torch {torch.__version__}", unit, precision, _loader(made, precision, device))
             for network, made in rows.items()
         ]
     return found
@@ -39,11 +40,11 @@ def device_of(name: str) -> str:
 
 
 def _loader(
-    work: Work, precision: str, with_teacher: bool, made: Callable[[Pair], Callable[[Tensor], Tensor]]
+    made: Callable[[str], tuple[Decoder, Mapping[str, Any]]], precision: str, device: torch.device
 ) -> Callable[[], Running]:
     def load() -> Running:
-        pair = work.pair(precision, with_teacher)
-        decode, device, dtype = made(pair), pair.device, pair.student.dtype
+        decode, about = made(precision)
+        dtype = resolve_dtype(precision)
 
         def wait() -> None:
             if device.type == "cuda":
@@ -55,24 +56,19 @@ def _loader(
         def run(latents: Tensor) -> Tensor:
             return decode(latents.to(device, dtype))
 
-        return Called(run, wait, {"speedups": str(pair.student.ready().speedups)} if made is _fast else {})
+        return Called(run, wait, about)
 
     return load
 
 
-def _fast(pair: Pair) -> Callable[[Tensor], Tensor]:
-    pair.student.ready()
-    return lambda latents: cast(DecoderOutput, pair.student.decode(latents)).sample
+def _fast(student: StudentDecoder) -> tuple[Decoder, Mapping[str, Any]]:
+    about = {"speedups": str(student.ready().speedups)}
+    return lambda latents: cast(DecoderOutput, student.decode(latents)).sample, about
 
 
-def _compiled(pair: Pair) -> Callable[[Tensor], Tensor]:
-    check_compiler(pair.device)
-    return torch.compile(pair.student)
-
-
-def _teacher(pair: Pair) -> Callable[[Tensor], Tensor]:
-    assert pair.teacher is not None
-    return pair.teacher.decode
+def _compiled(student: StudentDecoder) -> Decoder:
+    check_compiler(student.device)
+    return torch.compile(student)
 
 
 TARGET = Target("torch", ("fp32", "bf16", "fp16"), variants)

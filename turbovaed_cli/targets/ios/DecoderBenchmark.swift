@@ -72,6 +72,7 @@ public struct BenchmarkDocument: Encodable, Sendable {
 
 public enum BenchmarkError: Error {
     case noVideo
+    case notFloat32
     case missing(String)
 }
 
@@ -89,7 +90,7 @@ public enum DecoderBenchmark {
         let wanted = try BenchmarkCase.load()
         let latents = try array(from: resource("latents.bin"), shape: wanted.latents)
         let inputs = try MLDictionaryFeatureProvider(dictionary: ["latents": latents])
-        let before = footprint()
+        let before = footprint().now
         let thermal = ProcessInfo.processInfo.thermalState
 
         let compiled = try await MLModel.compileModel(at: resource("student.mlpackage"))
@@ -100,20 +101,8 @@ public enum DecoderBenchmark {
         let model = try MLModel(contentsOf: compiled, configuration: configuration)
         let loadS = milliseconds(since: loadBegan) / 1000
 
-        var peak = footprint()
-        var firstMs = 0.0
-        var samples: [Double] = []
-        var decoded: MLMultiArray?
-        for call in 0..<(warmup + repeats) {
-            let began = DispatchTime.now()
-            let outputs = try model.prediction(from: inputs)
-            let took = milliseconds(since: began)
-            if call == 0 { firstMs = took }
-            if call >= warmup { samples.append(took) }
-            decoded = outputs.featureValue(for: "video")?.multiArrayValue
-            peak = max(peak, footprint())
-        }
-        guard let video = decoded else { throw BenchmarkError.noVideo }
+        let calls = try timed(model, inputs, warmup + repeats)
+        let samples = Array(calls.milliseconds.dropFirst(warmup))
         let p50 = percentile(samples, 50)
         let fps = Double(wanted.video[2]) / p50 * 1000
         return BenchmarkRow(
@@ -125,15 +114,15 @@ public enum DecoderBenchmark {
             size: [wanted.video[3], wanted.video[4]],
             sizeMb: wanted.sizeMb,
             loadS: loadS,
-            firstMs: firstMs,
+            firstMs: calls.milliseconds[0],
             p50Ms: p50,
             p90Ms: percentile(samples, 90),
             fps: fps,
             realtime: fps / 24,
-            peakMb: max(0, peak - before),
-            psnrDb: try psnr(of: video, against: resource("expected.bin")),
+            peakMb: max(0, footprint().peak - before),
+            psnrDb: try psnr(of: calls.video, against: resource("expected.bin")),
             samplesMs: samples,
-            remarks: ["thermal state before \(thermal.rawValue), after \(ProcessInfo.processInfo.thermalState.rawValue) (0 is nominal)"]
+            remarks: ["peak memory is the highest of this process so far, the Neural Engine's own not in it", "thermal state before \(thermal.rawValue), after \(ProcessInfo.processInfo.thermalState.rawValue) (0 is nominal)"]
         )
     }
 
@@ -147,8 +136,23 @@ public enum DecoderBenchmark {
     }
 }
 
+/// Decode so many times; each call's milliseconds, and the last video. Not async: so is the call that is timed.
+func timed(_ model: MLModel, _ inputs: MLFeatureProvider, _ count: Int) throws -> (milliseconds: [Double], video: MLMultiArray) {
+    var taken: [Double] = []
+    var video: MLMultiArray?
+    for _ in 0..<count {
+        let began = DispatchTime.now()
+        let outputs = try model.prediction(from: inputs)
+        taken.append(milliseconds(since: began))
+        video = outputs.featureValue(for: "video")?.multiArrayValue
+    }
+    guard let decoded = video else { throw BenchmarkError.noVideo }
+    guard decoded.dataType == .float32 else { throw BenchmarkError.notFloat32 }
+    return (taken, decoded)
+}
+
 func resource(_ name: String) throws -> URL {
-    guard let url = Bundle.module.url(forResource: "Resources/\(name)", withExtension: nil) else {
+    guard let url = Bundle.module.url(forResource: name, withExtension: nil) else {
         throw BenchmarkError.missing(name)
     }
     return url
@@ -190,6 +194,7 @@ func psnr(of video: MLMultiArray, against url: URL) throws -> Double {
             }
         }
     }
+    guard squares.isFinite else { return 0 }  // JSON has no NaN
     return squares == 0 ? 200 : min(200, -10 * log10(squares / Double(expected.count) / 4))
 }
 
@@ -206,8 +211,8 @@ func percentile(_ samples: [Double], _ share: Double) -> Double {
     return sorted[low] + (sorted[high] - sorted[low]) * (place - Double(low))
 }
 
-/// What the system counts against this process, in MB. The Neural Engine's own memory is not in it.
-func footprint() -> Double {
+/// What the system counts against this process, now and at the most so far, in MB.
+func footprint() -> (now: Double, peak: Double) {
     var info = task_vm_info_data_t()
     var count = mach_msg_type_number_t(MemoryLayout<task_vm_info_data_t>.size / MemoryLayout<integer_t>.size)
     let result = withUnsafeMutablePointer(to: &info) { pointer in
@@ -215,5 +220,6 @@ func footprint() -> Double {
             task_info(mach_task_self_, task_flavor_t(TASK_VM_INFO), $0, &count)
         }
     }
-    return result == KERN_SUCCESS ? Double(info.phys_footprint) / 1e6 : 0
+    guard result == KERN_SUCCESS else { return (0, 0) }
+    return (Double(info.phys_footprint) / 1e6, Double(info.ledger_phys_footprint_peak) / 1e6)
 }

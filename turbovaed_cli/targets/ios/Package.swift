@@ -7,7 +7,16 @@ let package = Package(
     products: [.library(name: "TurboVAEDBench", targets: ["TurboVAEDBench"])],
     targets: [
         // Copied, not compiled: the package is compiled on the device, which is part of what is measured.
-        .target(name: "TurboVAEDBench", resources: [.copy("Resources")]),
+        // One by one: a folder that is called Resources keeps an iOS bundle from being signed.
+        .target(
+            name: "TurboVAEDBench",
+            resources: [
+                .copy("Resources/student.mlpackage"),
+                .copy("Resources/latents.bin"),
+                .copy("Resources/expected.bin"),
+                .copy("Resources/case.json"),
+            ]
+        ),
         .testTarget(name: "TurboVAEDBenchTests", dependencies: ["TurboVAEDBench"]),
     ]
 )
