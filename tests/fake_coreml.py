@@ -5,6 +5,7 @@ the app on the phone. Programs are run by our interpreter, so numbers are real.
 """
 
 import time
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -119,7 +120,7 @@ class Service:
 
     @classmethod
     async def load_on_device(cls, device, compiled_model_path, compute_units, function_name=None, optimization_hints=None):
-        assert device.session == "session" and not function_name and not optimization_hints
+        assert isinstance(device.session, Session) and not function_name and not optimization_hints
         return cls(compiled_model_path, compute_units)
 
     async def predict(self, inputs):
@@ -133,6 +134,13 @@ class Service:
         return self.units
 
     async def unload(self):
+        pass
+
+
+class Session:
+    """`_AppSession`: coremltools' app on the phone."""
+
+    def stop(self):
         pass
 
 
@@ -153,8 +161,8 @@ def install(monkeypatch, phones=()):
     from coremltools.models import model as models
     from coremltools.models.ml_program.experimental import async_wrapper, compute_plan_utils, remote_device
 
-    for module in ("exporters", "targets"):
-        monkeypatch.setattr(f"turbovaed_cli.{module}.coreml.runs_here", lambda: True)
+    for module in ("exporters.coreml", "targets.coreml", "bench"):
+        monkeypatch.setattr(import_module(f"turbovaed_cli.{module}"), "runs_here", lambda: True)
     for module in (models, compute_plan):
         monkeypatch.setattr(module, "_MLModelProxy", Proxy)
     monkeypatch.setattr(compute_plan, "_MLComputePlanProxy", Plan)
@@ -164,7 +172,7 @@ def install(monkeypatch, phones=()):
 
     def build(self, working_directory, build_directory, credentials, clean):
         assert credentials.development_team == "TEAM"
-        return "session"
+        return Session()
 
     def compiled(model, destination_path):
         shutil.copytree(model, destination_path)

@@ -75,7 +75,7 @@ def properties(text, structure):
     """Of a Swift structure: snake_case name to type, or to the constant that it is."""
     body = text.partition(f"public struct {structure}")[2].partition("\n}")[0]
     found = {}
-    for name, kind, constant in re.findall(r"^    public let (\w+)(?:: (\S+))?(?: = (.+))?$", body, re.MULTILINE):
+    for name, kind, constant in re.findall(r"^    public let (\w+)(?:: (\S+))?(?: = (.+?))?(?:  //.*)?$", body, re.MULTILINE):
         key = re.sub(r"(?<=[a-z0-9])([A-Z])", lambda match: "_" + match[1].lower(), name)
         found[key] = json.loads(constant) if constant else kind
     return found
