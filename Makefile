@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check format bench bench-gpu clean
+.PHONY: install demo test faults check format bench bench-gpu clean
 
 install: .venv/installed
 
@@ -20,6 +20,9 @@ demo: install          ## the whole path on generated clips with the embedded pa
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+faults: install        ## kills, flips and other mishaps in full: minutes
+	$(BIN)/python -m pytest -m faults --all-faults -s --timeout 3000 tests/faults
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
 	$(BIN)/python benchmarks/startup.py

@@ -11,6 +11,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from golden import load_golden, write_teacher
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
+    parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
     """Two, or one where a file of tests runs beside others (pytest -n)."""

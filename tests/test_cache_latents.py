@@ -64,7 +64,7 @@ def test_the_bytes_are_those_of_reading_encoding_and_writing_one_after_the_other
     cache_latents(spec, videos, tmp_path / "c", settings)
     teacher = load_teacher(ltx_teacher)
     made_by = json.loads((tmp_path / "c" / "manifest.json").read_text())
-    made_by.pop("schema_version")
+    assert made_by.pop("schema_version") == 2 and len(made_by.pop("seal")) == 64
     clips = [clip for path in list_videos(videos) for clip in plan_clips(probe(path), settings)]
     with CacheWriter(tmp_path / "serial", made_by, shard_mb=1) as writer:
         for pair in (clips[i : i + 2] for i in range(0, len(clips), 2)):

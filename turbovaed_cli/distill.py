@@ -34,7 +34,7 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, load_str
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_whole
+from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_manifest, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.data import DeviceCopies, Skipped, VideoClips, Waited, read_ahead, usable_videos
@@ -679,6 +679,7 @@ def _write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mapp
         raise CheckFailedError("the averaged weights are not finite; model/ was not written")
     with whole_folder(folder.model, overwrite=True) as temporary:
         student.cpu().save_pretrained(temporary)
+        write_manifest(temporary)  # without the card, which people may edit
         (temporary / "README.md").write_text(card(spec, trainer, config), encoding="utf-8")
 
 

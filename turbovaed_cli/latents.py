@@ -8,6 +8,7 @@ A shard counts only with its .json, which is written after it: what a killed pro
 """
 
 import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,10 +23,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
-from turbovaed_cli.rundir import read_json, sha256_of, write_json, write_whole
+from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, write_whole
 from turbovaed_cli.video import to_model
-
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -178,16 +177,8 @@ class CacheWriter:
         name = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
         path = self.shards / f"{name}.safetensors"
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))
-        write_json(
-            path.with_suffix(".json"),
-            {
-                "schema_version": SCHEMA_VERSION,
-                "file": path.name,
-                "sha256": sha256_of(path),
-                "bytes": path.stat().st_size,
-                "clips": self._clips,
-            },
-        )
+        text = sealed({"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips})
+        write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self.committed |= {clip["key"] for clip in self._clips}
         self._tensors, self._clips, self._bytes = {}, [], 0
 
@@ -201,16 +192,15 @@ class CacheWriter:
 
 def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
     path = root / "manifest.json"
-    manifest = {"schema_version": SCHEMA_VERSION, **made_by}
     if not path.exists():
         if root.exists() and any(
             item.name != "shards" and not item.name.startswith(".manifest.json.") for item in root.iterdir()
         ):
             raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
-        write_json(path, manifest)
+        write_whole(path, lambda temporary: temporary.write_text(sealed(made_by), encoding="utf-8"))
         return
-    before = read_json(path)
-    for name in sorted(before.keys() | manifest.keys()):
+    before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
+    for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal"}):
         if before.get(name) != manifest.get(name):
             raise SettingsError(
                 f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
@@ -221,7 +211,8 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
     """The .json of every committed shard, by name."""
     for path in sorted((root / "shards").glob("*.json")):
-        yield read_json(path)
+        if not path.name.startswith("."):  # what a killed process had begun to write
+            yield read_sealed(path)
 
 
 class LatentCache:
@@ -233,7 +224,7 @@ class LatentCache:
                 f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one"
             )
         self.root = root
-        self.manifest = read_json(root / "manifest.json")
+        self.manifest = read_sealed(root / "manifest.json")
         shards = list(committed_shards(root))
         self.clips = sorted(
             ({**clip, "file": shard["file"], "file_sha256": shard["sha256"]} for shard in shards for clip in shard["clips"]),

@@ -1,10 +1,12 @@
 """A run folder, and the one way files of ours are written: whole or not at all."""
 
+import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,9 @@ from typing import Any
 
 from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of config.json
+SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
+_NO_SEAL = "0" * 64
 # Names that write_whole, whole_folder and _remove_folder give to what is not complete.
 _LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
 
@@ -77,20 +81,54 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _swap_in(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; what was there goes only after its successor is complete."""
+    """Rename `temporary` to `path`; what was there goes only after its successor is complete.
+
+    On Linux the two change places in one step. Elsewhere there is a moment with neither in place, and `clean_leftovers`
+    puts the old one back.
+    """
     if not path.exists():
         temporary.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / path.name)
-    temporary.rename(path)
-    shutil.rmtree(old)
+    elif not _exchange(temporary, path):
+        old = path.with_name(f".{path.name}.swapped")
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two names change places in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(ctypes.CDLL(None).renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON whole or not at all, for people: indented, keys in the order given."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def sealed(value: Mapping[str, Any]) -> str:
+    """JSON text whose last field is a seal, so that no bit of it can change unseen."""
+    text = json.dumps({"schema_version": SEALED_VERSION, **value, "seal": _NO_SEAL}, indent=2, ensure_ascii=False) + "\n"
+    head, _, tail = text.rpartition(_NO_SEAL)
+    return head + hashlib.sha256(text.encode()).hexdigest() + tail
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A document that `sealed` made; CorruptFileError where a bit differs. Those of version 1 had no seal, and pass."""
+    value = read_json(path)
+    if value.get("schema_version") == 1 and "seal" not in value:
+        return value
+    seal, text = value.get("seal"), path.read_text(encoding="utf-8")
+    head, found, tail = text.rpartition(str(seal))
+    if not found or hashlib.sha256(f"{head}{_NO_SEAL}{tail}".encode()).hexdigest() != seal:
+        raise CorruptFileError(
+            f"{path} is not what was written (its seal does not fit)", "restore it, or remove the folder it is in"
+        )
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -177,7 +215,7 @@ class RunDir:
                     f"{self.root} is in use by {file.read().strip() or 'another process'}", "wait for it, or give another --run"
                 )
             file.truncate(0)
-            file.write(f"process {os.getpid()}")
+            file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
             file.flush()
             yield
 
@@ -213,10 +251,7 @@ class RunDir:
         path = self.checkpoint_path(step)
         with whole_folder(path, overwrite=True) as folder:
             write(folder)
-            files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
-            (folder / "manifest.json").write_text(
-                json.dumps({"schema_version": SCHEMA_VERSION, "step": step, "files": files}, indent=2)
-            )
+            write_manifest(folder, step=step)
         for old in self.steps()[: -max(keep, 1)]:
             _remove_folder(self.checkpoint_path(old))
         return path
@@ -239,28 +274,38 @@ class RunDir:
         if not steps:
             return None
         path = self.checkpoint_path(steps[-1])
-        verify_manifest(path)
+        if (found := verify_manifest(path)["step"]) != steps[-1]:
+            raise CorruptFileError(f"{path} holds step {found}", "give folders their own names back, or remove it")
         return path
 
     def clean_leftovers(self) -> None:
         """Remove what a killed process of ours left half-written, and nothing else. Call while holding the lock of a known run."""
         for folder in (self.root, self.checkpoints, self.samples):
+            for item in folder.glob(".*.swapped") if folder.is_dir() else ():
+                place = item.with_name(item.name.removeprefix(".").removesuffix(".swapped"))
+                if _LEFTOVER.match(item.name) and not place.exists():
+                    item.rename(place)  # killed between the two renames of _swap_in
             for item in folder.glob(".*") if folder.is_dir() else ():
                 if _LEFTOVER.match(item.name):
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def write_manifest(folder: Path, **more: Any) -> None:
+    """manifest.json: sha256 and size of every file that is in `folder` now, sealed."""
+    files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(sealed({**more, "files": files}), encoding="utf-8")
+
+
 def verify_manifest(folder: Path) -> dict[str, Any]:
     """Check every file of a folder against its manifest.json and return the manifest; CorruptFileError names what differs."""
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_sealed(folder / "manifest.json")
+    hint = f"remove {folder} to go on from the checkpoint before" if "step" in manifest else f"restore {folder}"
     for name, wanted in manifest["files"].items():
         file = folder / name
         if not file.is_file():
-            raise CorruptFileError(f"{folder} misses {name}", f"remove {folder} to go on from the checkpoint before")
+            raise CorruptFileError(f"{folder} misses {name}", hint)
         if sha256_of(file) != wanted["sha256"]:
-            raise CorruptFileError(
-                f"{file} is not what was written (sha256 differs)", f"remove {folder} to go on from the checkpoint before"
-            )
+            raise CorruptFileError(f"{file} is not what was written (sha256 differs)", hint)
     return manifest
 
 

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
 from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.rundir import RunDir, verify_manifest
 from turbovaed_cli.weights import Consent, no_consent, student_weights
 
 if TYPE_CHECKING:
@@ -405,6 +405,8 @@ def _load_folder(folder: Path) -> StudentDecoder:
         raise UnknownModelError(
             f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished"
         )
+    if (folder / "manifest.json").is_file():  # of a run: every byte is known
+        verify_manifest(folder)
     config = read_config(config_path)
     if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
         raise UnknownModelError(
