@@ -1,5 +1,6 @@
 """Shared by all tests: threads, and the small networks that many of them use."""
 
+import json
 import os
 import shutil
 import sys
@@ -14,6 +15,35 @@ from golden import load_golden, write_teacher
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
+
+
+_COUNTS = pytest.StashKey[dict[str, dict[str, int]]]()
+
+
+@pytest.fixture
+def tally(request):
+    """Add to a line of the table that `make faults` ends in (and the same as one line of JSON): how many of something were tried, and how many were survived."""
+    counts = request.config.stash.setdefault(_COUNTS, {})
+
+    def add(what: str, tried: int, survived: int) -> None:
+        line = counts.setdefault(what, {"tried": 0, "survived": 0, "lost": 0})
+        line["tried"] += tried
+        line["survived"] += survived
+        line["lost"] += tried - survived
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    counts = config.stash.get(_COUNTS, {})
+    if not counts or not config.getoption("--all-faults"):
+        return
+    write = terminalreporter.write_line
+    write("")
+    write(f"{'what':48} {'tried':>8} {'survived':>9} {'lost':>6}")
+    for what, line in counts.items():
+        write(f"{what:48} {line['tried']:8} {line['survived']:9} {line['lost']:6}")
+    write(json.dumps({"seed": config.getoption("--fault-seed"), **counts}))
 
 
 @pytest.fixture(scope="session", autouse=True)

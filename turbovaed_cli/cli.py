@@ -1,5 +1,6 @@
 """The command line: read options, call one function, show its result. Verbs are imported inside the bodies, so help is quick."""
 
+import errno
 import functools
 import os
 import re
@@ -114,11 +115,11 @@ def command(function: Command) -> Command:
             if os.environ.get("TURBOVAED_DEBUG"):
                 raise
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            hint = (
-                "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
-                if "memory" in lines[0].lower()
-                else "TURBOVAED_DEBUG=1 shows where; please report it"
-            )
+            hint = "TURBOVAED_DEBUG=1 shows where; please report it"
+            if "memory" in lines[0].lower():
+                hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
+            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                hint = "free some space; what was finished is kept, and the same command goes on"
             console.print_error(TurboVaedError(lines[0], hint))
             raise typer.Exit(1) from None
 

@@ -20,6 +20,10 @@ class VideoError(TurboVaedError):
     """A video could not be read or written whole."""
 
 
+class DiskFullError(TurboVaedError):
+    """There was no room for a file; what had been there before is as it was."""
+
+
 class NonFiniteError(TurboVaedError):
     """Training produced NaN or infinity; raised before the optimizer step that would have spread it."""
 

@@ -1,6 +1,7 @@
 """A run folder, and the one way files of ours are written: whole or not at all."""
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
+from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError
 
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
@@ -40,19 +41,40 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn what systems and libraries say when a disk is full into one error that names the file."""
+    try:
+        yield
+    except Exception as error:
+        # safetensors has an error of its own, which ends in the system's number.
+        told = isinstance(error, OSError) and error.errno in _FULL
+        told = told or any(f"(os error {number})" in str(error) for number in _FULL)
+        if not told:
+            raise
+        raise DiskFullError(
+            f"no room for {path}", "free some space and repeat the command; what was there before is untouched"
+        ) from error
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then fsync and rename it there: whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        fsync_folder(path.parent)
+        with room_for(path):
+            write(temporary)
+            temporary.chmod(0o644)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,16 +88,17 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-            else:
-                fsync_folder(file)
-        fsync_folder(temporary)
-        _swap_in(temporary, path)
-        fsync_folder(path.parent)
+        with room_for(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as opened:
+                        os.fsync(opened.fileno())
+                else:
+                    fsync_folder(file)
+            fsync_folder(temporary)
+            _swap_in(temporary, path)
+            fsync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -50,23 +50,23 @@ def tried(request):
     return count_of(request, quick=60, full=2000), request.config.getoption("--fault-seed")
 
 
-def test_in_a_checkpoint(tried, tmp_path):
+def test_in_a_checkpoint(tried, tmp_path, tally):
     run = RunDir(tmp_path)
     run.save_checkpoint(3, lambda folder: save_file({"weights": torch.randn(500)}, folder / "student.safetensors"), keep=1)
     count, missed = undetected(run.checkpoints, run.latest_checkpoint, *tried)
-    print(f"\nflips in a checkpoint: {count} tried, {len(missed)} missed")
+    tally("flipped bits of a checkpoint", count, count - len(missed))
     assert missed == [] and count >= 100
 
 
-def test_in_a_model(tried, ltx_student, tmp_path):
+def test_in_a_model(tried, ltx_student, tmp_path, tally):
     shutil.copytree(ltx_student, tmp_path / "model")
     write_manifest(tmp_path / "model")
     count, missed = undetected(tmp_path / "model", lambda: load_student(tmp_path / "model"), *tried)
-    print(f"\nflips in a model: {count} tried, {len(missed)} missed")
+    tally("flipped bits of a model", count, count - len(missed))
     assert missed == [] and count >= 100
 
 
-def test_in_a_latent_cache(tried, tmp_path):
+def test_in_a_latent_cache(tried, tmp_path, tally):
     made_by = {"teacher": {"name": "none"}, "clip": {"frames": 1, "size": [8, 8], "stride": 1}, "dtype": "fp32"}
     with CacheWriter(tmp_path, made_by, shard_mb=1) as writer:
         clip = ClipSource("a.mp4", "a" * 64, 0, 1, 1, (8, 8))
@@ -77,7 +77,7 @@ def test_in_a_latent_cache(tried, tmp_path):
         cache.read(0)
 
     count, missed = undetected(tmp_path, read, *tried)
-    print(f"\nflips in a latent cache: {count} tried, {len(missed)} missed")
+    tally("flipped bits of a latent cache", count, count - len(missed))
     assert missed == [] and count >= 100
 
 

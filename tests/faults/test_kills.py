@@ -30,15 +30,17 @@ def work(ltx_teacher, cache, small_student, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_distillation_killed_at_random_moments_loses_nothing_and_ends_in_the_same_bits(work, request):
+def test_a_distillation_killed_at_random_moments_loses_nothing_and_ends_in_the_same_bits(work, request, tally):
     """Three stages, the last one adversarial, with accumulation and an average of weights."""
     kills, seed = count_of(request, quick=12, full=500), request.config.getoption("--fault-seed")
     script = Path(__file__).with_name("random_kills.py")
     words = [sys.executable, script, "--work", work, "--kills", str(kills), "--seed", str(seed)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 1) and done.stdout, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])
-    print(f"\nkilled distillations: {counts}")
+    tally("random kills of a distillation", counts["kills"], counts["kills"] - counts["lost"] - counts["unreadable"])
+    tally("killed distillations that ended in the same bits", counts["runs"], counts["runs"] - counts["differing"])
+    assert done.returncode == 0, (counts, done.stderr)
     assert counts["kills"] == kills and counts["runs"] >= 1
 
 
@@ -69,7 +71,7 @@ def newest(root: Path) -> int | None:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_killed_at_any_operation_of_a_save_or_its_clean_up_a_run_recovers(keep, tmp_path):
+def test_killed_at_any_operation_of_a_save_or_its_clean_up_a_run_recovers(keep, tmp_path, tally):
     """Killed before each write, fsync, rename and removal in turn: the checkpoint before is there, or the new one."""
     found = []
     for root in dies_at_every_operation(tmp_path, before=[save(1, keep), save(2, keep)], act=save(3, keep)):
@@ -77,16 +79,18 @@ def test_killed_at_any_operation_of_a_save_or_its_clean_up_a_run_recovers(keep, 
         found.append(step)
         save(3, keep)(root)  # and the same save then succeeds
         assert newest(root) == 3
+    tally("kills at each operation of a save", len(found), sum(step in (2, 3) for step in found))
     assert set(found) == {2, 3} and found == sorted(found) and len(found) > 20
 
 
-def test_a_checkpoint_that_takes_the_place_of_its_namesake_is_never_missing(tmp_path):
+def test_a_checkpoint_that_takes_the_place_of_its_namesake_is_never_missing(tmp_path, tally):
     found = [newest(root) for root in dies_at_every_operation(tmp_path, before=[save(1, 2), save(2, 2)], act=save(2, 2))]
+    tally("kills at each operation of a save", len(found), found.count(2))
     assert set(found) == {2} and len(found) > 20
 
 
 @pytest.mark.parametrize("in_one_step", [True, False])
-def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(in_one_step, tmp_path, monkeypatch):
+def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(in_one_step, tmp_path, monkeypatch, tally):
     """Also where the file system cannot let two names change places, and there is a moment with neither."""
     if not in_one_step:
         monkeypatch.setattr("turbovaed_cli.rundir._exchange", lambda *_: False)
@@ -104,10 +108,11 @@ def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(in_one_step, tmp
         RunDir(root).clean_leftovers()
         found.append(int(load_file(RunDir(root).model / "weights.safetensors")["weights"][0]))
         assert [item.name for item in root.iterdir()] == ["model"]
+    tally("kills at each operation of a model's replacement", len(found), sum(value in (1, 2) for value in found))
     assert set(found) == {1, 2} and found == sorted(found)
 
 
-def test_killed_at_any_operation_of_a_shard_a_cache_holds_what_was_committed_before(tmp_path):
+def test_killed_at_any_operation_of_a_shard_a_cache_holds_what_was_committed_before(tmp_path, tally):
     made_by = {"teacher": {"name": "none"}, "clip": {"frames": 1, "size": [8, 8], "stride": 1}, "dtype": "fp32"}
 
     def add(number: int):
@@ -127,6 +132,7 @@ def test_killed_at_any_operation_of_a_shard_a_cache_holds_what_was_committed_bef
         counts.append(len(values))
         add(2)(root)
         assert len(LatentCache(root)) == 2
+    tally("kills at each operation of a shard", len(counts), sum(count in (1, 2) for count in counts))
     assert set(counts) == {1, 2} and counts == sorted(counts)
 
 
