@@ -1,9 +1,10 @@
 """Kill `distill` at random moments, again and again, and see that nothing committed is lost and the bits stay the same.
 
-    python tests/faults/random_kills.py --work DIR --kills 500 --seed 1
+    python tests/faults/random_kills.py --work DIR --kills 500 --seed 1 [--signals TERM INT] [--data DIR]
 
 A process that has imported everything forks one child per attempt, so that a kill costs what the run costs and no imports.
-One line of JSON in the end. DIR holds teacher/, latents/, student.json and recipe.toml.
+One line of JSON in the end. DIR holds teacher/, latents/, student.json and recipe.toml. SIGTERM and SIGINT have to end the
+command within two seconds and a step, with their exit code, and leave no ffmpeg behind.
 """
 
 import argparse
@@ -17,13 +18,18 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 
-from turbovaed_cli.distill import distill
+import turbovaed_cli.distill  # noqa: F401 - for the children, which then need not
+from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
-from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir, verify_manifest
-from turbovaed_cli.settings import read_recipe
+
+STEPS = 6  # of the recipe
+
+
+CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 def main() -> None:
@@ -31,60 +37,98 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--signals", nargs="+", default=["KILL"])
+    parser.add_argument("--data", type=Path, help="videos to learn from, instead of the latents")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
-    work, rng = options.work, random.Random(options.seed)
-    once = work / "once"
-    seconds = attempt(work, once, None)
-    wanted = digest(once)
-    counts = {"seed": options.seed, "kills": 0, "runs": 0, "lost": 0, "differing": 0, "unreadable": 0}
-    run = work / f"killed-{options.seed}"
+    rng = random.Random(options.seed)
+    signals = [signal.Signals[f"SIG{name}"] for name in options.signals]
+    once = Attempt(options, options.work / f"once-{options.seed}", None, signals[0])
+    wanted = digest(once.run)
+    counts = {
+        "seed": options.seed,
+        "kills": 0,
+        "runs": 0,
+        "lost": 0,
+        "differing": 0,
+        "unreadable": 0,
+        "wrong_exits": 0,
+        "slow_exits": 0,
+        "left_behind": 0,
+    }
+    run = options.work / f"killed-{options.seed}"
     committed: list[int] = []
-    while counts["kills"] < options.kills or committed:
-        still = counts["kills"] < options.kills
-        if attempt(work, run, rng.uniform(0.0, 1.1 * seconds) if still else None) is None:
-            counts["kills"] += 1
-            found = RunDir(run).steps()
-            # Checkpoints are kept two at a time, so the newest that was there may only be followed.
-            counts["lost"] += bool(committed) and (not found or found[-1] < committed[-1])
-            committed = found
-            try:
-                for step in found:
-                    verify_manifest(RunDir(run).checkpoint_path(step))
-            except TurboVaedError:
-                counts["unreadable"] += 1
-        else:
+    while counts["kills"] < options.kills or run.exists():
+        moment = rng.uniform(0.0, 1.1 * once.seconds) if counts["kills"] < options.kills else None
+        done = Attempt(options, run, moment, signals[counts["kills"] % len(signals)])
+        if done.code == 0:
             counts["runs"] += 1
             counts["differing"] += digest(run) != wanted
             shutil.rmtree(run)
             committed = []
-    print(json.dumps(counts))
-    sys.exit(bool(counts["lost"] or counts["differing"] or counts["unreadable"]))
-
-
-def attempt(work: Path, run: Path, kill_after: float | None) -> float | None:
-    """Distil in a child; the seconds it took, or None where it was killed before it had ended."""
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        code = 1
+            continue
+        counts["kills"] += 1
+        counts["wrong_exits"] += done.code != CODES[done.signal]
+        counts["slow_exits"] += done.seconds_to_end > 2.0 + once.seconds / STEPS
+        counts["left_behind"] += done.left_behind
+        found = RunDir(run).steps()
+        # Checkpoints are kept two at a time, so the newest that was there may only be followed.
+        counts["lost"] += bool(committed) and (not found or found[-1] < committed[-1])
+        committed = found
         try:
-            settings = read_recipe(str(work / "recipe.toml")).with_changes(frames=9, size=(64, 64), save_every=1, sample_every=0)
-            config = json.loads((work / "student.json").read_text())
-            teacher = find_model(work / "teacher")
-            distill(teacher, run, latents=work / "latents", settings=settings, student_config=config)
-            code = 0
-        finally:
-            os._exit(code)
-    while kill_after is None or time.monotonic() - began < kill_after:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, f"the run failed (status {status}): seed and kills so far are in the output"
-            return time.monotonic() - began
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    return None if os.WIFSIGNALED(status) else time.monotonic() - began
+            for step in found:
+                verify_manifest(RunDir(run).checkpoint_path(step))
+        except TurboVaedError:
+            counts["unreadable"] += 1
+    print(json.dumps(counts))
+    sys.exit(any(counts[name] for name in ("lost", "differing", "unreadable", "wrong_exits", "slow_exits", "left_behind")))
+
+
+class Attempt:
+    """One child that distils into `run`, by the command itself, and is sent `which` after so many seconds if it still runs."""
+
+    def __init__(self, options: argparse.Namespace, run: Path, kill_after: float | None, which: signal.Signals) -> None:
+        self.run, self.signal, self.seconds_to_end, self.left_behind = run, which, 0.0, 0
+        began = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _distil(options, run)
+        while True:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done or (kill_after is not None and time.monotonic() - began >= kill_after):
+                break
+            time.sleep(0.001)
+        if not done:
+            helpers = psutil.Process(child).children(recursive=True)
+            os.kill(child, which)
+            sent = time.monotonic()
+            _, status = os.waitpid(child, 0)
+            self.seconds_to_end = time.monotonic() - sent
+            self.left_behind = len(psutil.wait_procs(helpers, timeout=2)[1]) if which != signal.SIGKILL else 0
+        self.seconds = time.monotonic() - began
+        self.code = os.waitstatus_to_exitcode(status)
+        if self.code not in (0, CODES[which]):
+            print(f"exit code {self.code} after {which.name} at {kill_after} seconds", file=sys.stderr)
+
+
+def _distil(options: argparse.Namespace, run: Path) -> None:
+    """The command, in the child."""
+    where = ("--data", options.data) if options.data else ("--latents", options.work / "latents")
+    words = [
+        "distill", "--teacher", options.work / "teacher", *where, "--run", run, "--student-config", options.work / "student.json",
+        "--recipe", options.work / "recipe.toml", "--frames", "9", "--size", "64", "--dtype", "fp32", "--save-every", "1",
+        "--sample-every", "0", "-q",
+    ]  # fmt: skip
+    sys.argv = ["turbovaed", *map(str, words)]
+    code = 1
+    try:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            sys.stdout = sys.stderr = nowhere
+            cli.main()
+    except SystemExit as error:
+        code = int(error.code or 0)
+    finally:
+        os._exit(code)
 
 
 def digest(run: Path) -> str:
