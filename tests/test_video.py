@@ -364,3 +364,19 @@ def test_every_odd_clip_gives_its_frames_or_one_error():
         info = probe(path)
         assert (info.num_frames, info.height, info.width) == ODD[path.name], path.name
         assert sum(1 for _ in read_frames(info, size=(32, 32))) == info.num_frames, path.name
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("4.4.2-0ubuntu0.22.04.1", "4.4"),
+        ("6.1", "6.1"),
+        ("7.0.2-static", ""),
+        ("n9.0.2-17-g2a571b6068", ""),
+        ("N-112233-gabc", ""),
+    ],
+)
+def test_an_ffmpeg_below_the_floor_is_warned_of(version, said, monkeypatch):
+    monkeypatch.setattr(ffmpeg, "version", lambda: version)
+    warning = ffmpeg.warning_of_age()
+    assert (f"ffmpeg {said} is older than 7.0" in warning) if said else warning == ""

@@ -181,6 +181,13 @@ def _reporter(quiet: bool, verbose: bool) -> console.ConsoleReporter:
     return console.ConsoleReporter(quiet=quiet, verbose=verbose)
 
 
+def _warn_of_old_ffmpeg() -> None:
+    from turbovaed_cli.ffmpeg import warning_of_age  # noqa: PLC0415 - help stays quick
+
+    if said := warning_of_age():
+        console.warn(said)
+
+
 def _model_or_default(model: str | None) -> str:
     if model is None:
         console.note(f"--model not given: using the embedded pair, {DEFAULT_MODEL}")
@@ -385,6 +392,8 @@ def cache_latents(
     """Encode clips once: posterior mean and std, and the pixels they were made from."""
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
 
+    _warn_of_old_ffmpeg()
+
     settings = CacheSettings(frames, parse_size(size), stride, clips_per_video, batch_size, shard_mb, dtype, device, workers)
     result = run(
         find_model(teacher), data, out, settings, dry_run=dry_run, consent=_consent(yes), report=_reporter(quiet, verbose)
@@ -487,6 +496,9 @@ def distill(
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
+
+    if data is not None:
+        _warn_of_old_ffmpeg()
 
     spec = find_model(teacher)
     given = {
@@ -605,6 +617,8 @@ def reconstruct(
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
 
+    _warn_of_old_ffmpeg()
+
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, or a latents .safetensors")
     out = out or Path(f"{source.stem}-turbovaed.mp4")
@@ -686,6 +700,8 @@ def evaluate(
     from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, check_settings, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
+
+    _warn_of_old_ffmpeg()
 
     thresholds = parse_thresholds(fail_under or [])
     settings = EvalSettings(

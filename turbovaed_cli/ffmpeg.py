@@ -22,6 +22,7 @@ from turbovaed_cli.errors import MissingError, VideoError
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
 _MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
+FLOOR = (7, 0)  # the first whose descriptors can seek; older ones are also long without fixes of their decoders
 STALL_S = 20.0  # seconds without a byte while we wait for one
 # Said at error level about files that are fine.
 _HARMLESS = re.compile(r"chapter track not found|timescale not set|Last message repeated|deprecated pixel format", re.IGNORECASE)
@@ -42,6 +43,18 @@ def version() -> str:
     """The first line of `ffmpeg -version`, shortened to the version."""
     text = subprocess.run([executable(), "-version"], capture_output=True, text=True, check=True).stdout
     return text.partition("version ")[2].partition(" ")[0]
+
+
+def warning_of_age() -> str:
+    """What to say of an ffmpeg older than FLOOR; "" of others, and of builds whose version is no number."""
+    found = re.match(r"n?(\d+)\.(\d+)", version())
+    if found is None or (int(found[1]), int(found[2])) >= FLOOR:
+        return ""
+    wanted = ".".join(map(str, FLOOR))
+    return (
+        f"ffmpeg {found[0].removeprefix('n')} is older than {wanted}: known holes in its decoders are open, and some videos will not "
+        "read; pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE"
+    )
 
 
 @cache
