@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import environment
 from turbovaed_cli.html_report import tables
-from turbovaed_cli.html_report.assets import asset, source_expression
+from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
 from turbovaed_cli.html_report.curves import Curves, draw
 from turbovaed_cli.metrics import METRICS
@@ -170,14 +169,7 @@ def render(report: Report) -> str:
     settings = report.settings.get("settings", {})
     curves = draw(tables.with_data_size(report.metrics))
     style, script = asset("page.css"), asset("page.js")
-    page = Environment(
-        loader=DictLoader({"page.html": asset("page.html")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html")
-    return page.render(
+    return template("page.html").render(
         report=report,
         tables=tables,
         figures=tables.key_figures(report.evaluation, report.metrics, settings),

@@ -4,6 +4,8 @@ import base64
 import hashlib
 from importlib.resources import files
 
+from jinja2 import DictLoader, Environment, StrictUndefined, Template
+
 
 def asset(name: str) -> str:
     """The text of a file beside this one."""
@@ -13,3 +15,11 @@ def asset(name: str) -> str:
 def source_expression(text: str) -> str:
     """What allows this very text, and no other, in a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def template(name: str) -> Template:
+    """A page to fill: every value is escaped, and one that is missing is an error."""
+    pages = Environment(
+        loader=DictLoader({name: asset(name)}), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return pages.get_template(name)

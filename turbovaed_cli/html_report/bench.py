@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from turbovaed_cli import __version__
-from turbovaed_cli.html_report.assets import asset, source_expression
+from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.curves import Tick, even_ticks
 from turbovaed_cli.rundir import write_whole
 from turbovaed_cli.targets import TEACHER
@@ -78,14 +77,7 @@ def render(documents: Sequence[Mapping[str, Any]]) -> str:
     rows = [(str(document["model"]), _rows(document)) for document in alike]
     measured = [row for row in rows[0][1] if row.measured]
     style = asset("page.css") + asset("bench.css")
-    page = Environment(
-        loader=DictLoader({"bench.html": asset("bench.html")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("bench.html")
-    return page.render(
+    return template("bench.html").render(
         document=first,
         models=[f"{document['model']} ({document['params'] / 1e6:.1f} M)" for document in alike if document.get("params")],
         left_out=left_out,
