@@ -43,7 +43,9 @@ def main() -> None:
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
     rng = random.Random(options.seed)
     signals = [signal.Signals[f"SIG{name}"] for name in options.signals]
-    once = Attempt(options, options.work / f"once-{options.seed}", None, signals[0])
+    name = f"{'videos' if options.data else 'latents'}-{options.seed}"
+    once = Attempt(options, options.work / f"once-{name}", None, signals[0])
+    assert once.code == 0, "the command fails by itself"
     wanted = digest(once.run)
     counts = {
         "seed": options.seed,
@@ -56,7 +58,7 @@ def main() -> None:
         "slow_exits": 0,
         "left_behind": 0,
     }
-    run = options.work / f"killed-{options.seed}"
+    run = options.work / f"killed-{name}"
     committed: list[int] = []
     while counts["kills"] < options.kills or run.exists():
         moment = rng.uniform(0.0, 1.1 * once.seconds) if counts["kills"] < options.kills else None
