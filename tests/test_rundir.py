@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
-from turbovaed_cli.rundir import RunDir, read_json, verify_manifest, whole_folder, write_json, write_whole
+from turbovaed_cli.rundir import RunDir, read_json, verify_manifest, whole_files, whole_folder, write_json, write_whole
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -139,3 +139,12 @@ def test_json_that_is_none_is_a_corrupt_file(tmp_path):
         read_json(tmp_path / "a.json")
     write_json(tmp_path / "b.json", {"ä": 1})
     assert read_json(tmp_path / "b.json") == {"ä": 1}
+
+
+def test_what_a_killed_write_left_is_not_taken_for_a_file_of_ours(tmp_path):
+    """Its name ends as the file's own would; evaluations and shards are found by that end."""
+    write_json(tmp_path / "b.json", {})
+    write_json(tmp_path / "a.json", {})
+    (tmp_path / ".a.json.x7yz.json").write_text('{"torn": ')
+    assert [path.name for path in whole_files(tmp_path, "*.json")] == ["a.json", "b.json"]
+    assert whole_files(tmp_path / "nowhere", "*.json") == []

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from turbovaed_cli import __version__
-from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
+from turbovaed_cli.devices import apple_device, forget_peak, peak_mb, resolve_dtype, torch_device
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -54,7 +54,6 @@ from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
 from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
-from turbovaed_cli.targets.torch import device_of
 from turbovaed_cli.video import list_videos, read_clip
 from turbovaed_cli.weights import Consent, no_consent
 
@@ -80,8 +79,8 @@ def bench(
     student = load_student(model, config, consent=consent)
     for frames in (settings.frames, *settings.memory_frames):
         student.latent_shape(frames, settings.size)
-    resolve_device(device_of(settings.device))
-    if device_of(settings.device) != settings.device:
+    torch_device(settings.device)
+    if apple_device(settings.device):
         _check_attached(settings)
     where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
     rows: list[BenchRow] = []
@@ -118,7 +117,7 @@ def bench(
         _header(settings),
         decoded,
         num_params(student),
-        _with_speedups(rows, resolve_device(device_of(settings.device))),
+        _with_speedups(rows, torch_device(settings.device)),
         loads,
         memory,
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
@@ -144,11 +143,10 @@ def write_ios_project(
     (target,) = _check(replace(settings, targets=("coreml",)))
     if len(settings.precisions) > 1 or len(settings.layouts) > 1:
         raise SettingsError("--ios-project holds one artefact", "one --dtype and one --layout")
-    precision, layout = next(iter(settings.precisions), target.precisions[0]), settings.layouts[0]
+    precision, layout = target.chosen(settings.precisions)[0], settings.layouts[0]
     student = load_student(model, config, consent=consent)
     wanted = _export_settings(settings, precision, layout)
-    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
-    latents = latents_for(student, wanted, loaded, report)
+    latents = _latents(model, teacher, config, student, settings, consent, report)
     with tempfile.TemporaryDirectory() as folder:
         result = export_student(student, ("coreml",), Path(folder) / "student.mlpackage", wanted, report, latents=latents)
         raise_for_misses(result)
@@ -209,10 +207,8 @@ def _check_attached(settings: BenchSettings) -> None:
 
 
 def _unmeasured(target: Target, network: str, reason: str, settings: BenchSettings) -> BenchRow:
-    precision = next((name for name in settings.precisions if name in target.precisions), target.precisions[0])
-    return BenchRow(
-        target.name, network, target.name, "", precision, "", False, f"not measured: {reason}", settings.frames, settings.size
-    )
+    precision, status = target.chosen(settings.precisions)[0], f"not measured: {reason}"
+    return BenchRow(target.name, network, target.name, "", precision, "", False, status, settings.frames, settings.size)
 
 
 def _check(settings: BenchSettings) -> list[Target]:
@@ -268,9 +264,7 @@ def _write_inputs(
     report: Reporter,
 ) -> str:
     """Latents, the fp32 student's videos of them, and what they were encoded from; says what the latents are."""
-    wanted = _export_settings(settings)
-    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
-    by_size, decoded = latents_for(student, wanted, loaded, report)
+    by_size, decoded = _latents(model, teacher, config, student, settings, consent, report)
     latents = by_size[settings.size]
     tensors = {f"latents_{i}": item for i, item in enumerate(latents)}
     with torch.no_grad():
@@ -282,6 +276,20 @@ def _write_inputs(
     return decoded
 
 
+def _latents(
+    model: str,
+    teacher: str | None,
+    config: str | None,
+    student: StudentDecoder,
+    settings: BenchSettings,
+    consent: Consent,
+    report: Reporter,
+) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
+    """What is decoded, and what it is; the teacher is loaded where videos have to be encoded."""
+    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
+    return latents_for(student, _export_settings(settings), loaded, report)
+
+
 def _export_settings(settings: BenchSettings, precision: str = "", layout: str = "4d-cat") -> ExportSettings:
     return ExportSettings(
         settings.frames, (settings.size,), (precision,) if precision else (), layout,
@@ -290,7 +298,7 @@ def _export_settings(settings: BenchSettings, precision: str = "", layout: str =
 
 
 def _header(settings: BenchSettings) -> str:
-    device = resolve_device(device_of(settings.device))
+    device = torch_device(settings.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return f"{name} ({device.type}), {_threads(settings)} of {os.cpu_count()} threads; torch {torch.__version__}, turbovaed {__version__}"
 
@@ -398,16 +406,15 @@ def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
 
     def student(precision: str) -> StudentDecoder:
         loaded = load_student(job["model"], job["config"])
-        nn.Module.to(loaded, device=resolve_device(device_of(settings.device)), dtype=resolve_dtype(precision))
+        nn.Module.to(loaded, device=torch_device(settings.device), dtype=resolve_dtype(precision))
         return loaded
 
     def teacher(precision: str) -> Teacher:
-        device = resolve_device(device_of(settings.device))
+        device = torch_device(settings.device)
         return load_teacher(find_model(job["teacher"]), device=device, dtype=resolve_dtype(precision))
 
-    precisions = tuple(name for name in settings.precisions if name in target.precisions) or target.precisions[:1]
-    exported = partial(_exported, job, settings)
-    return target.variants(Work(settings, precisions, student, teacher, exported, job["teacher"] is not None, job["threads"]))
+    chosen, exported = target.chosen(settings.precisions), partial(_exported, job, settings)
+    return target.variants(Work(settings, chosen, student, teacher, exported, job["teacher"] is not None, job["threads"]))
 
 
 def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision: str, layout: str) -> Exported:
@@ -543,7 +550,7 @@ def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
     """Memory in MB that loading one variant, alone in this process, and decoding once adds."""
     variants = _work(job, settings)
     latents = load_file(Path(job["folder"]) / "inputs.safetensors")["latents_0"]
-    device = resolve_device(device_of(settings.device)) if job["target"] == "torch" else torch.device("cpu")
+    device = torch_device(settings.device) if job["target"] == "torch" else torch.device("cpu")
     forget_peak(device)
     before = held_bytes(device)
     variants[job["peak_of"]].load().once(latents)
@@ -554,7 +561,7 @@ def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
 def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | None:
     """What one decode of a clip of some length adds, whole or streamed."""
     form, frames = job["memory"]
-    device = resolve_device(device_of(settings.device))
+    device = torch_device(settings.device)
     student = nn.Module.to(load_student(job["model"], job["config"]), device=device)
     latents = torch.zeros(1, *student.latent_shape(frames, settings.size), device=device)
     student.decode(latents[:, :, :1])  # kernels are chosen, libraries loaded

@@ -56,6 +56,17 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def apple_device(asked: str) -> tuple[str, str] | None:
+    """("iphone" or "ipad", a name or "") where --device asks for an attached one, which is only Core ML's; else None."""
+    kind, _, name = asked.partition(":")
+    return (kind, name) if kind in ("iphone", "ipad") else None
+
+
+def torch_device(asked: str) -> torch.device:
+    """The torch device of --device; UnavailableError where it is not there."""
+    return resolve_device("auto" if apple_device(asked) else asked)
+
+
 def resolve_dtype(name: str) -> torch.dtype:
     """fp32, bf16 or fp16 to a torch dtype; SettingsError for anything else."""
     if name not in DTYPES:

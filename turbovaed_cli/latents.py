@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
-from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, write_whole
+from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.video import to_model
 
 
@@ -210,9 +210,7 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
     """The .json of every committed shard, by name."""
-    for path in sorted((root / "shards").glob("*.json")):
-        if not path.name.startswith("."):  # what a killed process had begun to write
-            yield read_sealed(path)
+    yield from map(read_sealed, whole_files(root / "shards", "*.json"))
 
 
 class LatentCache:

@@ -65,18 +65,22 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with room_for(path):
+        os.close(handle)
+        temporary = Path(name)
+        try:
             write(temporary)
             temporary.chmod(0o644)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             fsync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def whole_files(folder: Path, pattern: str) -> list[Path]:
+    """What write_whole brought to an end in `folder`, by name: its unfinished files match the same patterns, but for their dot."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 @contextmanager
@@ -121,10 +125,9 @@ def _swap_in(temporary: Path, path: Path) -> None:
 
 def _exchange(a: Path, b: Path) -> bool:
     """Let two names change places in one step; False where the system or the file system cannot."""
-    if sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "renameat2"):
-        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(ctypes.CDLL(None).renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
+    return rename is not None and bool(rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -142,10 +145,10 @@ def sealed(value: Mapping[str, Any]) -> str:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """A document that `sealed` made; CorruptFileError where a bit differs. Those of version 1 had no seal, and pass."""
-    value = read_json(path)
+    text, value = _text_and_object(path)
     if value.get("schema_version") == 1 and "seal" not in value:
         return value
-    seal, text = value.get("seal"), path.read_text(encoding="utf-8")
+    seal = value.get("seal")
     head, found, tail = text.rpartition(str(seal))
     if not found or hashlib.sha256(f"{head}{_NO_SEAL}{tail}".encode()).hexdigest() != seal:
         raise CorruptFileError(
@@ -156,15 +159,20 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of ours; CorruptFileError where it is something else."""
+    return _text_and_object(path)[1]
+
+
+def _text_and_object(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
     except ValueError as error:
         raise CorruptFileError(
             f"{path} is not JSON: {error}", "it was changed or damaged; restore it or start a new folder"
         ) from error
     if not isinstance(value, dict):
         raise CorruptFileError(f"{path} holds a {type(value).__name__} where an object was written")
-    return value
+    return text, value
 
 
 class RunDir:

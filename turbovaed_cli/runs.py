@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from turbovaed_cli.errors import SettingsError, TurboVaedError
-from turbovaed_cli.rundir import RunDir, read_json
+from turbovaed_cli.rundir import RunDir, read_json, whole_files
 
 # What a run folder has of its own, any of which marks a folder as one even where its config.json is damaged.
 _MARKS = ("checkpoints", "metrics.jsonl", "lock", "train.log")
@@ -108,7 +108,7 @@ def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None
     Not the lowest loss: stages sum up other things, an adversarial one something that may fall for ever.
     """
     psnr = []
-    for path in sorted(run.eval.glob("*.json")):
+    for path in whole_files(run.eval, "*.json"):
         document = read_json(path)
         value = document.get("means", {}).get("student", {}).get("psnr")
         if document.get("protocol") == "standard" and isinstance(value, int | float):

@@ -25,7 +25,7 @@ from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, wo
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import StudentDecoder, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params
-from turbovaed_cli.rundir import RunDir, read_json, write_whole
+from turbovaed_cli.rundir import RunDir, read_json, whole_files, write_whole
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import probe
 
@@ -78,7 +78,7 @@ def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
 
 def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "") -> Report:
     """The report of a run folder as `distill` leaves it: curves, settings, its newest evaluation, and clips where there are some."""
-    newest = max(run.eval.glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
+    newest = max(whole_files(run.eval, "*.json"), key=lambda path: path.stat().st_mtime, default=None)
     return Report(
         title=run.root.resolve().name,
         facts=facts,

@@ -50,7 +50,7 @@ def load_pair(
     student = load_student(name, config, consent=consent)
     nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
     run = RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
-    where = teacher or teacher_of(name, run, student)
+    where = teacher or _teacher_of(name, run, student)
     spec = find_model(where) if where else None
     loaded = None
     if with_teacher:
@@ -61,8 +61,7 @@ def load_pair(
     return Pair(student, loaded, spec, name, run, where)
 
 
-def teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
-    """The registry name or folder of the teacher that a student says it belongs to."""
+def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
     if is_model_name(name):
         return name
     if run is not None:

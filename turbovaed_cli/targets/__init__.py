@@ -1,7 +1,7 @@
 """What `bench` can time: one row per target, each a list of variants that decode the same latents in one process."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +94,12 @@ class Work:
     with_teacher: bool
     threads: int
 
+    def artifacts(self, name: str) -> Iterator[tuple[str, str, Exported]]:
+        """(precision, layout, artefact) of each that was asked for of a format."""
+        for precision in self.precisions:
+            for layout in self.settings.layouts:
+                yield precision, layout, self.exported(name, precision, layout)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -102,6 +108,10 @@ class Target:
     name: str
     precisions: tuple[str, ...]  # the first one is its own
     variants: Callable[[Work], list[Variant]]
+
+    def chosen(self, asked: Sequence[str]) -> tuple[str, ...]:
+        """Those of the precisions `asked` for that it has; its own where none was asked for."""
+        return tuple(name for name in asked if name in self.precisions) or self.precisions[:1]
 
 
 def targets() -> dict[str, Target]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turbovaed_cli.devices import apple_device
 from turbovaed_cli.errors import SettingsError, UnavailableError
 from turbovaed_cli.exporters import quietly
 from turbovaed_cli.exporters.coreml import coremltools, runs_here
@@ -34,23 +35,21 @@ def variants(work: Work) -> list[Variant]:
     device = attached_device(work.settings.device) if runs_here() else None
     of_device = f"{device.name}, {device.os_version}: " if device is not None else ""
     found = []
-    for precision in work.precisions:
-        for layout in work.settings.layouts:
-            artifact = work.exported("coreml", precision, layout)
-            for units, words in UNITS.items() if runs_here() else [("", "not run")]:
-                found.append(
-                    Variant(
-                        STUDENT,
-                        f"Core ML, coremltools {coremltools().__version__}",
-                        f"{of_device}{words}",
-                        precision,
-                        _loader(work, artifact, units),
-                        layout,
-                        artifact.size_mb,
-                        _described(artifact),
-                        in_process=device is None,
-                    )
+    for precision, layout, artifact in work.artifacts("coreml"):
+        for units, words in UNITS.items() if runs_here() else [("", "not run")]:
+            found.append(
+                Variant(
+                    STUDENT,
+                    f"Core ML, coremltools {coremltools().__version__}",
+                    f"{of_device}{words}",
+                    precision,
+                    _loader(work, artifact, units),
+                    layout,
+                    artifact.size_mb,
+                    _described(artifact),
+                    in_process=device is None,
                 )
+            )
     return found
 
 
@@ -76,9 +75,10 @@ def attached_device(asked: str) -> Any:
 
     Raises UnavailableError where none, or none of that name, is attached and trusted.
     """
-    kind, _, name = asked.partition(":")
-    if kind not in ("iphone", "ipad"):
+    wanted_device = apple_device(asked)
+    if wanted_device is None:
         return None
+    kind, name = wanted_device
     remote = quietly("coremltools.models.ml_program.experimental.remote_device")
     wanted = {"iphone": remote.DeviceType.IPHONE, "ipad": remote.DeviceType.IPAD}[kind]
     there = remote.Device.get_connected_devices(wanted)

@@ -1,6 +1,7 @@
 """Runtimes of phones that also run here, on the CPU: ExecuTorch and LiteRT."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -14,22 +15,18 @@ from turbovaed_cli.targets import STUDENT, Called, Exported, Running, Target, Va
 
 def _variants(work: Work, name: str, runtime: str, package: str, loader: Callable[[Exported, int], Running]) -> list[Variant]:
     exporters()[name].check_installed()
-    found = []
-    for precision in work.precisions:
-        for layout in work.settings.layouts:
-            artifact = work.exported(name, precision, layout)
-            found.append(
-                Variant(
-                    STUDENT,
-                    f"{runtime} {version(package)}",
-                    "CPU, XNNPACK",
-                    precision,
-                    lambda artifact=artifact: loader(artifact, work.threads),  # type: ignore[misc]
-                    layout,
-                    artifact.size_mb,
-                )
-            )
-    return found
+    return [
+        Variant(
+            STUDENT,
+            f"{runtime} {version(package)}",
+            "CPU, XNNPACK",
+            precision,
+            partial(loader, artifact, work.threads),
+            layout,
+            artifact.size_mb,
+        )
+        for precision, layout, artifact in work.artifacts(name)
+    ]
 
 
 def _load_executorch(artifact: Exported, threads: int) -> Running:

@@ -1,6 +1,7 @@
 """ONNX Runtime, on every provider that it has on this machine."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,30 +18,26 @@ def variants(work: Work) -> list[Variant]:
     import onnxruntime  # noqa: PLC0415 - only this target needs it
 
     providers = [name for name in onnxruntime.get_available_providers() if name not in _ELSEWHERE]
-    found = []
-    for precision in work.precisions:
-        for layout in work.settings.layouts:
-            artifact = work.exported("onnx", precision, layout)
-            found += [
-                Variant(
-                    STUDENT,
-                    f"ONNX Runtime {onnxruntime.__version__}",
-                    provider.removesuffix("ExecutionProvider"),
-                    precision,
-                    _loader(work, artifact.path, provider),
-                    layout,
-                    artifact.size_mb,
-                    () if provider == "CPUExecutionProvider" else (f"{provider}: operators that it lacks run on the CPU",),
-                )
-                for provider in providers
-            ]
-    return found
+    return [
+        Variant(
+            STUDENT,
+            f"ONNX Runtime {onnxruntime.__version__}",
+            provider.removesuffix("ExecutionProvider"),
+            precision,
+            _loader(work, artifact.path, provider),
+            layout,
+            artifact.size_mb,
+            () if provider == "CPUExecutionProvider" else (f"{provider}: operators that it lacks run on the CPU",),
+        )
+        for precision, layout, artifact in work.artifacts("onnx")
+        for provider in providers
+    ]
 
 
-def _loader(work: Work, path: object, provider: str) -> Callable[[], Running]:
+def _loader(work: Work, path: Path, provider: str) -> Callable[[], Running]:
     def load() -> Running:
         try:
-            running = session(path, work.threads, tuple(dict.fromkeys((provider, "CPUExecutionProvider"))))  # type: ignore[arg-type]
+            running = session(path, work.threads, tuple(dict.fromkeys((provider, "CPUExecutionProvider"))))
         except Exception as error:
             raise TurboVaedError(f"{provider}: {str(error).splitlines()[0]}") from error
         if running.get_providers()[0] != provider:  # nothing falls back silently

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from turbovaed_cli.devices import check_compiler, resolve_device, resolve_dtype
+from turbovaed_cli.devices import check_compiler, resolve_dtype, torch_device
 from turbovaed_cli.models.student import DecoderOutput, StudentDecoder
 from turbovaed_cli.targets import COMPILED, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
 
@@ -16,7 +16,7 @@ Decoder = Callable[[Tensor], Tensor]
 def variants(work: Work) -> list[Variant]:
     """By precision: the fast form where the student has one on this device, its modules, torch.compile if asked for, the teacher."""
     found = []
-    device = resolve_device(device_of(work.settings.device))
+    device = torch_device(work.settings.device)
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     for precision in work.precisions:
         rows: dict[str, Callable[[str], tuple[Decoder, Mapping[str, Any]]]] = {}
@@ -32,11 +32,6 @@ def variants(work: Work) -> list[Variant]:
             for network, made in rows.items()
         ]
     return found
-
-
-def device_of(name: str) -> str:
-    """The torch device of --device: an attached Apple device is only Core ML's."""
-    return "auto" if name.partition(":")[0] in ("iphone", "ipad") else name
 
 
 def _loader(
