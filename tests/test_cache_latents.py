@@ -66,12 +66,13 @@ def test_the_bytes_are_those_of_reading_encoding_and_writing_one_after_the_other
     made_by = json.loads((tmp_path / "c" / "manifest.json").read_text())
     assert made_by.pop("schema_version") == 2 and len(made_by.pop("seal")) == 64
     clips = [clip for path in list_videos(videos) for clip in plan_clips(probe(path), settings)]
+    assert made_by.pop("parts") == 1
     with CacheWriter(tmp_path / "serial", made_by, shard_mb=1) as writer:
         for pair in (clips[i : i + 2] for i in range(0, len(clips), 2)):
             frames = [read_clip_uint8(clip.path, 9, clip.size, start=clip.start) for clip in pair]
             posterior = teacher.encode(torch.stack([to_model(one) for one in frames]))
-            for clip, mean, std, pixels in zip(pair, posterior.mean, posterior.std, frames, strict=True):
-                writer.add(clip, mean, std[:1], torch.from_numpy(pixels))
+            pixels = map(torch.from_numpy, frames)
+            writer.add_all(list(zip(pair, posterior.mean, [std[:1] for std in posterior.std], pixels, strict=True)))
     shards = {path.name: path.read_bytes() for path in (tmp_path / "c" / "shards").iterdir()}
     assert len(shards) > 2
     assert shards == {path.name: path.read_bytes() for path in (tmp_path / "serial" / "shards").iterdir()}
@@ -89,15 +90,15 @@ def test_the_share_of_time_that_the_encoder_was_busy_starts_behind_its_first_bat
 
 def test_what_the_writer_thread_cannot_do_is_raised_and_what_was_written_before_stays(ltx_teacher, videos, tmp_path, monkeypatch):
     added = []
-    add = CacheWriter.add
+    add_all = CacheWriter.add_all
 
-    def full_from_the_third_on(self, source, *pieces):
+    def full_from_the_third_on(self, clips, part):
         if len(added) == 3:
             raise OSError(28, "No space left on device")
-        added.append(source.key)
-        add(self, source, *pieces)
+        added.append(clips[0][0].key)
+        add_all(self, clips, part)
 
-    monkeypatch.setattr(CacheWriter, "add", full_from_the_third_on)
+    monkeypatch.setattr(CacheWriter, "add_all", full_from_the_third_on)
     with pytest.raises(OSError, match="No space left"):
         cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL)
     monkeypatch.undo()
@@ -164,11 +165,6 @@ def test_an_unreadable_video_is_named_and_the_rest_goes_on(ltx_teacher, videos, 
     assert result.encoded == 7
     assert {item.path.rpartition("/")[2]: item.reason for item in result.skipped}.keys() == {"broken.mp4", "short.mp4"}
     assert any("3 frames, 9 needed" in item.reason for item in result.skipped)
-
-
-def test_dry_run_counts_and_writes_nothing(ltx_teacher, videos, tmp_path):
-    assert cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", SMALL, dry_run=True).encoded == 7
-    assert not (tmp_path / "c").exists()
 
 
 def test_clips_are_spread_evenly(videos):

@@ -13,7 +13,9 @@ GROUND = {"__init__", "errors", "registry", "settings", "reporting", "rundir", "
 PIECES = {
     "ffmpeg",
     "video",
+    "storage",
     "latents",
+    "cache_parts",
     "metrics",
     "devices",
     "weights",
@@ -23,10 +25,16 @@ PIECES = {
     "html_report",
     "targets",
 }
-VERBS = {"cache_latents", "distill", "reconstruct", "evaluate", "export", "bench", "runs"}
+VERBS = {"cache_latents", "cache_job", "distill", "reconstruct", "evaluate", "export", "bench", "runs"}
 TOP = {"cli", "console"}
-# evaluate plans the clips that cache_latents would cut; bench times what export writes.
-VERB_TO_VERB = {("distill", "evaluate"), ("evaluate", "reconstruct"), ("evaluate", "cache_latents"), ("bench", "export")}
+# evaluate plans the clips that cache_latents would cut; cache_job tries out what it would do; bench times what export writes.
+VERB_TO_VERB = {
+    ("distill", "evaluate"),
+    ("evaluate", "reconstruct"),
+    ("evaluate", "cache_latents"),
+    ("cache_job", "cache_latents"),
+    ("bench", "export"),
+}
 
 
 def modules() -> list[Path]:

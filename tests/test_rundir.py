@@ -1,6 +1,7 @@
 """Files of ours are whole or absent, and a run folder knows itself again."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -88,7 +89,7 @@ with RunDir(Path({str(tmp_path)!r})).lock():
     holder.wait()
     holder.stdout.close()
     with RunDir(tmp_path).lock():
-        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()}, since 20")
+        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} on {socket.gethostname()}, since 20")
 
 
 def test_a_folder_with_other_things_is_not_taken_over(tmp_path):

@@ -1,12 +1,13 @@
 """`cache-latents`: encode clips once, so that every later distillation step pays for no encoder.
 
-Threads read videos ahead, this one encodes, another one writes: the encoder waits for neither.
+Threads look into videos and read them ahead, this one encodes, another one writes: the encoder waits for neither. Nothing is
+held for more than the videos at hand, however many there are; what is known of finished ones is in the cache (cache_parts.py).
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +16,18 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.background import Background
+from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of
 from turbovaed_cli.devices import resolve_device, resolve_dtype
-from turbovaed_cli.errors import SettingsError, VideoError
+from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.rundir import sha256_of, write_json
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.training.data import Skipped, read_ahead, usable_videos
-from turbovaed_cli.video import VideoInfo, read_clip_uint8, to_model
+from turbovaed_cli.storage import Videos, open_cache, open_videos
+from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead
+from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
 from turbovaed_cli.weights import Consent, no_consent
 
 
@@ -32,103 +35,310 @@ from turbovaed_cli.weights import Consent, no_consent
 class CacheResult:
     """What a caching run came to."""
 
-    out: Path
+    out: str
     encoded: int  # clips encoded by this run
     found: int  # clips that were there already
-    skipped: list[Skipped]  # videos and clips that could not be read
+    skipped: list[Skipped]  # videos and clips that could not be read, by this run or one before
     encoder_busy: float | None = None  # share of the time behind the first batch; None where fewer than two were encoded
+    shard: str | None = None  # this run's share of the videos, "3/8"
+    left_to_others: list[str] = field(default_factory=list)  # who was at work on the parts that this run left alone
 
 
 def cache_latents(
     spec: ModelSpec,
-    data: Path,
-    out: Path,
+    data: str | Path,
+    out: str | Path,
     settings: CacheSettings = CacheSettings(),  # noqa: B008 - frozen
     *,
-    dry_run: bool = False,
+    shard: Shard | None = None,
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> CacheResult:
-    """Encode clips of every video under `data` with `spec`'s teacher into the cache folder `out`.
+    """Encode clips of every video under `data` with `spec`'s teacher into the cache folder `out`; both may be fsspec URLs.
 
-    Running it again encodes only what is missing. An unreadable video is listed with its reason and the rest goes on.
-    `dry_run` plans and counts (`encoded` is what would be) and writes nothing. Raises ShapeError or FrameCountError
-    for clips the teacher would silently change, SettingsError where `out` was made otherwise.
+    Running it again encodes only what is missing, and so do several at once: each part of the videos belongs to one process
+    at a time, and to none that has died. `shard` takes a fixed share of them. An unreadable video is listed with its reason
+    and the rest goes on, until they are more than `settings.max_failures`. Raises ShapeError or FrameCountError for clips
+    the teacher would silently change, SettingsError where `out` was made otherwise or no video can be used,
+    CheckFailedError for too many failures.
     """
-    _check_settings(settings)
-    spec.teacher.check_frames(settings.frames)
-    spec.teacher.check_size(*settings.size)
+    check_settings(spec, settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
-    videos, skipped = usable_videos(data, _span(settings), report)
-    clips = _unique([clip for info in report.track(videos, "planning clips") for clip in plan_clips(info, settings)])
-    if dry_run:
-        return CacheResult(out, len(clips), 0, skipped)
+    with open_videos(data) as videos, open_cache(out) as (folder, pushed):
+        parts = num_parts(len(videos.names), shard.count if shard else 1)
+        writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
+        write_json(folder / "parts" / "listing.json", {"videos": len(videos.names)})
+        return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
 
-    made_by = {
+
+def check_settings(spec: ModelSpec, settings: CacheSettings) -> None:
+    """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
+    for name in ("frames", "stride", "batch_size", "shard_mb"):
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    if settings.clips_per_video < 0:
+        raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")
+    if settings.max_failures is not None and settings.max_failures < 0:
+        raise SettingsError(f"--max-failures is {settings.max_failures}; 0 stops at the first")
+    spec.teacher.check_frames(settings.frames)
+    spec.teacher.check_size(*settings.size)
+
+
+def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
+    """What a cache's manifest says of how its latents came about."""
+    return {
         "teacher": teacher.identity(),
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
     }
-    with CacheWriter(out, made_by, settings.shard_mb) as writer:
-        missing = [clip for clip in clips if clip.key not in writer.committed]
-        found = len(clips) - len(missing)
-        if found:
-            report.note(f"{found} of {len(clips)} clips are cached already")
-        encoded, busy = 0, BusyClock()
-        read = read_ahead(partial(_read_or_reason, {str(info.path): info for info in videos}), missing, settings.workers)
-        with Background(partial(_write, writer, busy)) as write:
-            for batch in _in_batches(report.track(read, "encoding clips", total=len(missing)), settings.batch_size, skipped):
-                with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are recorded there
-                    write(_encode(teacher, batch))
-                encoded += len(batch)
-    return CacheResult(out, encoded, found, skipped, busy.share)
+
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """A video, what is known of it, and its clips."""
+
+    name: str
+    known: KnownVideo
+    clips: list[ClipSource]
+    info: VideoInfo | None = None  # where it was probed just now
+
+
+def plan_video(
+    videos: Videos,
+    settings: CacheSettings,
+    name: str,
+    known: KnownVideo | None = None,
+    is_wanted: Callable[[ClipSource], bool] = lambda _: True,
+) -> PlannedVideo:
+    """Look into one video, unless `known` is still true of it and none of its clips is wanted."""
+    stamp = ""
+    try:
+        stamp = videos.stamp(name)
+        known = known if known is not None and known.stamp == stamp else None
+        if known is not None:
+            clips = [] if known.reason else _clips_of(videos.shown(name), known.sha256, known.frames, settings)
+            if not any(is_wanted(clip) and str(clip.start) not in known.failed for clip in clips):
+                return PlannedVideo(name, known, clips)
+        info = probe(videos.fetch(name))
+        failed = known.failed if known is not None else {}
+        known = KnownVideo(stamp, sha256_of(info.path), info.num_frames, failed=failed)
+        return PlannedVideo(name, known, _clips_of(videos.shown(name), known.sha256, known.frames, settings), info)
+    except VideoError as error:
+        return PlannedVideo(name, KnownVideo(stamp, reason=error.what), [])
 
 
 def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
-    """The clips of one video: as many as fit without overlap, or `clips_per_video` spread evenly."""
-    span = _span(settings)
-    last = info.num_frames - span
+    """The clips of one video."""
+    return _clips_of(str(info.path), sha256_of(info.path), info.num_frames, settings)
+
+
+def _clips_of(shown: str, sha256: str, num_frames: int, settings: CacheSettings) -> list[ClipSource]:
+    starts = clip_starts(num_frames, settings)
+    return [ClipSource(shown, sha256, start, settings.frames, settings.stride, settings.size) for start in starts]
+
+
+def clip_starts(num_frames: int, settings: CacheSettings) -> list[int]:
+    """First frames of the clips of a video: as many as fit without overlap, or `clips_per_video` spread evenly."""
+    span = span_of(settings)
+    last = num_frames - span
     starts = list(range(0, last + 1, span))
     if 0 < settings.clips_per_video < len(starts):
         starts = sorted({round(i * last / max(settings.clips_per_video - 1, 1)) for i in range(settings.clips_per_video)})
-    digest = sha256_of(info.path)
-    return [ClipSource(str(info.path), digest, start, settings.frames, settings.stride, settings.size) for start in starts]
+    return starts
 
 
-def _span(settings: CacheSettings) -> int:
+def span_of(settings: CacheSettings) -> int:
+    """Frames of a video from the first to the last one of a clip."""
     return (settings.frames - 1) * settings.stride + 1
 
 
-def _unique(clips: Sequence[ClipSource]) -> list[ClipSource]:
-    """The same bytes under two names are one clip."""
-    return list({clip.key: clip for clip in clips}.values())
+@dataclass(frozen=True)
+class _Clip:
+    """A clip to be read and encoded."""
+
+    part: Part
+    name: str
+    source: ClipSource
+    info: VideoInfo
 
 
-def _read_or_reason(infos: Mapping[str, VideoInfo], clip: ClipSource) -> np.ndarray | str:
-    try:
-        return read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
-    except VideoError as error:
-        return error.what
+@dataclass(frozen=True)
+class _Seen:
+    """Every clip of a video came before this."""
+
+    part: Part
+    video: PlannedVideo
 
 
-def _in_batches(
-    clips: Iterator[tuple[ClipSource, np.ndarray | str]], batch_size: int, skipped: list[Skipped]
-) -> Iterator[list[tuple[ClipSource, np.ndarray]]]:
-    """Group the clips that could be read; the others go to `skipped`."""
-    batch: list[tuple[ClipSource, np.ndarray]] = []
-    for clip, frames in clips:
-        if isinstance(frames, str):
-            skipped.append(
-                Skipped(f"{clip.path} (frames {clip.start} to {clip.start + (clip.frames - 1) * clip.stride})", frames)
+@dataclass(frozen=True)
+class _End:
+    """Every video of a part came before this."""
+
+    part: Part
+
+
+class _Job:
+    """One process's run over its share of the videos."""
+
+    def __init__(
+        self, videos: Videos, writer: CacheWriter, settings: CacheSettings, shard: Shard | None, report: Reporter
+    ) -> None:
+        self.videos, self.writer, self.settings, self.report, self.shard = videos, writer, settings, report, shard
+        self.names: dict[int, list[str]] = {}
+        for name in videos.names:
+            number = part_of(name, writer.parts)
+            if shard is None or number % shard.count == shard.index:
+                self.names.setdefault(number, []).append(name)
+        self.total = sum(map(len, self.names.values()))
+        self.claimed: list[Part] = []
+        self.others: dict[int, str] = {}  # who has the parts that this run could not get
+        self.queued: set[str] = set()
+        self.encoded = self.found = 0
+        self.skipped: list[Skipped] = []
+
+    def run(self, teacher: Teacher, device: torch.device, out: str) -> CacheResult:
+        """Everything, from the first part to the last."""
+        busy = BusyClock()
+        with ExitStack() as on_the_way_out:
+            on_the_way_out.callback(self._give_back)
+            write = on_the_way_out.enter_context(Background(partial(self._write, busy)))
+            for batch in self._batches():
+                if isinstance(batch, _End):
+                    write(batch)
+                    continue
+                with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are recorded there
+                    write(_encode(teacher, batch))
+                self.encoded += len(batch)
+        if self.found:
+            self.report.note(f"{self.found} clips were cached already")
+        if self.total and not self.encoded and not self.found and len(self.skipped) >= self.total:
+            raise no_usable_video(self.skipped)
+        return CacheResult(
+            out, self.encoded, self.found, self.skipped, busy.share, str(self.shard) if self.shard else None,
+            list(dict.fromkeys(self.others.values())),
+        )  # fmt: skip
+
+    def _parts(self) -> Iterator[Part]:
+        """Parts that nobody else works on; those that were taken are tried again in the end: their holder may be done, or dead."""
+        for numbers in (sorted(self.names), self.others):
+            for number in list(numbers):
+                part = claim(self.writer.root, number)
+                if isinstance(part, str):
+                    self.others[number] = part
+                    continue
+                self.others.pop(number, None)
+                self.claimed.append(part)
+                self.writer.look_again()
+                part.forget_all_but(self.names[number])
+                yield part
+
+    def _stream(self) -> Iterator[_Clip | _Seen | _End]:
+        """Everything there is to do, in order; videos are looked into ahead."""
+        for part in self._parts():
+            known = {} if self.settings.retry_failed else part.before
+
+            def look(name: str, known: Mapping[str, KnownVideo] = known) -> PlannedVideo:
+                return plan_video(self.videos, self.settings, name, known.get(name), self._is_missing)
+
+            for _, video in read_ahead(look, self.names[part.number], self.settings.workers):
+                for clip in video.clips:
+                    if not self._is_missing(clip):
+                        self.found += clip.key not in self.queued
+                    elif clip.key not in self.queued and str(clip.start) not in video.known.failed:
+                        assert video.info is not None
+                        yield _Clip(part, video.name, clip, video.info)
+                    self.queued.add(clip.key)
+                yield _Seen(part, video)
+            yield _End(part)
+
+    def _is_missing(self, clip: ClipSource) -> bool:
+        return clip.key not in self.writer.committed
+
+    def _batches(self) -> Iterator["list[_Frames] | _End"]:
+        """Clips that could be read, in batches that no part shares, and where parts end; the others go to `skipped`."""
+        progress = self.report.track(range(self.total), "caching videos", total=self.total)
+        batch: list[_Frames] = []
+        failed: dict[str, dict[str, str]] = {}
+        try:
+            for item, frames in read_ahead(self._read, self._stream(), self.settings.workers):
+                if isinstance(item, _Clip):
+                    if isinstance(frames, str):
+                        failed.setdefault(item.name, {})[str(item.source.start)] = frames
+                    elif frames is not None:
+                        batch.append(_Frames(item.part, item.source, frames))
+                    if len(batch) == self.settings.batch_size:
+                        yield batch
+                        batch = []
+                elif isinstance(item, _Seen):
+                    self._done_with(item, failed.pop(item.video.name, {}))
+                    next(progress, None)
+                else:
+                    if batch:
+                        yield batch
+                        batch = []
+                    yield item
+        finally:
+            progress.close()  # type: ignore[attr-defined]
+
+    def _read(self, item: _Clip | _Seen | _End) -> np.ndarray | str | None:
+        """The frames of a clip, or why there are none."""
+        return read_clip_of((item.source, item.info)) if isinstance(item, _Clip) else None
+
+    def _done_with(self, item: _Seen, failed: dict[str, str]) -> None:
+        """Keep what is known of a video, and what of it could not be read; too much of that is an error."""
+        known = item.video.known
+        for start, reason in failed.items():
+            known = known.with_failed(int(start), reason)
+        item.part.videos[item.video.name] = known
+        self.videos.drop(item.video.name)
+        shown, frames = self.videos.shown(item.video.name), span_of(self.settings)
+        if known.reason:
+            self.skipped.append(Skipped(shown, known.reason))
+        elif known.frames < frames:
+            self.skipped.append(Skipped(shown, f"{known.frames} frames, {frames} needed"))
+        for start, reason in known.failed.items():
+            self.skipped.append(Skipped(f"{shown} (frames {start} to {int(start) + frames - 1})", reason))
+        if self.settings.max_failures is not None and len(self.skipped) > self.settings.max_failures:
+            last = self.skipped[-1]
+            raise CheckFailedError(
+                f"{len(self.skipped)} inputs failed, --max-failures is {self.settings.max_failures}; the last: {last.path}: {last.reason}",
+                "what was encoded is kept; mend or remove them, then the same command with --retry-failed",
             )
-            continue
-        batch.append((clip, frames))
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+
+    def _write(self, busy: "BusyClock", item: "_Encoded | _End") -> None:
+        if isinstance(item, _End):
+            self.writer.commit()
+            item.part.close()
+            return
+        if isinstance(item.began, torch.cuda.Event) and isinstance(item.ended, torch.cuda.Event):
+            item.ended.synchronize()
+            busy.add(item.began.elapsed_time(item.ended) / 1000, time.perf_counter())
+        elif isinstance(item.began, float) and isinstance(item.ended, float):
+            busy.add(item.ended - item.began, item.ended)
+        self.writer.add_all(
+            [
+                # LTX has one variance for all channels, Video DC-AE none
+                (clip.source, mean, std[:1] if bool((std == std[:1]).all()) else std, torch.from_numpy(clip.frames))
+                for clip, mean, std in zip(item.clips, item.mean, item.std, strict=True)
+            ],
+            item.clips[0].part.number,
+        )
+
+    def _give_back(self) -> None:
+        """On the way out, by whatever error: what is encoded counts, and the parts are free."""
+        self.writer.commit()
+        for part in self.claimed:
+            part.close()
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """A clip that was read: (T, H, W, 3) uint8."""
+
+    part: Part
+    source: ClipSource
+    frames: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -138,21 +348,36 @@ class _Encoded:
     On CUDA all of that is so only once `ended` has happened, which is for the writer to wait for.
     """
 
-    clips: list[tuple[ClipSource, np.ndarray]]
+    clips: list[_Frames]
     mean: Tensor  # (B, C, t, h, w) fp32
     std: Tensor
     began: float | torch.cuda.Event  # seconds, or where in the stream
     ended: float | torch.cuda.Event
 
 
-def _encode(teacher: Teacher, clips: list[tuple[ClipSource, np.ndarray]]) -> _Encoded:
-    frames = torch.stack([torch.from_numpy(frames) for _, frames in clips])  # (B, T, H, W, 3) uint8: the least to bring over
-    if on_cuda := teacher.device.type == "cuda":
-        frames = frames.pin_memory().to(teacher.device, non_blocking=True)
+def read_clip_of(clip_of: tuple[ClipSource, VideoInfo]) -> np.ndarray | str:
+    """The frames of a clip, (T, H, W, 3) uint8, or why there are none."""
+    clip, info = clip_of
+    try:
+        return read_clip_uint8(info, clip.frames, clip.size, start=clip.start, stride=clip.stride)
+    except VideoError as error:
+        return error.what
+
+
+def _encode(teacher: Teacher, clips: list[_Frames]) -> _Encoded:
+    on_cuda = teacher.device.type == "cuda"
     began = _now(on_cuda=on_cuda)
-    posterior = teacher.encode(torch.stack([to_model(clip) for clip in frames]))
-    mean, std = (_to_cpu(value.float()) for value in (posterior.mean, posterior.std))
+    mean, std = encode_clips(teacher, [clip.frames for clip in clips])
     return _Encoded(clips, mean, std, began, _now(on_cuda=on_cuda))
+
+
+def encode_clips(teacher: Teacher, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Mean and std (B, C, t, h, w), fp32, of clips (T, H, W, 3) uint8; on CUDA they come over while the next batch is encoded."""
+    frames = torch.stack([torch.from_numpy(clip) for clip in clips])  # (B, T, H, W, 3) uint8: the least to bring over
+    if teacher.device.type == "cuda":
+        frames = frames.pin_memory().to(teacher.device, non_blocking=True)
+    posterior = teacher.encode(torch.stack([to_model(clip) for clip in frames]))
+    return _to_cpu(posterior.mean.float()), _to_cpu(posterior.std.float())
 
 
 def _now(*, on_cuda: bool) -> float | torch.cuda.Event:
@@ -168,17 +393,6 @@ def _to_cpu(value: Tensor) -> Tensor:
     if value.device.type != "cuda":
         return value.cpu()
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-
-
-def _write(writer: CacheWriter, busy: "BusyClock", batch: _Encoded) -> None:
-    if isinstance(batch.began, torch.cuda.Event) and isinstance(batch.ended, torch.cuda.Event):
-        batch.ended.synchronize()
-        busy.add(batch.began.elapsed_time(batch.ended) / 1000, time.perf_counter())
-    elif isinstance(batch.began, float) and isinstance(batch.ended, float):
-        busy.add(batch.ended - batch.began, batch.ended)
-    for (clip, frames), mean, std in zip(batch.clips, batch.mean, batch.std, strict=True):
-        shared = bool((std == std[:1]).all())  # LTX has one variance for all channels, Video DC-AE none
-        writer.add(clip, mean, std[:1] if shared else std, torch.from_numpy(frames))
 
 
 class BusyClock:
@@ -201,11 +415,3 @@ class BusyClock:
     def share(self) -> float | None:
         """0 to 1; None where there were fewer than two pieces."""
         return min(self._busy / (self._last - self._first), 1.0) if self._last > self._first else None
-
-
-def _check_settings(settings: CacheSettings) -> None:
-    for name in ("frames", "stride", "batch_size", "shard_mb"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
-    if settings.clips_per_video < 0:
-        raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")

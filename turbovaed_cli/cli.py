@@ -29,6 +29,7 @@ from turbovaed_cli.settings import (
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
+    from turbovaed_cli.cache_parts import Shard
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
@@ -364,8 +365,10 @@ def models_pull(
 @app.command("cache-latents")
 @command
 def cache_latents(
-    data: Data,
-    out: Annotated[Path, typer.Option("--out", help="The cache folder; running again adds what is missing.")],
+    out: Annotated[str, typer.Option("--out", help="The cache folder, or an fsspec URL; running again adds what is missing.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="A folder of videos, one video, or an fsspec URL such as s3://bucket/videos.")
+    ] = None,
     teacher: Teacher = DEFAULT_MODEL,
     frames: Frames = CacheSettings.frames,
     size: Size = format_size(CacheSettings.size),
@@ -383,34 +386,150 @@ def cache_latents(
     ] = CacheSettings.dtype,
     device: Device = CacheSettings.device,
     workers: Annotated[int, typer.Option("--workers", help="Videos read ahead of the encoder.")] = CacheSettings.workers,
-    dry_run: DryRun = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", help="Take the share INDEX/COUNT, from 0/COUNT on. Default: as Slurm, torchrun or Kubernetes say."
+        ),
+    ] = None,
+    max_failures: Annotated[
+        int | None, typer.Option("--max-failures", help="End with 4 when more videos and clips than this cannot be read.")
+    ] = CacheSettings.max_failures,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Look again at what could not be read before.")
+    ] = CacheSettings.retry_failed,
+    status: Annotated[
+        bool, typer.Option("--status", help="Show how far the cache is, from any machine, and do nothing.")
+    ] = False,
+    merge: Annotated[
+        list[Path] | None, typer.Option("--merge", help="Copy this cache into --out, and do nothing else; repeat.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Look into some videos, time some clips, say what it would take, write nothing.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode clips once: posterior mean and std, and the pixels they were made from."""
+    """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
 
+    if status or merge:
+        _show_cache(out, merge or [], json=json, report=_reporter(quiet, verbose))
+        return
+    if data is None:
+        raise SettingsError("--data is missing", "give a folder of videos, or --status to look at the cache")
     _warn_of_old_ffmpeg()
-
-    settings = CacheSettings(frames, parse_size(size), stride, clips_per_video, batch_size, shard_mb, dtype, device, workers)
-    result = run(
-        find_model(teacher), data, out, settings, dry_run=dry_run, consent=_consent(yes), report=_reporter(quiet, verbose)
+    share, why = (parse_shard(shard), "") if shard else shard_from_environment(os.environ)
+    if why and not quiet:
+        console.note(why)
+    settings = CacheSettings(
+        frames,
+        parse_size(size),
+        stride,
+        clips_per_video,
+        batch_size,
+        shard_mb,
+        dtype,
+        device,
+        workers,
+        max_failures,
+        retry_failed,
     )
+    report = _reporter(quiet, verbose)
+    if dry_run:
+        _show_estimate(find_model(teacher), data, out, settings, share, json=json, report=report)
+        return
+    result = run(find_model(teacher), data, out, settings, shard=share, consent=_consent(yes), report=report)
     if json:
         console.print_json(result)
     else:
-        verb = "would encode" if dry_run else "encoded"
         busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
         console.print_table(
             "Latent cache",
-            [verb, "already there", "skipped", "encoder busy", "folder"],
+            ["encoded", "already there", "skipped", "encoder busy", "folder"],
             [(result.encoded, result.found, len(result.skipped), busy, out)],
         )
-        if not dry_run:
+        for other in result.left_to_others:
+            console.note(f"{other} is at work on the rest; turbovaed cache-latents --status --out {out} shows how far")
+        if not result.left_to_others:
             console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
     _finish(result.skipped)
+
+
+def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.ConsoleReporter) -> None:
+    """`cache-latents --status` and `--merge`."""
+    from turbovaed_cli.cache_job import cache_status, merge_caches  # noqa: PLC0415 - help stays quick
+
+    if "://" in out:
+        raise SettingsError("--status and --merge look at local folders", "give a folder, or copy what lies behind the URL")
+    if merge:
+        merged = merge_caches(merge, Path(out), report)
+        if json:
+            console.print_json(merged)
+        else:
+            columns = ["clips", "shards copied", "already there", "folder"]
+            console.print_table("Merged", columns, [(merged.clips, merged.copied_shards, merged.found_shards, out)])
+        return
+    found = cache_status(Path(out))
+    if json:
+        console.print_json(found)
+        return
+    share = f" of {found.videos}, {100 * found.done / found.videos:.1f} %" if found.videos else ""
+    rows = [
+        ("videos", f"{found.done}{share}"),
+        ("clips", f"{found.clips}, {console.human_bytes(found.bytes)}"),
+        ("at work", "; ".join(found.working) or "nobody"),
+    ]
+    if found.clips_per_s is not None:
+        rows.append(("speed", f"{found.clips_per_s:.3g} clips/s over the last ten minutes"))
+    if found.seconds_left is not None:
+        rows.append(("left", console.human_duration(found.seconds_left)))
+    console.print_table(f"Latent cache {out}", ["", ""], rows)
+    for item in found.failed:
+        console.warn(f"failed: {item.path}: {item.reason}")
+    if found.failed:
+        console.note("the same command with --retry-failed looks at them again")
+
+
+def _show_estimate(
+    spec: ModelSpec,
+    data: str,
+    out: str,
+    settings: CacheSettings,
+    shard: "Shard | None",
+    *,
+    json: bool,
+    report: console.ConsoleReporter,
+) -> None:
+    """`cache-latents --dry-run`."""
+    from turbovaed_cli.cache_job import estimate_cache  # noqa: PLC0415 - help stays quick
+
+    found = estimate_cache(spec, data, out, settings, shard=shard, report=report)
+    if json:
+        console.print_json(found)
+    else:
+        about = "" if found.looked_into == found.videos else "about "
+        free = "" if found.free_bytes is None else f" of {console.human_bytes(found.free_bytes)} free"
+        rows = [
+            ("videos", f"{found.videos}, {found.looked_into} of them looked into"),
+            ("clips to encode", f"{about}{found.clips}"),
+            ("disk", f"{about}{console.human_bytes(found.disk_bytes)}{free}"),
+            (
+                "time",
+                f"about {console.human_duration(found.seconds)} on this {found.device}"
+                if found.seconds is not None
+                else "not measured",
+            ),
+            ("memory", f"{found.peak_mb:.0f} MB" if found.peak_mb else "not measured"),
+            ("download", console.human_bytes(found.download_bytes) if found.download_bytes else "nothing"),
+        ]
+        console.print_table("It would take", ["", ""], rows)
+        if found.free_bytes is not None and found.disk_bytes > found.free_bytes:
+            console.warn(f"{out} has room for {console.human_bytes(found.free_bytes)}")
+    _finish(found.skipped)
 
 
 @app.command("distill")

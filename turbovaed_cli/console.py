@@ -183,7 +183,7 @@ class ConsoleReporter:
             now = time.monotonic()
             if now - last_said >= _PLAIN_INTERVAL_S:
                 last_said = now
-                left = f", {_duration((now - began) / (done - start) * (total - done))} left" if total else ""
+                left = f", {human_duration((now - began) / (done - start) * (total - done))} left" if total else ""
                 stderr.print(escape(f"{label}: {done}{f'/{total}' if total else ''}{left}  {self._values}".rstrip()))
 
 
@@ -191,7 +191,8 @@ def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
+def human_duration(seconds: float) -> str:
+    """7_300 as "2:01:40"; what is less than a second as "0:01"."""
+    minutes, seconds = divmod(max(int(seconds), 1), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

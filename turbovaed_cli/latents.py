@@ -1,8 +1,9 @@
 """The latent cache: posterior mean and std of clips, with the very pixels they were made from.
 
-    cache/manifest.json                  what made it: teacher identity and clip settings
-    cache/shards/3f2a....safetensors     {key}.mean {key}.std (C, t, h, w) fp32, {key}.video (T, H, W, 3) uint8
-    cache/shards/3f2a....json            its sha256 and, per clip: key, source, first frame
+    cache/manifest.json                          what made it: teacher identity and clip settings; how many parts it has
+    cache/shards/part-007-3f2a....safetensors    {key}.mean {key}.std (C, t, h, w) fp32, {key}.video (T, H, W, 3) uint8
+    cache/shards/part-007-3f2a....json           its sha256 and, per clip: key, source, first frame
+    cache/parts/                                 who works on what, and what is known of the videos: see cache_parts.py
 
 A shard counts only with its .json, which is written after it: what a killed process leaves half-done is never read.
 """
@@ -11,7 +12,8 @@ import hashlib
 import json
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
-from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, whole_files, write_whole
+from turbovaed_cli.rundir import held, read_sealed, sealed, sha256_of, whole_files, write_whole
+from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
 from turbovaed_cli.video import to_model
 
 
@@ -144,26 +147,53 @@ def item_at(seed: int, index: int, num_items: int) -> int:
 class CacheWriter:
     """Adds clips to a cache folder, shard by shard, from any thread. Use as a context manager: its exit commits the open shard."""
 
-    def __init__(self, root: Path, made_by: Mapping[str, Any], shard_mb: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        made_by: Mapping[str, Any],
+        shard_mb: int,
+        parts: int = 1,
+        on_commit: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        """`parts` is for a new cache: how many its videos are divided into; `self.parts` is what it has. `on_commit` gets each shard."""
         self.root = root
         self.shards = root / "shards"
         self.max_bytes = shard_mb * 1_000_000
+        self._on_commit = on_commit
+        self._part = 0
         self._tensors: dict[str, Tensor] = {}
         self._clips: list[dict[str, Any]] = []
         self._bytes = 0
         self._lock = threading.RLock()
-        _agree_on_manifest(root, made_by)
-        self.committed = {clip["key"] for shard in committed_shards(root) for clip in shard["clips"]}
+        self.parts = int(_agree_on_manifest(root, made_by, parts).get("parts", 1))
+        self.committed: set[str] = set()
+        self._seen: set[str] = set()
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Take note of what other processes have committed since."""
+        for path in whole_files(self.shards, "*.json"):
+            if path.name not in self._seen:
+                self.committed |= {clip["key"] for clip in read_sealed(path)["clips"]}
+                self._seen.add(path.name)
 
     def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
         """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""
-        key = source.key
-        # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
-        pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
+        self.add_all([(source, mean, std, video)])
+
+    def add_all(self, clips: Sequence[tuple[ClipSource, Tensor, Tensor, Tensor]], part: int = 0) -> None:
+        """Keep clips of one part that were encoded together; a shard ends behind all of them, so that a rerun makes the same batches."""
         with self._lock:
-            self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
-            self._clips.append({"key": key, **asdict(source)})
-            self._bytes += sum(self._tensors[name].nbytes for name in pieces)
+            if part != self._part:
+                self.commit()
+                self._part = part
+            for source, mean, std, video in clips:
+                key = source.key
+                # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
+                pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
+                self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
+                self._clips.append({"key": key, **asdict(source)})
+                self._bytes += sum(self._tensors[name].nbytes for name in pieces)
             if self._bytes >= self.max_bytes:
                 self.commit()
 
@@ -174,13 +204,14 @@ class CacheWriter:
                 self._commit()
 
     def _commit(self) -> None:
-        name = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
-        path = self.shards / f"{name}.safetensors"
+        digest = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
+        path = self.shards / f"part-{self._part:03}-{digest}.safetensors"
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))
         text = sealed({"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips})
         write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self.committed |= {clip["key"] for clip in self._clips}
         self._tensors, self._clips, self._bytes = {}, [], 0
+        self._on_commit(path)
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -190,22 +221,29 @@ class CacheWriter:
         self.commit()
 
 
-def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
+def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> dict[str, Any]:
+    """The manifest of a cache, written where there is none; SettingsError where it was made otherwise."""
     path = root / "manifest.json"
     if not path.exists():
+        ours = ("shards", "parts")
         if root.exists() and any(
-            item.name != "shards" and not item.name.startswith(".manifest.json.") for item in root.iterdir()
+            item.name not in ours and not item.name.startswith(".manifest.json.") for item in root.iterdir()
         ):
             raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
-        write_whole(path, lambda temporary: temporary.write_text(sealed(made_by), encoding="utf-8"))
-        return
+        text = sealed({**made_by, "parts": parts})
+        while not path.exists():
+            with held(root / "parts" / "manifest.lock") as other:
+                if other is None and not path.exists():
+                    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            time.sleep(0.02 if other else 0)
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
-    for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal"}):
+    for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal", "parts"}):
         if before.get(name) != manifest.get(name):
             raise SettingsError(
                 f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
                 "give another folder as --out",
             )
+    return before
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
@@ -216,7 +254,14 @@ def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
 class LatentCache:
     """A finished (or growing) cache, read at random. Every shard is checked against its sha256 when first used."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: str | Path) -> None:
+        """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
+        self._remote: RemoteFolder | None = None
+        if is_url(root):
+            self._remote = RemoteFolder(str(root))
+            root = cache_home() / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
+            self._copy_records(root)
+        root = Path(root)
         if not (root / "manifest.json").is_file():
             raise SettingsError(
                 f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one"
@@ -224,16 +269,26 @@ class LatentCache:
         self.root = root
         self.manifest = read_sealed(root / "manifest.json")
         shards = list(committed_shards(root))
-        self.clips = sorted(
-            ({**clip, "file": shard["file"], "file_sha256": shard["sha256"]} for shard in shards for clip in shard["clips"]),
-            key=lambda clip: str(clip["key"]),
-        )
+        found: dict[str, dict[str, Any]] = {}
+        for shard in shards:
+            for clip in shard["clips"]:  # of two workers that met the same bytes under two names, the first
+                found.setdefault(clip["key"], {**clip, "file": shard["file"], "file_sha256": shard["sha256"]})
+        self.clips = [found[key] for key in sorted(found)]
         if not self.clips:
             raise SettingsError(
                 f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"
             )
         self._verified: set[str] = set()
         self.damaged: dict[str, str] = {}  # a damaged shard is an error, never passed over
+
+    def _copy_records(self, root: Path) -> None:
+        """The manifest and the shards' .json as they are there now."""
+        assert self._remote is not None
+        for path in (root / "manifest.json", *(root / "shards").glob("*.json")):
+            path.unlink(missing_ok=True)
+        for name in self._remote.listing():
+            if name == "manifest.json" or (name.startswith("shards/") and name.endswith(".json")):
+                self._remote.get(name, root / name)
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -262,6 +317,8 @@ class LatentCache:
         clip = self.clips[index]
         path = self.root / "shards" / str(clip["file"])
         if clip["file"] not in self._verified:
+            if self._remote is not None and (not path.is_file() or sha256_of(path) != clip["file_sha256"]):
+                self._remote.get(f"shards/{clip['file']}", path)
             if not path.is_file() or sha256_of(path) != clip["file_sha256"]:
                 raise CorruptFileError(
                     f"{path} is missing or not what was written (sha256 differs)",

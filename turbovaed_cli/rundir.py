@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import tempfile
 import time
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError
+from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError, UnavailableError
 
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
@@ -237,27 +238,14 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder; a second process is refused with who holds it. A dead process leaves no lock behind."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / "lock"
-        with path.open("a+", encoding="utf-8") as file:
-            if not _try_lock(file.fileno()):
-                file.seek(0)
-                raise RunFolderError(
-                    f"{self.root} is in use by {file.read().strip() or 'another process'}", "wait for it, or give another --run"
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            file.flush()
+        with held(self.root / "lock") as other:
+            if other:
+                raise RunFolderError(f"{self.root} is in use by {other}", "wait for it, or give another --run")
             yield
 
     def holder(self) -> str | None:
-        """Who holds the run folder's lock ("process 4711"), None where nobody does; looks without changing anything."""
-        path = self.root / "lock"
-        try:
-            with path.open(encoding="utf-8") as file:
-                return None if _try_lock(file.fileno(), shared=True) else file.read().strip() or "another process"
-        except FileNotFoundError:
-            return None
+        """Who holds the run folder's lock ("process 4711 on host, since ..."), None where nobody does; changes nothing."""
+        return holder_of(self.root / "lock")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every logged step, ascending; none before the first, and without the torn last line of a killed run."""
@@ -366,19 +354,49 @@ def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[
         yield name, before, now
 
 
-def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
+@contextmanager
+def held(path: Path) -> Iterator[str | None]:
+    """Hold a lock file while the context lasts, and yield None; where somebody holds it, yield who and since when.
+
+    The system drops the lock when the process ends, however it ends. Raises UnavailableError where the file system has none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if not _try_lock(file.fileno(), path):
+            file.seek(0)
+            yield file.read().strip() or "another process"
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        try:
+            yield None
+        finally:
+            file.truncate(0)
+
+
+def holder_of(path: Path) -> str | None:
+    """Who holds a lock file, None where nobody does; looks without changing anything."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return None if _try_lock(file.fileno(), path, shared=True) else file.read().strip() or "another process"
+    except FileNotFoundError:
+        return None
+
+
+def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
     """Take a lock that the system drops when the file is closed or the process ends, however it ends; False where it is held.
 
-    A look at a run folder takes a shared one for an instant; a run that starts in that very instant tries again.
+    A look takes a shared one for an instant; who wants to hold it in that very instant tries again.
     """
     for _ in range(0 if shared else 3):
-        if _lock_once(descriptor, shared=False):
+        if _lock_once(descriptor, path, shared=False):
             return True
         time.sleep(0.02)
-    return _lock_once(descriptor, shared=shared)
+    return _lock_once(descriptor, path, shared=shared)
 
 
-def _lock_once(descriptor: int, *, shared: bool) -> bool:
+def _lock_once(descriptor: int, path: Path, *, shared: bool) -> bool:
     try:
         import fcntl  # noqa: PLC0415 - not on Windows
     except ImportError:
@@ -391,6 +409,11 @@ def _lock_once(descriptor: int, *, shared: bool) -> bool:
         return True
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:  # some network file systems
+        raise UnavailableError(
+            f"{path} cannot be locked here ({(error.strerror or str(error)).lower()})",
+            "give a folder on a file system with locks, such as a local disk or NFS 4",
+        ) from error
     return True

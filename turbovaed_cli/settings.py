@@ -31,6 +31,8 @@ class CacheSettings:
     dtype: str = "fp32"
     device: str = "auto"  # auto, cpu, cuda or mps
     workers: int = 2  # threads that read videos ahead of the encoder
+    max_failures: int | None = None  # more videos and clips that cannot be read than this end the command; None: never
+    retry_failed: bool = False  # look again at what could not be read before
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,13 @@ def _student_files(spec: ModelSpec) -> list[RemoteFile]:
     return [RemoteFile(f"student of {spec.name}", published.repo, published.filename, published.num_bytes, published.licence)]
 
 
+def missing_bytes(spec: ModelSpec) -> int:
+    """What would have to be downloaded to use a teacher."""
+    if spec.teacher.path is not None:
+        return 0
+    return sum(file.num_bytes for file in _teacher_files(spec) if cached_file(file) is None)
+
+
 def _fetch(
     name: str, files: Sequence[RemoteFile], consent: Consent, instead: str = "give --teacher DIR, a local VAE folder"
 ) -> list[Path]:

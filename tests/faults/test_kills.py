@@ -172,7 +172,7 @@ def test_a_lock_says_since_when_and_dies_with_its_process(tmp_path):
     while not (tmp_path / "held").exists():
         pass
     with (
-        pytest.raises(Exception, match=rf"in use by process {child}, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d") as error,
+        pytest.raises(Exception, match=rf"in use by process {child} on \S+, since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d") as error,
         RunDir(tmp_path).lock(),
     ):
         pass

@@ -48,12 +48,17 @@ def usable_videos(data: Path, num_frames: int, report: Reporter = quiet) -> tupl
         else:
             usable.append(info)
     if not usable:
-        reasons = "; ".join(f"{Path(item.path).name}: {item.reason}" for item in skipped[:3])
-        raise SettingsError(
-            f"no video under {data} can be used ({reasons})",
-            "give readable videos of at least that many frames, or lower --frames",
-        )
+        raise no_usable_video(skipped)
     return usable, skipped
+
+
+def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
+    """What to say where every video was skipped."""
+    reasons = "; ".join(f"{Path(item.path).name}: {item.reason}" for item in skipped[:3])
+    return SettingsError(
+        f"none of {len(skipped)} videos can be used ({reasons})",
+        "give readable videos of at least that many frames, or lower --frames",
+    )
 
 
 class VideoClips:
