@@ -22,7 +22,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: install        ## kills, flips and other mishaps in full: minutes
-	$(BIN)/python -m pytest -m faults --all-faults -s --timeout 3000 tests/faults
+	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile tests/faults
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
 	$(BIN)/python benchmarks/startup.py

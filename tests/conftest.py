@@ -34,6 +34,21 @@ def tally(request):
     return add
 
 
+def pytest_sessionfinish(session):
+    """A worker of pytest -n hands its counts to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = session.config.stash.get(_COUNTS, {})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    counts = node.config.stash.setdefault(_COUNTS, {})
+    for what, line in getattr(node, "workeroutput", {}).get("counts", {}).items():
+        together = counts.setdefault(what, dict.fromkeys(line, 0))
+        for name, number in line.items():
+            together[name] += number
+
+
 def pytest_terminal_summary(terminalreporter, config):
     counts = config.stash.get(_COUNTS, {})
     if not counts or not config.getoption("--all-faults"):
