@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -296,3 +298,21 @@ def test_an_encoding_error_leaves_no_output(turbovaed, ltx_student, ltx_teacher,
     )
     assert code == 1 and "damaged" in err
     assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize(("number", "wanted"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command_as_a_signal(
+    number, wanted, turbovaed, monkeypatch
+):
+    """What a handler raises inside of safetensors' native code came out as a ValueError."""
+
+    def swallow():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except BaseException as error:
+            raise ValueError("could not determine the shape") from error
+
+    monkeypatch.setattr("turbovaed_cli.devices.environment", swallow)
+    code, _, err = turbovaed("env")
+    assert code == wanted and is_two_lines(err)

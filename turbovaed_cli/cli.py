@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from turbovaed_cli import __version__, console
-from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError, TurboVaedError
+from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
@@ -84,8 +85,21 @@ class _TerminatedError(BaseException):
     """SIGTERM, as an exception, so that half-written things are cleaned up on the way out."""
 
 
-def _on_sigterm(_number: int, _frame: object) -> None:
-    raise _TerminatedError
+@contextmanager
+def _signals_as_exceptions() -> Iterator[list[int]]:
+    """The signals that came, as a list: what is raised for one inside of a library's native code may come out as something else."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def command(function: Command) -> Command:
@@ -93,38 +107,43 @@ def command(function: Command) -> Command:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        try:
-            function(*args, **kwargs)
-        except typer.Exit:  # a RuntimeError by birth
-            raise
-        except TurboVaedError as error:
-            console.print_error(error)
-            if os.environ.get("TURBOVAED_DEBUG"):
+        with _signals_as_exceptions() as received:
+            try:
+                function(*args, **kwargs)
+            except typer.Exit:  # a RuntimeError by birth
                 raise
-            raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            console.print_error(TurboVaedError("interrupted", "what was finished is kept; the same command goes on"))
-            raise typer.Exit(130) from None
-        except _TerminatedError:
-            console.print_error(TurboVaedError("terminated", "what was finished is kept; the same command goes on"))
-            raise typer.Exit(143) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except (MemoryError, RuntimeError, OSError, UnicodeError) as error:  # of a file name that is no text, UnicodeError
-            if os.environ.get("TURBOVAED_DEBUG"):
-                raise
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            hint = "TURBOVAED_DEBUG=1 shows where; please report it"
-            if "memory" in lines[0].lower():
-                hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
-            elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-                hint = "free some space; what was finished is kept, and the same command goes on"
-            console.print_error(TurboVaedError(lines[0], hint))
-            raise typer.Exit(1) from None
+            except BaseException as error:
+                code = _say(error, received)
+                if code is None or (os.environ.get("TURBOVAED_DEBUG") and code not in (130, 143)):
+                    raise
+                raise typer.Exit(code) from None
 
     return run  # type: ignore[return-value]
+
+
+def _say(error: BaseException, received: Sequence[int]) -> int | None:
+    """What ended a command, in one line and a hint, and its exit code; None for what is a mistake of ours."""
+    if isinstance(error, TurboVaedError) and (not received or isinstance(error, InterruptedRunError)):
+        console.print_error(error)
+        return error.exit_code
+    if received or isinstance(error, KeyboardInterrupt):
+        number = received[0] if received else signal.SIGINT
+        what = "interrupted" if number == signal.SIGINT else "terminated"
+        console.print_error(TurboVaedError(what, "what was finished is kept; the same command goes on"))
+        return 128 + number
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, MemoryError | RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "TURBOVAED_DEBUG=1 shows where; please report it"
+        if "memory" in lines[0].lower():
+            hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
+        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            hint = "free some space; what was finished is kept, and the same command goes on"
+        console.print_error(TurboVaedError(lines[0], hint))
+        return 1
+    return None
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -1139,6 +1158,8 @@ def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
     try:
         code = app(standalone_mode=False)
+    except KeyboardInterrupt:  # before the command began
+        code = 130
     except Exception as error:
         # Typer carries its own click, which is not ours to import: its usage errors are known by what they can do.
         if not hasattr(error, "format_message"):

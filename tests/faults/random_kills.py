@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
@@ -72,7 +73,7 @@ def main() -> None:
             committed = []
             continue
         counts["kills"] += 1
-        counts["wrong_exits"] += done.code != CODES[done.signal]
+        counts["wrong_exits"] += done.code not in (CODES[done.signal], -done.signal)  # the latter before the command began
         counts["slow_exits"] += done.seconds_to_end > 2.0 + once.seconds / STEPS
         counts["left_behind"] += done.left_behind
         found = RunDir(run).steps()
@@ -111,8 +112,9 @@ class Attempt:
             self.left_behind = len(psutil.wait_procs(helpers, timeout=2)[1]) if which != signal.SIGKILL else 0
         self.seconds = time.monotonic() - began
         self.code = os.waitstatus_to_exitcode(status)
-        if self.code not in (0, CODES[which]):
-            print(f"exit code {self.code} after {which.name} at {kill_after} seconds", file=sys.stderr)
+        if self.code not in (0, CODES[which], -which):
+            said = run.with_suffix(".said").read_text(encoding="utf-8")
+            print(f"exit code {self.code} after {which.name} at {kill_after} seconds: {said}", file=sys.stderr)
 
 
 def _distil(options: argparse.Namespace, run: Path) -> None:
@@ -126,9 +128,13 @@ def _distil(options: argparse.Namespace, run: Path) -> None:
     sys.argv = ["turbovaed", *map(str, words)]
     code = 1
     try:
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-            sys.stdout = sys.stderr = nowhere
-            cli.main()
+        with run.with_suffix(".said").open("w", encoding="utf-8") as said:
+            sys.stdout = sys.stderr = said
+            try:
+                cli.main()
+            except Exception:
+                traceback.print_exc()
+                raise
     except SystemExit as error:
         code = int(error.code or 0)
     finally:
