@@ -96,7 +96,7 @@ def estimate_cache(
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
-    return plan_video(videos, settings, name, known.get(name))
+    return plan_video(videos, settings, name, known.get(name))  # also what is known: some of it is encoded
 
 
 def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:

@@ -5,7 +5,7 @@ held for more than the videos at hand, however many there are; what is known of 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -104,28 +104,28 @@ class PlannedVideo:
     info: VideoInfo | None = None  # where it was probed just now
 
 
-def plan_video(
-    videos: Videos,
-    settings: CacheSettings,
-    name: str,
-    known: KnownVideo | None = None,
-    is_wanted: Callable[[ClipSource], bool] = lambda _: True,
-) -> PlannedVideo:
-    """Look into one video, unless `known` is still true of it and none of its clips is wanted."""
+def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None = None) -> PlannedVideo:
+    """Probe one video; what could not be read of it before stays so while its stamp is that of `known`."""
     stamp = ""
     try:
         stamp = videos.stamp(name)
-        known = known if known is not None and known.stamp == stamp else None
-        if known is not None:
-            clips = [] if known.reason else _clips_of(videos.shown(name), known.sha256, known.frames, settings)
-            if not any(is_wanted(clip) and str(clip.start) not in known.failed for clip in clips):
-                return PlannedVideo(name, known, clips)
+        failed = known.failed if known is not None and known.stamp == stamp else {}
         info = probe(videos.fetch(name))
-        failed = known.failed if known is not None else {}
-        known = KnownVideo(stamp, sha256_of(info.path), info.num_frames, failed=failed)
-        return PlannedVideo(name, known, _clips_of(videos.shown(name), known.sha256, known.frames, settings), info)
+        now = KnownVideo(stamp, sha256_of(info.path), info.num_frames, failed=failed)
+        return PlannedVideo(name, now, _clips_of(videos.shown(name), now.sha256, now.frames, settings), info)
     except VideoError as error:
         return PlannedVideo(name, KnownVideo(stamp, reason=error.what), [])
+
+
+def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None) -> PlannedVideo | None:
+    """The same without looking into it; None where `known` is not true of it any more."""
+    try:
+        if known is None or known.stamp != videos.stamp(name):
+            return None
+    except VideoError:
+        return None
+    clips = [] if known.reason else _clips_of(videos.shown(name), known.sha256, known.frames, settings)
+    return PlannedVideo(name, known, clips)
 
 
 def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
@@ -236,12 +236,7 @@ class _Job:
     def _stream(self) -> Iterator[_Clip | _Seen | _End]:
         """Everything there is to do, in order; videos are looked into ahead."""
         for part in self._parts():
-            known = {} if self.settings.retry_failed else part.before
-
-            def look(name: str, known: Mapping[str, KnownVideo] = known) -> PlannedVideo:
-                return plan_video(self.videos, self.settings, name, known.get(name), self._is_missing)
-
-            for _, video in read_ahead(look, self.names[part.number], self.settings.workers):
+            for _, video in read_ahead(self._look, self._named(part), self.settings.workers, lambda named: named[2] is not None):
                 for clip in video.clips:
                     if not self._is_missing(clip):
                         self.found += clip.key not in self.queued
@@ -252,6 +247,19 @@ class _Job:
                 yield _Seen(part, video)
             yield _End(part)
 
+    def _named(self, part: Part) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
+        """The videos of a part, with what is known of them, and their plan where it needs no look: nothing of it is missing."""
+        for name in self.names[part.number]:
+            known = None if self.settings.retry_failed else part.before.get(name)
+            plan = plan_known(self.videos, self.settings, name, known)
+            if plan and any(self._is_missing(clip) and str(clip.start) not in plan.known.failed for clip in plan.clips):
+                plan = None
+            yield name, known, plan
+
+    def _look(self, named: tuple[str, KnownVideo | None, PlannedVideo | None]) -> PlannedVideo:
+        name, known, plan = named
+        return plan or plan_video(self.videos, self.settings, name, known)
+
     def _is_missing(self, clip: ClipSource) -> bool:
         return clip.key not in self.writer.committed
 
@@ -261,7 +269,9 @@ class _Job:
         batch: list[_Frames] = []
         failed: dict[str, dict[str, str]] = {}
         try:
-            for item, frames in read_ahead(self._read, self._stream(), self.settings.workers):
+            for item, frames in read_ahead(
+                self._read, self._stream(), self.settings.workers, lambda item: not isinstance(item, _Clip)
+            ):
                 if isinstance(item, _Clip):
                     if isinstance(frames, str):
                         failed.setdefault(item.name, {})[str(item.source.start)] = frames
@@ -292,7 +302,10 @@ class _Job:
             known = known.with_failed(int(start), reason)
         item.part.videos[item.video.name] = known
         self.videos.drop(item.video.name)
-        shown, frames = self.videos.shown(item.video.name), span_of(self.settings)
+        frames = span_of(self.settings)
+        if not known.reason and not known.failed and known.frames >= frames:
+            return
+        shown = self.videos.shown(item.video.name)
         if known.reason:
             self.skipped.append(Skipped(shown, known.reason))
         elif known.frames < frames:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ClipSource:
     stride: int
     size: tuple[int, int]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The same for the same pixels, different for all others: names of files play no part."""
         text = f"{self.video_sha256}/{self.start}/{self.frames}/{self.stride}/{self.size[0]}x{self.size[1]}"
@@ -172,10 +172,9 @@ class CacheWriter:
 
     def look_again(self) -> None:
         """Take note of what other processes have committed since."""
-        for path in whole_files(self.shards, "*.json"):
-            if path.name not in self._seen:
-                self.committed |= {clip["key"] for clip in read_sealed(path)["clips"]}
-                self._seen.add(path.name)
+        for path in whole_files(self.shards, "*.json", but=self._seen):
+            self.committed |= {clip["key"] for clip in read_sealed(path)["clips"]}
+            self._seen.add(path.name)
 
     def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
         """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fnmatch
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,10 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def whole_files(folder: Path, pattern: str) -> list[Path]:
-    """What write_whole brought to an end in `folder`, by name: its unfinished files match the same patterns, but for their dot."""
-    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+def whole_files(folder: Path, pattern: str, but: Set[str] = frozenset()) -> list[Path]:
+    """What write_whole brought to an end in `folder`, by name, `but` some: its unfinished files match the same patterns, but for their dot."""
+    names = set(os.listdir(folder)) - but if folder.is_dir() else set()  # noqa: PTH208 - paths of very many would take seconds
+    return [folder / name for name in sorted(fnmatch.filter(names, pattern)) if not name.startswith(".")]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.rundir import room_for
-from turbovaed_cli.video import VIDEO_SUFFIXES, list_videos
+from turbovaed_cli.video import VIDEO_SUFFIXES, list_videos, names_of_videos
 
 
 def is_url(place: str | Path) -> bool:
@@ -49,14 +49,14 @@ class LocalVideos:
 
     def __init__(self, data: Path) -> None:
         self._root = data if data.is_dir() else data.parent
-        self.names = sorted(path.relative_to(self._root).as_posix() for path in list_videos(data))
+        self.names = names_of_videos(data) if data.is_dir() else [path.name for path in list_videos(data)]
 
     def shown(self, name: str) -> str:
-        return str(self._root / name)
+        return f"{self._root}/{name}" if str(self._root) != "." else name
 
     def stamp(self, name: str) -> str:
         try:
-            status = (self._root / name).stat()
+            status = os.stat(f"{self._root}/{name}")  # noqa: PTH116 - a path for each of very many would take seconds
         except OSError as error:
             raise VideoError(f"{self._root / name} cannot be opened: {(error.strerror or str(error)).lower()}") from error
         return f"{status.st_size} bytes, {status.st_mtime_ns} ns"

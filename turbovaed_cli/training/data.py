@@ -148,23 +148,33 @@ class Waited(Iterator[Item]):
             self.seconds += time.perf_counter() - began
 
 
-def read_ahead(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[tuple[Item, Result]]:
-    """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer."""
+def read_ahead(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int, is_quick: Callable[[Item], bool] = lambda _: False
+) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer.
+
+    Of items that are quick, the work is done here: a thread would cost more.
+    """
     if workers < 1:
         for item in items:
             yield item, work(item)
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Item, Future[Result]]] = deque()
+        waiting: deque[tuple[Item, Future[Result] | None]] = deque()
+        slow = 0
         try:
             for item in items:
-                waiting.append((item, pool.submit(work, item)))
-                if len(waiting) > workers:
+                future = None if is_quick(item) else pool.submit(work, item)
+                slow += future is not None
+                waiting.append((item, future))
+                while waiting and (waiting[0][1] is None or slow > workers):
                     first, future = waiting.popleft()
-                    yield first, future.result()
+                    slow -= future is not None
+                    yield first, work(first) if future is None else future.result()
             while waiting:
                 first, future = waiting.popleft()
-                yield first, future.result()
+                yield first, work(first) if future is None else future.result()
         finally:
             for _, future in waiting:
-                future.cancel()
+                if future is not None:
+                    future.cancel()
