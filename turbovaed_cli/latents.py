@@ -256,6 +256,7 @@ class LatentCache:
     def __init__(self, root: str | Path) -> None:
         """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
         self._remote: RemoteFolder | None = None
+        shown = str(root)
         if is_url(root):
             self._remote = RemoteFolder(str(root))
             root = cache_home() / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
@@ -263,7 +264,7 @@ class LatentCache:
         root = Path(root)
         if not (root / "manifest.json").is_file():
             raise SettingsError(
-                f"{root} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one"
+                f"{shown} is no latent cache (no manifest.json)", "turbovaed cache-latents --data DIR --out DIR makes one"
             )
         self.root = root
         self.manifest = read_sealed(root / "manifest.json")
@@ -275,7 +276,7 @@ class LatentCache:
         self.clips = [found[key] for key in sorted(found)]
         if not self.clips:
             raise SettingsError(
-                f"{root} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"
+                f"{shown} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"
             )
         self._verified: set[str] = set()
         self.damaged: dict[str, str] = {}  # a damaged shard is an error, never passed over

@@ -123,10 +123,13 @@ class RemoteFolder:
         self.url = url.rstrip("/")
         try:
             self._system, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            scheme = url.partition(":")[0]
+        except ImportError as error:
             raise MissingError(
-                f"{url} cannot be reached: {error}", f"pip install the fsspec package for {scheme}:// (s3: s3fs)"
+                f"{url} cannot be reached: {error}", "install that package, such as pip install 'turbovaed[s3]'"
+            ) from error
+        except ValueError as error:
+            raise SettingsError(
+                f"{url} cannot be reached: {error}", "s3://, gs://, http:// or another scheme that fsspec knows"
             ) from error
 
     def shown(self, name: str) -> str:

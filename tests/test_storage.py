@@ -1,0 +1,148 @@
+"""Videos, latents and runs behind URLs: the real s3fs against a server on this machine that speaks S3."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.registry import find_model
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.storage import Mirror, RemoteFolder, open_videos
+
+SMALL = CacheSettings(frames=9, size=(64, 64))
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """The name of a bucket, whose server s3fs finds by the usual variables."""
+    pytest.importorskip("s3fs"), pytest.importorskip("moto")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", f"from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])"]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    before = dict(os.environ)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1", "TURBOVAED_CACHE": str(tmp_path_factory.mktemp("cache-home")), "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    try:
+        import s3fs
+
+        for _ in range(300):
+            time.sleep(0.1)
+            try:
+                s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+                break
+            except Exception:
+                assert server.poll() is None, log.name
+        yield s3fs.S3FileSystem()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def remote_videos(s3, videos):
+    s3.put(str(videos), "bucket/videos", recursive=True)
+    s3.pipe("bucket/videos/.hidden.mp4", b"x")
+    s3.pipe("bucket/videos/notes.txt", b"x")
+    return "s3://bucket/videos"
+
+
+def test_videos_behind_a_url_are_listed_and_copied_while_they_are_needed(remote_videos, videos):
+    with open_videos(remote_videos) as found:
+        assert found.names == ["a.mp4", "more/a.mkv", "more/b.mp4"]
+        path = found.fetch("more/b.mp4")
+        assert path.read_bytes() == (videos / "more" / "b.mp4").read_bytes()
+        found.drop("more/b.mp4")
+        assert not path.exists()
+        assert found.stamp("a.mp4") != found.stamp("more/b.mp4") and found.shown("a.mp4") == f"{remote_videos}/a.mp4"
+    with open_videos(videos) as local:
+        assert local.names == found.names
+
+
+def test_a_cache_behind_a_url_has_the_clips_of_a_local_one_and_again_encodes_nothing(remote_videos, s3, cache, ltx_teacher):
+    from turbovaed_cli.cache_latents import cache_latents
+
+    spec = find_model(ltx_teacher)
+    result = cache_latents(spec, remote_videos, "s3://bucket/latents", SMALL)
+    assert (result.encoded, result.found, result.skipped) == (7, 0, [])
+    assert not [name for name in s3.find("bucket/latents") if name.endswith(".lock")]
+    remote, local = LatentCache("s3://bucket/latents"), LatentCache(cache)
+    assert [clip["key"] for clip in remote.clips] == [clip["key"] for clip in local.clips]
+    for index in range(7):
+        assert all((a == b).all() for a, b in zip(remote.read(index), local.read(index), strict=True))
+    again = cache_latents(spec, remote_videos, "s3://bucket/latents", SMALL)
+    assert (again.encoded, again.found) == (0, 7)
+
+
+def test_a_shard_that_changed_behind_the_url_is_told_and_one_that_changed_here_is_fetched_again(remote_videos, s3, ltx_teacher):
+    from turbovaed_cli.cache_latents import cache_latents
+
+    url = "s3://bucket/changed"
+    cache_latents(find_model(ltx_teacher), remote_videos, url, SMALL)
+    first = LatentCache(url)
+    first.read(0)
+    copy = next((first.root / "shards").glob("*.safetensors"))
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1] + b"?")
+    LatentCache(url).read(0)
+    assert copy.read_bytes() == whole
+    s3.pipe(f"bucket/changed/shards/{copy.name}", whole[:-1] + b"?")
+    s3.invalidate_cache()
+    copy.unlink()
+    with pytest.raises(TurboVaedError, match=copy.name):
+        LatentCache(url).read(0)
+
+
+def test_a_mirror_brings_back_what_changed_and_removes_there_what_is_gone_here(s3, tmp_path):
+    url = "s3://bucket/mirror"
+    here = tmp_path / "a"
+    (here / "deep").mkdir(parents=True)
+    for name in ("one", "deep/two.json", "lock", ".half"):
+        (here / name).write_text(name)
+    mirror = Mirror(url, here)
+    mirror.push()
+    assert sorted(RemoteFolder(url).listing()) == ["deep/two.json", "one"]
+    (here / "one").unlink()
+    (here / "deep" / "two.json").write_text("changed!")
+    mirror.push(remove=True)
+    other = Mirror(url, tmp_path / "b")
+    other.fetch(lambda _: True)
+    assert {path.relative_to(other.local).as_posix() for path in other.local.rglob("*") if path.is_file()} == {"deep/two.json"}
+    assert (other.local / "deep" / "two.json").read_text() == "changed!"
+
+
+def test_what_cannot_be_reached_is_one_line_that_names_it(s3, tmp_path):
+    with pytest.raises(SettingsError, match="no video under s3://bucket/nothing"), open_videos("s3://bucket/nothing"):
+        pass
+    with pytest.raises(SettingsError, match="Protocol not known: nosuch"), open_videos("nosuch://bucket/x"):
+        pass
+    with (
+        pytest.raises(MissingError, match="cannot be reached") as missing,
+        open_videos("gdrive://bucket/x"),
+    ):  # gdrivefs is not here
+        pass
+    assert "pip install" in missing.value.hint
+    with pytest.raises(TurboVaedError, match=r"s3://bucket/videos/gone\.mp4") as error:
+        RemoteFolder("s3://bucket/videos").get("gone.mp4", tmp_path / "x")
+    assert error.value.hint and not (tmp_path / "x").exists()
+    with pytest.raises(SettingsError, match="s3://bucket/none is no latent cache"):
+        LatentCache("s3://bucket/none")
+
+
+def test_a_video_that_vanished_is_skipped_like_any_that_cannot_be_read(remote_videos, s3):
+    s3.pipe("bucket/vanishing/a.mp4", b"x")
+    with open_videos("s3://bucket/vanishing") as found:
+        s3.rm("bucket/vanishing/a.mp4")
+        with pytest.raises(VideoError, match=r"vanishing/a\.mp4"):
+            found.fetch("a.mp4")
