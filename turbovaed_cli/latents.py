@@ -11,6 +11,7 @@ A shard counts only with its .json, which is written after it: what a killed pro
 import hashlib
 import json
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -282,13 +283,14 @@ class LatentCache:
         self.damaged: dict[str, str] = {}  # a damaged shard is an error, never passed over
 
     def _copy_records(self, root: Path) -> None:
-        """The manifest and the shards' .json as they are there now."""
+        """The manifest and the shards' .json as they are there now; several processes may do so at once."""
         assert self._remote is not None
+        there = {name for name in self._remote.listing() if name == "manifest.json" or re.fullmatch(r"shards/[^/]*\.json", name)}
+        for name in there:
+            self._remote.get(name, root / name)
         for path in (root / "manifest.json", *(root / "shards").glob("*.json")):
-            path.unlink(missing_ok=True)
-        for name in self._remote.listing():
-            if name == "manifest.json" or (name.startswith("shards/") and name.endswith(".json")):
-                self._remote.get(name, root / name)
+            if path.relative_to(root).as_posix() not in there:
+                path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self.clips)

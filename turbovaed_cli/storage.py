@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import room_for
 from turbovaed_cli.video import VIDEO_SUFFIXES, list_videos, names_of_videos
 
@@ -244,6 +245,44 @@ def open_cache(out: str | Path) -> Iterator[tuple[Path, Callable[[Path], None]]]
             yield mirror.local, pushed
         finally:
             mirror.push()
+
+
+@contextmanager
+def open_run(run: str | Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """(the local folder of a run, what to do whenever something in it is complete).
+
+    A run behind a URL is brought here as it is there, and what changes is copied back. There is no lock behind a URL: two
+    processes that train the same run would overwrite each other's checkpoints.
+    """
+    if not is_url(run):
+        yield Path(run), lambda: None
+        return
+    with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
+        mirror = Mirror(str(run), Path(room))
+        mirror.fetch(_is_for_others)
+        try:
+            yield mirror.local, lambda: mirror.push(remove=True)
+        finally:
+            mirror.push(remove=True)
+
+
+def local_videos(data: str | Path, report: Reporter = quiet) -> Path:
+    """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again."""
+    if not is_url(data):
+        return Path(data)
+    folder = cache_home() / f"videos-{hashlib.sha256(str(data).rstrip('/').encode()).hexdigest()[:16]}"
+    remote = RemoteFolder(str(data))
+    listing = {name: facts for name, facts in remote.listing().items() if name.lower().endswith(VIDEO_SUFFIXES)}
+    if not listing:
+        raise SettingsError(f"no video under {data}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
+    for path in folder.rglob("*"):
+        if path.is_file() and path.relative_to(folder).as_posix() not in listing:
+            path.unlink(missing_ok=True)
+    for name in report.track(sorted(listing), f"copying videos to {folder}"):
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != listing[name].get("size"):
+            remote.get(name, path)
+    return folder
 
 
 def cache_home() -> Path:
