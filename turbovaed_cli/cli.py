@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from turbovaed_cli import __version__, console
 from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError, TurboVaedError
+from turbovaed_cli.launch import end_with_launcher, is_beside_another, launch
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
@@ -413,6 +414,21 @@ def cache_latents(
     _finish(result.skipped)
 
 
+def _launch(nproc: int) -> NoReturn:
+    """The same command in `nproc` processes, which know each other."""
+    if nproc < 1:
+        raise SettingsError(f"--nproc is {nproc}; it must be at least 1")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SettingsError("--nproc starts processes, and a launcher has started several already", "leave out one of the two")
+    words = list(sys.argv[1:])
+    at = next(index for index, word in enumerate(words) if word.partition("=")[0] == "--nproc")
+    del words[at : at + (1 if "=" in words[at] else 2)]
+    code, what = launch(words, nproc)
+    if what:
+        console.print_error(TurboVaedError(what, "the same command goes on from the last checkpoint"))
+    raise typer.Exit(code)
+
+
 @app.command("distill")
 @command
 def distill(
@@ -480,6 +496,9 @@ def distill(
         typer.Option("--compile", help="torch.compile the student; the first step of every stage takes a minute or more."),
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", help="Processes on this machine, each with a device and --batch-size of its own.")
+    ] = 1,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
     ] = None,
@@ -490,6 +509,8 @@ def distill(
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    if nproc != 1:
+        _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
@@ -1018,6 +1039,10 @@ def env(json: Json = False) -> None:
 
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
+    if sys.argv[1:2] == ["distill"]:
+        end_with_launcher()
+        if is_beside_another():
+            console.leave_it_to_another()
     try:
         code = app(standalone_mode=False)
     except Exception as error:

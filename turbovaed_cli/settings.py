@@ -39,7 +39,7 @@ class Stage:
 
     name: str  # in metrics.jsonl, reports and messages
     steps: int = 2000  # optimizer steps
-    batch_size: int = 1  # clips per forward pass
+    batch_size: int = 1  # clips per forward pass, of each process; config.json has those of all together
     accumulation: int = 8  # forward passes per optimizer step
     size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
     crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
@@ -84,6 +84,7 @@ class DistillSettings:
     sample_every: int = 500  # steps between sample strips; 0 draws none
     keep_checkpoints: int = 3  # older ones are removed once a newer one is safe
     workers: int = 2  # batches read ahead, each in a thread
+    stall_seconds: float = 60.0  # a batch that does not come for so long is named, again and again
 
     @property
     def steps(self) -> int:
@@ -214,8 +215,11 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 
 # What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
 RESUMABLE_CHANGES = frozenset(
-    {"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where", "gradient_checkpointing"}
-)
+    {
+        "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "device", "ranks", "where",
+        "gradient_checkpointing",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
