@@ -2,7 +2,7 @@
 
 One request per line of stdin, {"words": [...], "count": 2}, one answer per line of stdout: exit codes and what each process
 said. `patch` is code for every process to run first (RANK is in the environment). `signal` is sent to the processes in
-`to` after `after` seconds, or as soon as the path `once` is there.
+`to` as soon as the path `once` is there, and `after` seconds have gone by then.
 """
 
 import io
@@ -43,11 +43,11 @@ def answer(request: dict) -> dict:
         pipes.append(reading)
         children.append(child)
     codes: list[int | None] = [None] * count
-    sent, signalled = False, request.get("signal")
+    sent, signalled, since = False, request.get("signal"), None if "once" in request else 0.0
     while None in codes:
         now = time.monotonic() - began
-        due = Path(request["once"]).exists() if "once" in request else now >= request.get("after", 0)
-        if signalled and not sent and due:
+        since = now if since is None and Path(request["once"]).exists() else since
+        if signalled and not sent and since is not None and now - since >= request.get("after", 0):
             sent = True
             for rank in request["to"]:
                 if codes[rank] is None:
@@ -89,4 +89,5 @@ def work(request: dict, writing: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), flush=True)
+        sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")
+        sys.stdout.flush()

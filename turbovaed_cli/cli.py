@@ -496,6 +496,9 @@ def distill(
         typer.Option("--compile", help="torch.compile the student; the first step of every stage takes a minute or more."),
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
+    log: Annotated[
+        str | None, typer.Option("--log", help="Also log to tensorboard, trackio or wandb; several by commas.")
+    ] = None,
     nproc: Annotated[
         int, typer.Option("--nproc", help="Processes on this machine, each with a device and --batch-size of its own.")
     ] = 1,
@@ -530,6 +533,7 @@ def distill(
         "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
         "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
+        "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
     }  # fmt: skip
     settings = read_recipe(recipe)
     if optimizer not in (None, settings.optimizer) and lr is None:
@@ -564,7 +568,7 @@ def distill(
         consent=_consent(yes),
         report=report,
     )
-    measured = _measure_run(folder, val, latents, settings, report) if val is not None else None
+    measured = _measure_run(spec, folder, val, latents, settings, report) if val is not None else None
     if json:
         extras = {"design": design, "evaluation": measured and as_document(measured)}
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
@@ -584,19 +588,22 @@ def distill(
 
 
 def _measure_run(
-    folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
+    spec: ModelSpec, folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
 ) -> "EvalResult":
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
-    from turbovaed_cli.devices import resolve_device  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.training.ranks import join_ranks  # noqa: PLC0415 - help stays quick
 
+    ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
     eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device)
-    pair = load_pair(str(folder), device=resolve_device(settings.device))
-    result = measure(pair, val, eval_settings, report=report)
-    _keep(result, pair, eval_settings, val)
+    with ranks.together():
+        pair = trained_pair(folder, spec, ranks)
+        result = measure(pair, val, eval_settings, ranks=ranks, report=report)
+        if ranks.is_first:
+            _keep(result, pair, eval_settings, val)
     return result
 
 

@@ -29,6 +29,7 @@ from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFinit
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.latents import WHOLE, Batch, Crop, LatentCache
 from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec
@@ -51,6 +52,7 @@ from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.start import NUM_CLIPS, STARTS, fit_start
 from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.video import to_model, to_uint8
 from turbovaed_cli.weights import Consent, no_consent
 
@@ -148,6 +150,8 @@ def _distill(
     report: Reporter,
 ) -> DistillResult:
     device = ranks.device
+    if ranks.is_first:  # before anything is loaded or written
+        check_trackers(settings.log)
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
@@ -187,7 +191,8 @@ def _distill(
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
-        losses = _train(trainer, folder, report)
+        with trackers_of(settings.log if ranks.is_first else (), folder, config, state.step, report) as trackers:
+            losses = _train(trainer, folder, trackers, report)
         if ranks.is_first:
             _write_model(folder, trainer, spec, config)
             if losses or not folder.report.exists():
@@ -197,6 +202,18 @@ def _distill(
     return DistillResult(
         folder.root, folder.model, state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
     )
+
+
+def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
+    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
+    pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
+    config = ranks.share(lambda: pair and dict(pair.student.config))
+    if pair is None:
+        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
+        pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
+    if ranks.count > 1:
+        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
+    return pair
 
 
 def _over_all(settings: DistillSettings, ranks: Ranks) -> DistillSettings:
@@ -430,7 +447,7 @@ class Trainer:
         return mean if batch.noise is None else mean + std * batch.noise
 
 
-def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, float]:
+def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, report: Reporter) -> dict[str, float]:
     """Run the steps that are left, logging and saving; returns the last step's losses."""
     settings, state, ranks = trainer.settings, trainer.state, trainer.ranks
     losses: dict[str, float] = {}
@@ -461,6 +478,7 @@ def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, floa
                 clips_per_s = at.stage.batch_size * at.stage.accumulation / seconds
                 figures = {"seconds": seconds, "clips_per_s": clips_per_s, "data_seconds": waited, "peak_mb": peak or None}
                 _log_step(trainer, at.index, losses, figures, folder)
+                trackers.log(state.step, {**losses, **figures})
                 report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
                 if settings.sample_every and (state.step % settings.sample_every == 0 or last):
                     _draw_sample(trainer, folder)

@@ -84,6 +84,7 @@ class DistillSettings:
     sample_every: int = 500  # steps between sample strips; 0 draws none
     keep_checkpoints: int = 3  # older ones are removed once a newer one is safe
     workers: int = 2  # batches read ahead, each in a thread
+    log: tuple[str, ...] = ()  # trackers beside metrics.jsonl: tensorboard, trackio, wandb
     stall_seconds: float = 60.0  # a batch that does not come for so long is named, again and again
 
     @property
@@ -202,6 +203,10 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
             typed[name] = wanted(value)
         elif name == "stages":
             typed[name] = value
+        elif name == "log":
+            if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+                raise SettingsError(f"{where}: {name} is {value!r}, not a list of names")
+            typed[name] = tuple(value)
         else:  # the pairs: sizes and betas
             kind = float if name == "betas" else int
             if not (isinstance(value, list) and len(value) == 2 and all(type(one) in (int, kind) for one in value)):
@@ -216,7 +221,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 # What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
 RESUMABLE_CHANGES = frozenset(
     {
-        "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "device", "ranks", "where",
+        "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
         "gradient_checkpointing",
     }
 )  # fmt: skip
