@@ -22,11 +22,13 @@ def settings() -> DistillSettings:
 
 
 @pytest.fixture
-def teach(ltx_teacher, cache, small_student, tmp_path):
+def teach(ltx_teacher, cache, small_student, tmp_path, capfd):
     def teach(settings: DistillSettings, **more):
-        return distill(
-            find_model(ltx_teacher), tmp_path / "run", latents=cache, settings=settings, student_config=small_student, **more
-        )
+        arguments = {"latents": cache, "settings": settings, "student_config": small_student}
+        try:
+            return distill(find_model(ltx_teacher), tmp_path / "run", **arguments, **more)
+        finally:
+            assert capfd.readouterr().out == ""  # which is for results
 
     return teach
 

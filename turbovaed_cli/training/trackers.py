@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from turbovaed_cli.errors import MissingError, SettingsError
-from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.reporting import Reporter, hushed, quiet
 from turbovaed_cli.rundir import RunDir
 
 PROJECT = "turbovaed"
@@ -25,9 +25,14 @@ def _tensorboard(run: RunDir, _name: str, first_step: int) -> Any:
 
 
 def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
+    import trackio  # noqa: PLC0415 - only where asked for
     from accelerate.tracking import TrackioTracker  # noqa: PLC0415 - only where asked for
 
-    return TrackioTracker(PROJECT, name=name, resume="allow")
+    class Tracker(TrackioTracker):  # type: ignore[misc] - it has no types
+        def finish(self) -> None:
+            trackio.finish()  # the run's own leaves a second end to the end of the process
+
+    return Tracker(PROJECT, name=name, resume="allow")
 
 
 def _wandb(run: RunDir, name: str, _first_step: int) -> Any:
@@ -87,8 +92,9 @@ def trackers_of(
         for which in names:
             tracker = TRACKERS[which](run, name, first_step)
             try:
-                tracker.start()
-                tracker.store_init_configuration(_flat(config))
+                with hushed():  # stdout is for results
+                    tracker.start()
+                    tracker.store_init_configuration(_flat(config))
             except Exception as error:  # each library has errors of its own
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise MissingError(f"--log {which} does not start: {said}", _HINTS.get(which, "leave it out of --log")) from error
@@ -97,7 +103,8 @@ def trackers_of(
         yield Trackers(started)
     finally:
         for tracker in started:
-            tracker.finish()
+            with hushed():
+                tracker.finish()
 
 
 _HINTS = {"wandb": "wandb login, or WANDB_MODE=offline, which keeps it in the run folder"}
