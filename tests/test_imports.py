@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "turbovaed_cli"
 # From the ground up. A module may import from floors below its own, and from its own floor where GROUND or PIECES say so.
-GROUND = {"__init__", "errors", "registry", "settings", "reporting", "rundir", "background"}
+GROUND = {"__init__", "errors", "registry", "settings", "reporting", "rundir", "background", "launch"}
 PIECES = {
     "ffmpeg",
     "video",
@@ -26,7 +26,7 @@ PIECES = {
     "targets",
 }
 VERBS = {"cache_latents", "cache_job", "distill", "reconstruct", "evaluate", "export", "bench", "runs"}
-TOP = {"cli", "console"}
+TOP = {"cli", "console", "__main__"}
 # evaluate plans the clips that cache_latents would cut; cache_job tries out what it would do; bench times what export writes.
 VERB_TO_VERB = {
     ("distill", "evaluate"),

@@ -236,7 +236,9 @@ class _Job:
     def _stream(self) -> Iterator[_Clip | _Seen | _End]:
         """Everything there is to do, in order; videos are looked into ahead."""
         for part in self._parts():
-            for _, video in read_ahead(self._look, self._named(part), self.settings.workers, lambda named: named[2] is not None):
+            for _, video in read_ahead(
+                self._look, self._named(part), self.settings.workers, is_quick=lambda named: named[2] is not None
+            ):
                 for clip in video.clips:
                     if not self._is_missing(clip):
                         self.found += clip.key not in self.queued
@@ -270,7 +272,7 @@ class _Job:
         failed: dict[str, dict[str, str]] = {}
         try:
             for item, frames in read_ahead(
-                self._read, self._stream(), self.settings.workers, lambda item: not isinstance(item, _Clip)
+                self._read, self._stream(), self.settings.workers, is_quick=lambda item: not isinstance(item, _Clip)
             ):
                 if isinstance(item, _Clip):
                     if isinstance(frames, str):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from turbovaed_cli import __version__, console
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
+from turbovaed_cli.launch import end_with_launcher, is_beside_another, launch
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
@@ -551,6 +552,21 @@ def _show_estimate(
     _finish(found.skipped)
 
 
+def _launch(nproc: int) -> NoReturn:
+    """The same command in `nproc` processes, which know each other."""
+    if nproc < 1:
+        raise SettingsError(f"--nproc is {nproc}; it must be at least 1")
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise SettingsError("--nproc starts processes, and a launcher has started several already", "leave out one of the two")
+    words = list(sys.argv[1:])
+    at = next(index for index, word in enumerate(words) if word.partition("=")[0] == "--nproc")
+    del words[at : at + (1 if "=" in words[at] else 2)]
+    code, what = launch(words, nproc)
+    if what:
+        console.print_error(TurboVaedError(what, "the same command goes on from the last checkpoint"))
+    raise typer.Exit(code)
+
+
 @app.command("distill")
 @command
 def distill(
@@ -618,6 +634,12 @@ def distill(
         typer.Option("--compile", help="torch.compile the student; the first step of every stage takes a minute or more."),
     ] = None,
     workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
+    log: Annotated[
+        str | None, typer.Option("--log", help="Also log to tensorboard, trackio or wandb; several by commas.")
+    ] = None,
+    nproc: Annotated[
+        int, typer.Option("--nproc", help="Processes on this machine, each with a device and --batch-size of its own.")
+    ] = 1,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
     ] = None,
@@ -628,6 +650,8 @@ def distill(
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    if nproc != 1:
+        _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
@@ -647,6 +671,7 @@ def distill(
         "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
         "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
+        "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
     }  # fmt: skip
     settings = read_recipe(recipe)
     if optimizer not in (None, settings.optimizer) and lr is None:
@@ -681,7 +706,7 @@ def distill(
         consent=_consent(yes),
         report=report,
     )
-    measured = _measure_run(folder, val, latents, settings, report) if val is not None else None
+    measured = _measure_run(spec, folder, val, latents, settings, report) if val is not None else None
     if json:
         extras = {"design": design, "evaluation": measured and as_document(measured)}
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
@@ -701,19 +726,22 @@ def distill(
 
 
 def _measure_run(
-    folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
+    spec: ModelSpec, folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
 ) -> "EvalResult":
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
-    from turbovaed_cli.devices import resolve_device  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.training.ranks import join_ranks  # noqa: PLC0415 - help stays quick
 
+    ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
     eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device)
-    pair = load_pair(str(folder), device=resolve_device(settings.device))
-    result = measure(pair, val, eval_settings, report=report)
-    _keep(result, pair, eval_settings, val)
+    with ranks.together():
+        pair = trained_pair(folder, spec, ranks)
+        result = measure(pair, val, eval_settings, ranks=ranks, report=report)
+        if ranks.is_first:
+            _keep(result, pair, eval_settings, val)
     return result
 
 
@@ -1156,6 +1184,10 @@ def env(json: Json = False) -> None:
 
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
+    if sys.argv[1:2] == ["distill"]:
+        end_with_launcher()
+        if is_beside_another():
+            console.leave_it_to_another()
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:  # before the command began

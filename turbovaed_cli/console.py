@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from fractions import Fraction
 from pathlib import Path
@@ -79,6 +81,13 @@ def be_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def leave_it_to_another() -> None:
+    """Let this process show nothing but its reporter's warnings: one of several that do the same work, of which another reports."""
+    stderr.quiet = True
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - until the process ends
+    warnings.simplefilter("ignore")
+
+
 def note(text: str) -> None:
     """One line for people, on stderr; left out with -q."""
     if not _quiet:
@@ -151,11 +160,15 @@ class ConsoleReporter:
         else:
             yield from self._with_lines(items, label, total, start)
 
-    def note(self, text: str = "", **values: object) -> None:
+    def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
         """Say a sentence, or keep figures for the progress of the moment; see Reporter."""
         if values:
             self._values = "  ".join(f"{name.replace('_per_s', '/s')} {_figure(value)}" for name, value in values.items())
-        if text and not self.quiet:
+        if warning:
+            (Console(stderr=True, highlight=False, soft_wrap=True) if stderr.quiet else stderr).print(
+                f"[yellow]warning:[/] {escape(_one_line(text))}"
+            )
+        elif text and not self.quiet:
             stderr.print(escape(text))
 
     def _with_bar(self, items: Iterable[Item], label: str, total: int | None, start: int) -> Iterator[Item]:

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,17 +23,17 @@ from turbovaed_cli.devices import (
     environment,
     forget_peak,
     peak_mb,
-    resolve_device,
     resolve_dtype,
 )
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, NonFiniteError, RunFolderError, SettingsError
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
-from turbovaed_cli.latents import Batch, Crop, LatentCache
+from turbovaed_cli.latents import WHOLE, Batch, Crop, LatentCache
 from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec
-from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_manifest, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
@@ -47,15 +47,18 @@ from turbovaed_cli.training.losses import (
     reconstruction_losses,
     resolve_perceptual,
 )
+from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
 from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.start import NUM_CLIPS, STARTS, fit_start
 from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.video import to_model, to_uint8
 from turbovaed_cli.weights import Consent, no_consent
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 WORTH_SAYING = 0.1  # share of the steps' time
+_MOST_NAMES = 4  # of clips in a message
 FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
 
 
@@ -74,8 +77,12 @@ class ClipStream(Protocol):
         """Changes when the data does."""
         ...
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
-        """Batch number `index`, cut to `crop`."""
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+        """`part` of batch number `index`, cut to `crop`."""
+        ...
+
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+        """The clips of that batch, for people."""
         ...
 
     @property
@@ -113,7 +120,8 @@ def distill(
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
 
     `init` names a student (as load_student takes it) to start from instead of random weights.
-    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Raises
+    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
+    processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
@@ -122,68 +130,136 @@ def distill(
             "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
         )
     _check_settings(settings)
-    folder, device = RunDir(run), resolve_device(settings.device)
+    ranks = join_ranks(settings.device)
+    if not ranks.is_first:
+        report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
+    with ranks.together():
+        return _distill(ranks, spec, RunDir(run), data, latents, settings, student_config, init, consent, report)
+
+
+def _distill(
+    ranks: Ranks,
+    spec: ModelSpec,
+    folder: RunDir,
+    data: Path | None,
+    latents: Path | None,
+    settings: DistillSettings,
+    student_config: Mapping[str, Any] | None,
+    init: str | None,
+    consent: Consent,
+    report: Reporter,
+) -> DistillResult:
+    device = ranks.device
+    if ranks.is_first:  # before anything is loaded or written
+        check_trackers(settings.log)
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
-    teacher = load_teacher(spec, device=device, consent=consent)
-    settings = _settle(settings, folder, device, report)
+    teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
+    settings = ranks.share(lambda: _settle(_over_all(settings, ranks), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if latents is None:
         assert data is not None
-        streams, skipped = _video_streams(data, spec, settings, report)
+        streams, skipped = _video_streams(data, spec, settings, ranks, report)
     else:
         cache = _cache_of(latents, teacher)
         _check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
+        ranks.check_same("the latent cache", cache.fingerprint)
     crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
 
     torch.manual_seed(settings.seed)
     student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
-    if init is not None:
+    if init is not None and ranks.is_first:  # the others get every weight from it
         load_strictly(student, load_student(init, consent=consent).state_dict(), Path(init))
     _check_ratios(student, spec)
     aligned = any(stage.feature_weight for stage in settings.stages)
     heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
     report.note(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
-        f"on {device.type}, {settings.dtype}"
+        f"on {device.type}, {settings.dtype}" + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
     state = TrainingState(student, heads, settings, device)
-    with folder.lock():
-        config = {
-            "command": "distill",
-            "settings": asdict(settings),
-            "model": spec.name,
-            "teacher": {
-                **teacher.identity(),
-                "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
-            },
-            "student_config": _published_config(student),
-            "init_sha256": hash_of_state(student) if init is not None else None,
-            "data_fingerprint": streams[0].fingerprint,
-        }
-        _check_finished_stages(folder, settings)
-        folder.snapshot(config, environment(), RESUMABLE_CHANGES)
-        folder.clean_leftovers()
+    ranks.check_same("the teacher", str(teacher.identity()))
+    with folder.lock() if ranks.is_first else nullcontext():
+        config = ranks.share(lambda: _begin(folder, ranks, spec, teacher, student, streams[0], settings, init))
         if latents is not None:
             teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
-        trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype)
-        resumed_from = _resume(folder, state)
-        if resumed_from:
-            report.note(f"resumed from step {resumed_from}")
-        elif settings.start == "fitted" and init is None:
-            trainer.fit_start(report)
-        losses = _train(trainer, folder, report)
-        _write_model(folder, trainer, spec, config)
-        if losses or not folder.report.exists():
-            _write_report(folder, trainer, [_training_clip(trainer)] if settings.sample_every else [])
-    skipped += [Skipped(path, reason) for path, reason in streams[0].damaged.items()]
+        trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
+        resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
+        if ranks.count > 1:
+            state.take(ranks.broadcast(state.tables()))
+        with trackers_of(settings.log if ranks.is_first else (), folder, config, state.step, report) as trackers:
+            losses = _train(trainer, folder, trackers, report)
+        if ranks.is_first:
+            _write_model(folder, trainer, spec, config)
+            if losses or not folder.report.exists():
+                _write_report(folder, trainer, [_training_clip(trainer)] if settings.sample_every else [])
+        damaged = {path: reason for found in ranks.gather(streams[0].damaged) for path, reason in found.items()}
+    skipped += [Skipped(path, reason) for path, reason in damaged.items()]
     return DistillResult(
-        run, folder.model, state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
+        folder.root, folder.model, state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
     )
+
+
+def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
+    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
+    pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
+    config = ranks.share(lambda: pair and dict(pair.student.config))
+    if pair is None:
+        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
+        pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
+    if ranks.count > 1:
+        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
+    return pair
+
+
+def _over_all(settings: DistillSettings, ranks: Ranks) -> DistillSettings:
+    """The settings with the clips of a forward pass on all ranks, as config.json has them, where those of one were given."""
+    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * ranks.count) for stage in settings.stages))
+
+
+def _begin(
+    folder: RunDir,
+    ranks: Ranks,
+    spec: ModelSpec,
+    teacher: Teacher,
+    student: StudentDecoder,
+    stream: ClipStream,
+    settings: DistillSettings,
+    init: str | None,
+) -> dict[str, Any]:
+    """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
+    config = {
+        "command": "distill",
+        "settings": asdict(settings),
+        "ranks": ranks.count,
+        "model": spec.name,
+        "teacher": {
+            **teacher.identity(),
+            "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
+        },
+        "student_config": _published_config(student),
+        "init_sha256": hash_of_state(student) if init is not None else None,
+        "data_fingerprint": stream.fingerprint,
+    }
+    _check_finished_stages(folder, settings)
+    _check_clips_per_pass(folder, settings, ranks)
+    folder.snapshot(config, environment(), RESUMABLE_CHANGES)
+    folder.clean_leftovers()
+    return config
+
+
+def _resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
+    """Go on from the newest checkpoint and return its step; without one, make the fresh student ready."""
+    resumed_from = _resume(folder, trainer.state)
+    if resumed_from:
+        report.note(f"resumed from step {resumed_from}")
+    elif trainer.settings.start == "fitted" and fits:
+        trainer.fit_start(report)
+    return resumed_from
 
 
 @dataclass
@@ -198,6 +274,7 @@ class Trainer:
     settings: DistillSettings
     device: torch.device
     dtype: torch.dtype
+    ranks: Ranks = field(default_factory=lambda: alone(torch.device("cpu")))
 
     def __post_init__(self) -> None:
         self.copies = DeviceCopies(self.device)
@@ -207,15 +284,25 @@ class Trainer:
     def batch_at(self, which: tuple[int, int]) -> Batch:
         """The batch of (stage, number of the forward pass over the whole run), on the device, with its noise; from any thread.
 
-        The posterior's noise depends on (seed, number of the forward pass) alone.
+        The posterior's noise depends on (seed, number of the forward pass) alone. Of several ranks each has its part of a
+        batch that is the same however many they are.
         """
         index, number = which
         stage, seed = self.settings.stages[index], self.settings.seed
-        batch = self.streams[index].batch_at(seed, number, stage.batch_size, self.crops[index])
+        part = self.ranks.part(stage.batch_size)
+        batch = self.streams[index].batch_at(seed, number, stage.batch_size, self.crops[index], part)
         if stage.posterior == "sample":
             generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-            batch = replace(batch, noise=torch.randn(self.latent_shape(batch), generator=generator))
+            shape = (stage.batch_size, *self.latent_shape(batch)[1:])
+            batch = replace(batch, noise=torch.randn(shape, generator=generator)[part])
         return self.copies.send(batch)
+
+    def names_at(self, which: tuple[int, int]) -> str:
+        """The clips of that batch, for people."""
+        index, number = which
+        batch_size = self.settings.stages[index].batch_size
+        names = self.streams[index].names_at(self.settings.seed, number, batch_size, self.ranks.part(batch_size))
+        return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
 
     def latent_shape(self, batch: Batch) -> torch.Size:
         """(B, C, t, h, w) of a batch's latents, encoded already or not."""
@@ -249,19 +336,20 @@ class Trainer:
         for optimizer in state.optimizers(stage):
             optimizer.zero_grad(set_to_none=True)
         state.student.checkpoint_blocks(enable=stage.gradient_checkpointing)
-        passes: dict[int, dict[str, Tensor]] = {}
+        passes: dict[tuple[int, int], dict[str, Tensor]] = {}
         for _ in range(stage.accumulation):
-            (_, number), batch = next(batches)
+            which, batch = next(batches)
             losses = self.losses(self.copies.take(batch), stage)
             state.scaler.scale(losses.total / stage.accumulation).backward()
             if losses.discriminator is not None:
                 state.scaler.scale(losses.discriminator / stage.accumulation).backward()
-            passes[number] = {name: value.detach() for name, value in (("loss", losses.total), *losses.parts.items())}
-        sums = _mean_of(passes, state.step + 1)
+            passes[which] = {name: value.detach() for name, value in (("loss", losses.total), *losses.parts.items())}
+        sums = self.mean_of(passes)
+        self.ranks.mean_gradients(state.stepping_parameters(stage))  # before the scaler looks at them: all see an overflow
         state.scaler.unscale_(state.optimizer)
         norm = nn.utils.get_total_norm(p.grad for p in state.named_parameters.values() if p.grad is not None)
         if not state.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed, by design
-            _check_gradients(state, norm)
+            _check_gradients(state, norm, "; ".join(map(self.names_at, passes)))
         if settings.clip_grad_norm:
             nn.utils.clip_grads_with_norm_(state.named_parameters.values(), settings.clip_grad_norm, norm)
         rate = learning_rate(stage, state.step - at.first_step)
@@ -274,6 +362,34 @@ class Trainer:
         state.step += 1
         state.update_ema(settings.ema_decay)
         return sums | {"grad_norm": norm.item(), "lr": rate}
+
+    def mean_of(self, passes: Mapping[tuple[int, int], Mapping[str, Tensor]]) -> dict[str, float]:
+        """The mean losses of a step's forward passes over all ranks, brought over at once: the device waits for no figure.
+
+        Raises NonFiniteError naming the first that is none, and the clips it is of.
+        """
+        own = torch.stack([value for losses in passes.values() for value in losses.values()])
+        whole = self.ranks.mean([own])[0].tolist()
+        names = list(next(iter(passes.values())))
+        if not all(map(math.isfinite, whole)):
+            self._raise_non_finite(list(passes), names, own.tolist())
+        rows = [dict(zip(names, whole[first:], strict=False)) for first in range(0, len(whole), len(names))]
+        return {name: sum(row[name] / len(passes) for row in rows) for name in names}
+
+    def _raise_non_finite(self, passes: Sequence[tuple[int, int]], names: Sequence[str], values: Sequence[float]) -> None:
+        order = [*(name for name in names if name != "loss"), "loss"]  # the part that broke before the sum
+        found = [
+            ((number, order.index(name)), name, value, self.names_at((index, number)))
+            for (index, number), first in zip(passes, range(0, len(values), len(names)), strict=True)
+            for name, value in zip(names, values[first:], strict=False)
+            if not math.isfinite(value)
+        ]
+        (number, _), name, value, clips = min((one for some in self.ranks.gather(found) for one in some), key=lambda one: one[0])
+        raise NonFiniteError(
+            f"{name} is {value} at step {self.state.step + 1} (forward pass {number}), of {clips}; "
+            "the weights are as they were before this step",
+            "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+        )
 
     def losses(self, batch: Batch, stage: Stage) -> Losses:
         """The losses of one batch on the device."""
@@ -310,7 +426,7 @@ class Trainer:
             adversarial = generator_loss(discriminator(decoded))
             discriminator.requires_grad_(True)
             judgement = discriminator_loss(discriminator(source), discriminator(decoded.detach()))
-        weight = adaptive_weight(losses.total, adversarial, self.state.student.conv_out.conv.weight)
+        weight = adaptive_weight(losses.total, adversarial, self.state.student.conv_out.conv.weight, self.ranks.mean)
         parts = {"adversarial": adversarial, "adaptive_weight": weight, "discriminator": judgement}
         total = losses.total + stage.adversarial_weight * weight * adversarial
         return Losses(total, {**losses.parts, **parts}, judgement)
@@ -331,42 +447,72 @@ class Trainer:
         return mean if batch.noise is None else mean + std * batch.noise
 
 
-def _train(trainer: Trainer, folder: RunDir, report: Reporter) -> dict[str, float]:
+def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, report: Reporter) -> dict[str, float]:
     """Run the steps that are left, logging and saving; returns the last step's losses."""
-    settings, state = trainer.settings, trainer.state
+    settings, state, ranks = trainer.settings, trainer.state, trainer.ranks
     losses: dict[str, float] = {}
     first, spent = state.step, 0.0
-    batches = Waited(read_ahead(trainer.batch_at, passes_from(settings.stages, first), settings.workers))
+
+    def say_stalled(which: tuple[int, int], seconds: float) -> None:
+        text = f"no batch for {seconds:.0f} s; being read: {trainer.names_at(which)}"
+        report.note(text, warning=True)
+        if ranks.is_first:
+            _log(folder, f"warning: {text}")
+
+    batches = Waited(
+        read_ahead(
+            trainer.batch_at,
+            passes_from(settings.stages, first),
+            settings.workers,
+            patience_s=settings.stall_seconds,
+            stalled=say_stalled,
+        )
+    )
     with _stop_requests() as stop:
         for step in report.track(range(first, settings.steps), "distilling", total=settings.steps, start=first):
             at = position_at(settings.stages, step)
-            if step in (first, at.first_step):
+            if ranks.is_first and step in (first, at.first_step):
                 _announce(trainer, at.index, at.first_step, folder, report)
             forget_peak(trainer.device)
             started, waited = time.perf_counter(), batches.seconds
             losses = trainer.learn(batches)
             seconds = time.perf_counter() - started
             spent += seconds
-            finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
-            line = {"step": step + 1, "stage": at.stage.name, **finite, "data": trainer.data_of(at.index)}
-            line |= {"seconds": seconds, "data_seconds": batches.seconds - waited, "peak_mb": peak_mb(trainer.device)}
-            _append(folder.metrics, json.dumps(line))
-            clips_per_s = at.stage.batch_size * at.stage.accumulation / seconds
-            report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
             last = state.step == settings.steps
-            if settings.sample_every and (state.step % settings.sample_every == 0 or last):
-                _draw_sample(trainer, folder)
-            asked_to_stop = list(stop)  # read once: what comes later belongs to the next step
+            waited, peak = ranks.most([batches.seconds - waited, peak_mb(trainer.device) or 0.0])
+            if ranks.is_first:
+                clips_per_s = at.stage.batch_size * at.stage.accumulation / seconds
+                figures = {"seconds": seconds, "clips_per_s": clips_per_s, "data_seconds": waited, "peak_mb": peak or None}
+                _log_step(trainer, at.index, losses, figures, folder)
+                trackers.log(state.step, {**losses, **figures})
+                report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
+                if settings.sample_every and (state.step % settings.sample_every == 0 or last):
+                    _draw_sample(trainer, folder)
+            # Read once: what comes later belongs to the next step.
+            asked_to_stop = int(ranks.most([max(list(stop), default=0)])[0])
             if state.step % settings.save_every == 0 or last or asked_to_stop:
-                folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
-                _write_report(folder, trainer)
-                _log(folder, f"saved step {state.step}, loss {losses['loss']:.5f}")
+                if ranks.count > 1:
+                    ranks.check_same(f"the state behind step {state.step}", state.digest())
+                if ranks.is_first:
+                    folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
+                    _write_report(folder, trainer)
+                    _log(folder, f"saved step {state.step}, loss {losses['loss']:.5f}")
             if asked_to_stop and not last:
                 hint = "the same command goes on from there"
-                raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop[0], hint)
+                raise InterruptedRunError(f"stopped after step {state.step} of {settings.steps}", asked_to_stop, hint)
     if waits := _waits_in_words(batches.seconds, spent, settings.workers):
         report.note(waits)
     return losses
+
+
+def _log_step(
+    trainer: Trainer, index: int, losses: Mapping[str, float], figures: Mapping[str, float | None], folder: RunDir
+) -> None:
+    """One line of metrics.jsonl."""
+    finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
+    stage = trainer.settings.stages[index].name
+    line = {"step": trainer.state.step, "stage": stage, **finite, "data": trainer.data_of(index), **figures}
+    _append(folder.metrics, json.dumps(line))
 
 
 def _waits_in_words(waited_s: float, spent_s: float, workers: int) -> str:
@@ -457,6 +603,8 @@ def _check_settings(settings: DistillSettings) -> None:
     names = [stage.name for stage in settings.stages]
     if len(set(names)) < len(names):
         raise SettingsError(f"two stages are called {max(names, key=names.count)}", "give each its own name")
+    if not 0 < settings.stall_seconds < math.inf:
+        raise SettingsError(f"stall_seconds is {settings.stall_seconds}; it must be above 0")
     _check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
     if settings.discriminator_channels % 4:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
@@ -530,6 +678,31 @@ def _check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
         )
 
 
+def _check_clips_per_pass(folder: RunDir, settings: DistillSettings, ranks: Ranks) -> None:
+    """A run goes on with other ranks exactly where a forward pass has the same clips on all of them together."""
+    before = read_json(folder.config) if folder.config.exists() else {}
+    clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
+    now = [stage.batch_size for stage in settings.stages]
+    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == ranks.count:
+        return  # else the snapshot names it
+    if any(count % ranks.count for count in clips):
+        hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
+    elif len(set(clips)) == 1:
+        hint = f"--batch-size {clips[0] // ranks.count} on {ranks.count} processes goes on with it"
+    else:
+        shares = ", ".join(str(count // ranks.count) for count in clips)
+        hint = f"on {ranks.count} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
+    raise RunFolderError(
+        f"{folder.root} was started with {_in_words(clips)} clips in a forward pass over {before.get('ranks', 1)} processes; "
+        f"now {_in_words(now)} over {ranks.count}",
+        hint,
+    )
+
+
+def _in_words(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
+
+
 def _check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
     """Cached clips have the size they were cached at."""
     for stage in settings.stages:
@@ -542,14 +715,14 @@ def _check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
 
 
 def _video_streams(
-    data: Path, spec: ModelSpec, settings: DistillSettings, report: Reporter
+    data: Path, spec: ModelSpec, settings: DistillSettings, ranks: Ranks, report: Reporter
 ) -> tuple[list[ClipStream], list[Skipped]]:
     """One stream per stage, over the same videos, at the stage's size."""
     sizes = [stage.size or settings.size for stage in settings.stages]
     spec.teacher.check_frames(settings.frames)
     for size in sizes:
         spec.teacher.check_size(*size)
-    videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
+    videos, skipped = ranks.share(lambda: usable_videos(data, (settings.frames - 1) * settings.stride + 1, report))
     damaged: dict[str, str] = {}
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
@@ -594,34 +767,15 @@ def _compiled(features: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(features, dynamic=False)
 
 
-def _mean_of(passes: Mapping[int, Mapping[str, Tensor]], step: int) -> dict[str, float]:
-    """The mean losses of a step's forward passes, brought over at once, behind the last: the device waits for no figure.
-
-    Raises NonFiniteError naming the first that is none.
-    """
-    means: dict[str, float] = {}
-    values = iter(torch.stack([value for losses in passes.values() for value in losses.values()]).tolist())
-    for number, losses in passes.items():
-        named = {name: next(values) for name in losses}
-        for name in [*(name for name in named if name != "loss"), "loss"]:  # the part that broke before the sum
-            if not math.isfinite(named[name]):
-                raise NonFiniteError(
-                    f"{name} is {named[name]} at step {step} (forward pass {number}); the weights are as they were before this step",
-                    "lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
-                )
-            means[name] = means.get(name, 0.0) + named[name] / len(passes)
-    return {name: means[name] for name in next(iter(passes.values()))}
-
-
-def _check_gradients(state: TrainingState, norm: Tensor) -> None:
+def _check_gradients(state: TrainingState, norm: Tensor, clips: str) -> None:
     judging = [p.grad for p in state.discriminator_parameters.values() if p.grad is not None]
     if torch.isfinite(norm) and all(torch.isfinite(gradient).all() for gradient in judging):
         return
     parameters = state.named_parameters | {f"discriminator {name}": p for name, p in state.discriminator_parameters.items()}
     name = next((name for name, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm")
     raise NonFiniteError(
-        f"the gradient of {name} is not finite at step {state.step + 1}; the weights are as they were before this step",
-        "lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+        f"the gradient of {name} is not finite at step {state.step + 1}, of {clips}; the weights are as they were before this step",
+        "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
     )
 
 

@@ -4,6 +4,8 @@
 needed is missing or refused, 4 a check missed, 5 finished but some inputs were skipped.
 """
 
+from typing import Any
+
 
 class TurboVaedError(Exception):
     """Root of every error a user can meet: one line of what, and a hint: the command or change that mends it."""
@@ -14,6 +16,16 @@ class TurboVaedError(Exception):
         super().__init__(what)
         self.what = what
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes, with their hint
+        return _remade, (type(self), self.what, self.hint, self.exit_code)
+
+
+def _remade(kind: type[TurboVaedError], what: str, hint: str | None, exit_code: int) -> TurboVaedError:
+    error = kind.__new__(kind)
+    TurboVaedError.__init__(error, what, hint)
+    error.exit_code = exit_code
+    return error
 
 
 class VideoError(TurboVaedError):
@@ -26,6 +38,10 @@ class DiskFullError(TurboVaedError):
 
 class NonFiniteError(TurboVaedError):
     """Training produced NaN or infinity; raised before the optimizer step that would have spread it."""
+
+
+class LostRankError(TurboVaedError):
+    """A process that trains along has gone without a word: killed, or its machine is."""
 
 
 class CorruptFileError(TurboVaedError):

@@ -38,6 +38,7 @@ from turbovaed_cli.reconstruct import decoded_frames, reconstructed_frames
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
+from turbovaed_cli.training.ranks import Ranks, alone
 from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
 
 __all__ = [
@@ -65,10 +66,11 @@ def evaluate(
     data: Path,
     settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
     *,
+    ranks: Ranks | None = None,
     report: Reporter = quiet,
 ) -> EvalResult:
     """Measure teacher and student against the source on clips of every video under `data`; see evaluate_all."""
-    return evaluate_all([pair], data, settings, report=report)[0]
+    return evaluate_all([pair], data, settings, ranks=ranks, report=report)[0]
 
 
 def evaluate_all(
@@ -77,6 +79,7 @@ def evaluate_all(
     settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
     *,
     required: Iterable[str] = (),
+    ranks: Ranks | None = None,
     report: Reporter = quiet,
 ) -> list[EvalResult]:
     """Measure several students, each with its own teacher, on the same clips of every video under `data`.
@@ -85,7 +88,8 @@ def evaluate_all(
     the video encoder; every metric has a fixed range, per clip, then the mean over clips. Under `paper` the published
     script is repeated: see metrics/paper.py. What cannot be measured here is listed in `not_measured` with the reason.
 
-    `required` names metrics that must be measurable. Raises SettingsError for settings that cannot work and data without
+    `required` names metrics that must be measurable. Several `ranks` take turns at the clips, and each returns the result
+    of all; under `standard` alone, as a batch of `paper` depends on what could be read before it. Raises SettingsError for settings that cannot work and data without
     a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
     """
     check_settings(settings)
@@ -93,23 +97,31 @@ def evaluate_all(
         assert pair.teacher is not None
         pair.teacher.spec.check_frames(settings.frames)
         pair.teacher.spec.check_size(*settings.size)
-    videos, skipped = usable_videos(data, (settings.frames - 1) * settings.stride + 1, report)
+    ranks = ranks or alone(resolve_device(settings.device))
+    assert ranks.count == 1 or settings.protocol == "standard"
+    videos, skipped = ranks.share(lambda: usable_videos(data, (settings.frames - 1) * settings.stride + 1, report))
     planned = _plan(videos, settings)
-    gauges = open_gauges(settings, resolve_device(settings.device), len(planned))
+    gauges = open_gauges(settings, ranks.device, len(planned))
     _check_required(required, gauges)
     if not gauges.per_clip and gauges.detector is None:
         raise MissingError(
             f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other --metrics"
         )
     tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
-    clips = _read(report.track(planned, "evaluating"), {str(info.path): info for info in videos}, settings, skipped)
+    unread: list[Skipped] = []
+    mine = planned[ranks.rank :: ranks.count]
+    clips = _read(report.track(mine, "evaluating"), {str(info.path): info for info in videos}, settings, unread)
     first: np.ndarray | None = None
     for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
         first = batch[0][1] if first is None else first
         _measure(number, batch, tallies, gauges, settings)
         if "psnr" in gauges.per_clip:
             report.note(psnr=tallies[0].clips[-1].student["psnr"])
-    if first is None:
+    skipped = skipped + [item for found in ranks.gather(unread) for item in found]
+    if ranks.count > 1:
+        for tally in tallies:
+            tally.take_turns(ranks.gather((tally.clips, tally.features)))
+    if not tallies[0].clips:
         raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
     dataset = recognise(settings.dataset, [info.path for info in videos])
     return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
@@ -164,6 +176,16 @@ class _Tally:
     pair: Pair
     clips: list[ClipScores] = field(default_factory=list)
     features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"source": [], "teacher": [], "student": []})
+
+    def take_turns(self, found: Sequence[tuple[list[ClipScores], dict[str, list[np.ndarray]]]]) -> None:
+        """Become what all ranks scored, in the order in which one would have come to it."""
+        turns = sorted(
+            (turn, rank) for rank, (clips, _) in enumerate(found) for turn in range(len(clips))
+        )  # where nothing was unreadable, the clips' own order
+        self.clips = [replace(found[rank][0][turn], batch=number) for number, (turn, rank) in enumerate(turns)]
+        self.features = {
+            side: [found[rank][1][side][turn] for turn, rank in turns if found[rank][1][side]] for side in self.features
+        }
 
 
 def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
@@ -304,7 +326,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _result(
-    tally: _Tally, first: np.ndarray, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
+    tally: _Tally, first: np.ndarray | None, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
 ) -> EvalResult:
     pair = tally.pair
     assert pair.teacher is not None
@@ -335,6 +357,6 @@ def _result(
         weights=gauges.weights,
         dataset=dataset,
         published=published_scores(pair.spec, pair.name, dataset, settings),
-        decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats else None,
+        decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats and first is not None else None,
         skipped=skipped,
     )

@@ -133,6 +133,9 @@ class Batch:
         return torch.stack([clip[..., rows, columns] for clip, (rows, columns) in zip(video, self.windows, strict=True)])
 
 
+WHOLE = slice(None)  # every clip of a batch; of several processes each reads its part
+
+
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, num_items: int) -> list[int]:
     order = list(range(num_items))
@@ -335,13 +338,18 @@ class LatentCache:
                 return mean, std, to_model(video[:])
             return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
-        """The batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
-        numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)]
-        places = [None] * batch_size if crop is None else crop.places(seed, index, batch_size, self.size)
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+        """`part` of the batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
+        numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)[part]]
+        places = [None] * len(numbers) if crop is None else crop.places(seed, index, batch_size, self.size)[part]
         means, stds, videos = zip(*(self.read(number, place) for number, place in zip(numbers, places, strict=True)), strict=True)
         windows = tuple(place.window for place in places if place is not None) if crop is not None and crop.margin else None
         return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds), windows)
+
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+        """The clips of that batch, for people."""
+        clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
+        return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
 
 
 def read_latents(path: Path) -> Tensor:

@@ -20,8 +20,11 @@ class Reporter(Protocol):
         """Yield `items` unchanged while showing how many of `total` are done; `start` were done before."""
         ...
 
-    def note(self, text: str = "", **values: object) -> None:
-        """Say one thing: a sentence, figures by name (shown beside the progress of the moment), or both."""
+    def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
+        """Say one thing: a sentence, figures by name (shown beside the progress of the moment), or both.
+
+        A `warning` should be seen by whoever wants to see nothing else.
+        """
         ...
 
 
@@ -29,8 +32,19 @@ class _Quiet:
     def track(self, items: Iterable[Item], label: str, total: int | None = None, start: int = 0) -> Iterator[Item]:
         yield from items
 
-    def note(self, text: str = "", **values: object) -> None:
+    def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
         pass
+
+
+class WarningsOf(_Quiet):
+    """Passes on nothing but warnings, and who has them: for a process beside the one that reports."""
+
+    def __init__(self, report: Reporter, who: str) -> None:
+        self._report, self._who = report, who
+
+    def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
+        if warning:
+            self._report.note(f"{self._who}: {text}", warning=True)
 
 
 quiet: Reporter = _Quiet()

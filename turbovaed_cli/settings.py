@@ -41,7 +41,7 @@ class Stage:
 
     name: str  # in metrics.jsonl, reports and messages
     steps: int = 2000  # optimizer steps
-    batch_size: int = 1  # clips per forward pass
+    batch_size: int = 1  # clips per forward pass, of each process; config.json has those of all together
     accumulation: int = 8  # forward passes per optimizer step
     size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
     crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
@@ -86,6 +86,8 @@ class DistillSettings:
     sample_every: int = 500  # steps between sample strips; 0 draws none
     keep_checkpoints: int = 3  # older ones are removed once a newer one is safe
     workers: int = 2  # batches read ahead, each in a thread
+    log: tuple[str, ...] = ()  # trackers beside metrics.jsonl: tensorboard, trackio, wandb
+    stall_seconds: float = 60.0  # a batch that does not come for so long is named, again and again
 
     @property
     def steps(self) -> int:
@@ -203,6 +205,10 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
             typed[name] = wanted(value)
         elif name == "stages":
             typed[name] = value
+        elif name == "log":
+            if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+                raise SettingsError(f"{where}: {name} is {value!r}, not a list of names")
+            typed[name] = tuple(value)
         else:  # the pairs: sizes and betas
             kind = float if name == "betas" else int
             if not (isinstance(value, list) and len(value) == 2 and all(type(one) in (int, kind) for one in value)):
@@ -216,8 +222,11 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 
 # What may differ between a run and its resume without changing what was computed so far; of steps, those of finished stages may not.
 RESUMABLE_CHANGES = frozenset(
-    {"recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "device", "where", "gradient_checkpointing"}
-)
+    {
+        "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
+        "gradient_checkpointing",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, VideoError
-from turbovaed_cli.latents import Batch, Crop, item_at
+from turbovaed_cli.latents import WHOLE, Batch, Crop, item_at
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.video import VideoInfo, list_videos, probe, read_clip
@@ -81,24 +81,36 @@ class VideoClips:
         """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
         return hashlib.sha256("".join(sha256_of(info.path) for info in self.videos).encode()).hexdigest()
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
-        """Batch number `index`, video only; depends on nothing but its arguments and the files.
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+        """`part` of batch number `index`, video only; depends on nothing but its arguments and the files.
 
         A place that turns out damaged is named in `damaged` and the next video takes its turn, the same one every time.
         All of a crop counts: the teacher will encode it alone, so its borders are real ones.
         """
-        clips = [self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)]
+        clips = [self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)[part]]
         if crop is not None:
-            places = replace(crop, margin=0).places(seed, index, batch_size, self.size)
+            places = replace(crop, margin=0).places(seed, index, batch_size, self.size)[part]
             clips = [clip[..., *place.pixels] for clip, place in zip(clips, places, strict=True)]
         return Batch(torch.stack(clips))
 
-    def _clip_at(self, seed: int, i: int) -> Tensor:
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+        """The clips of that batch, for people."""
+        names = []
+        for i in range(index * batch_size, (index + 1) * batch_size)[part]:
+            turns = [(info, start) for info, start, _ in self._turns(seed, i) if str(info.path) not in self.damaged]
+            names += [f"{info.path} from frame {start}" for info, start in turns[:1]]
+        return names
+
+    def _turns(self, seed: int, i: int) -> Iterator[tuple[VideoInfo, int, random.Random]]:
+        """Where clip `i` may come from, the first that can be read: video, first frame, and what the rest is drawn from."""
         first = item_at(seed, i, len(self.videos))
         for turn in range(len(self.videos)):
             info = self.videos[(first + turn) % len(self.videos)]
             rng = random.Random(f"clip/{seed}/{i}/{turn}")  # noqa: S311 - reproducible, not secret
-            start = rng.randrange(info.num_frames - (self.frames - 1) * self.stride)
+            yield info, rng.randrange(info.num_frames - (self.frames - 1) * self.stride), rng
+
+    def _clip_at(self, seed: int, i: int) -> Tensor:
+        for info, start, rng in self._turns(seed, i):
             crop = (rng.random(), rng.random())
             try:
                 clip = read_clip(info, self.frames, self.size, start=start, stride=self.stride, crop=crop)
@@ -149,31 +161,41 @@ class Waited(Iterator[Item]):
 
 
 def read_ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], workers: int, is_quick: Callable[[Item], bool] = lambda _: False
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    *,
+    is_quick: Callable[[Item], bool] = lambda _: False,
+    patience_s: float | None = None,
+    stalled: Callable[[Item, float], None] = lambda _item, _seconds: None,
 ) -> Iterator[tuple[Item, Result]]:
     """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer.
 
-    Of items that are quick, the work is done here: a thread would cost more.
+    Of items that are quick, the work is done here: a thread would cost more. Calls `stalled` with the item and the seconds
+    waited for it, every `patience_s` that it does not come.
     """
-    if workers < 1:
-        for item in items:
-            yield item, work(item)
-        return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting: deque[tuple[Item, Future[Result] | None]] = deque()
         slow = 0
+
+        def first() -> tuple[Item, Result]:
+            item, future = waiting.popleft()
+            if future is None:
+                return item, work(item)
+            began = time.monotonic()
+            while wait([future], patience_s).not_done:
+                stalled(item, time.monotonic() - began)
+            return item, future.result()
+
         try:
             for item in items:
-                future = None if is_quick(item) else pool.submit(work, item)
-                slow += future is not None
-                waiting.append((item, future))
+                waiting.append((item, None if is_quick(item) else pool.submit(work, item)))
+                slow += waiting[-1][1] is not None
                 while waiting and (waiting[0][1] is None or slow > workers):
-                    first, future = waiting.popleft()
-                    slow -= future is not None
-                    yield first, work(first) if future is None else future.result()
+                    slow -= waiting[0][1] is not None
+                    yield first()
             while waiting:
-                first, future = waiting.popleft()
-                yield first, work(first) if future is None else future.result()
+                yield first()
         finally:
             for _, future in waiting:
                 if future is not None:

@@ -1,6 +1,7 @@
 """The adversarial stage: a 3-D PatchGAN, its hinge losses, and the weight that balances it against reconstruction."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -61,14 +62,18 @@ def generator_loss(fake: Tensor) -> Tensor:
     return -fake.float().mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_weight: Tensor) -> Tensor:
+def adaptive_weight(
+    reconstruction: Tensor,
+    adversarial: Tensor,
+    last_weight: Tensor,
+    mean: Callable[[list[Tensor]], list[Tensor]] = lambda pulls: pulls,
+) -> Tensor:
     """|d reconstruction / d last_weight| over |d adversarial / d last_weight|, a scalar without gradient.
 
-    Times 0.05, the adversarial loss pulls the last convolution a twentieth as hard as all other losses together.
+    `mean` makes the two gradients those of the whole batch, where this process has a part of it. Times 0.05, the adversarial loss pulls the last convolution a twentieth as hard as all other losses together.
     Source: Esser et al. 2021, arXiv:2012.09841, equation 7.
     """
-    pulls = [
-        torch.autograd.grad(loss * _SCALE, last_weight, retain_graph=True)[0].float().norm()
-        for loss in (reconstruction, adversarial)
-    ]
-    return (pulls[0] / (pulls[1] + _EPS * _SCALE)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+    pulls = mean(
+        [torch.autograd.grad(loss * _SCALE, last_weight, retain_graph=True)[0].float() for loss in (reconstruction, adversarial)]
+    )
+    return (pulls[0].norm() / (pulls[1].norm() + _EPS * _SCALE)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()

@@ -4,6 +4,7 @@ Batches, crops and noise are functions of (seed, step), so there is no random st
 optimizer steps, so there is no half-summed gradient either.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -62,12 +63,15 @@ class TrainingState:
         both = [self.optimizer, self.discriminator_optimizer] if stage.adversarial_weight else [self.optimizer]
         return [optimizer for optimizer in both if optimizer is not None]
 
+    def stepping_parameters(self, stage: Stage) -> list[nn.Parameter]:
+        """Those of these optimizers."""
+        judging = self.discriminator_parameters.values() if stage.adversarial_weight else ()
+        return [*self.named_parameters.values(), *judging]
+
     def save(self, folder: Path) -> None:
         """Write every piece to `folder`."""
-        for piece in PIECES:
-            tensors = {
-                name: value.detach().cpu().contiguous().clone() for name, value in getattr(self, f"_{piece}_out")().items()
-            }
+        for piece, table in self.tables().items():
+            tensors = {name: value.detach().cpu().contiguous().clone() for name, value in table.items()}
             save_file(tensors, folder / f"{piece}.safetensors")
 
     def load(self, folder: Path) -> None:
@@ -77,6 +81,24 @@ class TrainingState:
                 getattr(self, f"_{piece}_in")(load_file(folder / f"{piece}.safetensors"))
             except (OSError, RuntimeError, KeyError) as error:
                 raise CorruptFileError(f"{folder / piece}.safetensors does not fit this run: {error}") from error
+
+    def tables(self) -> dict[str, Mapping[str, Tensor]]:
+        """Every piece as it is now, not copied."""
+        return {piece: getattr(self, f"_{piece}_out")() for piece in PIECES}
+
+    def take(self, tables: Mapping[str, dict[str, Tensor]]) -> None:
+        """Become what `tables` of another state of the same student were."""
+        for piece in PIECES:
+            getattr(self, f"_{piece}_in")(tables[piece])
+
+    def digest(self) -> str:
+        """Of every bit that a step changes."""
+        found = hashlib.sha256()
+        for table in self.tables().values():
+            for name, value in table.items():
+                found.update(name.encode())
+                found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def _student_out(self) -> Mapping[str, Tensor]:
         return self.student.state_dict()

@@ -1,0 +1,102 @@
+"""`--nproc`: one command as several processes of this machine, which find each other by torchrun's variables.
+
+Not torch's own launcher, which tells no exit codes apart, gives a checkpoint half a minute at a signal, and imports torch.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reads its end when the launcher has gone
+_GRACE_S = 30.0  # that the others have to end by themselves when one has failed
+_POLL_S = 0.05
+
+
+def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
+    """Run `turbovaed WORDS` in `nproc` processes; pass SIGINT and SIGTERM on. Returns (exit code, what no rank could say itself).
+
+    When one fails the others are given time to say so and end; one that hangs is killed.
+    """
+    watch, held = os.pipe()  # `held` closes with this process, whatever ends it
+    threads = str(max(1, (os.cpu_count() or 1) // nproc))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
+    shared |= {WATCH_FD: str(watch), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    options: dict[str, Any] = {"pass_fds": (watch,), "start_new_session": True} if os.name == "posix" else {}
+    ranks: list[subprocess.Popen[bytes]] = []
+    passed_on: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        passed_on.append(number)
+        for rank in ranks:
+            rank.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in range(nproc):
+            environment = os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            ranks.append(subprocess.Popen([sys.executable, "-m", "turbovaed_cli", *words], env=environment, **options))
+        return _watched(ranks, passed_on)
+    finally:
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.kill()
+            rank.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(watch)
+        os.close(held)
+
+
+def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int]) -> tuple[int, str | None]:
+    """Wait for all, not for ever once one has failed."""
+    failed: dict[int, int] = {}  # rank: exit code, in the order of their ends
+    deadline = None
+    while any(rank.poll() is None for rank in ranks):
+        failed |= {
+            number: code
+            for number, rank in enumerate(ranks)
+            if (code := rank.poll()) not in (None, 0, 5) and number not in failed
+        }
+        if failed and not passed_on and deadline is None:
+            deadline = time.monotonic() + _GRACE_S
+        if deadline is not None and time.monotonic() > deadline:
+            for rank in ranks:
+                rank.kill()
+        time.sleep(_POLL_S)
+    codes = [rank.returncode for rank in ranks]
+    failed |= {number: code for number, code in enumerate(codes) if code not in (0, 5) and number not in failed}
+    if not failed:
+        return max(codes), None
+    number, code = next(iter(failed.items()))
+    if code < 0 and -code in passed_on:
+        return 128 - code, None
+    said = codes[0] > 0  # the first rank speaks for all
+    end = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
+    return (code if code > 0 else 1), (None if said else f"process {number} of {len(ranks)} {end}")
+
+
+def end_with_launcher() -> None:
+    """Take the end of the launcher for a SIGTERM, where there is one: nobody would see or stop this process any more."""
+    descriptor = os.environ.pop(WATCH_FD, None)
+    if descriptor is None:
+        return
+
+    def watch() -> None:
+        os.read(int(descriptor), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()
+
+
+def is_beside_another() -> bool:
+    """Whether this is one of several processes of a distillation, and not the one that reports."""
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and int(os.environ.get("RANK") or 0) > 0

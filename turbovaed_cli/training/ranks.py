@@ -1,0 +1,209 @@
+"""Several processes that train one student: who is who, and what they tell each other.
+
+Started by `accelerate launch`, torchrun, Slurm with torchrun's variables, or `--nproc`, and joined by accelerate.
+"""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from turbovaed_cli.devices import resolve_device
+from turbovaed_cli.errors import CheckFailedError, LostRankError, SettingsError, TurboVaedError, UnavailableError
+from turbovaed_cli.latents import WHOLE
+
+Value = TypeVar("Value")
+
+_BUCKET = 8_000_000  # numbers that are sent at once, 32 MB
+# The first rank may look through a million videos while the others wait; that one is gone is seen at once all the same.
+_LONGEST_WAIT = timedelta(hours=12)
+
+
+class Ranks:
+    """One process of `count`. Alone, everything here is free and changes no bit.
+
+    Before anything that ranks do together, each says whether all is well with it. So what one of them raises inside
+    `together`, all raise, and nobody waits for a rank that has gone another way.
+    """
+
+    def __init__(self, count: int, rank: int, local_rank: int, device: torch.device) -> None:
+        self.count, self.rank, self.local_rank, self.device = count, rank, local_rank, device
+        self._ended = count == 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes, prints and decides."""
+        return self.rank == 0
+
+    def part(self, batch_size: int) -> slice:
+        """Which clips of a batch of `batch_size` over all ranks are this one's."""
+        share = batch_size // self.count
+        return WHOLE if self.count == 1 else slice(self.rank * share, (self.rank + 1) * share)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let all ranks end in what one of them raises here; and nobody leave before all have come to the end."""
+        try:
+            yield
+            self._agree()
+        except LostRankError:
+            raise
+        except Exception as error:
+            if not self._ended:
+                self._agree(error if isinstance(error, TurboVaedError) else RuntimeError(str(error) or type(error).__name__))
+            raise
+
+    def _agree(self, error: Exception | None = None) -> None:
+        if self._ended:
+            return
+        with _lost():
+            failed = torch.tensor(int(error is not None))
+            distributed.all_reduce(failed, distributed.ReduceOp.MAX)
+            if not failed:
+                return
+            self._ended = True
+            errors: list[Exception | None] = [None] * self.count
+            distributed.all_gather_object(errors, error)
+        raise next(found for found in errors if found is not None) from error
+
+    def share(self, make: Callable[[], Value]) -> Value:
+        """What the first rank makes, for all."""
+        values = [make() if self.is_first else None]
+        if self.count > 1:
+            from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - one process needs no accelerate
+
+            self._agree()
+            with _lost():
+                broadcast_object_list(values)
+        return values[0]  # type: ignore[return-value]
+
+    def first_of_each_machine_first(self, make: Callable[[], Value]) -> Value:
+        """What each rank makes; on every machine one before the others, for which it downloads."""
+        value = make() if self.local_rank == 0 else None
+        self._agree()
+        return make() if value is None else value
+
+    def gather(self, value: Value) -> list[Value]:
+        """What every rank has, by rank, for all."""
+        values: list[Any] = [value]
+        if self.count > 1:
+            self._agree()
+            values = [None] * self.count
+            with _lost():
+                distributed.all_gather_object(values, value)
+        return values
+
+    def most(self, values: Sequence[float]) -> list[float]:
+        """The largest of each over all ranks."""
+        if self.count == 1:
+            return list(values)
+        self._agree()
+        found = torch.tensor(values, dtype=torch.float64)
+        with _lost():
+            distributed.all_reduce(found, distributed.ReduceOp.MAX)
+        return found.tolist()
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The mean of each over all ranks, to the same bits on all."""
+        if self.count == 1:
+            return list(tensors)
+        from accelerate.utils import reduce  # noqa: PLC0415 - one process needs no accelerate
+
+        self._agree()
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        with _lost():
+            flat = torch.cat([reduce(piece, "mean") for piece in flat.split(_BUCKET)])
+        pieces = flat.split([tensor.numel() for tensor in tensors])
+        return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
+
+    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Give every parameter the mean of its gradients; one that has none anywhere keeps none."""
+        if self.count == 1:
+            return
+        there = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        *means, there = self.mean([*gradients, there])
+        for parameter, mean, share in zip(parameters, means, there.tolist(), strict=True):
+            parameter.grad = mean if share else None
+
+    def broadcast(self, tables: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """The first rank's tables of tensors, tensor by tensor, each where it is on the first rank (CPU) or on the device."""
+        shapes = self.share(
+            lambda: {
+                piece: {name: (value.shape, value.dtype, value.device.type) for name, value in table.items()}
+                for piece, table in tables.items()
+            }
+        )
+        received: dict[str, dict[str, Tensor]] = {}
+        with _lost():
+            for piece, table in shapes.items():
+                received[piece] = {}
+                for name, (shape, dtype, kind) in table.items():
+                    place = "cpu" if kind == "cpu" else self.device
+                    here = tables[piece][name].detach().to(place).contiguous() if self.is_first else None
+                    value = torch.empty(shape, dtype=dtype, device=place) if here is None else here.clone()
+                    distributed.broadcast(value, src=0)
+                    received[piece][name] = value
+        return received
+
+    def check_same(self, what: str, value: str) -> None:
+        """Raise CheckFailedError on all ranks where they do not have the same."""
+        values = self.gather(value)
+        other = next((rank for rank, found in enumerate(values) if found != values[0]), None)
+        if other is not None:
+            raise CheckFailedError(
+                f"{what} of rank {other} is not that of rank 0", "every machine needs the same files and versions"
+            )
+
+
+def alone(device: torch.device) -> Ranks:
+    """One process that trains by itself."""
+    return Ranks(1, 0, 0, device)
+
+
+def join_ranks(device: str) -> Ranks:
+    """Who this process is among those started together, and its device: of `auto` and `cuda` each rank has one of its own.
+
+    Raises SettingsError for a device that several cannot share, UnavailableError where a machine has fewer than ranks.
+    """
+    count = int(os.environ.get("WORLD_SIZE") or 1)
+    if count == 1:
+        return alone(resolve_device(device))
+    if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+        device = "cpu"
+    kind = resolve_device(device).type
+    if device not in ("auto", "cpu", "cuda") or kind == "mps":
+        raise SettingsError(f"--device {device} is one, and there are {count} processes", "--device cuda, or cpu")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    if kind == "cuda" and here > torch.cuda.device_count():
+        raise UnavailableError(
+            f"{here} processes on a machine with {torch.cuda.device_count()} CUDA devices", "start one process per device"
+        )
+    os.environ.setdefault("LOCAL_RANK", "0")
+    from accelerate import PartialState  # noqa: PLC0415 - one process needs no accelerate
+
+    with warnings.catch_warnings(), _lost():
+        warnings.simplefilter("ignore")  # of threads, which it sets
+        if kind == "cpu":
+            state = PartialState(cpu=True, timeout=_LONGEST_WAIT)
+        else:  # what they say goes over the CPU, so that no device waits for a word
+            state = PartialState(backend="cpu:gloo,cuda:nccl", timeout=_LONGEST_WAIT)
+    return Ranks(state.num_processes, state.process_index, state.local_process_index, torch.device(state.device))
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    """Turn what torch says of a process that is not there any more into our error."""
+    try:
+        yield
+    except RuntimeError as error:  # torch has no class of its own for what gloo says
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LostRankError(
+            f"a process that trained along has gone ({said})",
+            "what it printed, or its machine, may say why; the same command goes on from the last checkpoint",
+        ) from error

@@ -1,0 +1,130 @@
+"""What `--log` writes to beside metrics.jsonl: TensorBoard, trackio, Weights & Biases, through accelerate's trackers."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from turbovaed_cli.errors import MissingError, SettingsError
+from turbovaed_cli.reporting import Reporter, hushed, quiet
+from turbovaed_cli.rundir import RunDir
+
+PROJECT = "turbovaed"
+_PATIENCE_S = 30  # that a service has to answer at the start
+
+
+def _tensorboard(run: RunDir, _name: str, first_step: int) -> Any:
+    from accelerate.tracking import TensorBoardTracker  # noqa: PLC0415 - only where asked for
+
+    # What a killed process wrote behind its last checkpoint does not count.
+    return TensorBoardTracker("tensorboard", run.root, purge_step=first_step + 1)
+
+
+def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
+    import trackio  # noqa: PLC0415 - only where asked for
+    from accelerate.tracking import TrackioTracker  # noqa: PLC0415 - only where asked for
+
+    class Tracker(TrackioTracker):  # type: ignore[misc]
+        def finish(self) -> None:
+            trackio.finish()  # the run's own leaves a second end to the end of the process
+
+    return Tracker(PROJECT, name=name, resume="allow")
+
+
+def _wandb(run: RunDir, name: str, _first_step: int) -> Any:
+    import wandb  # noqa: PLC0415 - only where asked for
+    from accelerate.tracking import WandBTracker  # noqa: PLC0415 - only where asked for
+
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing leaves for anybody else
+    settings = wandb.Settings(init_timeout=_PATIENCE_S, silent=True, console="off", save_code=False, disable_git=True)
+    online = os.environ.get("WANDB_MODE", "online") == "online"  # offline it goes on by the id alone
+    resume = "allow" if online else None
+    return WandBTracker(PROJECT, id=name, name=run.root.name, resume=resume, dir=str(run.root), settings=settings)
+
+
+TRACKERS: dict[str, Callable[[RunDir, str, int], Any]] = {"tensorboard": _tensorboard, "trackio": _trackio, "wandb": _wandb}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise SettingsError for a tracker that is unknown, MissingError for one that is not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise SettingsError(f"--log {name} is unknown", f"one or several of: {', '.join(TRACKERS)}")
+        if find_spec(name) is None:
+            raise MissingError(
+                f"--log {name} needs {name}, which is not installed", f"pip install {name}, or turbovaed[trackers]"
+            )
+
+
+class Trackers:
+    """Some trackers as one: each gets the numbers of every step."""
+
+    def __init__(self, trackers: Sequence[Any]) -> None:
+        self._trackers = trackers
+
+    def log(self, step: int, values: Mapping[str, object]) -> None:
+        """The numbers among `values`, of step `step`."""
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
+        for tracker in self._trackers:
+            tracker.log(numbers, step=step)
+
+
+@contextmanager
+def trackers_of(
+    names: Sequence[str], run: RunDir, config: Mapping[str, Any], first_step: int, report: Reporter = quiet
+) -> Iterator[Trackers]:
+    """Trackers that go on where the run folder's last ones ended, behind `first_step`; closed at the end, however it comes.
+
+    Raises MissingError where a service does not answer.
+    """
+    # The folder's path on this machine, as two runs may have one name.
+    name = f"{run.root.resolve().name}-{hashlib.sha256(str(run.root.resolve()).encode()).hexdigest()[:8]}"
+    if names:
+        from accelerate import PartialState  # noqa: PLC0415 - only where asked for
+
+        PartialState(cpu=True)  # its trackers ask who they are, also where one process trains alone
+    started = []
+    try:
+        for which in names:
+            tracker = TRACKERS[which](run, name, first_step)
+            try:
+                with hushed():  # stdout is for results
+                    tracker.start()
+                    tracker.store_init_configuration(_flat(config))
+            except Exception as error:  # each library has errors of its own
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise MissingError(f"--log {which} does not start: {said}", _HINTS.get(which, "leave it out of --log")) from error
+            started.append(tracker)
+            report.note(f"logging to {which}: {_PLACES[which].format(run=run.root, name=name)}")
+        yield Trackers(started)
+    finally:
+        for tracker in started:
+            with hushed():
+                tracker.finish()
+
+
+_HINTS = {"wandb": "wandb login, or WANDB_MODE=offline, which keeps it in the run folder"}
+_PLACES = {
+    "tensorboard": "tensorboard --logdir {run}/tensorboard",
+    "trackio": f"trackio show --project {PROJECT} ({{name}})",
+    "wandb": f"project {PROJECT}, run {{name}}",
+}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as trackers take them: one level, of numbers, texts and switches."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": one for inner, one in _flat(value).items()}
+        elif isinstance(value, bool | str) or (isinstance(value, int | float) and math.isfinite(value)):
+            found[name] = value
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            found |= {f"{name}.{at + 1}.{inner}": one for at, part in enumerate(value) for inner, one in _flat(part).items()}
+        else:
+            found[name] = json.dumps(value, default=os.fspath)
+    return found
