@@ -229,6 +229,15 @@ def _search(pattern: str, text: str) -> str | None:
     return found[1] if found else None
 
 
+_NO_CONTAINER = "not a video container (mp4, mov, mkv, webm, avi, ts)"
+# What ffmpeg says, and what it means: wherever it says it, and where it has said nothing else before.
+_MEANINGS = {"whitelist": _NO_CONTAINER, "m3u8": _NO_CONTAINER, "matches no streams": "no video in it"}
+_MEANINGS_AT_FIRST = {
+    "Error opening input: Invalid data found": "not a video, or damaged from its first bytes on",
+    "Cannot determine format of input": "no frame could be decoded",
+}
+
+
 def _reason(messages: list[str]) -> str:
     """Why ffmpeg gave up, from a log that says other things too."""
     wanted = re.compile(
@@ -238,10 +247,10 @@ def _reason(messages: list[str]) -> str:
     last_words = [
         re.sub(r"^(\[[^\]]*\] )+", "", line.strip()) for line in messages if wanted.search(line) and "configuration:" not in line
     ]
-    if any("whitelist" in line for line in last_words):
-        return "not a video container (mp4, mov, mkv, webm, avi, ts)"
-    if any("matches no streams" in line for line in last_words):
-        return "no video in it"
+    for signs, lines in ((_MEANINGS, last_words), (_MEANINGS_AT_FIRST, last_words[:1])):
+        for sign, meaning in signs.items():
+            if any(sign in line for line in lines):
+                return meaning
     return last_words[0].rstrip(".") if last_words else "ffmpeg could not read it"
 
 
