@@ -120,6 +120,8 @@ def command(function: Command) -> Command:
                 hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
             elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
                 hint = "free some space; what was finished is kept, and the same command goes on"
+            elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+                hint = "give a shorter name, such as with --out"
             console.print_error(TurboVaedError(lines[0], hint))
             raise typer.Exit(1) from None
 
