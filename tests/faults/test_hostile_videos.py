@@ -174,7 +174,7 @@ COMMANDS = {
         *SMALL,
     ),
     "export": ("--format", "safetensors", "--out", "{out}/student.safetensors", *SMALL),
-    "bench": ("--target", "torch", "--no-teacher", "--repeats", "1", *SMALL),
+    "bench": ("--target", "torch", "--no-teacher", "--repeats", "1", "--warmup", "1", *SMALL),
 }
 
 
@@ -227,7 +227,7 @@ def test_a_folder_of_hostile_damaged_and_odd_videos(name, handmade, originals, c
     damaged = []
     shutil.rmtree(folder / "mutants", ignore_errors=True)
     (folder / "mutants").mkdir()
-    for number in range(first, first + count_of(request, quick=10, full=40)):
+    for number in range(first, first + count_of(request, quick=10, full=30)):
         made = hostile_videos.mutant(originals, seed, number)
         damaged.append(folder / "mutants" / made.name)
         damaged[-1].write_bytes(made.content)
@@ -399,7 +399,7 @@ def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, re
         pytest.skip("in full by make faults")
     short, path = tmp_path / "short.avi", tmp_path / "long.avi"
     hostile_videos.draw(short, *hostile_videos.KINDS["mpeg4.avi"], source="testsrc2=size=1280x720:rate=25:duration=2")
-    hostile_videos.run_ffmpeg("-stream_loop", 29, "-i", short, "-c", "copy", path)
+    hostile_videos.run_ffmpeg("-stream_loop", 14, "-i", short, "-c", "copy", path)
     info = probe(path)
     last, began = info.num_frames - 1, time.monotonic()
     frame = read_clip_uint8(info, 1, (32, 32), start=last)
