@@ -29,7 +29,20 @@ def test_an_error_is_two_lines_whatever_is_in_it(capsys):
     console.print_error(TurboVaedError("cannot read [red]a\nb\x1b[2J.mp4", "do this"))
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "error: cannot read [red]a b?[2J.mp4\nhint: do this\n"
+    assert err == "error: cannot read [red]a\\nb\\x1b[2J.mp4\nhint: do this\n"
+
+
+def test_a_strangers_file_name_breaks_no_line_and_steers_no_terminal(capsys):
+    name = "[red]a\nb\x1b[2J\u202egpm.:star:\udcff.mp4"
+    shown = r"[red]a\nb\x1b[2J\u202egpm.:star:\xff.mp4"
+    console.warn(name)
+    console.note(name)
+    console.ConsoleReporter().note(name)
+    assert capsys.readouterr().err.splitlines() == [f"warning: {shown}", shown, shown]
+    console.print_table("T", ["name"], [(name,)])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[2:]] == ["[red]a", shown.partition(r"\n")[2]]
+    console.print_json({"name": name})
+    assert json.loads(capsys.readouterr().out)["name"] == name
 
 
 def test_a_table_in_a_pipe_is_never_cut(capsys):

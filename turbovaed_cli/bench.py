@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from turbovaed_cli.errors import (
     TurboVaedError,
     UnavailableError,
 )
-from turbovaed_cli.export import MIN_PSNR_DB, export_student, latents_for, psnr_of, raise_for_misses
+from turbovaed_cli.export import MIN_PSNR_DB, export_student, first_videos, latents_for, psnr_of, raise_for_misses
 from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.coreml import runs_here
 from turbovaed_cli.exporters.cost import cost
@@ -54,7 +53,8 @@ from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
 from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
-from turbovaed_cli.video import list_videos, read_clip
+from turbovaed_cli.training.data import Skipped
+from turbovaed_cli.video import VideoInfo, read_clip
 from turbovaed_cli.weights import Consent, no_consent
 
 _ENOUGH_MS, _FEWEST = 30e3, 3  # a row that has taken so long is called no more, once it has so many samples
@@ -87,7 +87,7 @@ def bench(
     loads: dict[str, tuple[float, float]] = {}
     failures: list[TurboVaedError] = []
     with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
-        decoded = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
+        decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
         job = {
             "model": model,
             "teacher": None if absent_teacher else where,
@@ -123,6 +123,7 @@ def bench(
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
         estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
         failures,
+        skipped,
     )
 
 
@@ -136,8 +137,8 @@ def write_ios_project(
     overwrite: bool = False,
     consent: Consent = no_consent,
     report: Reporter = quiet,
-) -> None:
-    """Write a Swift package that measures `model` on a phone into the folder `out`: whole, or not at all."""
+) -> list[Skipped]:
+    """Write a Swift package that measures `model` on a phone into the folder `out`: whole, or not at all; gives the videos passed over."""
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
     (target,) = _check(replace(settings, targets=("coreml",)))
@@ -146,7 +147,8 @@ def write_ios_project(
     precision, layout = target.chosen(settings.precisions)[0], settings.layouts[0]
     student = load_student(model, config, consent=consent)
     wanted = _export_settings(settings, precision, layout)
-    latents = _latents(model, teacher, config, student, settings, consent, report)
+    videos, skipped = first_videos(wanted, report)
+    latents = _latents(model, teacher, config, student, settings, videos, consent, report)
     with tempfile.TemporaryDirectory() as folder:
         result = export_student(student, ("coreml",), Path(folder) / "student.mlpackage", wanted, report, latents=latents)
         raise_for_misses(result)
@@ -164,6 +166,7 @@ def write_ios_project(
         }
         with whole_folder(out, overwrite=overwrite) as made:
             write_project(made, artifact.path, example, video, case)
+    return skipped
 
 
 def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
@@ -262,18 +265,17 @@ def _write_inputs(
     settings: BenchSettings,
     consent: Consent,
     report: Reporter,
-) -> str:
-    """Latents, the fp32 student's videos of them, and what they were encoded from; says what the latents are."""
-    by_size, decoded = _latents(model, teacher, config, student, settings, consent, report)
+) -> tuple[str, list[Skipped]]:
+    """Latents, the fp32 student's videos of them, and what they were encoded from; gives what the latents are, and the videos passed over."""
+    videos, skipped = first_videos(_export_settings(settings), report)
+    by_size, decoded = _latents(model, teacher, config, student, settings, videos, consent, report)
     latents = by_size[settings.size]
     tensors = {f"latents_{i}": item for i, item in enumerate(latents)}
     with torch.no_grad():
         tensors |= {f"reference_{i}": student(item) for i, item in enumerate(latents)}
-    if settings.data is not None:
-        for i, path in enumerate(islice(list_videos(settings.data), settings.clips)):
-            tensors[f"source_{i}"] = read_clip(path, frames=settings.frames, size=settings.size)[None]
+    tensors |= {f"source_{i}": read_clip(info, settings.frames, settings.size)[None] for i, info in enumerate(videos)}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "inputs.safetensors")
-    return decoded
+    return decoded, skipped
 
 
 def _latents(
@@ -282,12 +284,13 @@ def _latents(
     config: str | None,
     student: StudentDecoder,
     settings: BenchSettings,
+    videos: Sequence[VideoInfo],
     consent: Consent,
     report: Reporter,
 ) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
     """What is decoded, and what it is; the teacher is loaded where videos have to be encoded."""
     loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
-    return latents_for(student, _export_settings(settings), loaded, report)
+    return latents_for(student, _export_settings(settings), loaded, videos, report)
 
 
 def _export_settings(settings: BenchSettings, precision: str = "", layout: str = "4d-cat") -> ExportSettings:

@@ -24,6 +24,7 @@ from turbovaed_cli.rundir import read_json, read_sealed, sha256_of, whole_files,
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, is_url, open_videos
 from turbovaed_cli.training.data import Skipped, read_ahead
+from turbovaed_cli.video import as_text
 from turbovaed_cli.weights import missing_bytes
 
 SAMPLE_VIDEOS = 24  # that a dry run looks into
@@ -96,7 +97,7 @@ def estimate_cache(
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
-    return plan_video(videos, settings, name, known.get(name))  # also what is known: some of it is encoded
+    return plan_video(videos, settings, name, known.get(as_text(name)))  # also what is known: some of it is encoded
 
 
 def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:

@@ -27,7 +27,7 @@ from turbovaed_cli.rundir import sha256_of, write_json
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, open_cache, open_videos
 from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead
-from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
+from turbovaed_cli.video import VideoInfo, as_text, probe, read_clip_uint8, to_model
 from turbovaed_cli.weights import Consent, no_consent
 
 
@@ -230,7 +230,7 @@ class _Job:
                 self.others.pop(number, None)
                 self.claimed.append(part)
                 self.writer.look_again()
-                part.forget_all_but(self.names[number])
+                part.forget_all_but(list(map(as_text, self.names[number])))
                 yield part
 
     def _stream(self) -> Iterator[_Clip | _Seen | _End]:
@@ -252,7 +252,7 @@ class _Job:
     def _named(self, part: Part) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
         """The videos of a part, with what is known of them, and their plan where it needs no look: nothing of it is missing."""
         for name in self.names[part.number]:
-            known = None if self.settings.retry_failed else part.before.get(name)
+            known = None if self.settings.retry_failed else part.before.get(as_text(name))
             plan = plan_known(self.videos, self.settings, name, known)
             if plan and any(self._is_missing(clip) and str(clip.start) not in plan.known.failed for clip in plan.clips):
                 plan = None
@@ -302,7 +302,7 @@ class _Job:
         known = item.video.known
         for start, reason in failed.items():
             known = known.with_failed(int(start), reason)
-        item.part.videos[item.video.name] = known
+        item.part.videos[as_text(item.video.name)] = known  # which JSON can hold
         self.videos.drop(item.video.name)
         frames = span_of(self.settings)
         if not known.reason and not known.failed and known.frames >= frames:

@@ -11,6 +11,7 @@ number of workers do not show in the bytes.
 """
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -80,7 +81,7 @@ def num_parts(num_videos: int, shards: int) -> int:
 
 def part_of(name: str, parts: int) -> int:
     """The part that a video of this name (relative, with slashes) belongs to, whatever other videos there are."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % parts
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % parts
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,8 @@ def _say(error: BaseException, received: Sequence[int]) -> int | None:
             hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             hint = "free some space; what was finished is kept, and the same command goes on"
+        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            hint = "give a shorter name, such as with --out"
         console.print_error(TurboVaedError(lines[0], hint))
         return 1
     return None
@@ -215,10 +217,11 @@ def _model_or_default(model: str | None) -> str:
     return model or DEFAULT_MODEL
 
 
-def _finish(skipped: list[Any]) -> None:
-    """Name what was skipped, and end with 5 if anything was."""
+def _finish(skipped: list[Any], check: Callable[[], None] = lambda: None) -> None:
+    """Name what was skipped, whatever `check` then raises, and end with 5 if anything was."""
     for item in skipped:
-        console.warn(f"skipped: {item.path}: {item.reason}")
+        console.warn(f"skipped: {item.path}: {item.reason.removeprefix(f'{item.path}: ')}")
+    check()
     if skipped:
         raise typer.Exit(5)
 
@@ -905,14 +908,15 @@ def evaluate(
     for pair, result in zip(pairs, results, strict=True):
         _keep(result, pair, settings, data, report)
     misses = [miss for result in results for miss in find_misses(result, thresholds)]
-    if misses:
-        for item in results[0].skipped:
-            console.warn(f"skipped: {item.path}: {item.reason}")
-        raise CheckFailedError(
-            "; ".join(str(miss) for miss in misses),
-            "docs/METRICS.md says what is compared; the clips to look at are in the table",
-        )
-    _finish(results[0].skipped)
+
+    def check() -> None:
+        if misses:
+            raise CheckFailedError(
+                "; ".join(str(miss) for miss in misses),
+                "docs/METRICS.md says what is compared; the clips to look at are in the table",
+            )
+
+    _finish(results[0].skipped, check)
 
 
 def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path, report: Path | None = None) -> None:
@@ -999,9 +1003,10 @@ def export(
         console.print_table("Exported", ["file", "MB", "dtype", "max abs", "PSNR", "checked"], rows)
     checked_on = next((item.checked_on for item in result.artifacts if item.checked_on), "nothing: none of it runs here")
     console.note(f"checked on {checked_on}; {result.document} has it all")
-    raise_for_misses(result)
-    for line in next_commands(result, model or DEFAULT_MODEL):
-        console.note(f"next: {line}")
+    if not result.missed:
+        for line in next_commands(result, model or DEFAULT_MODEL):
+            console.note(f"next: {line}")
+    _finish(result.skipped, lambda: raise_for_misses(result))
 
 
 @app.command("bench")
@@ -1071,7 +1076,7 @@ def bench(
         memory_frames=_lengths(memory_frames),
     )  # fmt: skip
     if ios_project is not None:
-        write_ios_project(
+        skipped = write_ios_project(
             ios_project,
             _model_or_default(model),
             settings,
@@ -1082,6 +1087,7 @@ def bench(
             report=_reporter(quiet, verbose),
         )
         console.note(f"next: {ios_project / 'README.md'} says how to run it")
+        _finish(skipped)
         return
     result = run(
         _model_or_default(model),
@@ -1111,9 +1117,13 @@ def bench(
 
         write_page(report, [results.as_document(result), *earlier])
         console.note(f"to look at: {report}")
-    for failure in result.failures:
-        raise failure
-    results.raise_for_thresholds(result, least)
+
+    def check() -> None:
+        for failure in result.failures:
+            raise failure
+        results.raise_for_thresholds(result, least)
+
+    _finish(result.skipped, check)
 
 
 def _listed(items: Sequence[str] | None) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal
 
 Item = TypeVar("Item")
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(value: object) -> None:
@@ -36,7 +36,9 @@ def print_json(value: object) -> None:
         if isinstance(plain, dict)
         else {"schema_version": SCHEMA_VERSION, "items": plain}
     )
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    # Bytes of a file name that are no UTF-8 are \udcff in Python, in JSON too, and cannot be written as they are.
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 
@@ -56,16 +58,21 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
     """One table on stdout, or beside the notes. Numbers line up on the right; a table without column names is a list of facts."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(
-        title=escape(title), title_justify="left", title_style="bold", show_header=any(columns), box=None, pad_edge=False
+        title=escape(one_line(title)),
+        title_justify="left",
+        title_style="bold",
+        show_header=any(columns),
+        box=None,
+        pad_edge=False,
     )
     for i, column in enumerate(columns):
         is_numeric = bool(texts) and all(_looks_numeric(row[i]) for row in texts)
         table.add_column(escape(column), justify="right" if is_numeric else "left", overflow="fold")
     for row in texts:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape("\n".join(map(one_line, cell.split("\n")))) for cell in row))
     # A pipe has no width: nothing may be folded or cut there.
     stream = sys.stderr if on_stderr else sys.stdout
-    Console(file=stream, highlight=False, width=None if stream.isatty() else 240).print(table)
+    Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else 240).print(table)
 
 
 def _looks_numeric(cell: str) -> bool:
@@ -91,23 +98,29 @@ def leave_it_to_another() -> None:
 def note(text: str) -> None:
     """One line for people, on stderr; left out with -q."""
     if not _quiet:
-        stderr.print(escape(text))
+        stderr.print(escape(one_line(text)))
 
 
 def warn(text: str) -> None:
     """One line that should be seen, on stderr."""
-    stderr.print(f"[yellow]warning:[/] {escape(text)}")
+    stderr.print(f"[yellow]warning:[/] {escape(one_line(text))}")
 
 
 def print_error(error: TurboVaedError) -> None:
     """`error: what` and `hint: the command that mends it`, each one line, on stderr."""
-    stderr.print(f"[bold red]error:[/] {escape(_one_line(error.what))}")
+    stderr.print(f"[bold red]error:[/] {escape(one_line(error.what))}")
     if error.hint:
-        stderr.print(f"[bold]hint:[/] {escape(_one_line(error.hint))}")
+        stderr.print(f"[bold]hint:[/] {escape(one_line(error.hint))}")
 
 
-def _one_line(text: str) -> str:
-    return " ".join("".join(letter if letter.isprintable() else "?" for letter in line).strip() for line in text.splitlines())
+def one_line(text: str) -> str:
+    """The text with what is not printable escaped: a stranger's file name breaks no line, steers no terminal, and can be printed."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text.rstrip())
+
+
+def _escaped(letter: str) -> str:
+    is_byte = 0xDC80 <= ord(letter) <= 0xDCFF  # of a name that is no UTF-8
+    return f"\\x{ord(letter) - 0xDC00:02x}" if is_byte else letter.encode("unicode_escape").decode()
 
 
 def is_interactive() -> bool:
@@ -166,10 +179,10 @@ class ConsoleReporter:
             self._values = "  ".join(f"{name.replace('_per_s', '/s')} {_figure(value)}" for name, value in values.items())
         if warning:
             (Console(stderr=True, highlight=False, soft_wrap=True) if stderr.quiet else stderr).print(
-                f"[yellow]warning:[/] {escape(_one_line(text))}"
+                f"[yellow]warning:[/] {escape(one_line(text))}"
             )
         elif text and not self.quiet:
-            stderr.print(escape(text))
+            stderr.print(escape(one_line(text)))
 
     def _with_bar(self, items: Iterable[Item], label: str, total: int | None, start: int) -> Iterator[Item]:
         columns = (

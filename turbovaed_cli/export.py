@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +29,8 @@ from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, sha256_of, whole_folder, write_json, write_whole
 from turbovaed_cli.settings import ExportSettings
+from turbovaed_cli.training.data import Skipped, usable_videos
+from turbovaed_cli.video import VideoInfo, read_clip
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.teacher import Teacher
@@ -76,6 +77,7 @@ class ExportResult:
 
     artifacts: list[Artifact]
     document: Path  # export.json
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
 
     @property
     def missed(self) -> list[Artifact]:
@@ -116,7 +118,8 @@ def export_student(
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
     student = student.float().cpu().eval()
-    found, checked_on = latents or latents_for(student, settings, teacher, report)
+    videos, skipped = first_videos(settings, report) if latents is None else ([], [])
+    found, checked_on = latents or latents_for(student, settings, teacher, videos, report)
     reference = _Reference(student, found, checked_on)
     made, known = [], []
     for job in report.track(jobs, "exporting"):
@@ -131,7 +134,7 @@ def export_student(
             write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
     text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name])
     write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return ExportResult(made, folder / "export.json")
+    return ExportResult(made, folder / "export.json", skipped)
 
 
 def raise_for_misses(result: ExportResult) -> None:
@@ -247,14 +250,25 @@ def _refuse_to_replace(jobs: Sequence[_Job], pages: Sequence[Path], settings: Ex
 # --- what to check on ---------------------------------------------------------------------------------------------
 
 
+def first_videos(settings: ExportSettings, report: Reporter = quiet) -> tuple[list[VideoInfo], list[Skipped]]:
+    """The first `settings.clips` usable videos of `settings.data`, and those that were passed over; none of either without it."""
+    if settings.data is None:
+        return [], []
+    return usable_videos(settings.data, settings.frames, report, first=settings.clips)
+
+
 def latents_for(
-    student: StudentDecoder, settings: ExportSettings, teacher: "Teacher | None" = None, report: Reporter = quiet
+    student: StudentDecoder,
+    settings: ExportSettings,
+    teacher: "Teacher | None" = None,
+    videos: Sequence[VideoInfo] = (),
+    report: Reporter = quiet,
 ) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
-    """Latents (1, C, t, h, w) by size: of `settings.data`, of the given files cut to it, or random ones; and what they are."""
+    """Latents (1, C, t, h, w) by size: of `videos`, of the given files cut to it, or random ones; and what they are."""
     shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
-        return {size: _encoded(teacher, settings, size, report) for size in shapes}, f"latents of {settings.data}"
+        return {size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes}, f"latents of {settings.data}"
     if settings.latents is not None:
         return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents}"
     mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
@@ -277,15 +291,13 @@ def _cut(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 @torch.no_grad()
-def _encoded(teacher: "Teacher", settings: ExportSettings, size: tuple[int, int], report: Reporter) -> list[Tensor]:
-    """One clip of each of the first videos."""
-    from turbovaed_cli.video import list_videos, read_clip  # noqa: PLC0415 - exports rarely read videos
-
-    assert settings.data is not None
-    videos = list(islice(list_videos(settings.data), settings.clips))
+def _encoded(
+    teacher: "Teacher", videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], report: Reporter
+) -> list[Tensor]:
+    """One clip of each video."""
     clips = []
-    for path in report.track(videos, "encoding"):
-        clips.append(teacher.encode(read_clip(path, frames=settings.frames, size=size)[None]).mean.float().contiguous())
+    for info in report.track(videos, "encoding"):
+        clips.append(teacher.encode(read_clip(info, frames, size)[None]).mean.float().contiguous())
     return clips
 
 

@@ -20,10 +20,14 @@ from turbovaed_cli.errors import MissingError, VideoError
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the
 # descriptor we hand over.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
-_MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
+MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
 FLOOR = (7, 0)  # the first whose descriptors can seek; older ones are also long without fixes of their decoders
-STALL_S = 20.0  # seconds without a byte while we wait for one
+STALL_S = 8.0  # seconds without a sign of life while we wait for a reader: with its start and end, a hung one costs less than ten
+_ENCODER_STALL_S = 20.0  # the same of a child that we write to, which looks at many frames before it takes the next
+# Filters that say a word of every frame that comes by; where frames are passed over, nothing else would be heard.
+SIGN_OF_LIFE = r"metadata=add:key=alive:value=1,metadata=print:key=alive:file=pipe\\:2:direct=1"
+_ALIVE = re.compile(rb"frame:\d+ +pts:\S+ +pts_time:\S+$|^alive=1$")
 # Said at error level about files that are fine.
 _HARMLESS = re.compile(r"chapter track not found|timescale not set|Last message repeated|deprecated pixel format", re.IGNORECASE)
 
@@ -86,7 +90,7 @@ def input_options(descriptor: int) -> list[str]:
         "-format_whitelist",
         _CONTAINERS,
         "-max_pixels",
-        str(_MAX_PIXELS),
+        str(MAX_PIXELS),
         "-fd",
         str(descriptor),
         "-i",
@@ -112,9 +116,12 @@ class Child:
         descriptors: Sequence[int] = (),
         feed: bool = False,
         may_write: bool = False,
-        patience_s: float = STALL_S,
+        patience_s: float | None = None,
     ) -> None:
-        """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files."""
+        """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files.
+
+        `patience_s` is how long it may be silent while we wait for it; None: STALL_S, and more where it is fed.
+        """
         self.process = subprocess.Popen(
             [executable(), "-nostdin", "-hide_banner", *arguments],
             stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
@@ -125,9 +132,10 @@ class Child:
             process_group=0 if os.name == "posix" else None,
         )
         _limit(self.process.pid, may_write=may_write)
-        self.patience_s = patience_s
+        self.patience_s = patience_s if patience_s is not None else _ENCODER_STALL_S if feed else STALL_S
         self._messages: list[str] = []
         self._waiting_since: float | None = None
+        self._last_alive = 0.0
         self.stalled = False
         self._drain = threading.Thread(target=self._collect, daemon=True)
         self._drain.start()
@@ -192,7 +200,9 @@ class Child:
     def _collect(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            if len(self._messages) < 200:
+            if _ALIVE.search(line.rstrip()):
+                self._last_alive = time.monotonic()
+            elif len(self._messages) < 200:
                 self._messages.append(line.decode(errors="replace").rstrip()[:500])
 
     @contextmanager
@@ -207,7 +217,7 @@ class Child:
         """Only time that we spend waiting counts: a slow consumer is not a stalled ffmpeg."""
         while self.process.poll() is None:
             since = self._waiting_since
-            if since is not None and time.monotonic() - since > self.patience_s:
+            if since is not None and time.monotonic() - max(since, self._last_alive) > self.patience_s:
                 self.stalled = True
                 self.process.kill()
                 return

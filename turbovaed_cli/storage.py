@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import room_for
-from turbovaed_cli.video import VIDEO_SUFFIXES, list_videos, names_of_videos
+from turbovaed_cli.video import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
 
 
 def is_url(place: str | Path) -> bool:
@@ -53,7 +53,7 @@ class LocalVideos:
         self.names = names_of_videos(data) if data.is_dir() else [path.name for path in list_videos(data)]
 
     def shown(self, name: str) -> str:
-        return f"{self._root}/{name}" if str(self._root) != "." else name
+        return as_text(f"{self._root}/{name}" if str(self._root) != "." else name)
 
     def stamp(self, name: str) -> str:
         try:

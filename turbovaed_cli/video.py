@@ -4,6 +4,7 @@ Frames are (H, W, 3) uint8 RGB, upright (rotation applied). Reading decodes in a
 code, complaints and number of frames are all checked: a damaged file is an error, never a shorter clip.
 """
 
+import bisect
 import contextlib
 import math
 import os
@@ -39,6 +40,9 @@ _COPIED_AUDIO = {
 _COMMON_RATES = [Fraction(n) for n in (1, 5, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120)] + [
     Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120)
 ]
+# 23 hours at 60 a second. Nor has a video more frames than bytes, but its tables can say so: what it costs is bounded by its size.
+_MAX_FRAMES = 5_000_000
+_LEAST_RATE = 5  # frames a second that decoding is trusted to manage, of the largest on a busy machine
 _SWS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
@@ -54,6 +58,7 @@ class VideoInfo:
     num_frames: int
     times_s: tuple[float, ...]  # when each frame is shown, ascending
     is_seekable: bool  # whether reading may jump to a frame by its time and be exact
+    key_frames: tuple[int, ...]  # where decoding can begin, ascending; those that counting packets showed
     audio_codec: str | None
 
     @property
@@ -125,41 +130,64 @@ def to_unit(video: Tensor) -> Tensor:
 def probe(path: Path) -> VideoInfo:
     """Read what a video is: one frame is decoded, the rest counted (decoded too where counting packets would lie).
 
-    Raises VideoError with one reason where it cannot be read.
+    Raises VideoError with one reason where it cannot be read, or its name is no text, which neither a manifest nor a page
+    could hold.
     """
     path = Path(path)
-    head, header, rows = _frame_table(path, ["-frames:v", "1", "-c:v", "rawvideo", "-pix_fmt", "rgb24"])
-    if not rows:
+    if (name := as_text(path)) != str(path):
+        raise VideoError(f"{name}: its name is not UTF-8", "rename it")
+    first = _frame_table(path, ["-frames:v", "1", "-c:v", "rawvideo", "-pix_fmt", "rgb24"])
+    if not first.times:
         raise VideoError(f"{path}: no frame could be decoded")
-    width, height = (int(n) for n in header["dimensions"].split("x"))
-    text = "\n".join(head)
+    width, height = (int(n) for n in first.header["dimensions"].split("x"))
+    text = "\n".join(first.log)
     container, codec = _search(r"Input #0, (\S+),", text), _search(r"Stream #0.*?: Video: (\w+)", text)
     audio = _search(r"Stream #0.*?: Audio: (\w+)", text)
     is_countable = codec in _COUNTABLE_CODECS and (container or "").startswith(_COUNTABLE_CONTAINERS)
     if is_countable:
-        _, header_all, rows = _frame_table(path, ["-c", "copy"])
+        table = _frame_table(path, ["-c", "copy"])
         # Negative times are the hidden lead-in of a cut: which of its packets show only decoding tells.
-        is_countable = all(time is not None and time >= 0 for time in rows)
+        is_countable = all(time is not None and time >= 0 for time in table.times)
     if not is_countable:
-        _, header_all, rows = _frame_table(path, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"])
-    base = Fraction(header_all["tb"])
-    times = sorted(time for time in rows if time is not None)
+        table = _frame_table(path, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"])
+    base = Fraction(table.header["tb"])
+    times = sorted(time for time in table.times if time is not None)
     return VideoInfo(
         path=path,
         width=width,
         height=height,
-        sample_aspect_ratio=_aspect_of(header.get("sar", "")),
+        sample_aspect_ratio=_aspect_of(first.header.get("sar", "")),
         fps=_rate_of(times, base, text),
-        num_frames=len(rows),
+        num_frames=len(table.times),
         times_s=tuple(float(time * base) for time in times),
-        is_seekable=is_countable and len(set(times)) == len(rows),
+        is_seekable=is_countable and len(set(times)) == len(table.times),
+        key_frames=tuple(i for i, time in enumerate(times) if time in table.key_times) if is_countable else (),
         audio_codec=audio,
     )
 
 
-def _frame_table(path: Path, options: list[str]) -> tuple[list[str], dict[str, str], list[int | None]]:
-    """Run ffmpeg to a table of frames: its log, the table's header, and the time of every row in units of header["tb"]."""
+@dataclass(frozen=True)
+class _FrameTable:
+    """What ffmpeg's framecrc says of a video, in units of header["tb"] seconds."""
+
+    log: list[str]
+    header: dict[str, str]
+    times: list[int | None]  # of every frame, in the order of the file
+    key_times: set[int | None]
+
+
+def as_text(path: Path | str) -> str:
+    r"""A path as text that any file or page can hold: bytes of a name that are no UTF-8 become \xff."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _frame_table(path: Path, options: list[str]) -> _FrameTable:
+    """Run ffmpeg to a table of frames; VideoError where it gives up, complains, or finds more of them than there can be."""
+    header: dict[str, str] = {}
+    times: list[int | None] = []
+    key_times: set[int | None] = set()
     with ffmpeg.open_regular(path) as file:
+        most = min(os.fstat(file.fileno()).st_size, _MAX_FRAMES)
         arguments = [
             "-loglevel",
             "level+info",
@@ -174,29 +202,47 @@ def _frame_table(path: Path, options: list[str]) -> tuple[list[str], dict[str, s
         with ffmpeg.Child(
             [*arguments, "-fps_mode", "passthrough", *options, "-f", "framecrc", "pipe:1"], descriptors=[file.fileno()]
         ) as child:
-            text = b"".join(iter(lambda: child.read(1 << 16, whole=False), b"")).decode(errors="replace")
+            for line in _lines(child):
+                if line.startswith("#"):
+                    name, _, value = line[1:].partition(":")
+                    header[name.removesuffix(" 0")] = value.strip()
+                    continue
+                fields = [field.strip() for field in line.split(",")]
+                times.append(int(fields[2]) if fields[2].lstrip("-").isdigit() else None)
+                if not any(field.startswith("F=") for field in fields):  # flags of what is no key frame
+                    key_times.add(times[-1])
+                if len(times) > most:
+                    raise VideoError(f"{path}: it claims more than {most} frames, which is no video")
             code = child.finish()
             messages = child.messages
     if code != 0:
         raise VideoError(f"{path}: {_reason(messages)}")
     if damage := ffmpeg.complaint([line for line in messages if "[error]" in line or "[fatal]" in line]):
         raise VideoError(f"{path}: damaged: {damage}")
-    header, rows = {}, []
-    for line in text.splitlines():
-        if line.startswith("#"):
-            name, _, value = line[1:].partition(":")
-            header[name.removesuffix(" 0")] = value.strip()
-        elif line:
-            time = line.split(",")[2].strip()
-            rows.append(int(time) if time.lstrip("-").isdigit() else None)
     if "tb" not in header:
         raise VideoError(f"{path}: no video in it")
-    return messages, header, rows
+    return _FrameTable(messages, header, times, key_times)
+
+
+def _lines(child: ffmpeg.Child) -> Iterator[str]:
+    rest = b""
+    while data := child.read(1 << 16, whole=False):
+        *lines, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace") for line in lines if line)
 
 
 def _search(pattern: str, text: str) -> str | None:
     found = re.search(pattern, text)
     return found[1] if found else None
+
+
+_NO_CONTAINER = "not a video container (mp4, mov, mkv, webm, avi, ts)"
+# What ffmpeg says, and what it means: wherever it says it, and where it has said nothing else before.
+_MEANINGS = {"whitelist": _NO_CONTAINER, "m3u8": _NO_CONTAINER, "matches no streams": "no video in it"}
+_MEANINGS_AT_FIRST = {
+    "Error opening input: Invalid data found": "not a video, or damaged from its first bytes on",
+    "Cannot determine format of input": "no frame could be decoded",
+}
 
 
 def _reason(messages: list[str]) -> str:
@@ -208,10 +254,10 @@ def _reason(messages: list[str]) -> str:
     last_words = [
         re.sub(r"^(\[[^\]]*\] )+", "", line.strip()) for line in messages if wanted.search(line) and "configuration:" not in line
     ]
-    if any("whitelist" in line for line in last_words):
-        return "not a video container (mp4, mov, mkv, webm, avi, ts)"
-    if any("matches no streams" in line for line in last_words):
-        return "no video in it"
+    for signs, lines in ((_MEANINGS, last_words), (_MEANINGS_AT_FIRST, last_words[:1])):
+        for sign, meaning in signs.items():
+            if any(sign in line for line in lines):
+                return meaning
     return last_words[0].rstrip(".") if last_words else "ffmpeg could not read it"
 
 
@@ -262,13 +308,14 @@ def read_frames(
     filters, (height, width) = _filters(info, size, crop, square_pixels=square_pixels)
     seek, skip = _seek_to(info, start)
     if skip or stride > 1:
-        filters.insert(0, f"select=gte(n\\,{skip})*not(mod(n-{skip}\\,{stride}))")
+        filters[:0] = [ffmpeg.SIGN_OF_LIFE, f"select=gte(n\\,{skip})*not(mod(n-{skip}\\,{stride}))"]
     with ffmpeg.open_regular(info.path) as file:
         arguments = ["-loglevel", "error", *seek, *ffmpeg.input_options(file.fileno()), "-map", "0:v:0", "-an", "-sn", "-dn"]
         arguments += ["-fps_mode", "passthrough", "-vf", ",".join(filters)]
         # Asking for every last frame leaves it to ffmpeg to meet the end, and what is wrong there.
         arguments += ["-frames:v", str(wanted)] if count is not None else []
-        patience_s = ffmpeg.STALL_S + skip / 5  # seconds; frames that are decoded only to be passed over give no byte
+        # Behind a jump, frames are decoded from the key frame on and give no sign.
+        patience_s = ffmpeg.STALL_S + (_behind_key_frame(info, start) / _LEAST_RATE if seek else 0)
         arguments += ["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
         with ffmpeg.Child(arguments, descriptors=[file.fileno()], patience_s=patience_s) as child:
             num_bytes = height * width * 3
@@ -294,18 +341,34 @@ def _filters(
     info: VideoInfo, size: tuple[int, int] | None, crop: tuple[float, float], *, square_pixels: bool
 ) -> tuple[list[str], tuple[int, int]]:
     """The ffmpeg filters from the upright stored frame to what was asked for, and its (height, width)."""
-    square = (info.height, round(info.width * info.sample_aspect_ratio))
+    square = (info.height, max(round(info.width * info.sample_aspect_ratio), 1))
     if size is None:
+        _check_pixels(info, square if square_pixels else (info.height, info.width))
         if not square_pixels or square[1] == info.width:
             return [f"scale=flags={_SWS}"], (info.height, info.width)
         return [f"scale={square[1]}:{square[0]}:flags={_SWS}"], square
     factor = max(Fraction(size[0], square[0]), Fraction(size[1], square[1]))
     height, width = max(round(square[0] * factor), size[0]), max(round(square[1] * factor), size[1])
+    _check_pixels(info, (height, width))
     top, left = (math.floor(share * (have - want) + 0.5) for share, have, want in zip(crop, (height, width), size, strict=True))
     filters = [f"scale={width}:{height}:flags={_SWS}"]
     if (height, width) != size:
         filters += ["format=rgb24", f"crop={size[1]}:{size[0]}:{left}:{top}"]
     return filters, size
+
+
+def _check_pixels(info: VideoInfo, scaled: tuple[int, int]) -> None:
+    """A strip, or pixels of a strange shape, would make gigabytes of a small frame."""
+    if scaled[0] * scaled[1] > ffmpeg.MAX_PIXELS:
+        raise VideoError(
+            f"{info.path}: {info.width}x{info.height} with pixels of {info.sample_aspect_ratio} would be scaled to {scaled[1]}x{scaled[0]}"
+        )
+
+
+def _behind_key_frame(info: VideoInfo, start: int) -> int:
+    """How many frames are decoded in front of frame `start` after a jump to it."""
+    before = bisect.bisect_right(info.key_frames, start)
+    return start - (info.key_frames[before - 1] if before else 0)
 
 
 def _seek_to(info: VideoInfo, start: int) -> tuple[list[str], int]:

@@ -12,6 +12,7 @@ from turbovaed_cli.errors import CheckFailedError, SettingsError, TurboVaedError
 from turbovaed_cli.rundir import read_json
 from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
+from turbovaed_cli.training.data import Skipped
 
 VIDEO_FPS = 24  # what a real-time factor of 1 plays
 _KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
@@ -77,6 +78,7 @@ class BenchResult:
     published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
     estimate: Estimate | None = None
     failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
 
 
 def row_of(record: Mapping[str, Any]) -> BenchRow:
@@ -107,6 +109,7 @@ def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[
             for speed in speeds
         ],
         "estimates": [asdict(result.estimate)] if result.estimate else [],
+        "skipped": [asdict(item) for item in result.skipped],
     }
 
 

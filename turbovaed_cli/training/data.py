@@ -17,7 +17,7 @@ from turbovaed_cli.errors import SettingsError, VideoError
 from turbovaed_cli.latents import WHOLE, Batch, Crop, item_at
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import sha256_of
-from turbovaed_cli.video import VideoInfo, list_videos, probe, read_clip
+from turbovaed_cli.video import VideoInfo, as_text, list_videos, probe, read_clip
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,17 +31,25 @@ class Skipped:
     reason: str
 
 
-def usable_videos(data: Path, num_frames: int, report: Reporter = quiet) -> tuple[list[VideoInfo], list[Skipped]]:
+def usable_videos(
+    data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None
+) -> tuple[list[VideoInfo], list[Skipped]]:
     """Probe every video under `data`; those unreadable or shorter than `num_frames` are named with the reason.
 
-    Raises SettingsError when none is left.
+    With `first`, no further than so many usable ones, and their first `num_frames` frames are decoded to be sure. Raises
+    SettingsError when none is left.
     """
-    usable, skipped = [], []
+    usable: list[VideoInfo] = []
+    skipped: list[Skipped] = []
     for path in report.track(list_videos(data), "probing videos"):
+        if len(usable) == first:
+            break
         try:
             info = probe(path)
+            if first is not None and info.num_frames >= num_frames:
+                read_clip(info, num_frames, (8, 8))
         except VideoError as error:
-            skipped.append(Skipped(str(path), error.what))
+            skipped.append(Skipped(as_text(path), error.what))
             continue
         if info.num_frames < num_frames:
             skipped.append(Skipped(str(path), f"{info.num_frames} frames, {num_frames} needed"))
