@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbovaed_cli.documents import check_fields, plain_name
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
 from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.video import to_model
@@ -209,8 +210,15 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any]) -> None:
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
-    """The .json of every committed shard, by name."""
-    yield from map(read_sealed, whole_files(root / "shards", "*.json"))
+    """The .json of every committed shard, by name; CorruptFileError where one is not what CacheWriter wrote."""
+    for path in whole_files(root / "shards", "*.json"):
+        shard = read_sealed(path)
+        check_fields(shard, {"file": str, "sha256": str, "clips": list[dict[str, Any]]}, path)
+        if not plain_name(shard["file"]):
+            raise CorruptFileError(f"{path} names {shard['file']!r}, which is no file of its folder", f"remove {path}")
+        for number, clip in enumerate(shard["clips"]):
+            check_fields(clip, {"key": str}, path, f"clips.{number}.")
+        yield shard
 
 
 class LatentCache:
@@ -223,6 +231,11 @@ class LatentCache:
             )
         self.root = root
         self.manifest = read_sealed(root / "manifest.json")
+        check_fields(
+            self.manifest,
+            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None},
+            root / "manifest.json",
+        )
         shards = list(committed_shards(root))
         self.clips = sorted(
             ({**clip, "file": shard["file"], "file_sha256": shard["sha256"]} for shard in shards for clip in shard["clips"]),
@@ -268,13 +281,25 @@ class LatentCache:
                     f"remove {path.with_suffix('.json')} and run cache-latents again",
                 )
             self._verified.add(clip["file"])
-        with safe_open(path, framework="pt") as file:
-            mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
-            video = file.get_slice(f"{clip['key']}.video")
-            std = std.expand(mean.shape)
-            if place is None:
-                return mean, std, to_model(video[:])
-            return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
+        try:
+            with safe_open(path, framework="pt") as file:
+                mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
+                video = file.get_slice(f"{clip['key']}.video")
+                std = std.expand(mean.shape)
+                self._check_shapes(mean, video)
+                if place is None:
+                    return mean, std, to_model(video[:])
+                return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CorruptFileError(
+                f"{path} does not hold clip {clip['key']} as its manifest says: {error}",
+                f"remove {path.with_suffix('.json')} and run cache-latents again",
+            ) from error
+
+    def _check_shapes(self, mean: Tensor, video: Any) -> None:
+        wanted = [self.frames, *self.size, 3]
+        if mean.ndim != 4 or 0 in mean.shape or video.get_dtype() != "U8" or video.get_shape() != wanted:
+            raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None) -> Batch:
         """The batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
@@ -302,10 +327,14 @@ def read_latents(path: Path) -> Tensor:
                     f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
                 )
             latents: Tensor = file.get_tensor(found[0]).float()
-    except (SafetensorError, OSError) as error:
-        raise SettingsError(f"{path} is not a readable safetensors file: {error}") from error
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"
+        ) from error
     if latents.ndim == 5 and latents.shape[0] == 1:
         latents = latents[0]
     if latents.ndim != 4 or 0 in latents.shape:
         raise ShapeError(f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)")
+    if not torch.isfinite(latents).all():
+        raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
     return latents
