@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +12,19 @@ from turbovaed_cli.errors import CorruptFileError
 
 MOST_BYTES = 256_000_000  # of a document; the largest of ours, an evaluation of many clips, has some
 _MOST = 2**53  # whole numbers up to which a float is exact
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RESTORE = "it was changed or damaged; restore it, or remove it if you can do without"
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds; ValueError for everything that is none, also where it is nested too deeply to be read."""
+    """What a JSON text holds; ValueError for everything that is none, is nested too deeply, or holds half a character."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if _SURROGATE.search(text):  # halves that no file can be written with
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value
 
 
 def read_text(path: Path) -> str:

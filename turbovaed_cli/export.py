@@ -116,6 +116,8 @@ def export_student(
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
+    if (folder / "export.json").is_file():
+        _earlier(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
     student = student.float().cpu().eval()
     found, checked_on = latents or latents_for(student, settings, teacher, report)
     reference = _Reference(student, found, checked_on)
@@ -473,10 +475,12 @@ def _beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
     return kept + [{**asdict(item), "path": item.path.name} for item in made]
 
 
+_TIME = 2  # of a chunk's latents: which dimension
 # What the README says of an artefact.
 _RECORD = {
     **dict.fromkeys(("path", "format", "precision", "graph", "status"), str),
     **dict.fromkeys(("psnr_db", "max_abs"), float | None),
+    "verified": bool | str,
     "size_mb": float,
     "checked_on": str | None,
     "chunk": dict[str, Any] | None,
@@ -490,6 +494,13 @@ def _earlier(document: Path) -> list[dict[str, Any]]:
     check_fields(found, {"artifacts": list[dict[str, Any]]}, document)
     for number, item in enumerate(found["artifacts"]):
         check_fields(item, _RECORD, document, f"artifacts.{number}.")
+        item.setdefault("max_abs", None)
+        item.setdefault("psnr_db", None)
+        chunk = item.get("chunk") or {"latents": [0, 0, 0]}
+        check_fields(chunk, {"latents": list[int]}, document, f"artifacts.{number}.chunk.")
+        whole = (item["psnr_db"] is None) == (item["max_abs"] is None) and item["shapes"] and len(chunk["latents"]) > _TIME
+        if not whole:
+            raise CorruptFileError(f"{document}: artifacts.{number} is no record of an export", "export to another --out")
         if not plain_name(item["path"]):
             raise CorruptFileError(
                 f"{document} names {item['path']!r}, which is no file of its folder", "export to another --out"

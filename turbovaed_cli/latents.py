@@ -326,7 +326,10 @@ def read_latents(path: Path) -> Tensor:
                 raise SettingsError(
                     f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
                 )
-            latents: Tensor = file.get_tensor(found[0]).float()
+            tensor: Tensor = file.get_tensor(found[0])
+            if not tensor.is_floating_point():
+                raise SettingsError(f"{found[0]} in {path} is {tensor.dtype}", "latents are fp32, fp16 or bf16")
+            latents = tensor.float()
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:
         raise SettingsError(
             f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"

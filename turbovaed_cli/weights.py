@@ -1,7 +1,7 @@
 """Where weights come from: the package, a local folder, the hub's cache, or a download that somebody agreed to.
 
-Nothing here touches the network before consent. Downloads are huggingface_hub's and torch.hub's own: resumed, complete or
-absent, in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
+Nothing here touches the network before consent. Downloads are huggingface_hub's and torch.hub's own: complete or absent, the
+hub's resumed after a cut (by the same process: what another left half-done begins again), in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
 """
 
 import zipfile
@@ -196,7 +196,9 @@ def _download(file: RemoteFile, again: str) -> Path:
         raise
     except Exception as error:  # of the hub's client, and of the HTTP client that it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingWeightsError(f"downloading {where} failed: {reason}", f"it goes on where it stopped: {again}") from error
+        raise MissingWeightsError(
+            f"downloading {where} failed: {reason}", f"files that are whole stay, this one begins again: {again}"
+        ) from error
     return _checked(path, again).path
 
 
