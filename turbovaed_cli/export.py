@@ -494,8 +494,8 @@ def _earlier(document: Path) -> list[dict[str, Any]]:
     check_fields(found, {"artifacts": list[dict[str, Any]]}, document)
     for number, item in enumerate(found["artifacts"]):
         check_fields(item, _RECORD, document, f"artifacts.{number}.")
-        item.setdefault("max_abs", None)
-        item.setdefault("psnr_db", None)
+        for name in ("max_abs", "psnr_db", "checked_on"):
+            item.setdefault(name, None)
         chunk = item.get("chunk") or {"latents": [0, 0, 0]}
         check_fields(chunk, {"latents": list[int]}, document, f"artifacts.{number}.chunk.")
         whole = (item["psnr_db"] is None) == (item["max_abs"] is None) and item["shapes"] and len(chunk["latents"]) > _TIME

@@ -259,6 +259,7 @@ DOCUMENTS: dict[str, Any] = {
         }],
     },
 }  # fmt: skip
+DOCUMENTS = json.loads(json.dumps(DOCUMENTS))  # nothing shared: one change is one change
 SEALED = ("checkpoint_manifest", "cache_manifest", "shard_manifest")
 TEXTS: dict[str, list[bytes]] = {
     "recipe": [

@@ -74,6 +74,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     names = [means["student"], document["not_measured"], (document.get("published") or {}).get("means") or {}]
     unknown = {name for some in (*names, *(clip["student"] for clip in clips)) for name in some} - METRICS.keys()
     uneven = any(side["student"].keys() - side["teacher"].keys() for side in (means, *clips))
+    uneven = uneven or bool(means["ratio"].keys() - means["student"].keys())
     if unknown or uneven or not clips or (document.get("decoder_params") or {}).get("teacher", 1) <= 0:
         what = f"a metric {shown(min(unknown))} that is unknown" if unknown else "no clips with scores of teacher and student"
         raise CorruptFileError(f"{path} has {what}", "remove it, and evaluate again: turbovaed eval")
