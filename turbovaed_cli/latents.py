@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.documents import check_fields, plain_name
+from turbovaed_cli.documents import check_fields, plain_name, shown
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
 from turbovaed_cli.rundir import read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.video import to_model
@@ -298,6 +298,9 @@ class LatentCache:
 
     def _check_shapes(self, mean: Tensor, video: Any) -> None:
         wanted = [self.frames, *self.size, 3]
+        channels = (self.manifest.get("teacher") or {}).get("latent_channels", mean.shape[:1].numel())
+        if mean.shape[:1].numel() != channels:
+            raise ValueError(f"latents {tuple(mean.shape)}, not {shown(channels)} channels")
         if mean.ndim != 4 or 0 in mean.shape or video.get_dtype() != "U8" or video.get_shape() != wanted:
             raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
@@ -337,7 +340,10 @@ def read_latents(path: Path) -> Tensor:
     if latents.ndim == 5 and latents.shape[0] == 1:
         latents = latents[0]
     if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)")
+        raise ShapeError(
+            f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)",
+            "turbovaed reconstruct takes a video too",
+        )
     if not torch.isfinite(latents).all():
         raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
     return latents

@@ -163,7 +163,7 @@ def _give_back(
     for key, value in tensors.items():
         name, _, field = key.partition("|")
         parameter = parameters[name]
-        if value.ndim and value.shape != parameter.shape:
+        if field != "step" and value.shape != parameter.shape:
             raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
         # AdamW counts its steps on the CPU.
         optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
