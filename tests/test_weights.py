@@ -1,69 +1,19 @@
 """Weights are found, asked for, downloaded and checked; nothing touches the network before consent."""
 
 import hashlib
-import http.server
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 from golden import load_golden, write_student, write_teacher
+from hub import Hub
 
 from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.weights import I3D_FILE, no_consent, pull, student_weights, teacher_folder
-
-
-class Hub(http.server.ThreadingHTTPServer):
-    """A loopback server that speaks as much of the hub's protocol as a download needs."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.requests, self.wrong_hash = files, [], False
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.answer(with_body=False)
-
-    def do_GET(self):
-        self.answer(with_body=True)
-
-    def answer(self, *, with_body):
-        self.server.requests.append((self.command, self.path))
-        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
-        name = rest.partition("/")[2]
-        content = self.server.files.get(f"{repo}/{name}")
-        if content is None:
-            self.send_response(404)
-            self.send_header(
-                "X-Error-Code", "EntryNotFound" if any(key.startswith(repo) for key in self.server.files) else "RepoNotFound"
-            )
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start = int(self.headers["Range"].removeprefix("bytes=").partition("-")[0]) if "Range" in self.headers else 0
-        digest = "0" * 64 if self.server.wrong_hash else hashlib.sha256(content).hexdigest()
-        self.send_response(206 if start else 200)
-        self.send_header("X-Repo-Commit", "a" * 40)
-        self.send_header("ETag", f'"{digest}"')
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        if with_body:
-            self.wfile.write(content[start:])
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
@@ -74,7 +24,7 @@ def hub(tmp_path):
     files = {f"Lightricks/LTX-Video/vae/{path.name}": path.read_bytes() for path in folder.iterdir()}
     server = Hub(files | {"hustvl/Turbo-VAED/Turbo-VAED-LTX.pth": weights.read_bytes()})
     yield server
-    server.shutdown()
+    server.close()
 
 
 @pytest.fixture
@@ -85,7 +35,7 @@ def turbovaed(hub, tmp_path):
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "TORCH_HOME": str(tmp_path / "torch"),
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
     }
     environment.pop("HF_HUB_OFFLINE", None)
 

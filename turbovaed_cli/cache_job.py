@@ -15,8 +15,9 @@ import torch
 from turbovaed_cli.cache_latents import PlannedVideo, check_settings, encode_clips, plan_video, read_clip_of
 from turbovaed_cli.cache_parts import KnownVideo, Shard, holders, known_videos, part_of, read_part, write_part
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
+from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, SettingsError
-from turbovaed_cli.latents import committed_shards
+from turbovaed_cli.latents import committed_shards, read_shard
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
@@ -161,7 +162,7 @@ def cache_status(out: Path) -> CacheStatus:
         raise SettingsError(f"{out} is no latent cache (no manifest.json)", "give the folder that cache-latents --out names")
     manifest = read_sealed(out / "manifest.json")
     listing = out / "parts" / "listing.json"
-    videos = int(read_json(listing)["videos"]) if listing.is_file() else None
+    videos = _listed(listing) if listing.is_file() else None
     known = dict(known_videos(out))
     failed = [Skipped(name, facts.reason) for name, facts in known.items() if facts.reason]
     failed += [
@@ -171,7 +172,7 @@ def cache_status(out: Path) -> CacheStatus:
     recent: list[tuple[float, int]] = []
     now = time.time()
     for path in whole_files(out / "shards", "*.json"):
-        record = read_sealed(path)
+        record = read_shard(path)
         clips, num_bytes = clips + len(record["clips"]), num_bytes + int(record["bytes"])
         if now - path.stat().st_mtime < _WINDOW_S:
             recent.append((path.stat().st_mtime, len(record["clips"])))
@@ -183,6 +184,12 @@ def cache_status(out: Path) -> CacheStatus:
         if videos and known and rate:
             left = (videos - len(known)) * clips / max(len(known), 1) / rate
     return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, int(manifest.get("parts", 1)))
+
+
+def _listed(path: Path) -> int:
+    listing = read_json(path)
+    check_fields(listing, {"videos": int}, path)
+    return int(listing["videos"])
 
 
 @dataclass(frozen=True)
@@ -220,11 +227,11 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
     for record in report.track(
         [path for source in sources for path in whole_files(source / "shards", "*.json")], "copying shards"
     ):
-        shard, target = record.with_name(str(read_sealed(record)["file"])), out / "shards" / record.name
+        shard, target = record.with_name(read_shard(record)["file"]), out / "shards" / record.name
         if target.exists() and target.read_bytes() == record.read_bytes():
             found += 1
             continue
-        if not shard.is_file() or sha256_of(shard) != read_sealed(record)["sha256"]:
+        if not shard.is_file() or sha256_of(shard) != read_shard(record)["sha256"]:
             raise CorruptFileError(
                 f"{shard} is missing or not what was written (sha256 differs)", f"remove {record} and run cache-latents again"
             )
@@ -253,5 +260,5 @@ def _merge_records(sources: Sequence[Path], out: Path) -> None:
         write_part(out / "parts" / name, known)
     listings = [source / "parts" / "listing.json" for source in sources if (source / "parts" / "listing.json").is_file()]
     if listings:
-        most = max(int(read_json(path)["videos"]) for path in listings)
+        most = max(map(_listed, listings))
         write_json(out / "parts" / "listing.json", {"videos": most})

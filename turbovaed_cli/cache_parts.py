@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from turbovaed_cli.errors import CorruptFileError, SettingsError
+from turbovaed_cli.documents import check_fields
+from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.rundir import held, holder_of, read_sealed, sealed, whole_files, write_whole
 
 MOST_PARTS = 256
@@ -151,12 +153,19 @@ def read_part(path: Path) -> dict[str, KnownVideo]:
     """The record of a part; empty where there is none yet. Raises CorruptFileError."""
     if not path.exists():
         return {}
-    try:
-        return {name: KnownVideo(**facts) for name, facts in read_sealed(path)["videos"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CorruptFileError(
-            f"{path} is not what cache-latents writes ({error})", "remove it: its videos are probed again"
-        ) from error
+    record = read_sealed(path)
+    check_fields(record, {"videos": dict[str, dict[str, Any]]}, path)
+    kinds = {
+        "stamp": str | None,
+        "sha256": str | None,
+        "frames": int | None,
+        "reason": str | None,
+        "failed": dict[str, str] | None,
+    }
+    for name, facts in record["videos"].items():
+        check_fields(facts, kinds, path, f"videos.{name}.")
+    known = {name: {field: facts[field] for field in kinds if facts.get(field)} for name, facts in record["videos"].items()}
+    return {name: KnownVideo(**{"stamp": "", **facts}) for name, facts in known.items()}
 
 
 def write_part(path: Path, videos: Mapping[str, KnownVideo]) -> None:

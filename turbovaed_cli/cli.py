@@ -154,7 +154,7 @@ def parse_size(text: str) -> tuple[int, int]:
     if text in _NAMED_SIZES:
         return _NAMED_SIZES[text]
     parts = text.lower().split("x")
-    if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) in (1, 2) and all(part.isdecimal() and len(part) <= 6 and int(part) > 0 for part in parts):
         width, height = int(parts[0]), int(parts[-1])
         return height, width
     raise SettingsError(
@@ -165,14 +165,14 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_count(text: str) -> int:
     """'8M', '0.8M', '800k' or '8000000' to a number; SettingsError for anything else."""
     digits, factor = (text[:-1], {"k": 1e3, "m": 1e6}[text[-1].lower()]) if text[-1:].lower() in ("k", "m") else (text, 1)
-    if not digits.replace(".", "", 1).isdecimal() or round(float(digits) * factor) < 1:
+    if not digits.replace(".", "", 1).isdecimal() or len(digits) > 15 or round(float(digits) * factor) < 1:
         raise SettingsError(f"--params {text} is not a number of parameters", "such as 8M, 0.8M, 800k or 8000000")
     return round(float(digits) * factor)
 
 
 def parse_bytes(text: str) -> int:
     """'4GB', '800MB' or '1.5 GiB' to bytes; SettingsError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
     if found is None or not float(found[1]):
         raise SettingsError(f"--memory {text} is not an amount of memory", "such as 4GB or 800MB")
     return round(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2]) + 1))

@@ -30,11 +30,11 @@ from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, wri
 from turbovaed_cli.latents import WHOLE, Batch, Crop, LatentCache
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_strictly, load_student, num_params
+from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
-from turbovaed_cli.rundir import RunDir, read_json, whole_folder, write_manifest, write_whole
+from turbovaed_cli.rundir import RunDir, metrics_row, whole_folder, write_manifest, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.data import DeviceCopies, Skipped, VideoClips, Waited, read_ahead, usable_videos
@@ -54,7 +54,7 @@ from turbovaed_cli.training.start import NUM_CLIPS, STARTS, fit_start
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.video import to_model, to_uint8
-from turbovaed_cli.weights import Consent, no_consent
+from turbovaed_cli.weights import Consent, load_strictly, no_consent
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 WORTH_SAYING = 0.1  # share of the steps' time
@@ -574,18 +574,11 @@ def _resume(folder: RunDir, state: TrainingState) -> int | None:
     if path is not None:
         state.load(path)
     if folder.metrics.exists():
-        lines = [line for line in folder.metrics.read_text().splitlines() if _step_of(line) <= state.step]
+        lines = [line for line in folder.metrics_lines() if (row := metrics_row(line)) is not None and row["step"] <= state.step]
         write_whole(
             folder.metrics, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         )
     return state.step if path is not None else None
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # the torn last line of a killed process
 
 
 def _log(folder: RunDir, text: str) -> None:
@@ -646,11 +639,11 @@ def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> No
 
 def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, report: Reporter) -> DistillSettings:
     """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud."""
-    before = read_json(folder.config)["settings"] if RunDir.is_run(folder.root) else {}
+    before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
     dtype = settings.dtype
     if dtype == "auto":
         dtype = before.get("dtype") or auto_dtype(device, report)
-    known = [stage["perceptual"] for stage in before.get("stages", [])]
+    known = [stage.get("perceptual") or "none" for stage in before.get("stages") or []]
     if not known and any(stage.perceptual == "auto" and stage.perceptual_weight for stage in settings.stages):
         known = [resolve_perceptual("auto", report)] * len(settings.stages)
     stages = [
@@ -665,7 +658,7 @@ def _check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
     done = folder.steps()[-1] if folder.steps() else 0
     if not done or not folder.config.exists():
         return
-    lengths = [stage["steps"] for stage in read_json(folder.config)["settings"].get("stages", [])]
+    lengths = [stage["steps"] for stage in folder.read_config()["settings"].get("stages") or []]
     if len(lengths) != len(settings.stages):
         return  # the snapshot names it
     before = tuple(replace(stage, steps=steps) for stage, steps in zip(settings.stages, lengths, strict=True))
@@ -680,7 +673,7 @@ def _check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
 
 def _check_clips_per_pass(folder: RunDir, settings: DistillSettings, ranks: Ranks) -> None:
     """A run goes on with other ranks exactly where a forward pass has the same clips on all of them together."""
-    before = read_json(folder.config) if folder.config.exists() else {}
+    before = folder.read_config() if folder.config.exists() else {}
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
     if len(clips) != len(now) or clips == now or before.get("ranks", 1) == ranks.count:

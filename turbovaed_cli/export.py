@@ -17,7 +17,8 @@ from torch import Tensor
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import environment
-from turbovaed_cli.errors import CheckFailedError, OutputExistsError, SettingsError
+from turbovaed_cli.documents import check_fields, plain_name
+from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
@@ -117,6 +118,8 @@ def export_student(
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
+    if (folder / "export.json").is_file():
+        _earlier(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
     student = student.float().cpu().eval()
     videos, skipped = first_videos(settings, report) if latents is None else ([], [])
     found, checked_on = latents or latents_for(student, settings, teacher, videos, report)
@@ -475,13 +478,46 @@ def _take_place(written: Path, path: Path) -> None:
 def _beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
     """The new artefacts as records, and those of earlier exports that still lie there."""
     names = {item.path.name.removesuffix(".unverified") for item in made}
-    earlier = read_json(document).get("artifacts", []) if document.is_file() else []
+    earlier = _earlier(document) if document.is_file() else []
     kept = [
         item
         for item in earlier
         if item["path"].removesuffix(".unverified") not in names and (document.parent / item["path"]).exists()
     ]
     return kept + [{**asdict(item), "path": item.path.name} for item in made]
+
+
+_TIME = 2  # of a chunk's latents: which dimension
+# What the README says of an artefact.
+_RECORD = {
+    **dict.fromkeys(("path", "format", "precision", "graph", "status"), str),
+    **dict.fromkeys(("psnr_db", "max_abs"), float | None),
+    "verified": bool | str,
+    "size_mb": float,
+    "checked_on": str | None,
+    "chunk": dict[str, Any] | None,
+    "functions": list[str] | None,
+    "shapes": list[list[int]],
+}
+
+
+def _earlier(document: Path) -> list[dict[str, Any]]:
+    found = read_json(document)
+    check_fields(found, {"artifacts": list[dict[str, Any]]}, document)
+    for number, item in enumerate(found["artifacts"]):
+        check_fields(item, _RECORD, document, f"artifacts.{number}.")
+        for name in ("max_abs", "psnr_db", "checked_on"):
+            item.setdefault(name, None)
+        chunk = item.get("chunk") or {"latents": [0, 0, 0]}
+        check_fields(chunk, {"latents": list[int]}, document, f"artifacts.{number}.chunk.")
+        whole = (item["psnr_db"] is None) == (item["max_abs"] is None) and item["shapes"] and len(chunk["latents"]) > _TIME
+        if not whole:
+            raise CorruptFileError(f"{document}: artifacts.{number} is no record of an export", "export to another --out")
+        if not plain_name(item["path"]):
+            raise CorruptFileError(
+                f"{document} names {item['path']!r}, which is no file of its folder", "export to another --out"
+            )
+    return list(found["artifacts"])
 
 
 def _document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbovaed_cli.documents import check_fields, plain_name, shown
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
 from turbovaed_cli.rundir import held, read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
@@ -177,7 +178,7 @@ class CacheWriter:
     def look_again(self) -> None:
         """Take note of what other processes have committed since."""
         for path in whole_files(self.shards, "*.json", but=self._seen):
-            self.committed |= {clip["key"] for clip in read_sealed(path)["clips"]}
+            self.committed |= {clip["key"] for clip in read_shard(path)["clips"]}
             self._seen.add(path.name)
 
     def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
@@ -240,6 +241,7 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
                     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             time.sleep(0.02 if other else 0)
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
+    check_fields(before, {"parts": int | None}, path)
     for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal", "parts"}):
         if before.get(name) != manifest.get(name):
             raise SettingsError(
@@ -250,8 +252,19 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
-    """The .json of every committed shard, by name."""
-    yield from map(read_sealed, whole_files(root / "shards", "*.json"))
+    """The .json of every committed shard, by name; CorruptFileError where one is not what CacheWriter wrote."""
+    yield from map(read_shard, whole_files(root / "shards", "*.json"))
+
+
+def read_shard(path: Path) -> dict[str, Any]:
+    """The .json of a committed shard."""
+    shard = read_sealed(path)
+    check_fields(shard, {"file": str, "sha256": str, "bytes": int, "clips": list[dict[str, Any]]}, path)
+    if not plain_name(shard["file"]):
+        raise CorruptFileError(f"{path} names {shard['file']!r}, which is no file of its folder", f"remove {path}")
+    for number, clip in enumerate(shard["clips"]):
+        check_fields(clip, {"key": str}, path, f"clips.{number}.")
+    return shard
 
 
 class LatentCache:
@@ -272,6 +285,11 @@ class LatentCache:
             )
         self.root = root
         self.manifest = read_sealed(root / "manifest.json")
+        check_fields(
+            self.manifest,
+            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None},
+            root / "manifest.json",
+        )
         shards = list(committed_shards(root))
         found: dict[str, dict[str, Any]] = {}
         for shard in shards:
@@ -330,13 +348,28 @@ class LatentCache:
                     f"remove {path.with_suffix('.json')} and run cache-latents again",
                 )
             self._verified.add(clip["file"])
-        with safe_open(path, framework="pt") as file:
-            mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
-            video = file.get_slice(f"{clip['key']}.video")
-            std = std.expand(mean.shape)
-            if place is None:
-                return mean, std, to_model(video[:])
-            return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
+        try:
+            with safe_open(path, framework="pt") as file:
+                mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
+                video = file.get_slice(f"{clip['key']}.video")
+                std = std.expand(mean.shape)
+                self._check_shapes(mean, video)
+                if place is None:
+                    return mean, std, to_model(video[:])
+                return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CorruptFileError(
+                f"{path} does not hold clip {clip['key']} as its manifest says: {error}",
+                f"remove {path.with_suffix('.json')} and run cache-latents again",
+            ) from error
+
+    def _check_shapes(self, mean: Tensor, video: Any) -> None:
+        wanted = [self.frames, *self.size, 3]
+        channels = (self.manifest.get("teacher") or {}).get("latent_channels", mean.shape[:1].numel())
+        if mean.shape[:1].numel() != channels:
+            raise ValueError(f"latents {tuple(mean.shape)}, not {shown(channels)} channels")
+        if mean.ndim != 4 or 0 in mean.shape or video.get_dtype() != "U8" or video.get_shape() != wanted:
+            raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
         """`part` of the batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
@@ -368,11 +401,21 @@ def read_latents(path: Path) -> Tensor:
                 raise SettingsError(
                     f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
                 )
-            latents: Tensor = file.get_tensor(found[0]).float()
-    except (SafetensorError, OSError) as error:
-        raise SettingsError(f"{path} is not a readable safetensors file: {error}") from error
+            tensor: Tensor = file.get_tensor(found[0])
+            if not tensor.is_floating_point():
+                raise SettingsError(f"{found[0]} in {path} is {tensor.dtype}", "latents are fp32, fp16 or bf16")
+            latents = tensor.float()
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
+        raise SettingsError(
+            f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"
+        ) from error
     if latents.ndim == 5 and latents.shape[0] == 1:
         latents = latents[0]
     if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)")
+        raise ShapeError(
+            f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)",
+            "turbovaed reconstruct takes a video too",
+        )
+    if not torch.isfinite(latents).all():
+        raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
     return latents

@@ -1,16 +1,17 @@
 """The model registry: one row per teacher and its student. A new model is one row, and no `if` anywhere else."""
 
 import difflib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
 
 ASSETS = Path(__file__).parent / "assets"
+_MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # that a local teacher's config may name
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
@@ -398,19 +399,12 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     lone = [spec for spec in MODELS.values() if not spec.teacher.folder and (folder / spec.teacher.weights_file).is_file()]
     if not config_path.is_file() and lone and not lone[0].embedded:
         return replace(lone[0], teacher=replace(lone[0].teacher, path=folder, repo=None))  # published without a config
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-        class_name = config["_class_name"]
-    except FileNotFoundError:
-        raise SettingsError(
-            f"{folder} holds no config.json", "--teacher takes a registry name or a diffusers VAE folder"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SettingsError(f"{config_path} is not a diffusers config: {error}") from error
+    config = read_diffusers_config(config_path)
+    class_name = config["_class_name"]
     rows = [spec for spec in (_LTX, _HUNYUAN, _COGVIDEOX, _VIDEO_DC_AE) if spec.teacher.class_name == class_name]
     if not rows:
         known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
-        raise SettingsError(f"{folder} holds a {class_name}, which is no known teacher", f"known classes: {known}")
+        raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
     for name in ("timestep_conditioning", "decoder_inject_noise"):
         if _any(config.get(name)):
             raise SettingsError(
@@ -422,8 +416,16 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
     try:
         time_ratio, space_ratio = row.teacher.ratios(config)
         latent_channels = int(config["latent_channels"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise SettingsError(f"{config_path} is not the config of a {class_name}: {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SettingsError(
+            f"{config_path} is not the config of a {class_name}: {error}", "take it from where the weights come from"
+        ) from error
+    numbers = (time_ratio, space_ratio, latent_channels)
+    if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
+        raise SettingsError(
+            f"{config_path}: its ratios and channels are {', '.join(map(shown, numbers))}",
+            "take it from where the weights come from",
+        )
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
     teacher = replace(
@@ -440,6 +442,31 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
         config |= _upsampling_for(time_ratio, space_ratio, config)
     student = replace(row.student, config=config, published=None)
     return replace(row, name=row.name, title=f"{row.title} class in {folder}", teacher=teacher, student=student)
+
+
+def read_diffusers_config(path: Path) -> dict[str, Any]:
+    """The config.json of a diffusers model; SettingsError where it is none, or asks for what no teacher has."""
+    hint = "--teacher takes a registry name or a diffusers VAE folder"
+    try:
+        config = parse_json(read_text(path))
+    except FileNotFoundError:
+        raise SettingsError(f"{path.parent} holds no config.json", hint) from None
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{path} is not a diffusers config: {error}", hint) from error
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise SettingsError(f"{path} is not a diffusers config: it has no _class_name", hint)
+    for name, value in config.items():
+        most = _MOST_LAYERS if "layers_per_block" in name else _MOST_CHANNELS
+        if not _is_modest(value, most):
+            raise SettingsError(f"{path}: {name} is more than any teacher has", "take it from where the weights come from")
+    return config
+
+
+def _is_modest(value: object, most: int) -> bool:
+    """Whether numbers and lists in a config stay below `most`: classes build what they are told to, layer by layer."""
+    if isinstance(value, list):
+        return len(value) <= _MOST_CHANNELS and all(_is_modest(item, most) for item in value)
+    return not isinstance(value, int) or abs(value) <= most
 
 
 def _any(value: object) -> bool:

@@ -17,11 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from turbovaed_cli.documents import check_fields, fits, parse_json, plain_name, read_text
 from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError, UnavailableError
 
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
 _NO_SEAL = "0" * 64
+_MOST_NUMBERS = 8  # that describe the data of a step: clips, frames, height, width
 # Names that write_whole, whole_folder and _remove_folder give to what is not complete.
 _LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
 
@@ -152,7 +154,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if value.get("schema_version") == 1 and "seal" not in value:
         return value
     seal = value.get("seal")
-    head, found, tail = text.rpartition(str(seal))
+    head, found, tail = text.rpartition(seal if isinstance(seal, str) and len(seal) == len(_NO_SEAL) else _NO_SEAL)
     if not found or hashlib.sha256(f"{head}{_NO_SEAL}{tail}".encode()).hexdigest() != seal:
         raise CorruptFileError(
             f"{path} is not what was written (its seal does not fit)", "restore it, or remove the folder it is in"
@@ -167,14 +169,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _text_and_object(path: Path) -> tuple[str, dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-        value = json.loads(text)
+        text = read_text(path)
+        value = parse_json(text)
     except ValueError as error:
         raise CorruptFileError(
             f"{path} is not JSON: {error}", "it was changed or damaged; restore it or start a new folder"
         ) from error
     if not isinstance(value, dict):
-        raise CorruptFileError(f"{path} holds a {type(value).__name__} where an object was written")
+        raise CorruptFileError(
+            f"{path} holds a {type(value).__name__} where an object was written", "restore it or start a new folder"
+        )
     return text, value
 
 
@@ -201,10 +205,22 @@ class RunDir:
         if not config.is_file():
             return False
         try:
-            value = json.loads(config.read_text(encoding="utf-8"))
+            value = parse_json(read_text(config))
         except ValueError:
             return False
         return isinstance(value, dict) and "schema_version" in value and "settings" in value
+
+    def read_config(self) -> dict[str, Any]:
+        """The settings snapshot; CorruptFileError naming the field where it is not what `distill` wrote."""
+        config = read_json(self.config)
+        check_fields(config, {"settings": dict[str, Any]}, self.config)
+        settings = config["settings"]
+        check_fields(settings, {"stages": list[Any] | None, "dtype": str | None, "steps": int | None}, self.config, "settings.")
+        for number, stage in enumerate(settings.get("stages") or (), start=1):
+            check_fields(stage, {"steps": int, "perceptual": str | None}, self.config, f"settings.stages.{number}.")
+        if not settings.get("stages"):  # of an earlier turbovaed
+            check_fields(settings, {"steps": int}, self.config, "settings.")
+        return config
 
     def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any], may_differ: frozenset[str]) -> bool:
         """Record what this run is, or check that it is the same run; returns whether it was there before.
@@ -222,7 +238,7 @@ class RunDir:
             write_json(self.env, env)
             write_json(self.config, config)
             return False
-        before = read_json(self.config)
+        before = self.read_config()
         changes = [
             f"{name}: {before_value!r} -> {now_value!r}"
             for name, before_value, now_value in _differences(before, config)
@@ -251,15 +267,12 @@ class RunDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every logged step, ascending; none before the first, and without the torn last line of a killed run."""
-        rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.is_file() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
+        rows = [row for line in self.metrics_lines() if (row := metrics_row(line)) is not None]
         return sorted(rows, key=lambda row: row["step"])
+
+    def metrics_lines(self) -> list[str]:
+        """The lines of metrics.jsonl as they are."""
+        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.is_file() else []
 
     # Checkpoints: checkpoints/step_0005000/ with manifest.json last in, so a folder without it is not one.
 
@@ -295,7 +308,7 @@ class RunDir:
         if not steps:
             return None
         path = self.checkpoint_path(steps[-1])
-        if (found := verify_manifest(path)["step"]) != steps[-1]:
+        if (found := verify_manifest(path).get("step")) != steps[-1]:
             raise CorruptFileError(f"{path} holds step {found}", "give folders their own names back, or remove it")
         return path
 
@@ -311,6 +324,16 @@ class RunDir:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def metrics_row(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for one that no step of ours wrote whole."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    known = fits(row, dict[str, Any]) and fits(row.get("step"), int) and fits(row.get("stage"), str | None)
+    return row if known and fits(row.get("data"), dict[str, int] | None) and len(row.get("data") or ()) <= _MOST_NUMBERS else None
+
+
 def write_manifest(folder: Path, **more: Any) -> None:
     """manifest.json: sha256 and size of every file that is in `folder` now, sealed."""
     files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
@@ -320,8 +343,12 @@ def write_manifest(folder: Path, **more: Any) -> None:
 def verify_manifest(folder: Path) -> dict[str, Any]:
     """Check every file of a folder against its manifest.json and return the manifest; CorruptFileError names what differs."""
     manifest = read_sealed(folder / "manifest.json")
+    check_fields(manifest, {"files": dict[str, Any], "step": int | None}, folder / "manifest.json")
     hint = f"remove {folder} to go on from the checkpoint before" if "step" in manifest else f"restore {folder}"
     for name, wanted in manifest["files"].items():
+        if not plain_name(name):
+            raise CorruptFileError(f"{folder / 'manifest.json'} names {name!r}, which is no file of its folder", hint)
+        check_fields(wanted, {"sha256": str}, folder / "manifest.json", f"files.{name}.")
         file = folder / name
         if not file.is_file():
             raise CorruptFileError(f"{folder} misses {name}", hint)
@@ -380,7 +407,9 @@ def held(path: Path) -> Iterator[str | None]:
 def holder_of(path: Path) -> str | None:
     """Who holds a lock file, None where nobody does; looks without changing anything."""
     try:
-        with path.open(encoding="utf-8") as file:
+        if path.exists() and not path.is_file():
+            return None
+        with path.open(encoding="utf-8", errors="replace") as file:
             return None if _try_lock(file.fileno(), path, shared=True) else file.read().strip() or "another process"
     except FileNotFoundError:
         return None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turbovaed_cli.documents import check_fields, fits
 from turbovaed_cli.errors import SettingsError, TurboVaedError
 from turbovaed_cli.rundir import RunDir, read_json, whole_files
 
@@ -70,7 +71,7 @@ def _read(name: str, run: RunDir) -> RunSummary:
             return RunSummary(name, run.root, "broken", f"{run.config} is missing", age_s=_age(run))
         reason = f"{holder} holds it" if holder else "ended before its first step; the same command starts it again"
         return RunSummary(name, run.root, "running" if holder else "unfinished", reason, age_s=_age(run))
-    settings = read_json(run.config)["settings"]
+    settings = run.read_config()["settings"]
     metrics = run.read_metrics()
     total = _total_steps(settings)
     saved = max(run.steps(), default=0)
@@ -110,12 +111,12 @@ def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None
     psnr = []
     for path in whole_files(run.eval, "*.json"):
         document = read_json(path)
-        value = document.get("means", {}).get("student", {}).get("psnr")
-        if document.get("protocol") == "standard" and isinstance(value, int | float):
-            psnr.append(float(value))
+        if document.get("protocol") == "standard":
+            check_fields(document, {"means": {"student": dict[str, float | None]}}, path)
+            psnr += [value] if (value := document["means"]["student"].get("psnr")) is not None else []
     if psnr:
         return "psnr", max(psnr)
-    losses = [float(row["l1"]) for row in metrics if isinstance(row.get("l1"), int | float)]
+    losses = [float(row["l1"]) for row in metrics if fits(row.get("l1"), float)]
     return ("l1", min(losses)) if losses else (None, None)
 
 

@@ -5,6 +5,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from turbovaed_cli.documents import fits, read_text, shown
 from turbovaed_cli.errors import SettingsError
 
 
@@ -181,9 +182,11 @@ def read_recipe(name: str) -> DistillSettings:
     if path.suffix != ".toml":
         raise SettingsError(f"no recipe is called {name!r}", f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]")
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+        table = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:  # also of numbers and nests that are too large
+        raise SettingsError(
+            f"{path} is not TOML: {error}", "fields of DistillSettings, and one [[stages]] table per stage"
+        ) from error
     stages = table.pop("stages", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise SettingsError(f"{path}: stages is not a list of tables", "write one [[stages]] table per stage")
@@ -200,8 +203,10 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
             raise SettingsError(f"{where} has an unknown field {name!r}", f"known: {', '.join(known)}")
         wanted = get_type_hints(settings_class)[name]
         if wanted in (bool, int, float, str):
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise SettingsError(f"{where}: {name} is {value!r}, not {wanted.__name__}")
+            if not fits(value, wanted) and not (wanted is float and isinstance(value, float)):  # inf and NaN: of the checks
+                raise SettingsError(
+                    f"{where}: {name} is {shown(value)}, not {wanted.__name__}", f"such as {name} = {known[name].default!r}"
+                )
             typed[name] = wanted(value)
         elif name == "stages":
             typed[name] = value
@@ -211,12 +216,15 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
             typed[name] = tuple(value)
         else:  # the pairs: sizes and betas
             kind = float if name == "betas" else int
-            if not (isinstance(value, list) and len(value) == 2 and all(type(one) in (int, kind) for one in value)):
-                raise SettingsError(f"{where}: {name} is {value!r}, not a list of two numbers (of sizes: height, width)")
+            if not fits(value, tuple[kind, kind]):  # type: ignore[valid-type]
+                raise SettingsError(
+                    f"{where}: {name} is {shown(value)}, not a list of two numbers",
+                    f"such as {name} = [128, 128] (of sizes: height, width)",
+                )
             typed[name] = tuple(kind(one) for one in value)
     required = [name for name, field in known.items() if field.default is MISSING and name not in typed]
     if required:
-        raise SettingsError(f"{where} has no {required[0]}")
+        raise SettingsError(f"{where} has no {required[0]}", "every stage has a name, and a schedule has stages")
     return typed
 
 

@@ -1,17 +1,22 @@
 """Where weights come from: the package, a local folder, the hub's cache, or a download that somebody agreed to.
 
-Nothing here touches the network before consent. Downloads are huggingface_hub's and torch.hub's own: resumed, complete or
-absent, in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
+Nothing here touches the network before consent. Downloads are huggingface_hub's and torch.hub's own: complete or absent, the
+hub's resumed after a cut (by the same process: what another left half-done begins again), in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
 """
 
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, UnknownModelError
+from turbovaed_cli.errors import CorruptFileError, DiskFullError, MissingWeightsError, UnknownModelError, WeightFileError
 from turbovaed_cli.registry import ASSETS, MODELS, WEIGHTS_FILE, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.rundir import room_for, sha256_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SHA256_DIGITS = 64
 _CONFIG_BYTES = 2_000
@@ -90,10 +95,13 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
     Every file is checked against the sha256 its server or its name states. Raises MissingWeightsError without consent or
     network, CorruptFileError where a sha256 differs, UnknownModelError for other names.
     """
+    again = f"turbovaed models pull {name} --yes"
     if name.startswith("lpips-"):
         return PullResult(name, [_pull_trunk(name, consent)])
     if name == "i3d":
-        return PullResult(name, [_checked(path) for path in _fetch(name, [I3D_FILE], consent, "eval takes one as --i3d FILE")])
+        return PullResult(
+            name, [_checked(path, again) for path in _fetch(name, [I3D_FILE], consent, "eval takes one as --i3d FILE")]
+        )
     spec = find_model(name)
     if spec.name not in MODELS:
         raise UnknownModelError(
@@ -104,7 +112,7 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
         paths = [ASSETS / spec.name / part / WEIGHTS_FILE for part in ("teacher", "student")]
     else:
         paths = _fetch(spec.name, _teacher_files(spec) + _student_files(spec), consent)
-    return PullResult(name, [_checked(path) for path in paths])
+    return PullResult(name, [_checked(path, again) for path in paths])
 
 
 def _teacher_files(spec: ModelSpec) -> list[RemoteFile]:
@@ -148,7 +156,7 @@ def _fetch(
                 f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or {instead}",
             )
         for file in missing:
-            _download(file)
+            _download(file, f"turbovaed models pull {name} --yes")
     return [path for path in (cached_file(file) for file in files) if path is not None]
 
 
@@ -160,12 +168,12 @@ def cached_file(file: RemoteFile) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(file: RemoteFile) -> Path:
-    from huggingface_hub import hf_hub_download  # noqa: PLC0415
+def _download(file: RemoteFile, again: str) -> Path:
+    """Fetch a file into the hub's cache and check it there; `again` is the command that repeats it."""
+    from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -173,38 +181,48 @@ def _download(file: RemoteFile) -> Path:
 
     where = f"{file.repo} {file.filename}"
     try:
-        return Path(hf_hub_download(file.repo, file.filename))
+        with room_for(Path(constants.HF_HUB_CACHE)):
+            path = Path(hf_hub_download(file.repo, file.filename))
     except GatedRepoError as error:
         raise MissingWeightsError(
-            f"{where} is gated", f"accept its licence at https://huggingface.co/{file.repo}, then set HF_TOKEN"
+            f"{where} is gated", f"accept its licence at https://huggingface.co/{file.repo}, set HF_TOKEN, then: {again}"
         ) from error
     except RepositoryNotFoundError as error:
-        raise MissingWeightsError(f"{file.repo} is not on the hub, or private", "set HF_TOKEN if it is yours") from error
+        raise MissingWeightsError(
+            f"{file.repo} is not on the hub, or private", f"set HF_TOKEN if it is yours, then: {again}"
+        ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise MissingWeightsError(
-            f"{where} is not in the cache and the hub cannot be reached", "check the network and HF_HUB_OFFLINE, then repeat"
+            f"{where} is not in the cache and the hub cannot be reached", f"check the network and HF_HUB_OFFLINE, then: {again}"
         ) from error
     except EntryNotFoundError as error:
         raise MissingWeightsError(
             f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except DiskFullError:
+        raise
+    except Exception as error:  # of the hub's client, and of the HTTP client that it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MissingWeightsError(f"downloading {where} failed: {reason}", "the same command goes on where it stopped") from error
+        raise MissingWeightsError(
+            f"downloading {where} failed: {reason}", f"files that are whole stay, this one begins again: {again}"
+        ) from error
+    return _checked(path, again).path
 
 
-def _checked(path: Path) -> PulledFile:
-    """Hash a file; the hub's cache names large files by the sha256 they should have."""
-    digest, stated = sha256_of(path), path.resolve().name
-    if len(stated) == _SHA256_DIGITS and stated != digest:
-        raise CorruptFileError(
-            f"{path.name} is not what the hub holds (sha256 differs)", f"remove {path.resolve()} and pull again"
-        )
+def _checked(path: Path, again: str) -> PulledFile:
+    """Hash a file; the hub's cache names large files by the sha256 they should have. One that differs does not stay there."""
+    digest, blob = sha256_of(path), path.resolve()
+    if len(blob.name) == _SHA256_DIGITS and blob.name != digest:
+        for name in (path, blob):
+            name.unlink(missing_ok=True)
+        raise CorruptFileError(f"{path.name} is not what the hub holds (sha256 differs), and was removed", again)
     return PulledFile(path, path.stat().st_size, digest)
 
 
 def _pull_trunk(name: str, consent: Consent) -> PulledFile:
     """The backbone of LPIPS, into torch's own cache; its file name carries the beginning of its sha256."""
+    from http.client import HTTPException  # noqa: PLC0415
+
     import torch  # noqa: PLC0415
 
     from turbovaed_cli.metrics import TRUNKS, trunk_path  # noqa: PLC0415
@@ -227,9 +245,100 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = trunk.file_name.rpartition("-")[2].partition(".")[0]
         try:
-            torch.hub.download_url_to_file(trunk.url, str(path), hash_prefix=prefix, progress=False)
-        except (OSError, RuntimeError) as error:
+            with room_for(path):
+                torch.hub.download_url_to_file(trunk.url, str(path), hash_prefix=prefix, progress=False)
+        except (OSError, RuntimeError, HTTPException) as error:
             raise MissingWeightsError(
-                f"downloading {trunk.file_name} failed: {error}", "check the network, then repeat"
+                f"downloading {trunk.file_name} failed: {error}", f"check the network, then: turbovaed models pull {name} --yes"
             ) from error
     return PulledFile(path, path.stat().st_size, sha256_of(path))
+
+
+# --- reading them -------------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, "Tensor"]:
+    """Tensors of a .safetensors or .pth file; pickled code is never run (weights_only). Raises WeightFileError.
+
+    Nothing in it may be larger than the file says: no compressed records, no views beyond their storage.
+    """
+    import torch  # noqa: PLC0415 - a download needs none
+    from safetensors.torch import load_file  # noqa: PLC0415
+
+    if not path.is_file():
+        raise WeightFileError(f"{path} is not there, or no file", "give a .safetensors, or a .pth state dict")
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        else:
+            _check_not_compressed(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightFileError(
+            f"{path} is not a weight file that can be read safely: {reason}",
+            "give a .safetensors, or a .pth that holds a state dict of tensors and no code",
+        ) from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in state.items()):
+        raise WeightFileError(
+            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
+        )
+    return state
+
+
+def _check_not_compressed(path: Path) -> None:
+    """torch.save never compresses: what does is small on disk and may be anything in memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+            raise ValueError("its records are compressed, which torch.save never does")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor in memory, all of whose elements the file holds."""
+    import torch  # noqa: PLC0415
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
+        return False
+    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def check_fit(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
+    """Raise WeightFileError naming the first key of `state` that is missing, unexpected, misshapen or no number like the module's.
+
+    The module may be an outline on torch's meta device.
+    """
+    hint = "the config belongs to other weights"
+    own = module.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    for key in own:
+        if key in state and own[key].shape != state[key].shape:
+            raise WeightFileError(
+                f"{source.name}: {key} is {tuple(state[key].shape)}, the config makes it {tuple(own[key].shape)}", hint
+            )
+    for what, keys in (("misses", missing), ("has an unexpected", unexpected)):
+        if keys:
+            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+            raise WeightFileError(f"{source.name} {what} decoder key {keys[0]}{more}", hint)
+    for key in own:
+        if own[key].is_floating_point() != state[key].is_floating_point():
+            raise WeightFileError(f"{source.name}: {key} is {state[key].dtype}, not {own[key].dtype}", hint)
+
+
+def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
+    """Copy `state` into `module`; WeightFileError names the first key that check_fit refuses, or that holds NaN or infinity."""
+    import torch  # noqa: PLC0415
+
+    check_fit(module, state, source)
+    try:
+        module.load_state_dict(dict(state))
+    except (RuntimeError, TypeError) as error:
+        raise WeightFileError(
+            f"{source.name} cannot be taken over: {str(error).strip().splitlines()[-1].strip()}",
+            "give fp32, fp16 or bf16 weights",
+        ) from error
+    for key, value in module.state_dict().items():
+        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
+            raise WeightFileError(f"{source.name}: {key} holds NaN or infinity", "take them from their source again")

@@ -83,7 +83,7 @@ def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[Show
         title=run.root.resolve().name,
         facts=facts,
         lead=f"Measured before the last steps, in {newest.name}: turbovaed eval measures the student of now" if newest else "",
-        evaluation=_read(newest) if newest else None,
+        evaluation=tables.read_evaluation(newest) if newest else None,
         clips=clips,
         clips_note=clips_note,
         metrics=run.read_metrics(),

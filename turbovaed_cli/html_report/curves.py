@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
+
+from turbovaed_cli.documents import fits
 
 WIDTH, HEIGHT = 360, 200  # of a panel's drawing; about one CSS pixel per unit on a phone and in three columns
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 24, 176  # of the plot inside it
 MAX_POINTS = 240  # of a curve; more steps than that are averaged in equal stretches
+_SMALLEST, _LARGEST = 1e-100, 1e100  # of a figure that an axis can be drawn for
 _LETTER = 5.6  # width of one, on average, at the size that stages are named in
 _LOG_FROM = 8.0  # largest over smallest value from which the axis is logarithmic
 _NOT_CURVES = ("step", "stage")
@@ -197,7 +200,7 @@ def _unbroken(points: Sequence[Point | None], stretches: Sequence[_Stretch]) -> 
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return fits(value, float) and (value == 0 or _SMALLEST < abs(cast(float, value)) < _LARGEST)
 
 
 def _axis(low: float, high: float, *, is_log: bool) -> tuple[float, float, list[float]]:

@@ -3,9 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from turbovaed_cli.documents import check_fields, shown
+from turbovaed_cli.errors import CorruptFileError
 from turbovaed_cli.metrics import METRICS
+from turbovaed_cli.rundir import read_json
 
 Evaluation = Mapping[str, Any]  # the document of `eval --json`
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl
@@ -44,6 +48,37 @@ class ClipRow:
 
 
 # --- of an evaluation ---------------------------------------------------------------------------------------------
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """A document of `eval --json`; CorruptFileError naming the field where it is none that can be shown."""
+    document = read_json(path)
+    scores = dict[str, float | None]
+    check_fields(document, {"means": dict.fromkeys(SIDES, scores) | {"ratio": scores}}, path)
+    check_fields(document, {"clips": list[dict[str, Any]], "not_measured": dict[str, Any]}, path)
+    check_fields(document, {"intervals": dict[str, Any] | None, "decoder_params": dict[str, float] | None}, path)
+    check_fields(document, {"decode_times": dict[str, Any] | None, "published": dict[str, Any] | None}, path)
+    for side in (*SIDES, "ratio") if document.get("intervals") else ():
+        spans = dict[str, tuple[float, float] | None]
+        check_fields(document["intervals"], {side: spans | None}, path, "intervals.")
+    if document.get("decoder_params"):
+        check_fields(document["decoder_params"], dict.fromkeys(SIDES, float), path, "decoder_params.")
+    if document.get("decode_times"):
+        check_fields(document["decode_times"], {"ratio": float, "student_s": list[float], "device": str}, path, "decode_times.")
+    if document.get("published"):
+        published = {"label": str, "source": str, "means": dict[str, tuple[float, float]]}
+        check_fields(document["published"], published, path, "published.")
+    for number, clip in enumerate(document["clips"]):
+        check_fields(clip, {"path": str, "start": int} | dict.fromkeys(SIDES, scores), path, f"clips.{number}.")
+    means, clips = document["means"], document["clips"]
+    names = [means["student"], document["not_measured"], (document.get("published") or {}).get("means") or {}]
+    unknown = {name for some in (*names, *(clip["student"] for clip in clips)) for name in some} - METRICS.keys()
+    uneven = any(side["student"].keys() - side["teacher"].keys() for side in (means, *clips))
+    uneven = uneven or bool(means["ratio"].keys() - means["student"].keys())
+    if unknown or uneven or not clips or (document.get("decoder_params") or {}).get("teacher", 1) <= 0:
+        what = f"a metric {shown(min(unknown))} that is unknown" if unknown else "no clips with scores of teacher and student"
+        raise CorruptFileError(f"{path} has {what}", "remove it, and evaluate again: turbovaed eval")
+    return document
 
 
 def score_text(name: str, value: float | None) -> str:

@@ -1,6 +1,5 @@
 """LPIPS: a learned perceptual distance between frames, with AlexNet or VGG16 behind it, and where its weights come from."""
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
 from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:
 
 def identify(path: Path) -> tuple[Literal["trunk", "linear"], str]:
     """What a weight file of LPIPS is, by its keys and shapes: ("trunk" or "linear", "alex" or "vgg"). WeightFileError for others."""
-    state = _read(path)
+    state = read_weights(path)
     first, second = state.get("features.0.weight"), state.get("lin1.model.1.weight")
     for name, trunk in TRUNKS.items():
         _, in_channels, out_channels, kernel, _, _ = trunk.convolutions[0]
@@ -158,16 +158,6 @@ def identify(path: Path) -> tuple[Literal["trunk", "linear"], str]:
 
 def _tap_channels(trunk: Trunk) -> list[int]:
     return [out_channels for index, _, out_channels, *_ in trunk.convolutions if index in trunk.taps]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightFileError(f"{path} is not there", "--lpips-weights takes a file; turbovaed models pull lpips-alex") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise WeightFileError(f"{path} cannot be read as weights", "a .pth state dict is wanted") from error
-    return cast(dict[str, Tensor], state) if isinstance(state, dict) else {}
 
 
 def _cached_trunk(name: str) -> Path:
@@ -196,10 +186,18 @@ def load_lpips(name: str) -> Lpips:
 def read_lpips(name: str, found: LpipsFiles) -> Lpips:
     """LPIPS from its two files. Raises WeightFileError where one lacks a key or has another shape."""
     try:
-        return Lpips(TRUNKS[name], _read(found.trunk), _read(found.linear))
+        network = Lpips(TRUNKS[name], read_weights(found.trunk), read_weights(found.linear))
     except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip() if isinstance(error, RuntimeError) else f"it lacks {error}"
-        raise WeightFileError(f"{found.trunk} and {found.linear} do not make LPIPS: {reason}") from error
+        raise WeightFileError(
+            f"{found.trunk} and {found.linear} do not make LPIPS: {reason}",
+            f"turbovaed models pull lpips-{name} brings the backbone",
+        ) from error
+    if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+        raise WeightFileError(
+            f"{found.trunk} or {found.linear} holds NaN or infinity", f"turbovaed models pull lpips-{name} brings the backbone"
+        )
+    return network
 
 
 @torch.no_grad()

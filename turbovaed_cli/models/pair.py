@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.student import StudentDecoder, load_student
 from turbovaed_cli.models.teacher import Teacher, load_teacher
@@ -65,7 +66,9 @@ def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str |
     if is_model_name(name):
         return name
     if run is not None:
-        return str(read_json(run.config)["teacher"]["where"])
+        config = read_json(run.config)
+        check_fields(config, {"teacher": {"where": str}}, run.config)
+        return str(config["teacher"]["where"])
     return student.config.teacher if student.config.teacher and is_model_name(student.config.teacher) else None
 
 

@@ -4,7 +4,6 @@ Attribute names are the keys of the published weight files (which carry the deco
 the alignment heads, live in `training/alignment.py`; published files hold them too, and they are set aside here.
 """
 
-import json
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,21 +18,30 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
 from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
 from turbovaed_cli.rundir import RunDir, verify_manifest
-from turbovaed_cli.weights import Consent, no_consent, student_weights
+from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, student_weights
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.streaming import FastDecoder
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
+# What a config may ask for, least and most: the published ones are far inside.
+_BOUNDS = {
+    "latent_channels": (1, 4096),
+    "out_channels": (1, 64),
+    "decoder_block_out_channels": (1, 8192),
+    "decoder_layers_per_block": (0, 64),
+    "decoder_dw_kernel_size": (1, 31),
+}
+_MOST_BLOCKS = 12
 # Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
 _ENCODER_KEYS = frozenset(
     [
@@ -80,6 +88,11 @@ class StudentDecoder(ModelMixin, ConfigMixin):  # type: ignore[misc]
     them reversed. `patch_size` 4 ends in two per-frame 2-D upsamplings; 1 ends in norm, SiLU, convolution.
     Any t >= 1 decodes; T is `pixel_frames(t)`. Source: arXiv:2508.09136 and its published weights.
     """
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> "StudentDecoder":
+        """As diffusers', but never from pickles: of a folder without safetensors it makes an OSError."""
+        return cast("StudentDecoder", super().from_pretrained(*arguments, **{**options, "use_safetensors": True}))
 
     _supports_gradient_checkpointing = True
     gradient_checkpointing = False  # as diffusers calls it: enable_gradient_checkpointing() finds it here
@@ -370,7 +383,31 @@ def build_student(config: Mapping[str, Any]) -> StudentDecoder:
     unknown = sorted(set(given) - known)
     if unknown:
         raise SettingsError(f"the student config has an unknown key {unknown[0]!r}", f"known keys: {', '.join(sorted(known))}")
+    _check_config(given)
     return StudentDecoder(**given)
+
+
+def _check_config(given: Mapping[str, Any]) -> None:
+    """Raise SettingsError where a value has another type than the network wants, or would make one that no memory holds."""
+    hints = StudentDecoder.__init__.__wrapped__.__annotations__
+    for name, value in given.items():
+        if not fits(value, hints[name]):
+            raise SettingsError(
+                f"the student config's {name} is {shown(value)}", "the published key names and types: models show"
+            )
+    for name, (least, most) in _BOUNDS.items():
+        value = given.get(name)
+        for number in value if isinstance(value, Sequence) else () if value is None else (value,):
+            if not least <= number <= most:
+                raise SettingsError(f"the student config's {name} has {shown(number)}", f"it may be {least} to {most}")
+    channels, num = given.get("decoder_block_out_channels", (1,)), given.get("latent_channels")
+    if not channels or len(channels) > _MOST_BLOCKS:
+        raise SettingsError(
+            f"the student config has {len(channels)} decoder_block_out_channels", f"1 to {_MOST_BLOCKS} are possible"
+        )
+    for name in _LATENT_STATISTICS:
+        if given.get(name) and num is not None and len(given[name]) != num:
+            raise SettingsError(f"{name} has {len(given[name])} values for {num} latent_channels", "one for each, or null")
 
 
 def load_student(
@@ -410,56 +447,31 @@ def _load_folder(folder: Path) -> StudentDecoder:
     config = read_config(config_path)
     if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
         raise UnknownModelError(
-            f"{folder} holds a {config.get('_class_name')}, not a student",
+            f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
             "give a student folder as --model; this one may be a --teacher",
         )
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():
-        raise UnknownModelError(f"{folder} holds no diffusion_pytorch_model.safetensors")
+        raise UnknownModelError(
+            f"{folder} holds no diffusion_pytorch_model.safetensors",
+            "one file of that name beside config.json: no pickles, no shards",
+        )
     return load_published(weights, config)
 
 
 def load_published(weights: Path, config: Mapping[str, Any]) -> StudentDecoder:
     """A student from one weight file in the published layout: decoder keys, and extras that are set aside."""
     state = read_weights(weights)
+    for key in _LATENT_STATISTICS:
+        if key in state and (state[key].ndim != 1 or state[key].numel() > _BOUNDS["latent_channels"][1]):
+            raise WeightFileError(f"{weights.name}: {key} is {tuple(state[key].shape)}", "it is one number per latent channel")
     decoder = {key: value for key, value in state.items() if key not in _LATENT_STATISTICS and not key.startswith(HEAD_PREFIX)}
     statistics = {key: state[key].float().tolist() for key in _LATENT_STATISTICS if key in state}
+    with torch.device("meta"):  # the config is believed only where the weights are as large as it says
+        check_fit(build_student({**config, **statistics}), decoder, weights)
     student = build_student({**config, **statistics})
     load_strictly(student, decoder, weights)
     return student.eval()
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or .pth file; pickled code is never run (weights_only). Raises WeightFileError."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightFileError(f"{path} is not a weight file that can be read safely: {reason}") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightFileError(f"{path} does not hold a plain table of tensors")
-    return state
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Copy `state` into `module`; raise WeightFileError naming the first missing, unexpected or misshapen key."""
-    own = module.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    misshapen = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if misshapen:
-        key = misshapen[0]
-        raise WeightFileError(
-            f"{source.name}: {key} is {tuple(state[key].shape)}, the config makes it {tuple(own[key].shape)}",
-            "the config belongs to other weights",
-        )
-    for what, keys in (("misses", missing), ("has an unexpected", unexpected)):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise WeightFileError(f"{source.name} {what} decoder key {keys[0]}{more}", "the config belongs to other weights")
-    module.load_state_dict(dict(state))
 
 
 def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -484,9 +496,12 @@ def _config_inside(weights: Path) -> dict[str, Any] | None:
         with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get("config")
     except (SafetensorError, OSError) as error:
-        raise WeightFileError(f"{weights} is not a weight file that can be read safely: {error}") from error
+        raise WeightFileError(
+            f"{weights} is not a weight file that can be read safely: {error}",
+            "give a .safetensors of tensors, whole and unchanged",
+        ) from error
     try:
-        config = json.loads(text) if text else None
+        config = parse_json(text) if text else None
     except ValueError:
         return None
     return config if isinstance(config, dict) else None
@@ -495,11 +510,11 @@ def _config_inside(weights: Path) -> dict[str, Any] | None:
 def read_config(path: Path) -> dict[str, Any]:
     """A JSON config file; SettingsError where it is none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_text(path))
     except OSError as error:
-        raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"{path} cannot be read: {error.strerror}", "give a JSON file") from error
     except ValueError as error:
-        raise SettingsError(f"{path} is not JSON: {error}") from error
+        raise SettingsError(f"{path} is not JSON: {error}", "give the JSON config of a student") from error
     if not isinstance(config, dict):
-        raise SettingsError(f"{path} holds a {type(config).__name__}, not a config")
+        raise SettingsError(f"{path} holds a {type(config).__name__}, not a config", "give the JSON config of a student")
     return config

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from turbovaed_cli.errors import MissingError, ShapeError, UnknownModelError, WeightFileError
-from turbovaed_cli.models.student import load_strictly, num_params, read_weights
-from turbovaed_cli.registry import WEIGHTS_FILE, ModelSpec, TeacherSpec, find_model
+from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.models.student import num_params
+from turbovaed_cli.registry import WEIGHTS_FILE, ModelSpec, TeacherSpec, find_model, read_diffusers_config
 from turbovaed_cli.rundir import sha256_of
-from turbovaed_cli.weights import Consent, no_consent, teacher_folder
+from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, teacher_folder
 
 
 @dataclass(frozen=True)
@@ -203,16 +203,31 @@ def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
 
         teacher_class = getattr(diffusers, spec.class_name)
     config_path = folder / "config.json"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    config = read_diffusers_config(config_path) if config_path.is_file() else {}
     candidates = [path for path in (folder / spec.weights_file, folder / WEIGHTS_FILE) if path.is_file()]
     if not candidates:
         raise MissingError(f"{folder} holds no {spec.weights_file}", "a teacher folder has config.json and the weights beside it")
-    vae = cast(nn.Module, teacher_class.from_config(config)) if config else cast(nn.Module, teacher_class())
     state = read_weights(candidates[0])
     if "decoder.conv_in.conv.weight" not in state and not any(key.startswith("decoder.") for key in state):
-        raise WeightFileError(f"{candidates[0]} holds no decoder: not the weights of a {spec.class_name}")
+        raise WeightFileError(
+            f"{candidates[0]} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"
+        )
+    with torch.device("meta"):  # the config is believed only where the weights are as large as it says
+        check_fit(_make(teacher_class, config, config_path), state, candidates[0])
+    vae = _make(teacher_class, config, config_path)
     load_strictly(vae, state, candidates[0])
     return vae
+
+
+def _make(teacher_class: Any, config: dict[str, Any], path: Path) -> nn.Module:
+    try:
+        return cast(nn.Module, teacher_class.from_config(config) if config else teacher_class())
+    except Exception as error:  # whatever a class says of values it does not expect
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingsError(
+            f"{path} is not the config of a {teacher_class.__name__}: {reason}",
+            "take config.json from where the weights come from",
+        ) from error
 
 
 def decoder_params(teacher: Teacher) -> int:
@@ -231,6 +246,13 @@ def decoder_params_of(spec: ModelSpec) -> int | None:
     path = next((file for file in files if file.is_file()), None)
     if path is None:
         return None
-    with safe_open(path, "pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys() if key.startswith("decoder.")]  # noqa: SIM118 - not a dict
+    try:
+        with safe_open(path, "pt") as file:
+            return _size_of_decoder(file)
+    except (SafetensorError, OSError) as error:
+        raise WeightFileError(f"{path} is not a readable safetensors file: {error}", "give the folder of a whole VAE") from error
+
+
+def _size_of_decoder(file: Any) -> int:
+    shapes = [file.get_slice(key).get_shape() for key in file.keys() if key.startswith("decoder.")]  # noqa: SIM118 - not a dict
     return sum(math.prod(shape) for shape in shapes)

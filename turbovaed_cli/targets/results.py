@@ -1,20 +1,24 @@
 """What `bench` found: rows, their JSON document, tables, comparison with an earlier run, thresholds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 
-from turbovaed_cli.errors import CheckFailedError, SettingsError, TurboVaedError, UnavailableError
+from turbovaed_cli.documents import check_fields
+from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError, TurboVaedError, UnavailableError
 from turbovaed_cli.rundir import read_json
 from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
 from turbovaed_cli.training.data import Skipped
 
 VIDEO_FPS = 24  # what a real-time factor of 1 plays
+_TEXTS = ("model", "machine", "latents")  # of a document
+_LEAST, _MOST = 1e-9, 1e12  # of times and rates: beyond, somebody made them up
 _KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
 THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
 
@@ -117,24 +121,29 @@ def read_document(path: Path) -> dict[str, Any]:
     """An earlier `bench --json`, with its rows as BenchRow; SettingsError where the file is none."""
     try:
         document = read_json(path)
-        rows = [row_of(row) for row in document["rows"]]
-        texts = [document[name] for name in ("model", "machine", "latents")]
-        samples = [min(row.samples_ms) > 0 and row.fps > 0 for row in rows if row.measured and row.fps is not None]
-        sound = (
-            rows
-            and all(isinstance(text, str) for text in texts)
-            and all(samples)
-            and all(hash(row.key) is not None for row in rows)
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, TurboVaedError) as error:
-        sound, why = False, error
-    else:
-        why = ValueError("rows without samples, or none")
-    if not sound:
+        check_fields(document, {"rows": list[dict[str, Any]], "params": float | None, **dict.fromkeys(_TEXTS, str)}, path)
+        for number_, record in enumerate(document["rows"], start=1):
+            optional = {
+                item.name for item in fields(BenchRow) if item.default is not MISSING or item.default_factory is not MISSING
+            }
+            hints = {name: hint for name, hint in get_type_hints(BenchRow).items() if name in record or name not in optional}
+            check_fields(record, hints, path, f"rows.{number_}.")
+        rows = [row_of(record) for record in document["rows"]]
+    except (OSError, CorruptFileError) as error:
+        raise SettingsError(f"{path} is no result of bench --json: {error}", "turbovaed bench --json > old.json") from error
+    if not rows or not all(map(_is_sound, rows)):
         raise SettingsError(
-            f"{path} is no result of bench --json ({type(why).__name__}: {why})", "turbovaed bench --json > old.json"
+            f"{path} is no result of bench --json: rows without samples, or none", "turbovaed bench --json > old.json"
         )
     return {**document, "rows": rows}
+
+
+def _is_sound(row: BenchRow) -> bool:
+    """Whether a row says what a measured one does, in figures that can be divided by and drawn."""
+    times = [row.p50_ms or 0.0, row.fps or 0.0, *(row.samples_ms or [0.0])]
+    shape = (row.frames, *row.size)
+    others = [value for value in (row.speedup, row.psnr_db, row.source_psnr_db, row.peak_mb) if value is not None]
+    return min(shape) > 0 and (not row.measured or min(times) > _LEAST) and max(map(abs, [*times, *shape, *others])) < _MOST
 
 
 def same_machine(a: str, b: str) -> bool:
@@ -175,7 +184,7 @@ def thresholds(asked: Sequence[str]) -> dict[str, float]:
         name, _, value = item.partition("=")
         with suppress(ValueError):
             found[name] = float(value)
-        if name not in THRESHOLDS or name not in found:
+        if name not in THRESHOLDS or not math.isfinite(found.get(name, math.nan)):
             raise SettingsError(
                 f"--fail-under {item} is not understood", f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}"
             )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,8 +80,11 @@ class TrainingState:
         for piece in PIECES:
             try:
                 getattr(self, f"_{piece}_in")(load_file(folder / f"{piece}.safetensors"))
-            except (OSError, RuntimeError, KeyError) as error:
-                raise CorruptFileError(f"{folder / piece}.safetensors does not fit this run: {error}") from error
+            except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+                raise CorruptFileError(
+                    f"{folder / piece}.safetensors does not fit this run: {error}",
+                    f"remove {folder} to go on from the checkpoint before",
+                ) from error
 
     def tables(self) -> dict[str, Mapping[str, Tensor]]:
         """Every piece as it is now, not copied."""
@@ -117,6 +121,8 @@ class TrainingState:
 
     def _ema_in(self, tensors: dict[str, Tensor]) -> None:
         for name, value in self.ema.items():
+            if tensors[name].shape != value.shape:
+                raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {tuple(value.shape)}")
             value.copy_(tensors[name])
 
     def _optimizer_out(self) -> Mapping[str, Tensor]:
@@ -179,5 +185,7 @@ def _give_back(
     for key, value in tensors.items():
         name, _, field = key.partition("|")
         parameter = parameters[name]
+        if field != "step" and value.shape != parameter.shape:
+            raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
         # AdamW counts its steps on the CPU.
         optimizer.state[parameter][field] = value if field == "step" else value.to(parameter.device)
