@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from turbovaed_cli.devices import auto_dtype, autocast, forget_peak, peak_mb, resolve_device, resolve_dtype
-from turbovaed_cli.distill import Trainer
 from turbovaed_cli.latents import Batch, CacheWriter, ClipSource, LatentCache
 from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, Trunk
 from turbovaed_cli.models.student import build_student
@@ -49,6 +48,7 @@ from turbovaed_cli.training.data import VideoClips, Waited, read_ahead
 from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import VideoWriter, probe, to_model
 
 FULL_SIZE = (17, 256)  # frames and pixels a side that FLOPs are counted for

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.distill import Trainer, _waits_in_words, distill
+from turbovaed_cli.distill import _waits_in_words, distill
 from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
@@ -20,6 +20,7 @@ from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.data import VideoClips, Waited
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import list_videos, probe
 
 TINY = DistillSettings(

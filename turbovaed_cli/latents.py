@@ -270,6 +270,8 @@ def read_shard(path: Path) -> dict[str, Any]:
 class LatentCache:
     """A finished (or growing) cache, read at random. Every shard is checked against its sha256 when first used."""
 
+    is_encoded = True  # its batches have latents
+
     def __init__(self, root: str | Path) -> None:
         """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
         self._remote: RemoteFolder | None = None

@@ -185,8 +185,9 @@ def _text_and_object(path: Path) -> tuple[str, dict[str, Any]]:
 class RunDir:
     """The folder of one distillation: every path in it, its settings snapshot, checkpoints, metrics and lock."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, publish: Callable[[], None] = lambda: None) -> None:
+        """`publish` is called whenever something in it is complete: where the folder stands for one behind a URL."""
+        self.root, self.publish = root, publish
         self.config = root / "config.json"
         self.env = root / "env.json"
         self.metrics = root / "metrics.jsonl"

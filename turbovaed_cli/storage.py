@@ -248,10 +248,10 @@ def open_cache(out: str | Path) -> Iterator[tuple[Path, Callable[[Path], None]]]
 
 
 @contextmanager
-def open_run(run: str | Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Path, Callable[[], None]]]:
     """(the local folder of a run, what to do whenever something in it is complete).
 
-    A run behind a URL is brought here as it is there, and what changes is copied back. There is no lock behind a URL: two
+    A run behind a URL is brought here as it is there, `checkpoints` or not, and what changes is copied back. There is no lock behind a URL: two
     processes that train the same run would overwrite each other's checkpoints.
     """
     if not is_url(run):
@@ -259,7 +259,7 @@ def open_run(run: str | Path) -> Iterator[tuple[Path, Callable[[], None]]]:
         return
     with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
         mirror = Mirror(str(run), Path(room))
-        mirror.fetch(_is_for_others)
+        mirror.fetch(lambda name: _is_for_others(name) and (checkpoints or not name.startswith("checkpoints/")))
         try:
             yield mirror.local, lambda: mirror.push(remove=True)
         finally:

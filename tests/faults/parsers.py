@@ -21,11 +21,11 @@ def laid(name: str, content: bytes) -> Path:
 
 
 def recipe(content: bytes) -> None:
-    from turbovaed_cli.distill import _check_settings
     from turbovaed_cli.settings import read_recipe
+    from turbovaed_cli.training.checks import check_settings
 
     settings = read_recipe(str(laid("recipe.toml", content)))
-    _check_settings(settings.with_changes(steps=len(settings.stages) or 1))
+    check_settings(settings.with_changes(steps=len(settings.stages) or 1))
 
 
 def run_config(content: bytes) -> None:

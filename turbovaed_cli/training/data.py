@@ -72,6 +72,8 @@ def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
 class VideoClips:
     """Random clips straight from videos: place, start, flip are functions of (seed, index)."""
 
+    is_encoded = False  # its batches are for the teacher to encode
+
     def __init__(
         self,
         videos: Sequence[VideoInfo],

@@ -1,0 +1,130 @@
+"""What of a distillation is refused, before it begins or goes on."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from turbovaed_cli.errors import RunFolderError, SettingsError
+from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.training.losses import (
+    PERCEPTUAL,
+)
+from turbovaed_cli.training.ranks import Ranks
+from turbovaed_cli.training.schedule import position_at
+from turbovaed_cli.training.start import STARTS
+
+
+def check_settings(settings: DistillSettings) -> None:
+    """Raise SettingsError naming the first value that makes no sense."""
+    if not settings.stages:
+        raise SettingsError("the schedule has no stage", "give at least one")
+    names = [stage.name for stage in settings.stages]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"two stages are called {max(names, key=names.count)}", "give each its own name")
+    if not 0 < settings.stall_seconds < math.inf:
+        raise SettingsError(f"stall_seconds is {settings.stall_seconds}; it must be above 0")
+    _check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
+    if settings.discriminator_channels % 4:
+        raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
+    if not 0 <= settings.ema_decay < 1:
+        raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
+    _check_choices(settings, {"optimizer": ("adamw", "muon"), "start": STARTS})
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
+    _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
+    for stage in settings.stages:
+        _check_counts(stage, ("steps", "batch_size", "accumulation"))
+        weights = ("perceptual_weight", "feature_weight", "teacher_weight", "adversarial_weight")
+        _check_not_negative(stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_margin", *weights))
+        if stage.lr == 0:
+            raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
+        choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
+        _check_choices(stage, choices)
+
+
+def _check_counts(settings: object, names: Sequence[str]) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+
+
+def _check_not_negative(settings: object, names: Sequence[str]) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 0")
+
+
+def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} {getattr(settings, name)} is unknown", f"one of: {', '.join(allowed)}"
+            )
+
+
+def check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
+    """Steps may change on a resume, but not so that the checkpoint comes to lie elsewhere in the schedule."""
+    done = folder.steps()[-1] if folder.steps() else 0
+    if not done or not folder.config.exists():
+        return
+    lengths = [stage["steps"] for stage in folder.read_config()["settings"].get("stages") or []]
+    if len(lengths) != len(settings.stages):
+        return  # the snapshot names it
+    before = tuple(replace(stage, steps=steps) for stage, steps in zip(settings.stages, lengths, strict=True))
+    old, new = position_at(before, done), position_at(settings.stages, done)
+    if (old.index, old.first_step) != (new.index, new.first_step) or settings.steps < done:
+        wanted = ", ".join(f"{stage.name} {stage.steps}" for stage in settings.stages)
+        raise RunFolderError(
+            f"{folder.root} is at step {done}, in stage {old.stage.name} of {', '.join(map(str, lengths))} steps; not in {wanted}",
+            "repeat the first command to resume, or give another --run",
+        )
+
+
+def check_clips_per_pass(folder: RunDir, settings: DistillSettings, ranks: Ranks) -> None:
+    """A run goes on with other ranks exactly where a forward pass has the same clips on all of them together."""
+    before = folder.read_config() if folder.config.exists() else {}
+    clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
+    now = [stage.batch_size for stage in settings.stages]
+    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == ranks.count:
+        return  # else the snapshot names it
+    if any(count % ranks.count for count in clips):
+        hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
+    elif len(set(clips)) == 1:
+        hint = f"--batch-size {clips[0] // ranks.count} on {ranks.count} processes goes on with it"
+    else:
+        shares = ", ".join(str(count // ranks.count) for count in clips)
+        hint = f"on {ranks.count} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
+    raise RunFolderError(
+        f"{folder.root} was started with {_in_words(clips)} clips in a forward pass over {before.get('ranks', 1)} processes; "
+        f"now {_in_words(now)} over {ranks.count}",
+        hint,
+    )
+
+
+def _in_words(counts: Sequence[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
+
+
+def check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
+    """Cached clips have the size they were cached at."""
+    for stage in settings.stages:
+        if stage.size not in (None, cache.size):
+            height, width = cache.size
+            raise SettingsError(
+                f"stage {stage.name} wants clips of {stage.size[1]}x{stage.size[0]}; those in the cache are {width}x{height}",
+                "cache larger clips (cache-latents --size), or give --data",
+            )
+
+
+def check_ratios(student: StudentDecoder, spec: ModelSpec) -> None:
+    """Raise SettingsError for a student that makes other sizes than its teacher."""
+    made = (student.temporal_compression_ratio, student.spatial_compression_ratio)
+    wanted = (spec.teacher.time_ratio, spec.teacher.space_ratio)
+    if made != wanted:
+        raise SettingsError(
+            f"this student upsamples {made[0]}x in time and {made[1]}x in space, the teacher compresses {wanted[0]}x and {wanted[1]}x"
+        )

@@ -1,0 +1,118 @@
+"""What a run shows of itself: sample strips, report.html, and model/ with its card."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli import __version__
+from turbovaed_cli.errors import CheckFailedError
+from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
+from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.student import StudentDecoder, num_params
+from turbovaed_cli.models.teacher import decoder_params
+from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.rundir import RunDir, whole_folder, write_manifest
+from turbovaed_cli.settings import Stage
+from turbovaed_cli.training.samples import write_strip
+from turbovaed_cli.training.trainer import Trainer
+from turbovaed_cli.video import to_model, to_uint8
+
+
+def losses_in_words(stage: Stage) -> str:
+    """What a stage minimises: "L1 + 1.0 ssim + 1.0 features"."""
+    weighted = {
+        stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
+        "features": stage.feature_weight,
+        "teacher L1": stage.teacher_weight,
+        "adversarial": stage.adversarial_weight,
+    }
+    return " + ".join(["L1", *(f"{weight} {name}" for name, weight in weighted.items() if weight)])
+
+
+@torch.no_grad()
+def draw_sample(trainer: Trainer, folder: RunDir) -> None:
+    """samples/step_N.png: teacher | student (EMA) | source of one fixed clip."""
+    write_strip(folder.samples / f"step_{trainer.state.step:07d}.png", _sample_videos(trainer))
+
+
+def _sample_videos(trainer: Trainer) -> dict[str, Tensor]:
+    """The first clip of the data as teacher and student (EMA) decode it, and its source: each (3, T, H, W) in [-1, 1]."""
+    batch = trainer.streams[0].batch_at(0, 0, 1)
+    source = batch.video.to(trainer.device)
+    mean = batch.mean.to(trainer.device) if batch.mean is not None else trainer.teacher.encode(source).mean
+    student = ema_student(trainer)
+    return {"teacher": trainer.teacher.decode(mean)[0], "student": student(mean.float())[0], "source": source[0]}
+
+
+def write_run_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip] = ()) -> None:
+    """report.html: the curves so far, and clips where there are some."""
+    facts = model_facts(trainer.state.student, trainer.teacher)
+    note = "One clip of the training data, which says nothing about others." if clips else ""
+    write_report(folder.report, report_of_run(folder, facts, clips=clips, clips_note=note))
+
+
+def training_clip(trainer: Trainer) -> ShownClip:
+    """What sample strips show, as a clip of the report."""
+    frames = {name: to_uint8(video) for name, video in _sample_videos(trainer).items()}
+    scores = {name: {"psnr": psnr(to_model(frames[name]), to_model(frames["source"]))} for name in ("teacher", "student")}
+    return ShownClip(
+        "the first clip of the data", "training clip", frames["source"], frames["teacher"], frames["student"], scores=scores
+    )
+
+
+def ema_student(trainer: Trainer) -> StudentDecoder:
+    """A copy of the student with the averaged weights, in eval mode."""
+    student = StudentDecoder.from_config(trainer.state.student.config)
+    student.load_state_dict(trainer.state.ema)
+    return student.to(trainer.device).eval()
+
+
+def write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mapping[str, Any]) -> None:
+    """model/: the EMA student for from_pretrained, with a card that carries the teacher's licence."""
+    student = ema_student(trainer)
+    if not all(torch.isfinite(value).all() for value in student.state_dict().values()):
+        raise CheckFailedError("the averaged weights are not finite; model/ was not written")
+    with whole_folder(folder.model, overwrite=True) as temporary:
+        student.cpu().save_pretrained(temporary)
+        write_manifest(temporary)  # without the card, which people may edit
+        (temporary / "README.md").write_text(card(spec, trainer, config), encoding="utf-8")
+
+
+def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
+    """The model card: what it is, of what, trained how, under whose licence."""
+    settings, teacher = trainer.settings, spec.teacher
+    note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
+    origin = teacher.repo or ("embedded in turbovaed" if spec.embedded else "a local folder")
+    schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
+    return f"""---
+license: other
+license_name: {teacher.licence}
+tags: [turbo-vaed, video, vae, decoder]
+---
+# Student decoder of {spec.title}
+
+A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} from the decoder of {teacher.class_name}
+({origin}, weights sha256 `{config["teacher"]["weights_sha256"]}`).
+
+- Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
+- Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
+- Trained by recipe `{settings.recipe}` for {trainer.state.step:,} steps; {settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}:
+
+{schedule}
+
+Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
+
+    from turbovaed_cli import load_student
+    student = load_student("path/to/this/folder")
+    video = student.decode(latents).sample
+"""
+
+
+def _stage_in_words(trainer: Trainer, index: int) -> str:
+    stage, data = trainer.settings.stages[index], trainer.data_of(index)
+    return (
+        f"  {index + 1}. {stage.name}: {stage.steps:,} steps of {data['clips']} clips, {data['frames']} frames of "
+        f"{data['width']}x{data['height']}; {losses_in_words(stage)}; lr {stage.lr} {stage.lr_schedule}"
+    )

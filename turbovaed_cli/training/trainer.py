@@ -1,0 +1,276 @@
+"""One optimizer step: batches, losses, gradients, and what must not be in them. Source: arXiv:2508.09136."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._functorch import config as functorch_config
+
+from turbovaed_cli.devices import (
+    autocast,
+)
+from turbovaed_cli.errors import NonFiniteError
+from turbovaed_cli.latents import WHOLE, Batch, Crop
+from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.reporting import Reporter
+from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.training.data import DeviceCopies
+from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
+from turbovaed_cli.training.losses import (
+    Losses,
+    PerceptualLoss,
+    reconstruction_losses,
+)
+from turbovaed_cli.training.ranks import Ranks, alone
+from turbovaed_cli.training.schedule import crop_of, learning_rate, position_at
+from turbovaed_cli.training.start import NUM_CLIPS, fit_start
+from turbovaed_cli.training.state import TrainingState
+
+MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
+_MOST_NAMES = 4  # of clips in a message
+FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
+
+
+class ClipStream(Protocol):
+    """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
+
+    is_encoded: bool  # whether its batches have latents
+    damaged: dict[str, str]  # videos that could not be read after all, and why
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its clips in pixels."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data does."""
+        ...
+
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+        """`part` of batch number `index`, cut to `crop`."""
+        ...
+
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+        """The clips of that batch, for people."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Frames of its clips."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """One optimizer step, in terms of everything it needs."""
+
+    teacher: Teacher
+    state: TrainingState
+    streams: Sequence[ClipStream]  # of each stage
+    crops: Sequence[Crop | None]  # of each stage
+    perceptual: Mapping[str, PerceptualLoss | None]
+    settings: DistillSettings
+    device: torch.device
+    dtype: torch.dtype
+    ranks: Ranks = field(default_factory=lambda: alone(torch.device("cpu")))
+
+    def __post_init__(self) -> None:
+        self.copies = DeviceCopies(self.device)
+        features = self.state.student.features
+        self.student_features = _compiled(features) if self.settings.compile else features
+
+    def batch_at(self, which: tuple[int, int]) -> Batch:
+        """The batch of (stage, number of the forward pass over the whole run), on the device, with its noise; from any thread.
+
+        The posterior's noise depends on (seed, number of the forward pass) alone. Of several ranks each has its part of a
+        batch that is the same however many they are.
+        """
+        index, number = which
+        stage, seed = self.settings.stages[index], self.settings.seed
+        part = self.ranks.part(stage.batch_size)
+        batch = self.streams[index].batch_at(seed, number, stage.batch_size, self.crops[index], part)
+        if stage.posterior == "sample":
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+            shape = (stage.batch_size, *self.latent_shape(batch)[1:])
+            batch = replace(batch, noise=torch.randn(shape, generator=generator)[part])
+        return self.copies.send(batch)
+
+    def names_at(self, which: tuple[int, int]) -> str:
+        """The clips of that batch, for people."""
+        index, number = which
+        batch_size = self.settings.stages[index].batch_size
+        names = self.streams[index].names_at(self.settings.seed, number, batch_size, self.ranks.part(batch_size))
+        return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
+
+    def latent_shape(self, batch: Batch) -> torch.Size:
+        """(B, C, t, h, w) of a batch's latents, encoded already or not."""
+        if batch.mean is not None:
+            return batch.mean.shape
+        clips, _, frames, height, width = batch.video.shape
+        spec = self.teacher.spec
+        return torch.Size(
+            (clips, spec.latent_channels, spec.latent_frames(frames), height // spec.space_ratio, width // spec.space_ratio)
+        )
+
+    def fit_start(self, report: Reporter) -> None:
+        """Fit the fresh student to the first clips, in fp32; its average starts there too."""
+        clips = []
+        side = Stage("", crop_latents=max(FIT_PIXELS // self.teacher.spec.space_ratio, 2))
+        crop = crop_of(side, self.teacher.spec, self.streams[0].size)
+        report.note("fitting the start to some clips")
+        for number in range(NUM_CLIPS):
+            batch = self.streams[0].batch_at(self.settings.seed, number, 1, crop)
+            source = batch.video.to(self.device)
+            mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
+            clips.append((mean, source))
+        fit_start(self.state.student, clips)
+        self.state.forget_average()
+
+    def learn(self, batches: Iterator[tuple[tuple[int, int], Batch]]) -> dict[str, float]:
+        """Take the next batches, make one optimizer step of the stage that is on, and return the mean losses."""
+        settings, state = self.settings, self.state
+        at = position_at(settings.stages, state.step)
+        stage = at.stage
+        for optimizer in state.optimizers(stage):
+            optimizer.zero_grad(set_to_none=True)
+        state.student.checkpoint_blocks(enable=stage.gradient_checkpointing)
+        passes: dict[tuple[int, int], dict[str, Tensor]] = {}
+        for _ in range(stage.accumulation):
+            which, batch = next(batches)
+            losses = self.losses(self.copies.take(batch), stage)
+            state.scaler.scale(losses.total / stage.accumulation).backward()
+            if losses.discriminator is not None:
+                state.scaler.scale(losses.discriminator / stage.accumulation).backward()
+            passes[which] = {name: value.detach() for name, value in (("loss", losses.total), *losses.parts.items())}
+        sums = self.mean_of(passes)
+        self.ranks.mean_gradients(state.stepping_parameters(stage))  # before the scaler looks at them: all see an overflow
+        state.scaler.unscale_(state.optimizer)
+        norm = nn.utils.get_total_norm(p.grad for p in state.named_parameters.values() if p.grad is not None)
+        if not state.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed, by design
+            _check_gradients(state, norm, "; ".join(map(self.names_at, passes)))
+        if settings.clip_grad_norm:
+            nn.utils.clip_grads_with_norm_(state.named_parameters.values(), settings.clip_grad_norm, norm)
+        rate = learning_rate(stage, state.step - at.first_step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        for optimizer in state.optimizers(stage):
+            state.scaler.step(optimizer)
+        state.scaler.update()
+        _check_scale(state)
+        state.step += 1
+        state.update_ema(settings.ema_decay)
+        return sums | {"grad_norm": norm.item(), "lr": rate}
+
+    def mean_of(self, passes: Mapping[tuple[int, int], Mapping[str, Tensor]]) -> dict[str, float]:
+        """The mean losses of a step's forward passes over all ranks, brought over at once: the device waits for no figure.
+
+        Raises NonFiniteError naming the first that is none, and the clips it is of.
+        """
+        own = torch.stack([value for losses in passes.values() for value in losses.values()])
+        whole = self.ranks.mean([own])[0].tolist()
+        names = list(next(iter(passes.values())))
+        if not all(map(math.isfinite, whole)):
+            self._raise_non_finite(list(passes), names, own.tolist())
+        rows = [dict(zip(names, whole[first:], strict=False)) for first in range(0, len(whole), len(names))]
+        return {name: sum(row[name] / len(passes) for row in rows) for name in names}
+
+    def _raise_non_finite(self, passes: Sequence[tuple[int, int]], names: Sequence[str], values: Sequence[float]) -> None:
+        order = [*(name for name in names if name != "loss"), "loss"]  # the part that broke before the sum
+        found = [
+            ((number, order.index(name)), name, value, self.names_at((index, number)))
+            for (index, number), first in zip(passes, range(0, len(values), len(names)), strict=True)
+            for name, value in zip(names, values[first:], strict=False)
+            if not math.isfinite(value)
+        ]
+        (number, _), name, value, clips = min((one for some in self.ranks.gather(found) for one in some), key=lambda one: one[0])
+        raise NonFiniteError(
+            f"{name} is {value} at step {self.state.step + 1} (forward pass {number}), of {clips}; "
+            "the weights are as they were before this step",
+            "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+        )
+
+    def losses(self, batch: Batch, stage: Stage) -> Losses:
+        """The losses of one batch on the device."""
+        source = batch.video
+        pairs = self.state.heads.pairs if stage.feature_weight else ()
+        taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
+        features: dict[str, Tensor] = {}
+        taught = None
+        latents = self.latents_of(batch)  # in fp32: rounded, they are other latents
+        with autocast(self.device, self.dtype):
+            decoded, learnt = self.student_features(latents, blocks)
+            if stage.teacher_weight:
+                with torch.autocast(self.device.type, enabled=False):  # as are pixels to learn from
+                    taught, known = self.teacher.decode_with_features(latents, taps)
+                features = self.state.heads(learnt, known) if taps else {}
+            elif taps:
+                features = self.state.heads(learnt, self.teacher.features(latents, taps))
+        assert decoded is not None
+        decoded, source = batch.counted(decoded), batch.counted(source)
+        taught = None if taught is None else batch.counted(taught)
+        losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught)
+        return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
+
+    def perceptual_of(self, stage: Stage) -> PerceptualLoss | None:
+        """The perceptual distance of a stage, None where it has no weight."""
+        return self.perceptual[stage.perceptual if stage.perceptual_weight else "none"]
+
+    def judged(self, losses: Losses, decoded: Tensor, source: Tensor, stage: Stage) -> Losses:
+        """The losses with the adversarial one, and the discriminator's own on the same batch."""
+        discriminator = self.state.discriminator
+        assert discriminator is not None
+        with autocast(self.device, self.dtype):
+            discriminator.requires_grad_(False)  # its gradients come from its own loss alone
+            adversarial = generator_loss(discriminator(decoded))
+            discriminator.requires_grad_(True)
+            judgement = discriminator_loss(discriminator(source), discriminator(decoded.detach()))
+        weight = adaptive_weight(losses.total, adversarial, self.state.student.conv_out.conv.weight, self.ranks.mean)
+        parts = {"adversarial": adversarial, "adaptive_weight": weight, "discriminator": judgement}
+        total = losses.total + stage.adversarial_weight * weight * adversarial
+        return Losses(total, {**losses.parts, **parts}, judgement)
+
+    def data_of(self, index: int) -> dict[str, int]:
+        """What one optimizer step of a stage sees: clips, and their frames, height and width in pixels."""
+        stage, stream = self.settings.stages[index], self.streams[index]
+        crop = self.crops[index]
+        height, width = stream.size if crop is None else crop.pixels
+        return {"clips": stage.batch_size * stage.accumulation, "frames": stream.frames, "height": height, "width": width}
+
+    def latents_of(self, batch: Batch) -> Tensor:
+        """Latents (B, C, t, h, w) to decode: sampled from the posterior where the batch has noise, else its mean."""
+        mean, std = batch.mean, batch.std
+        if mean is None or std is None:
+            posterior = self.teacher.encode(batch.video)
+            mean, std = posterior.mean.float(), posterior.std.float()
+        return mean if batch.noise is None else mean + std * batch.noise
+
+
+def _compiled(features: Callable[..., Any]) -> Callable[..., Any]:
+    """The student's forward pass compiled; the function, not the module: state dicts and checkpoints keep their keys."""
+    functorch_config.donated_buffer = False  # the adaptive weight goes back through the graph more than once
+    return torch.compile(features, dynamic=False)
+
+
+def _check_gradients(state: TrainingState, norm: Tensor, clips: str) -> None:
+    judging = [p.grad for p in state.discriminator_parameters.values() if p.grad is not None]
+    if torch.isfinite(norm) and all(torch.isfinite(gradient).all() for gradient in judging):
+        return
+    parameters = state.named_parameters | {f"discriminator {name}": p for name, p in state.discriminator_parameters.items()}
+    name = next((name for name, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm")
+    raise NonFiniteError(
+        f"the gradient of {name} is not finite at step {state.step + 1}, of {clips}; the weights are as they were before this step",
+        "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+    )
+
+
+def _check_scale(state: TrainingState) -> None:
+    """An overflow lowers the scale and skips a step; a scale that only falls means that nothing is learnt any more."""
+    if state.scaler.is_enabled() and state.scaler.get_scale() < MIN_LOSS_SCALE:
+        raise NonFiniteError(
+            f"fp16 gradients overflow at every step; the loss scale has fallen below {MIN_LOSS_SCALE} at step {state.step + 1}",
+            "use --dtype bf16 or fp32; the same command goes on from the last checkpoint",
+        )
