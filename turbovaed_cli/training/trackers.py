@@ -28,7 +28,7 @@ def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
     import trackio  # noqa: PLC0415 - only where asked for
     from accelerate.tracking import TrackioTracker  # noqa: PLC0415 - only where asked for
 
-    class Tracker(TrackioTracker):  # type: ignore[misc] - it has no types
+    class Tracker(TrackioTracker):  # type: ignore[misc]
         def finish(self) -> None:
             trackio.finish()  # the run's own leaves a second end to the end of the process
 
