@@ -31,7 +31,7 @@ from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
-from turbovaed_cli.storage import local_videos, open_run
+from turbovaed_cli.storage import is_url, local_videos, open_run
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages, check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
@@ -54,8 +54,8 @@ WORTH_SAYING = 0.1  # share of the steps' time
 class DistillResult:
     """What a distillation came to."""
 
-    run: str
-    model: str
+    run: Path  # as a URL where that was given
+    model: Path
     step: int
     resumed_from: int | None  # step of the checkpoint it went on from
     losses: dict[str, float]  # of the last step; empty when there was nothing left to do
@@ -95,10 +95,11 @@ def distill(
         damaged = {path: reason for found in ranks.gather(trainer.streams[0].damaged) for path, reason in found.items()}
     skipped += [Skipped(path, reason) for path, reason in damaged.items()]
     student, teacher = trainer.state.student, trainer.teacher
+    place: Any = str(run) if is_url(run) else Path(run)
+    model: Any = f"{place}/{folder.model.name}" if is_url(run) else folder.model
     return DistillResult(
-        str(run), f"{run}/{folder.model.name}", trainer.state.step, resumed_from, losses, num_params(student), decoder_params(teacher),
-        skipped=skipped,
-    )  # fmt: skip
+        place, model, trainer.state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
+    )
 
 
 def prepare(
