@@ -552,3 +552,35 @@ def test_the_default_recipe_runs_from_a_fitted_start_and_says_each_stage(ltx_tea
     distill(find_model(ltx_teacher), tmp_path / "plain", data=videos, settings=plain, student_config=small_student)
     first = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0])["l1"] for name in ("fitted", "plain")]
     assert first[0] < first[1]
+
+
+def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, videos, cache, small_student, tmp_path):
+    from turbovaed_cli.distill import estimate_distill
+
+    spec, run = find_model(ltx_teacher), tmp_path / "run"
+    settings = TINY.with_changes(
+        stages=(Stage("one", steps=1, accumulation=2), Stage("many", steps=50, batch_size=2, accumulation=1))
+    )
+    for source in ({"data": videos}, {"latents": cache}):
+        found = estimate_distill(spec, run, **source, settings=settings, student_config=small_student)
+        assert [(stage.name, stage.steps, stage.clips_per_step) for stage in found.stages] == [("one", 1, 2), ("many", 50, 2)]
+        seconds = [stage.seconds_per_step for stage in found.stages]
+        assert found.seconds == pytest.approx(seconds[0] + 50 * seconds[1]) and all(stage.peak_mb > 10 for stage in found.stages)
+        assert not run.exists() and (found.download_bytes, found.steps_done) == (0, 0)
+    distill(spec, run, latents=cache, settings=settings.with_changes(steps=4, sample_every=0), student_config=small_student)
+    checkpoint = sum(path.stat().st_size for path in (run / "checkpoints" / "step_0000004").glob("*.safetensors"))
+    assert found.disk_bytes == pytest.approx((settings.keep_checkpoints + 1) * checkpoint, rel=0.3)
+    before = sorted(path for path in run.rglob("*"))
+    again = estimate_distill(spec, run, latents=cache, settings=settings.with_changes(steps=8), student_config=small_student)
+    assert again.steps_done == 4 and sorted(path for path in run.rglob("*")) == before
+    left = again.stages[1]
+    assert again.seconds == pytest.approx(4 * left.seconds_per_step)
+
+
+def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(videos, tmp_path):
+    from turbovaed_cli.distill import estimate_distill
+
+    found = estimate_distill(find_model("ltx"), tmp_path / "run", data=videos)
+    assert found.download_bytes > 1e9 and found.stages == [] and found.seconds is None
+    with pytest.raises(SettingsError, match="--lr"):
+        estimate_distill(find_model("ltx"), tmp_path / "run", data=videos, settings=TINY.with_changes(lr=-1.0))

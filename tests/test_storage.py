@@ -146,3 +146,46 @@ def test_a_video_that_vanished_is_skipped_like_any_that_cannot_be_read(remote_vi
         s3.rm("bucket/vanishing/a.mp4")
         with pytest.raises(VideoError, match=r"vanishing/a\.mp4"):
             found.fetch("a.mp4")
+
+
+def test_a_run_behind_urls_resumes_there_and_ends_in_the_bits_of_a_local_one(
+    remote_videos, s3, ltx_teacher, small_student, cache, tmp_path
+):
+    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.distill import distill
+    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.rundir import RunDir
+    from turbovaed_cli.settings import DistillSettings, Stage
+
+    spec, url = find_model(ltx_teacher), "s3://bucket/runs/mine"
+    cache_latents(spec, remote_videos, "s3://bucket/for-run", SMALL)
+    stage = Stage("one", steps=6, accumulation=1, perceptual="none")
+    settings = DistillSettings((stage,), frames=9, size=(64, 64), dtype="fp32", save_every=2, keep_checkpoints=1, sample_every=0)
+    half = settings.with_changes(steps=3)
+    first = distill(spec, url, latents="s3://bucket/for-run", settings=half, student_config=small_student)
+    assert (first.step, str(first.run), str(first.model)) == (3, url, f"{url}/model")
+    assert {name.split("/")[1] for name in RemoteFolder(url).listing() if name.startswith("checkpoints/")} == {"step_0000003"}
+    result = distill(spec, url, latents="s3://bucket/for-run", settings=settings, student_config=small_student)
+    assert (result.resumed_from, result.step) == (3, 6)
+    local = distill(spec, tmp_path / "run", latents=cache, settings=settings, student_config=small_student)
+    names = RemoteFolder(url).listing()
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"step_0000006"}
+    assert "lock" not in names and {"config.json", "metrics.jsonl", "report.html", "model/config.json"} <= names.keys()
+    Mirror(url, tmp_path / "back").fetch(lambda _: True)
+    ours, theirs = load_student(str(tmp_path / "back")).state_dict(), load_student(str(local.run)).state_dict()
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert len(RunDir(tmp_path / "back").read_metrics()) == 6
+
+
+def test_videos_to_learn_from_are_copied_once_and_follow_what_is_there(s3, videos, ltx_teacher, small_student, tmp_path):
+    from turbovaed_cli.storage import local_videos
+
+    s3.put(str(videos / "a.mp4"), "bucket/learn/a.mp4")
+    folder = local_videos("s3://bucket/learn")
+    assert [path.name for path in folder.rglob("*.mp4")] == ["a.mp4"]
+    stamp = (folder / "a.mp4").stat().st_mtime_ns
+    s3.put(str(videos / "more" / "b.mp4"), "bucket/learn/more/b.mp4")
+    assert local_videos("s3://bucket/learn/") == folder and (folder / "a.mp4").stat().st_mtime_ns == stamp
+    s3.rm("bucket/learn/a.mp4")
+    assert [path.name for path in local_videos("s3://bucket/learn").rglob("*.mp4")] == ["b.mp4"]
+    assert local_videos(videos) == videos

@@ -23,7 +23,7 @@ from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, read_sealed, sha256_of, whole_files, write_json, write_whole
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.storage import Videos, is_url, open_videos
+from turbovaed_cli.storage import Videos, free_bytes, is_url, open_videos
 from turbovaed_cli.training.data import Skipped, read_ahead
 from turbovaed_cli.video import as_text
 from turbovaed_cli.weights import missing_bytes
@@ -92,7 +92,7 @@ def estimate_cache(
         str(out), len(names), len(sample), clips,
         [Skipped(videos.shown(plan.name), reason) for plan in planned if (reason := _reason(plan, settings))],
         clips * timed.get("bytes", _bytes_of_clip(spec, settings)),
-        shutil.disk_usage(_existing(Path(out))).free if here else None,
+        free_bytes(Path(out)) if here else None,
         download, None if seconds is None else seconds * clips, timed.get("peak_mb"), device.type,
     )  # fmt: skip
 
@@ -134,10 +134,6 @@ def _bytes_of_clip(spec: ModelSpec, settings: CacheSettings) -> int:
     teacher, (height, width) = spec.teacher, settings.size
     latents = teacher.latent_frames(settings.frames) * (height // teacher.space_ratio) * (width // teacher.space_ratio)
     return settings.frames * height * width * 3 + 2 * 4 * teacher.latent_channels * latents
-
-
-def _existing(path: Path) -> Path:
-    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
+    from turbovaed_cli.training.estimate import DistillEstimate
 
 app = typer.Typer(
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
@@ -574,13 +575,17 @@ def _launch(nproc: int) -> NoReturn:
 @command
 def distill(
     teacher: Teacher = DEFAULT_MODEL,
-    data: Annotated[Path | None, typer.Option("--data", help="Videos to learn from, encoded on the way.")] = None,
-    latents: Annotated[Path | None, typer.Option("--latents", help="A cache made by cache-latents, instead of --data.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Videos to learn from, encoded on the way; a folder or an fsspec URL.")
+    ] = None,
+    latents: Annotated[
+        str | None, typer.Option("--latents", help="A cache made by cache-latents, or its URL, instead of --data.")
+    ] = None,
     val: Annotated[
         Path | None, typer.Option("--val", help="Videos to measure the finished student on, for report.html; never learnt from.")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="The run folder. Default: runs/TEACHER. The same command resumes.")
+        str | None, typer.Option("--run", help="The run folder or its URL. Default: runs/TEACHER. The same command resumes.")
     ] = None,
     recipe: Annotated[
         str, typer.Option("--recipe", help="default, paper, fast, or a TOML file with [[stages]]; the options below change it.")
@@ -647,15 +652,19 @@ def distill(
         str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Time some steps of every stage, say what it would take, write nothing.")
+    ] = False,
     yes: Yes = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
-    if nproc != 1:
+    if nproc != 1 and not dry_run:
         _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.distill import estimate_distill  # noqa: PLC0415
     from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
@@ -683,7 +692,7 @@ def distill(
             "give --lr too: muon takes about 2e-3, adamw 1e-4",
         )
     settings = settings.with_changes(**{name: value for name, value in given.items() if value is not None})
-    folder = run or Path("runs") / spec.name
+    folder = run or f"runs/{spec.name}"
     report = _reporter(quiet, verbose)
     design = None
     if params is not None or gflops is not None:
@@ -698,6 +707,21 @@ def distill(
     given_config = read_config(student_config) if student_config else None
     if val is not None:
         list_videos(val)  # before hours of training, not behind them
+    if dry_run:
+        _show_distill_estimate(
+            estimate_distill(
+                spec,
+                folder,
+                data=data,
+                latents=latents,
+                settings=settings,
+                student_config=design.config if design else given_config,
+                init=init,
+                report=report,
+            ),
+            json=json,
+        )
+        return
     result = teach(
         spec,
         folder,
@@ -728,19 +752,58 @@ def distill(
     _finish(result.skipped)
 
 
+def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
+    """`distill --dry-run`."""
+    if json:
+        console.print_json(found)
+    else:
+        columns = ["stage", "steps", "clips a step", "s a step", "waiting for data", "memory MB"]
+        rows = [
+            (
+                stage.name,
+                stage.steps,
+                stage.clips_per_step,
+                f"{stage.seconds_per_step:.3g}",
+                f"{stage.data_share:.0%}",
+                f"{stage.peak_mb:.0f}" if stage.peak_mb else "-",
+            )
+            for stage in found.stages
+        ]
+        if rows:
+            console.print_table("Some steps of every stage", columns, rows)
+        free = "" if found.free_bytes is None else f" of {console.human_bytes(found.free_bytes)} free"
+        facts = [
+            ("steps", f"{found.steps}" + (f", {found.steps_done} of them done" if found.steps_done else "")),
+            (
+                "time",
+                f"about {console.human_duration(found.seconds)} on this {found.device}"
+                if found.seconds is not None
+                else "not measured",
+            ),
+            ("disk", f"at most {console.human_bytes(found.disk_bytes)}{free}" if found.disk_bytes else "not measured"),
+            ("download", console.human_bytes(found.download_bytes) if found.download_bytes else "nothing"),
+        ]
+        console.print_table("It would take", ["", ""], facts)
+        if found.disk_bytes and found.free_bytes is not None and found.disk_bytes > found.free_bytes:
+            console.warn(f"{found.run} has room for {console.human_bytes(found.free_bytes)}")
+    _finish(found.skipped)
+
+
 def _measure_run(
-    spec: ModelSpec, folder: Path, val: Path, latents: Path | None, settings: DistillSettings, report: console.ConsoleReporter
+    spec: ModelSpec, run: str, val: Path, latents: str | None, settings: DistillSettings, report: console.ConsoleReporter
 ) -> "EvalResult":
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
     from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.storage import open_run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.training.ranks import join_ranks  # noqa: PLC0415 - help stays quick
 
     ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
     eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device)
-    with ranks.together():
+    nowhere = nullcontext((Path(run), lambda: None))
+    with ranks.together(), open_run(run, checkpoints=False) if ranks.is_first else nowhere as (folder, _):
         pair = trained_pair(folder, spec, ranks)
         result = measure(pair, val, eval_settings, ranks=ranks, report=report)
         if ranks.is_first:

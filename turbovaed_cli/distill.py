@@ -20,6 +20,7 @@ from turbovaed_cli.devices import (
     environment,
     forget_peak,
     peak_mb,
+    resolve_device,
     resolve_dtype,
 )
 from turbovaed_cli.errors import InterruptedRunError, SettingsError
@@ -31,21 +32,22 @@ from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
-from turbovaed_cli.storage import is_url, local_videos, open_run
+from turbovaed_cli.storage import free_bytes, is_url, local_videos, open_run
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages, check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
+from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.losses import (
     perceptual_loss,
     resolve_perceptual,
 )
 from turbovaed_cli.training.outputs import draw_sample, losses_in_words, training_clip, write_model, write_run_report
-from turbovaed_cli.training.ranks import Ranks, join_ranks
+from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.training.trainer import ClipStream, Trainer
-from turbovaed_cli.weights import Consent, load_strictly, no_consent
+from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
 
 WORTH_SAYING = 0.1  # share of the steps' time
 
@@ -100,6 +102,34 @@ def distill(
     return DistillResult(
         place, model, trainer.state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
     )
+
+
+def estimate_distill(
+    spec: ModelSpec,
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    latents: str | Path | None = None,
+    settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
+    student_config: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    report: Reporter = quiet,
+) -> DistillEstimate:
+    """What `distill` with the same arguments would take in one process: some of its steps, timed; nothing is written.
+
+    Raises what `distill` would for settings, data and weights; only a teacher that is not here is no error.
+    """
+    check_settings(settings)
+    download = missing_bytes(spec)
+    if download:
+        room = None if is_url(run) else free_bytes(Path(run))
+        return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
+    ranks = alone(resolve_device(settings.device))
+    folder = RunDir(Path(str(run)))
+    trainer, skipped = prepare(
+        ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=SAMPLE_VIDEOS
+    )
+    return estimate(trainer, run, skipped, report)
 
 
 def prepare(

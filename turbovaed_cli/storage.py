@@ -6,6 +6,7 @@ and what is written for it is copied there once it is whole.
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -283,6 +284,11 @@ def local_videos(data: str | Path, report: Reporter = quiet) -> Path:
         if not path.is_file() or path.stat().st_size != listing[name].get("size"):
             remote.get(name, path)
     return folder
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk that a path is on, or will be."""
+    return shutil.disk_usage(next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())).free
 
 
 def cache_home() -> Path:

@@ -4,7 +4,7 @@ import hashlib
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,7 +178,7 @@ def read_ahead(
     is_quick: Callable[[Item], bool] = lambda _: False,
     patience_s: float | None = None,
     stalled: Callable[[Item, float], None] = lambda _item, _seconds: None,
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer.
 
     Of items that are quick, the work is done here: a thread would cost more. Calls `stalled` with the item and the seconds

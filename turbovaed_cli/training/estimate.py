@@ -1,0 +1,90 @@
+"""What a distillation would take: a few real steps of every stage, timed and weighed, and nothing written."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbovaed_cli.devices import forget_peak, peak_mb
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.storage import free_bytes, is_url
+from turbovaed_cli.training.data import Skipped, Waited, read_ahead
+from turbovaed_cli.training.schedule import passes_from
+from turbovaed_cli.training.trainer import Trainer
+
+SAMPLE_VIDEOS = 24  # that are looked into
+TIMED_STEPS = 3  # of each stage, behind its first, which is slow
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage, as some of its steps went."""
+
+    name: str
+    steps: int
+    clips_per_step: int  # of this process
+    seconds_per_step: float
+    data_share: float  # of that time, spent waiting for clips
+    peak_mb: float | None  # memory: of a GPU its tensors, else the process
+
+
+@dataclass(frozen=True)
+class DistillEstimate:
+    """What a distillation would take from here on; without stages where the teacher's weights are not here."""
+
+    run: str
+    steps_done: int  # that a checkpoint has
+    steps: int
+    stages: list[StageEstimate]
+    seconds: float | None  # for the steps that are left, and without the time of checkpoints
+    disk_bytes: int | None  # at most: checkpoints and the model
+    free_bytes: int | None
+    download_bytes: int
+    device: str
+    skipped: list[Skipped]  # videos that cannot be used, of those looked into
+
+
+def estimate(trainer: Trainer, run: str | Path, skipped: list[Skipped], report: Reporter = quiet) -> DistillEstimate:
+    """Make some steps of every stage with a trainer that is for nothing else, as the weights change."""
+    settings, done = trainer.settings, 0
+    if not is_url(run):
+        done = max(RunDir(Path(run)).steps(), default=0)
+    if trainer.streams[0].is_encoded:
+        trainer.teacher.drop_encoder()
+    stages = []
+    first = 0
+    for index, stage in enumerate(settings.stages):
+        report.note(f"timing some steps of stage {stage.name}")
+        stages.append(_time_stage(trainer, index, first))
+        first += stage.steps
+    left = [max(min(stage.steps, end - done), 0) for stage, end in zip(stages, _ends(stages), strict=True)]
+    state = sum(value.nbytes for table in trainer.state.tables().values() for value in table.values())
+    model = sum(value.nbytes for value in trainer.state.ema.values())
+    return DistillEstimate(
+        str(run), done, settings.steps, stages,
+        sum(steps * stage.seconds_per_step for steps, stage in zip(left, stages, strict=True)),
+        state * (settings.keep_checkpoints + 1) + model,  # a new one is whole before an old one goes
+        None if is_url(run) else free_bytes(Path(run)), 0, trainer.device.type, skipped,
+    )  # fmt: skip
+
+
+def _ends(stages: list[StageEstimate]) -> list[int]:
+    return [sum(stage.steps for stage in stages[: index + 1]) for index in range(len(stages))]
+
+
+def _time_stage(trainer: Trainer, index: int, first: int) -> StageEstimate:
+    stage = trainer.settings.stages[index]
+    trainer.state.step = first
+    reading = read_ahead(trainer.batch_at, passes_from(trainer.settings.stages, first), trainer.settings.workers)
+    batches = Waited(reading)
+    forget_peak(trainer.device)
+    began, waited, steps = time.perf_counter(), 0.0, min(TIMED_STEPS + 1, stage.steps)
+    for number in range(steps):
+        if number == 1:
+            began, waited = time.perf_counter(), batches.seconds
+        trainer.learn(batches)
+    reading.close()  # nothing is read ahead any more
+    seconds = (time.perf_counter() - began) / max(steps - 1, 1)
+    share = min((batches.seconds - waited) / max(steps - 1, 1) / seconds, 1.0)
+    clips = trainer.data_of(index)["clips"]
+    return StageEstimate(stage.name, stage.steps, clips, seconds, share, peak_mb(trainer.device))
