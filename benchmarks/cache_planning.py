@@ -21,10 +21,9 @@ import torch
 
 from turbovaed_cli import ffmpeg
 from turbovaed_cli.cache_latents import CacheSettings, made_by
-from turbovaed_cli.cache_parts import KnownVideo, claim, num_parts, part_of
+from turbovaed_cli.cache_parts import KnownVideo, claim, num_parts, part_of, write_listing
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import load_teacher
-from turbovaed_cli.rundir import write_json
 from turbovaed_cli.storage import LocalVideos
 
 CLIP = CacheSettings(frames=1, size=(16, 16))
@@ -98,7 +97,7 @@ def fill(data: Path, out: Path) -> None:
     for name in videos.names:
         of_part.setdefault(part_of(name, parts), []).append(name)
     with CacheWriter(out, made_by(teacher, CLIP), CLIP.shard_mb, parts) as writer:
-        write_json(out / "parts" / "listing.json", {"videos": len(videos.names)})
+        write_listing(out, len(videos.names))
         for number, names in sorted(of_part.items()):
             part = claim(out, number)
             assert not isinstance(part, str)

@@ -13,15 +13,24 @@ from typing import Any
 import torch
 
 from turbovaed_cli.cache_latents import PlannedVideo, check_settings, encode_clips, plan_video, read_clip_of
-from turbovaed_cli.cache_parts import KnownVideo, Shard, holders, known_videos, part_of, read_part, write_part
+from turbovaed_cli.cache_parts import (
+    KnownVideo,
+    Shard,
+    holders,
+    known_videos,
+    part_of,
+    read_listing,
+    read_part,
+    write_listing,
+    write_part,
+)
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
-from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, SettingsError
 from turbovaed_cli.latents import committed_shards, read_shard
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, read_sealed, sha256_of, whole_files, write_json, write_whole
+from turbovaed_cli.rundir import read_sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, free_bytes, is_url, open_videos
 from turbovaed_cli.training.data import Skipped, read_ahead
@@ -157,8 +166,7 @@ def cache_status(out: Path) -> CacheStatus:
     if not (out / "manifest.json").is_file():
         raise SettingsError(f"{out} is no latent cache (no manifest.json)", "give the folder that cache-latents --out names")
     manifest = read_sealed(out / "manifest.json")
-    listing = out / "parts" / "listing.json"
-    videos = _listed(listing) if listing.is_file() else None
+    videos = read_listing(out)
     known = dict(known_videos(out))
     failed = [Skipped(name, facts.reason) for name, facts in known.items() if facts.reason]
     failed += [
@@ -180,12 +188,6 @@ def cache_status(out: Path) -> CacheStatus:
         if videos and known and rate:
             left = (videos - len(known)) * clips / max(len(known), 1) / rate
     return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, int(manifest.get("parts", 1)))
-
-
-def _listed(path: Path) -> int:
-    listing = read_json(path)
-    check_fields(listing, {"videos": int}, path)
-    return int(listing["videos"])
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,5 @@ def _merge_records(sources: Sequence[Path], out: Path) -> None:
         for folder in (out, *sources):
             known |= read_part(folder / "parts" / name)
         write_part(out / "parts" / name, known)
-    listings = [source / "parts" / "listing.json" for source in sources if (source / "parts" / "listing.json").is_file()]
-    if listings:
-        most = max(map(_listed, listings))
-        write_json(out / "parts" / "listing.json", {"videos": most})
+    if listings := [count for source in sources if (count := read_listing(source)) is not None]:
+        write_listing(out, max(listings))

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.background import Background
-from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of
+from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
 from turbovaed_cli.devices import resolve_device, resolve_dtype
 from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of, write_json
+from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, open_cache, open_videos
 from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead
@@ -68,7 +68,7 @@ def cache_latents(
     with open_videos(data) as videos, open_cache(out) as (folder, pushed):
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
-        write_json(folder / "parts" / "listing.json", {"videos": len(videos.names)})
+        write_listing(folder, len(videos.names))
         return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
 
 

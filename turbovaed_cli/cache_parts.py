@@ -138,6 +138,22 @@ def claim(root: Path, number: int) -> Part | str:
     return Part(root, number, lock)
 
 
+def write_listing(root: Path, num_videos: int) -> None:
+    """Tell how many videos there are."""
+    text = sealed({"videos": num_videos})
+    write_whole(root / "parts" / "listing.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_listing(root: Path) -> int | None:
+    """How many videos there were when a worker last looked; None where none has. Raises CorruptFileError."""
+    path = root / "parts" / "listing.json"
+    if not path.is_file():
+        return None
+    listing = read_sealed(path)
+    check_fields(listing, {"videos": int}, path)
+    return int(listing["videos"])
+
+
 def holders(root: Path) -> list[str]:
     """Who works on parts of a cache at the moment, each once."""
     return list(dict.fromkeys(filter(None, map(holder_of, sorted((root / "parts").glob("part-*.lock"))))))

@@ -9,10 +9,14 @@ import torch
 from faulty import count_of
 from safetensors.torch import save_file
 
+from turbovaed_cli.cache_job import cache_status
+from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.errors import CorruptFileError, SettingsError, TurboVaedError
 from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
 from turbovaed_cli.models.student import build_student, load_student
+from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir, read_sealed, sealed, write_manifest
+from turbovaed_cli.settings import CacheSettings
 
 pytestmark = pytest.mark.faults
 
@@ -79,6 +83,24 @@ def test_in_a_latent_cache(tried, tmp_path, tally):
     count, missed = undetected(tmp_path, read, *tried)
     tally("flipped bits of a latent cache", count, count - len(missed))
     assert missed == [] and count >= 100
+
+
+def test_in_what_workers_know_of_the_videos(tried, ltx_teacher, videos, tmp_path, tally):
+    """The whole folder that a caching run leaves, as a rerun, a look at it and a reader see it."""
+    settings = CacheSettings(frames=9, size=(32, 32))
+    cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", settings)
+
+    def read():
+        cache_status(tmp_path / "c")
+        cache = LatentCache(tmp_path / "c")
+        for index in range(len(cache)):
+            cache.read(index)
+
+    for lock in (tmp_path / "c" / "parts").glob("*.lock"):  # empty while nobody holds them
+        lock.unlink()
+    count, missed = undetected(tmp_path / "c", read, *tried)
+    tally("flipped bits of a latent cache", count, count - len(missed))
+    assert missed == [] and count >= 200
 
 
 def test_a_flip_that_nobody_looks_for_is_missed(tmp_path):

@@ -84,6 +84,7 @@ COMMANDS = {
     "export": ("export", "--format", "onnx", "--frames", "5", "--size", "32", "--out", "{out}/a.onnx"),
     "cache-latents": ("cache-latents", "--teacher", "tiny", "--data", "{videos}", "--frames", "5", "--size", "32", "--out", "{out}/latents"),
     "eval": ("eval", "--data", "{videos}", "--frames", "5", "--size", "32", "--metrics", "psnr", "--report", "{out}/page.html"),
+    "bench": ("bench", "--target", "torch", "--frames", "5", "--size", "32", "--repeats", "1", "--warmup", "1", "--report", "{out}/page.html"),
     "distill": ("distill", "--teacher", "tiny", "--data", "{videos}", "--frames", "5", "--size", "32", "--steps", "2", "--run", "{out}/run"),
 }  # fmt: skip
 
