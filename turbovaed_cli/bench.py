@@ -46,7 +46,7 @@ from turbovaed_cli.models.student import StudentDecoder, load_student, num_param
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, whole_folder, write_json
+from turbovaed_cli.rundir import read_json, room_for, whole_folder, write_json
 from turbovaed_cli.settings import BenchSettings, ExportSettings
 from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
 from turbovaed_cli.targets.coreml import attached_device
@@ -87,7 +87,8 @@ def bench(
     loads: dict[str, tuple[float, float]] = {}
     failures: list[TurboVaedError] = []
     with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
-        decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
+        with room_for(Path(folder)):
+            decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
         job = {
             "model": model,
             "teacher": None if absent_teacher else where,
