@@ -354,22 +354,24 @@ class LatentCache:
             with safe_open(path, framework="pt") as file:
                 mean, std = (file.get_tensor(f"{clip['key']}.{name}").float() for name in ("mean", "std"))
                 video = file.get_slice(f"{clip['key']}.video")
+                self._check_shapes(mean, std, video)
                 std = std.expand(mean.shape)
-                self._check_shapes(mean, video)
                 if place is None:
                     return mean, std, to_model(video[:])
                 return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
-        except (SafetensorError, RuntimeError, ValueError) as error:
+        except (SafetensorError, ValueError) as error:
             raise CorruptFileError(
                 f"{path} does not hold clip {clip['key']} as its manifest says: {error}",
                 f"remove {path.with_suffix('.json')} and run cache-latents again",
             ) from error
 
-    def _check_shapes(self, mean: Tensor, video: Any) -> None:
+    def _check_shapes(self, mean: Tensor, std: Tensor, video: Any) -> None:
         wanted = [self.frames, *self.size, 3]
         channels = (self.manifest.get("teacher") or {}).get("latent_channels", mean.shape[:1].numel())
         if mean.shape[:1].numel() != channels:
             raise ValueError(f"latents {tuple(mean.shape)}, not {shown(channels)} channels")
+        if std.shape[1:] != mean.shape[1:] or std.shape[:1].numel() not in (1, channels):
+            raise ValueError(f"latents {tuple(mean.shape)} with deviations {tuple(std.shape)}")
         if mean.ndim != 4 or 0 in mean.shape or video.get_dtype() != "U8" or video.get_shape() != wanted:
             raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders import autoencoder_kl_ltx  # noqa: F401 - for the children: a second that each kill saves
 
 import turbovaed_cli.cache_latents  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.latents import committed_shards
-from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.rundir import sha256_of
 
 
@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
-    load_teacher(options.work / "teacher")  # and with it the imports, which the children then need not
     rng = random.Random(options.seed)
     began = time.monotonic()
     once = Worker(options.work, options.work / f"once-{options.seed}", None)

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import psutil
 import torch
+from diffusers.models.autoencoders import autoencoder_kl_ltx  # noqa: F401 - for the children: a second that each kill saves
 
 import turbovaed_cli.distill  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
-from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.rundir import RunDir, verify_manifest
 
 STEPS = 6  # of the recipe
@@ -43,7 +43,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="videos to learn from, instead of the latents")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
-    load_teacher(options.work / "teacher")  # and with it the imports, which the children then need not
     rng = random.Random(options.seed)
     signals = [signal.Signals[f"SIG{name}"] for name in options.signals]
     name = f"{'videos' if options.data else 'latents'}-{options.seed}"
