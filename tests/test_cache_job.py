@@ -10,10 +10,11 @@ from conftest import make_video
 from turbovaed_cli.cache_job import cache_status, estimate_cache, merge_caches
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.cache_parts import Shard, claim
-from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError
+from turbovaed_cli.errors import CheckFailedError, CorruptFileError, PassingVideoError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.training.data import read_ahead
 from turbovaed_cli.video import probe
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
@@ -160,3 +161,79 @@ def test_status_is_a_document_for_scripts(whole):
     done = CliRunner().invoke(app, ["cache-latents", "--status", "--out", str(whole[0]), "--json"])
     found = json.loads(done.stdout)
     assert (found["videos"], found["done"], found["clips"], found["failed"], found["working"]) == (16, 16, 32, [], [])
+
+
+def test_the_bytes_do_not_depend_on_which_of_two_equal_videos_came_first(many, ltx_teacher, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(many, data)
+    for number in range(8):
+        shutil.copy(data / f"{number}.mp4", data / f"copy-{number}.mp4")
+    spec = find_model(ltx_teacher)
+    for name, order in (("a", (0, 1)), ("b", (1, 0))):
+        for index in order:
+            cache_latents(spec, data, tmp_path / name, SMALL, shard=Shard(index, 2))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(LatentCache(tmp_path / "a")) == 32  # one clip, however often it is there
+
+
+def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgotten(many, ltx_teacher, tmp_path, monkeypatch):
+    data, out, spec = tmp_path / "data", tmp_path / "c", find_model(ltx_teacher)
+    shutil.copytree(many, data)
+    (data / "bad.mp4").write_bytes(b"not a video")
+    cache_latents(spec, data, out, SMALL)
+    probed = []
+    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path: probed.append(path.name) or probe(path))
+    cache_latents(spec, data, out, CacheSettings(frames=9, size=(64, 64), retry_failed=True))
+    assert probed == ["bad.mp4"]
+    for number in range(1, 16):
+        (data / f"{number}.mp4").unlink()
+    cache_latents(spec, data, out, SMALL)
+    status = cache_status(out)
+    assert (status.videos, status.done) == (2, 2)
+
+
+def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_path, monkeypatch):
+    spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.cache_latents"]
+
+    def failing(path):
+        if path.name in ("3.mp4", "4.mp4"):
+            raise (
+                PassingVideoError("ffmpeg gave nothing for 8 seconds")
+                if path.name == "3.mp4"
+                else OSError(5, "Input/output error")
+            )
+        return probe(path)
+
+    monkeypatch.setattr(module, "probe", failing)
+    first = cache_latents(spec, many, tmp_path / "c", SMALL)
+    assert first.encoded == 28 and {item.reason for item in first.skipped} == {
+        "ffmpeg gave nothing for 8 seconds", "cannot be read: input/output error"
+    }  # fmt: skip
+    monkeypatch.undo()
+    again = cache_latents(spec, many, tmp_path / "c", SMALL)
+    assert (again.encoded, again.found, again.skipped) == (4, 28, [])
+
+
+def test_more_shares_than_parts_are_refused_and_other_settings_also_by_a_dry_run(whole, many, ltx_teacher):
+    with pytest.raises(SettingsError, match="divided into 4 parts"):
+        cache_latents(find_model(ltx_teacher), many, whole[0], SMALL, shard=Shard(5, 8))
+    with pytest.raises(SettingsError, match="another clip"):
+        estimate_cache(find_model(ltx_teacher), many, whole[0], CacheSettings(frames=9, size=(32, 32)))
+
+
+def test_reading_ahead_gathers_no_more_than_it_should_behind_something_slow():
+    import threading
+
+    taken, may_go = [], threading.Event()
+
+    def items():
+        for number in range(1000):
+            taken.append(number)
+            if number == 100:
+                may_go.set()
+            yield number
+
+    threading.Timer(1.0, may_go.set).start()
+    read = read_ahead(lambda number: may_go.wait(60) if number == 0 else number, items(), 2, is_quick=lambda number: number > 0)
+    assert next(read)[0] == 0 and len(taken) < 30
+    assert [number for number, _ in read] == list(range(1, 1000))

@@ -33,10 +33,14 @@ ARRAY = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_ARRA
     ("environment", "wanted"),
     [
         ({}, None),
-        ({"RANK": "1", "WORLD_SIZE": "4"}, Shard(1, 4)),
-        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}, Shard(2, 3)),
+        ({"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, Shard(1, 4)),
+        ({"RANK": "1", "WORLD_SIZE": "4"}, None),  # left in a shell
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "a"}, None),
+        ({"SLURM_PROCID": "2", "SLURM_NTASKS": "3", "SLURM_STEP_NUM_TASKS": "3"}, Shard(2, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, None),  # a batch script, without srun
+        (ARRAY | {"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, Shard(2, 8)),
         (ARRAY, Shard(2, 8)),
-        (ARRAY | {"RANK": "1", "WORLD_SIZE": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, Shard(5, 16)),
+        (ARRAY | {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "a"}, Shard(5, 16)),
         ({"JOB_COMPLETION_INDEX": "7", "JOB_COMPLETIONS": "10"}, Shard(7, 10)),
     ],
 )
@@ -47,6 +51,8 @@ def test_a_share_is_read_from_what_slurm_torchrun_and_kubernetes_set(environment
 def test_an_index_without_its_count_says_what_is_missing():
     shard, said = shard_from_environment({"JOB_COMPLETION_INDEX": "7"})
     assert shard is None and "JOB_COMPLETIONS" in said
+    shard, said = shard_from_environment({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"})
+    assert shard is None and "--shard" in said
 
 
 def test_shares_divide_parts_and_parts_divide_videos_evenly_and_for_good():
@@ -77,9 +83,14 @@ def test_a_part_belongs_to_one_process_and_to_none_that_died(tmp_path):
     other.communicate()
     assert holders(tmp_path) == []
     part = claim(tmp_path, 3)
-    part.videos["a.mp4"] = KnownVideo("17 bytes", "ab", 17, failed={"0": "damaged"})
+    facts = KnownVideo("17 bytes", "ab", 17, failed={"0": "damaged"})
+    part.videos["a.mp4"] = facts
     part.close()
-    assert dict(known_videos(tmp_path)) == part.videos
+    assert dict(known_videos(tmp_path)) == {"a.mp4": facts}
+    (record,) = (tmp_path / "parts").glob("part-003.json")
+    record.unlink()
+    part.close()  # no second time: the part may be another's by now
+    assert not record.exists()
 
 
 def test_claiming_removes_what_a_killed_worker_of_that_part_left_and_nothing_else(tmp_path):

@@ -189,3 +189,24 @@ def test_videos_to_learn_from_are_copied_once_and_follow_what_is_there(s3, video
     s3.rm("bucket/learn/a.mp4")
     assert [path.name for path in local_videos("s3://bucket/learn").rglob("*.mp4")] == ["b.mp4"]
     assert local_videos(videos) == videos
+
+
+def test_a_network_that_is_gone_makes_no_video_unreadable(remote_videos, monkeypatch):
+    with open_videos(remote_videos) as found:
+        monkeypatch.setattr(
+            found.files._system, "get_file", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")), raising=False
+        )
+        with pytest.raises(TurboVaedError, match="no route") as error:
+            found.fetch("a.mp4")
+        assert not isinstance(error.value, VideoError)
+
+
+def test_names_behind_a_url_do_not_lead_out_of_the_folder(tmp_path):
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for number, name in enumerate(("/run/../../out.json", "/run//etc/passwd")):
+        memory.pipe(f"/place{number}{name}", b"{}")
+        with pytest.raises(TurboVaedError, match="leads out of it"):
+            Mirror(f"memory://place{number}/run", tmp_path / str(number)).fetch(lambda _: True)
+    assert not list(tmp_path.iterdir())

@@ -12,12 +12,21 @@ from typing import Any
 
 import torch
 
-from turbovaed_cli.cache_latents import PlannedVideo, check_settings, encode_clips, plan_video, read_clip_of
+from turbovaed_cli.cache_latents import (
+    PlannedVideo,
+    check_settings,
+    encode_clips,
+    made_by,
+    plan_known,
+    plan_video,
+    read_clip_of,
+)
 from turbovaed_cli.cache_parts import (
     KnownVideo,
     Shard,
     holders,
     known_videos,
+    num_parts,
     part_of,
     read_listing,
     read_part,
@@ -25,12 +34,12 @@ from turbovaed_cli.cache_parts import (
     write_part,
 )
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
-from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, SettingsError
-from turbovaed_cli.latents import committed_shards, read_shard
+from turbovaed_cli.errors import CorruptFileError, SettingsError
+from turbovaed_cli.latents import check_manifest, committed_shards, read_shard
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_sealed, sha256_of, whole_files, write_whole
+from turbovaed_cli.rundir import held, read_sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, free_bytes, is_url, open_videos
 from turbovaed_cli.training.data import Skipped, read_ahead
@@ -71,30 +80,31 @@ def estimate_cache(
     """Look into some videos, encode some clips, and write nothing. Raises what cache_latents would for the settings."""
     check_settings(spec, settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+    here = not is_url(out)
+    made = here and (Path(out) / "manifest.json").is_file()
     with open_videos(data) as videos:
         names = videos.names
+        parts = (
+            int(read_sealed(Path(out) / "manifest.json").get("parts", 1))
+            if made
+            else num_parts(len(names), shard.count if shard else 1)
+        )
         if shard is not None:
-            names = [name for name in names if part_of(name, shard.count) == shard.index]
+            names = [name for name in names if part_of(name, parts) % shard.count == shard.index]
         sample = names[:: max(-(-len(names) // SAMPLE_VIDEOS), 1)]
-        here = not is_url(out)
-        known = dict(known_videos(Path(out))) if here else {}
-        committed = {clip["key"] for record in committed_shards(Path(out)) for clip in record["clips"]} if here else set()
-        planned = [
-            plan
-            for _, plan in read_ahead(
-                partial(_look, videos, settings, known), report.track(sample, "looking into videos"), settings.workers
-            )
-        ]
-        missing = {clip.key for plan in planned for clip in plan.clips} - committed
+        known = dict(known_videos(Path(out))) if made else {}
+        committed = {clip["key"] for record in committed_shards(Path(out)) for clip in record["clips"]} if made else set()
+        look = partial(_look, videos, settings, known)
+        planned = [plan for _, plan in read_ahead(look, report.track(sample, "looking into videos"), settings.workers)]
+        missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
         clips = round(len(missing) * len(names) / max(len(sample), 1))
         timed: dict[str, Any] = {}
         download = missing_bytes(spec)
-        if not download and missing:
-            try:
-                teacher = load_teacher(spec, device=device, dtype=dtype)
-            except MissingWeightsError:  # another file than the registry's
-                teacher = None
-            if teacher is not None:
+        if not download:
+            teacher = load_teacher(spec, device=device, dtype=dtype)
+            if made:
+                check_manifest(Path(out), made_by(teacher, settings))
+            if missing:
                 timed = _time_some(teacher, [plan for plan in planned if plan.info], settings, device, report)
     seconds = timed.get("seconds")
     return CacheEstimate(
@@ -107,7 +117,11 @@ def estimate_cache(
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
-    return plan_video(videos, settings, name, known.get(as_text(name)))  # also what is known: some of it is encoded
+    before = known.get(as_text(name))
+    if before is not None and settings.retry_failed and (before.reason or before.failed):
+        before = None
+    done = plan_known(videos, settings, name, before) if before is not None and before.reason else None
+    return done or plan_video(videos, settings, name, before)  # also what is known: some of it is encoded
 
 
 def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:
@@ -124,9 +138,10 @@ def _time_some(
     forget_peak(device)
     clips = [(clip, plan.info) for plan in planned for clip in plan.clips if plan.info]
     wanted = (SAMPLE_BATCHES + 1) * settings.batch_size
-    read = (item for item in read_ahead(read_clip_of, clips[:: max(len(clips) // wanted, 1)][:wanted], settings.workers))
+    sample = clips[:: max(len(clips) // wanted, 1)][:wanted]
+    read = (frames for _, frames in read_ahead(read_clip_of, sample, settings.workers) if not isinstance(frames, str))
     began, done, bytes_of_clip = 0.0, 0, 0
-    while batch := [frames for _, frames in islice(read, settings.batch_size) if not isinstance(frames, str)]:
+    while batch := list(islice(read, settings.batch_size)):
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             mean, std = encode_clips(teacher, batch)
         if device.type == "cuda":
@@ -172,21 +187,24 @@ def cache_status(out: Path) -> CacheStatus:
     failed += [
         Skipped(f"{name} (from frame {start})", why) for name, facts in known.items() for start, why in facts.failed.items()
     ]
-    clips = num_bytes = 0
+    finished = {path.stem for path in whole_files(out / "parts", "part-*.json")}
+    clips = num_bytes = of_known = 0
     recent: list[tuple[float, int]] = []
     now = time.time()
     for path in whole_files(out / "shards", "*.json"):
         record = read_shard(path)
-        clips, num_bytes = clips + len(record["clips"]), num_bytes + int(record["bytes"])
+        count = len(record["clips"])
+        clips, num_bytes = clips + count, num_bytes + int(record["bytes"])
+        of_known += count if path.name[: len("part-000")] in finished else 0
         if now - path.stat().st_mtime < _WINDOW_S:
-            recent.append((path.stat().st_mtime, len(record["clips"])))
+            recent.append((path.stat().st_mtime, count))
     working = holders(out)
     rate = left = None
     recent.sort()
     if working and len(recent) > 1 and now > recent[0][0]:
         rate = sum(count for _, count in recent[1:]) / (now - recent[0][0])  # clips that came behind the first of them
         if videos and known and rate:
-            left = (videos - len(known)) * clips / max(len(known), 1) / rate
+            left = max(videos * of_known / len(known) - clips, 0.0) / rate
     return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, int(manifest.get("parts", 1)))
 
 
@@ -206,6 +224,8 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
     Raises SettingsError where one was made otherwise, CorruptFileError for a shard that changed. Running it again copies
     what is missing.
     """
+    if any(map(is_url, sources)):
+        raise SettingsError("--merge takes folders", "copy what lies behind the URL")
     manifests = {source: read_sealed(_manifest_of(source)) for source in sources}
     if (out / "manifest.json").is_file():
         manifests = {out: read_sealed(out / "manifest.json"), **manifests}
@@ -226,10 +246,10 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
         [path for source in sources for path in whole_files(source / "shards", "*.json")], "copying shards"
     ):
         shard, target = record.with_name(read_shard(record)["file"]), out / "shards" / record.name
-        if target.exists() and target.read_bytes() == record.read_bytes():
+        if target.exists() and _is_whole(target):
             found += 1
             continue
-        if not shard.is_file() or sha256_of(shard) != read_shard(record)["sha256"]:
+        if not _is_whole(record):
             raise CorruptFileError(
                 f"{shard} is missing or not what was written (sha256 differs)", f"remove {record} and run cache-latents again"
             )
@@ -239,6 +259,13 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
     _merge_records(sources, out)
     keys = {clip["key"] for record in committed_shards(out) for clip in record["clips"]}
     return MergeResult(str(out), len(keys), copied, found)
+
+
+def _is_whole(record: Path) -> bool:
+    """Whether the shard of a .json is what was written."""
+    shard = read_shard(record)
+    path = record.with_name(shard["file"])
+    return path.is_file() and sha256_of(path) == shard["sha256"]
 
 
 def _manifest_of(source: Path) -> Path:
@@ -253,8 +280,13 @@ def _merge_records(sources: Sequence[Path], out: Path) -> None:
     names = sorted({path.name for source in sources for path in whole_files(source / "parts", "part-*.json")})
     for name in names:
         known: dict[str, KnownVideo] = {}
-        for folder in (out, *sources):
-            known |= read_part(folder / "parts" / name)
-        write_part(out / "parts" / name, known)
+        for folder in (*sources, out):
+            for video, facts in read_part(folder / "parts" / name).items():
+                if video not in known or not facts.reason:  # who could read it knows more
+                    known[video] = facts
+        with held(out / "parts" / Path(name).with_suffix(".lock")) as other:
+            if other:
+                raise SettingsError(f"{out} is being worked on by {other}", "merge when it is done")
+            write_part(out / "parts" / name, known)
     if listings := [count for source in sources if (count := read_listing(source)) is not None]:
         write_listing(out, max(listings))

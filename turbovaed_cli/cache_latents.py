@@ -5,7 +5,7 @@ held for more than the videos at hand, however many there are; what is known of 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence, Set
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
 from turbovaed_cli.devices import resolve_device, resolve_dtype
-from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
+from turbovaed_cli.errors import CheckFailedError, PassingVideoError, SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import ModelSpec
@@ -64,8 +64,8 @@ def cache_latents(
     """
     check_settings(spec, settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
-    teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
     with open_videos(data) as videos, open_cache(out) as (folder, pushed):
+        teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
         write_listing(folder, len(videos.names))
@@ -114,7 +114,10 @@ def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownV
         now = KnownVideo(stamp, sha256_of(info.path), info.num_frames, failed=failed)
         return PlannedVideo(name, now, _clips_of(videos.shown(name), now.sha256, now.frames, settings), info)
     except VideoError as error:
-        return PlannedVideo(name, KnownVideo(stamp, reason=error.what), [])
+        # What may go otherwise next time has no stamp, so that it is looked at again.
+        return PlannedVideo(name, KnownVideo("" if isinstance(error, PassingVideoError) else stamp, reason=error.what), [])
+    except OSError as error:
+        return PlannedVideo(name, KnownVideo("", reason=f"cannot be read: {(error.strerror or str(error)).lower()}"), [])
 
 
 def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None) -> PlannedVideo | None:
@@ -185,15 +188,20 @@ class _Job:
         self, videos: Videos, writer: CacheWriter, settings: CacheSettings, shard: Shard | None, report: Reporter
     ) -> None:
         self.videos, self.writer, self.settings, self.report, self.shard = videos, writer, settings, report, shard
-        self.names: dict[int, list[str]] = {}
+        if shard is not None and shard.count > writer.parts:
+            raise SettingsError(
+                f"{writer.root} is divided into {writer.parts} parts, which are too few for {shard.count} shares",
+                f"--shard with {writer.parts} shares at most, or a new folder as --out",
+            )
+        self.names: dict[int, list[str]] = {
+            number: [] for number in range(writer.parts) if shard is None or number % shard.count == shard.index
+        }
         for name in videos.names:
-            number = part_of(name, writer.parts)
-            if shard is None or number % shard.count == shard.index:
-                self.names.setdefault(number, []).append(name)
+            if (number := part_of(name, writer.parts)) in self.names:
+                self.names[number].append(name)
         self.total = sum(map(len, self.names.values()))
         self.claimed: list[Part] = []
         self.others: dict[int, str] = {}  # who has the parts that this run could not get
-        self.queued: set[str] = set()
         self.encoded = self.found = 0
         self.skipped: list[Skipped] = []
 
@@ -229,41 +237,41 @@ class _Job:
                     continue
                 self.others.pop(number, None)
                 self.claimed.append(part)
-                self.writer.look_again()
                 part.forget_all_but(list(map(as_text, self.names[number])))
                 yield part
 
     def _stream(self) -> Iterator[_Clip | _Seen | _End]:
         """Everything there is to do, in order; videos are looked into ahead."""
         for part in self._parts():
+            committed = self.writer.committed(part.number)
+            queued: set[str] = set()  # the same bytes under two names are one clip
             for _, video in read_ahead(
-                self._look, self._named(part), self.settings.workers, is_quick=lambda named: named[2] is not None
+                self._look, self._named(part, committed), self.settings.workers, is_quick=lambda named: named[2] is not None
             ):
                 for clip in video.clips:
-                    if not self._is_missing(clip):
-                        self.found += clip.key not in self.queued
-                    elif clip.key not in self.queued and str(clip.start) not in video.known.failed:
+                    if clip.key in committed:
+                        self.found += clip.key not in queued
+                    elif clip.key not in queued and str(clip.start) not in video.known.failed:
                         assert video.info is not None
                         yield _Clip(part, video.name, clip, video.info)
-                    self.queued.add(clip.key)
+                    queued.add(clip.key)
                 yield _Seen(part, video)
             yield _End(part)
 
-    def _named(self, part: Part) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
+    def _named(self, part: Part, committed: Set[str]) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
         """The videos of a part, with what is known of them, and their plan where it needs no look: nothing of it is missing."""
         for name in self.names[part.number]:
-            known = None if self.settings.retry_failed else part.before.get(as_text(name))
+            known = part.before.get(as_text(name))
+            if known is not None and self.settings.retry_failed and (known.reason or known.failed):
+                known = None
             plan = plan_known(self.videos, self.settings, name, known)
-            if plan and any(self._is_missing(clip) and str(clip.start) not in plan.known.failed for clip in plan.clips):
+            if plan and any(clip.key not in committed and str(clip.start) not in plan.known.failed for clip in plan.clips):
                 plan = None
             yield name, known, plan
 
     def _look(self, named: tuple[str, KnownVideo | None, PlannedVideo | None]) -> PlannedVideo:
         name, known, plan = named
         return plan or plan_video(self.videos, self.settings, name, known)
-
-    def _is_missing(self, clip: ClipSource) -> bool:
-        return clip.key not in self.writer.committed
 
     def _batches(self) -> Iterator["list[_Frames] | _End"]:
         """Clips that could be read, in batches that no part shares, and where parts end; the others go to `skipped`."""
@@ -291,7 +299,8 @@ class _Job:
                         batch = []
                     yield item
         finally:
-            progress.close()  # type: ignore[attr-defined]
+            if isinstance(progress, Generator):
+                progress.close()
 
     def _read(self, item: _Clip | _Seen | _End) -> np.ndarray | str | None:
         """The frames of a clip, or why there are none."""
@@ -325,6 +334,7 @@ class _Job:
         if isinstance(item, _End):
             self.writer.commit()
             item.part.close()
+            self.claimed.remove(item.part)
             return
         if isinstance(item.began, torch.cuda.Event) and isinstance(item.ended, torch.cuda.Event):
             item.ended.synchronize()
@@ -342,9 +352,10 @@ class _Job:
 
     def _give_back(self) -> None:
         """On the way out, by whatever error: what is encoded counts, and the parts are free."""
-        self.writer.commit()
-        for part in self.claimed:
-            part.close()
+        with ExitStack() as each:
+            for part in self.claimed:
+                each.callback(part.close)
+            self.writer.commit()
 
 
 @dataclass(frozen=True)

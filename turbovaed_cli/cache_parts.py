@@ -20,7 +20,7 @@ from typing import Any
 
 from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.rundir import held, holder_of, read_sealed, sealed, whole_files, write_whole
+from turbovaed_cli.rundir import RERUN, held, holder_of, read_sealed, sealed, whole_files, write_whole
 
 MOST_PARTS = 256
 _VIDEOS_PER_PART = 4  # at least, so that a few videos are not a shard each
@@ -61,16 +61,24 @@ def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None
     if job is not None and (tasks := number("SLURM_ARRAY_TASK_COUNT")):
         first, step = number("SLURM_ARRAY_TASK_MIN", 0) or 0, number("SLURM_ARRAY_TASK_STEP", 1) or 1
         index, count, names = (job - first) // step, tasks, ["SLURM_ARRAY_TASK_ID"]
+        if not index < count:
+            return None, f"SLURM_ARRAY_TASK_ID is {job}, in an array of {tasks} that does not count evenly: give --shard"
     elif (pod := number("JOB_COMPLETION_INDEX")) is not None:
         if not (completions := number("JOB_COMPLETIONS")):
             return None, "JOB_COMPLETION_INDEX is set, the number of completions is not: set JOB_COMPLETIONS, or give --shard"
         index, count, names = pod, completions, ["JOB_COMPLETION_INDEX"]
-    for rank_name, count_name in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+    # What torchrun and srun set for each process, and nobody else: a batch script has SLURM_NTASKS without being several.
+    launched = (
+        {"RANK": "WORLD_SIZE"}
+        if {"LOCAL_RANK", "MASTER_ADDR"} <= environment.keys()
+        else {"SLURM_PROCID": "SLURM_STEP_NUM_TASKS"}
+    )
+    for rank_name, count_name in launched.items():
         rank, world = number(rank_name), number(count_name)
-        if rank is not None and world:
+        if rank is not None and world and world > 1:
             index, count, names = index * world + rank, count * world, [*names, rank_name]
             break
-    if not names or not 0 <= index < count:
+    if count == 1 or not 0 <= index < count:
         return None, ""
     return Shard(index, count), f"shard {index}/{count}, as {' and '.join(names)} say{'s' if len(names) == 1 else ''}"
 
@@ -106,18 +114,23 @@ class Part:
 
     def __init__(self, root: Path, number: int, lock: ExitStack) -> None:
         self.number, self._path, self._lock = number, _record_path(root, number), lock
-        self.before = read_part(self._path)  # as it was when the work began
+        self._was = self.before = read_part(self._path)  # when the work began
         self.videos: dict[str, KnownVideo] = {}  # those that are done with
+        self._is_open = True
 
     def close(self) -> None:
-        """Write down what is known now, and let others have the part."""
+        """Write down what is known now, and let others have the part; once."""
+        if not self._is_open:
+            return
+        self._is_open = False
         try:
             # Of an interrupted pass, what the one before knew of the rest.
             known = self.before | self.videos
-            if known != self.before or not self._path.exists():
+            if known != self._was or not self._path.exists():
                 write_part(self._path, known)
         finally:
             self._lock.close()
+            self._was = self.before = self.videos = {}  # a run has many parts
 
     def forget_all_but(self, names: Sequence[str]) -> None:
         """Drop what is known of videos that are gone."""
@@ -134,7 +147,7 @@ def claim(root: Path, number: int) -> Part | str:
         return other
     for folder in (root / "shards", root / "parts"):  # what a killed worker of this part left half-written
         for leftover in folder.glob(f".part-{number:03}[-.]*"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)
     return Part(root, number, lock)
 
 
@@ -149,7 +162,7 @@ def read_listing(root: Path) -> int | None:
     path = root / "parts" / "listing.json"
     if not path.is_file():
         return None
-    listing = read_sealed(path)
+    listing = read_sealed(path, RERUN)
     check_fields(listing, {"videos": int}, path)
     return int(listing["videos"])
 
@@ -169,7 +182,7 @@ def read_part(path: Path) -> dict[str, KnownVideo]:
     """The record of a part; empty where there is none yet. Raises CorruptFileError."""
     if not path.exists():
         return {}
-    record = read_sealed(path)
+    record = read_sealed(path, RERUN)
     check_fields(record, {"videos": dict[str, dict[str, Any]]}, path)
     kinds = {
         "stamp": str | None,

@@ -439,16 +439,24 @@ def cache_latents(
     """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
+    from turbovaed_cli.devices import device_of_rank  # noqa: PLC0415
 
+    if sum(map(bool, (status, merge, dry_run))) > 1 or (merge and data is not None):
+        raise SettingsError("--status, --merge and --dry-run each do one thing", "give one of them; --merge without --data")
     if status or merge:
         _show_cache(out, merge or [], json=json, report=_reporter(quiet, verbose))
         return
     if data is None:
         raise SettingsError("--data is missing", "give a folder of videos, or --status to look at the cache")
     _warn_of_old_ffmpeg()
-    share, why = (parse_shard(shard), "") if shard else shard_from_environment(os.environ)
-    if why and not quiet:
+    share, why = (parse_shard(shard), "") if shard is not None else shard_from_environment(os.environ)
+    if why and share is None:
+        raise SettingsError(why)
+    if why:
         console.note(why)
+        device = device_of_rank(device, os.environ)
+    if share is None and "://" in out:
+        console.warn("nothing keeps other workers away behind a URL: start one, or give each its --shard")
     settings = CacheSettings(
         frames,
         parse_size(size),
@@ -473,12 +481,12 @@ def cache_latents(
         busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
         console.print_table(
             "Latent cache",
-            ["encoded", "already there", "skipped", "encoder busy", "folder"],
-            [(result.encoded, result.found, len(result.skipped), busy, out)],
+            ["encoded", "already there", "skipped", "encoder busy", "folder", *(["shard"] if share else [])],
+            [(result.encoded, result.found, len(result.skipped), busy, out, *([share] if share else []))],
         )
         for other in result.left_to_others:
             console.note(f"{other} is at work on the rest; turbovaed cache-latents --status --out {out} shows how far")
-        if not result.left_to_others:
+        if not result.left_to_others and share is None:
             console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
     _finish(result.skipped)
 

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
 from importlib.util import find_spec
@@ -54,6 +55,14 @@ def resolve_device(name: str) -> torch.device:
     if not available[kind]:
         raise UnavailableError(f"--device {name}: this machine has none that torch can use", "--device auto takes what is there")
     return torch.device(name)
+
+
+def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
+    """Of several processes on a machine, each takes a CUDA device of its own for `auto` and `cuda`, as torchrun or srun numbers them."""
+    rank = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or ""
+    if asked not in ("auto", "cuda") or not rank.isdecimal() or not torch.cuda.is_available():
+        return asked
+    return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def apple_device(asked: str) -> tuple[str, str] | None:

@@ -417,7 +417,7 @@ def _video_streams(
     spec.teacher.check_frames(settings.frames)
     for size in sizes:
         spec.teacher.check_size(*size)
-    folder = ranks.first_of_each_machine_first(lambda: local_videos(data, report))
+    folder = ranks.first_of_each_machine_first(lambda: local_videos(data, report, first=first))
     span = (settings.frames - 1) * settings.stride + 1
     videos, skipped = ranks.share(lambda: usable_videos(folder, span, report, first=first))
     damaged: dict[str, str] = {}

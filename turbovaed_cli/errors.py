@@ -32,6 +32,10 @@ class VideoError(TurboVaedError):
     """A video could not be read or written whole."""
 
 
+class PassingVideoError(VideoError):
+    """The same for a reason that may be gone next time: a disk, a network, a machine that is too busy."""
+
+
 class DiskFullError(TurboVaedError):
     """There was no room for a file; what had been there before is as it was."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from turbovaed_cli.errors import MissingError, VideoError
+from turbovaed_cli.errors import MissingError, PassingVideoError, VideoError
 
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the
 # descriptor we hand over.
@@ -74,7 +74,7 @@ def open_regular(path: Path) -> IO[bytes]:
         # Opening a FIFO without a writer blocks; O_NONBLOCK does not. It means nothing for regular files.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise VideoError(f"{path} cannot be opened: {(error.strerror or str(error)).lower()}") from error
+        raise PassingVideoError(f"{path} cannot be opened: {(error.strerror or str(error)).lower()}") from error
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
         os.close(handle)
@@ -153,7 +153,7 @@ class Child:
         with self._waiting():
             data = self.process.stdout.read(num_bytes) if whole else self.process.stdout.read1(num_bytes)
         if self.stalled:
-            raise VideoError(f"ffmpeg gave nothing for {self.patience_s:.0f} seconds and was stopped")
+            raise PassingVideoError(f"ffmpeg gave nothing for {self.patience_s:.0f} seconds and was stopped")
         return data
 
     def write(self, data: bytes | memoryview) -> None:

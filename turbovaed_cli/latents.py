@@ -27,7 +27,7 @@ from torch import Tensor
 
 from turbovaed_cli.documents import check_fields, plain_name, shown
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
-from turbovaed_cli.rundir import held, read_sealed, sealed, sha256_of, whole_files, write_whole
+from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
 from turbovaed_cli.video import to_model
 
@@ -171,15 +171,15 @@ class CacheWriter:
         self._bytes = 0
         self._lock = threading.RLock()
         self.parts = int(_agree_on_manifest(root, made_by, parts).get("parts", 1))
-        self.committed: set[str] = set()
-        self._seen: set[str] = set()
-        self.look_again()
+        # Of an earlier turbovaed, whose shards belong to no part.
+        self._of_no_part = self._keys("[!p]*.json")
 
-    def look_again(self) -> None:
-        """Take note of what other processes have committed since."""
-        for path in whole_files(self.shards, "*.json", but=self._seen):
-            self.committed |= {clip["key"] for clip in read_shard(path)["clips"]}
-            self._seen.add(path.name)
+    def committed(self, part: int) -> set[str]:
+        """Keys of the clips that a part has: whoever holds the part is alone in adding to them."""
+        return self._of_no_part | self._keys(f"part-{part:03}-*.json")
+
+    def _keys(self, pattern: str) -> set[str]:
+        return {clip["key"] for path in whole_files(self.shards, pattern) for clip in read_shard(path)["clips"]}
 
     def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
         """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""
@@ -213,7 +213,6 @@ class CacheWriter:
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))
         text = sealed({"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips})
         write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        self.committed |= {clip["key"] for clip in self._clips}
         self._tensors, self._clips, self._bytes = {}, [], 0
         self._on_commit(path)
 
@@ -240,6 +239,12 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
                 if other is None and not path.exists():
                     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             time.sleep(0.02 if other else 0)
+    return check_manifest(root, made_by)
+
+
+def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of a cache; SettingsError where it was made otherwise."""
+    path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
     for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal", "parts"}):
@@ -258,7 +263,7 @@ def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
 
 def read_shard(path: Path) -> dict[str, Any]:
     """The .json of a committed shard."""
-    shard = read_sealed(path)
+    shard = read_sealed(path, RERUN)
     check_fields(shard, {"file": str, "sha256": str, "bytes": int, "clips": list[dict[str, Any]]}, path)
     if not plain_name(shard["file"]):
         raise CorruptFileError(f"{path} names {shard['file']!r}, which is no file of its folder", f"remove {path}")

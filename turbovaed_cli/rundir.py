@@ -12,7 +12,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsEr
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
 _NO_SEAL = "0" * 64
+RERUN = "remove that file and run cache-latents again"
 _MOST_NUMBERS = 8  # that describe the data of a step: clips, frames, height, width
 # Names that write_whole, whole_folder and _remove_folder give to what is not complete.
 _LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
@@ -82,9 +83,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def whole_files(folder: Path, pattern: str, but: Set[str] = frozenset()) -> list[Path]:
-    """What write_whole brought to an end in `folder`, by name, `but` some: its unfinished files match the same patterns, but for their dot."""
-    names = set(os.listdir(folder)) - but if folder.is_dir() else set()  # noqa: PTH208 - paths of very many would take seconds
+def whole_files(folder: Path, pattern: str) -> list[Path]:
+    """What write_whole brought to an end in `folder`, by name: its unfinished files match the same patterns, but for their dot."""
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - paths of very many would take seconds
     return [folder / name for name in sorted(fnmatch.filter(names, pattern)) if not name.startswith(".")]
 
 
@@ -148,7 +149,7 @@ def sealed(value: Mapping[str, Any]) -> str:
     return head + hashlib.sha256(text.encode()).hexdigest() + tail
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path, hint: str = "restore it, or remove the folder it is in") -> dict[str, Any]:
     """A document that `sealed` made; CorruptFileError where a bit differs. Those of version 1 had no seal, and pass."""
     text, value = _text_and_object(path)
     if value.get("schema_version") == 1 and "seal" not in value:
@@ -156,9 +157,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     seal = value.get("seal")
     head, found, tail = text.rpartition(seal if isinstance(seal, str) and len(seal) == len(_NO_SEAL) else _NO_SEAL)
     if not found or hashlib.sha256(f"{head}{_NO_SEAL}{tail}".encode()).hexdigest() != seal:
-        raise CorruptFileError(
-            f"{path} is not what was written (its seal does not fit)", "restore it, or remove the folder it is in"
-        )
+        raise CorruptFileError(f"{path} is not what was written (its seal does not fit)", hint)
     return value
 
 

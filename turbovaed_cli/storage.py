@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import room_for
+from turbovaed_cli.rundir import read_json, room_for, write_json
 from turbovaed_cli.video import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
 
 
@@ -74,19 +74,19 @@ class RemoteVideos:
     """The videos behind a URL, each copied into `room` while it is needed."""
 
     def __init__(self, url: str, room: Path) -> None:
-        self._files = RemoteFolder(url)
+        self.files = RemoteFolder(url)
         self._room = room
         self._facts = {
             name: facts
-            for name, facts in self._files.listing().items()
+            for name, facts in self.files.listing().items()
             if name.lower().endswith(VIDEO_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
         }
-        self.names = sorted(self._facts)
+        self.names = sorted(self._facts, key=lambda name: name.split("/"))
         if not self.names:
             raise SettingsError(f"no video under {url}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
 
     def shown(self, name: str) -> str:
-        return self._files.shown(name)
+        return self.files.shown(name)
 
     def stamp(self, name: str) -> str:
         facts = self._facts[name]
@@ -97,9 +97,11 @@ class RemoteVideos:
         path = self._room / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix}"
         if not path.exists():
             try:
-                self._files.get(name, path)
+                self.files.get(name, path)
             except TurboVaedError as error:
-                raise VideoError(error.what, error.hint) from error
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # a network that is gone makes no video unreadable
+                raise VideoError(f"{self.shown(name)} is not there any more") from error
         return path
 
     def drop(self, name: str) -> None:
@@ -147,7 +149,11 @@ class RemoteFolder:
             except FileNotFoundError:
                 return {}
         prefix = self._root.rstrip("/") + "/"
-        return {path.removeprefix(prefix): facts for path, facts in found.items() if path.startswith(prefix)}
+        listing = {path.removeprefix(prefix): facts for path, facts in found.items() if path.startswith(prefix)}
+        for name in listing:
+            if "\\" in name or not all(part not in ("", ".", "..") for part in name.split("/")):
+                raise TurboVaedError(f"{self.url} holds {name!r}, a name that leads out of it", "rename or remove it there")
+        return listing
 
     def get(self, name: str, path: Path) -> None:
         """Copy a file here, whole or not at all."""
@@ -205,14 +211,14 @@ class Mirror:
         """
         here = {path.relative_to(self.local).as_posix(): path for path in self.local.rglob("*") if path.is_file()}
         here = {name: path for name, path in here.items() if _is_for_others(name)}
-        gone = [name for name in self._there if name not in here] if remove else []
-        for name in sorted(gone, key=lambda name: (not name.endswith(".json"), name)):
-            self.remote.remove(name)
-            del self._there[name]
         for name in sorted(here, key=lambda name: (name.endswith(".json"), name)):
             if self._there.get(name) != (mark := _mark(here[name])):
                 self.remote.put(here[name], name)
                 self._there[name] = mark
+        gone = [name for name in self._there if name not in here] if remove else []  # once its successor is there
+        for name in sorted(gone, key=lambda name: (not name.endswith(".json"), name)):
+            self.remote.remove(name)
+            del self._there[name]
 
 
 def _is_for_others(name: str) -> bool:
@@ -267,22 +273,26 @@ def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Pat
             mirror.push(remove=True)
 
 
-def local_videos(data: str | Path, report: Reporter = quiet) -> Path:
-    """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again."""
+def local_videos(data: str | Path, report: Reporter = quiet, *, first: int | None = None) -> Path:
+    """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again.
+
+    With `first`, no more than so many are copied.
+    """
     if not is_url(data):
         return Path(data)
     folder = cache_home() / f"videos-{hashlib.sha256(str(data).rstrip('/').encode()).hexdigest()[:16]}"
-    remote = RemoteFolder(str(data))
-    listing = {name: facts for name, facts in remote.listing().items() if name.lower().endswith(VIDEO_SUFFIXES)}
-    if not listing:
-        raise SettingsError(f"no video under {data}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
-    for path in folder.rglob("*"):
-        if path.is_file() and path.relative_to(folder).as_posix() not in listing:
-            path.unlink(missing_ok=True)
-    for name in report.track(sorted(listing), f"copying videos to {folder}"):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != listing[name].get("size"):
-            remote.get(name, path)
+    remote = RemoteVideos(str(data), folder)
+    stamps = folder / ".stamps.json"
+    known = read_json(stamps) if stamps.is_file() else {}
+    if first is None:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.name.startswith(".") and path.relative_to(folder).as_posix() not in remote.names:
+                path.unlink(missing_ok=True)
+    for name in report.track(remote.names[:first], f"copying videos to {folder}"):
+        if not (folder / name).is_file() or known.get(name) != remote.stamp(name):
+            remote.files.get(name, folder / name)
+            known[name] = remote.stamp(name)
+    write_json(stamps, {name: known[name] for name in sorted(known) if name in remote.names})
     return folder
 
 

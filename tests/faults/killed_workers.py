@@ -22,7 +22,7 @@ from diffusers.models.autoencoders import autoencoder_kl_ltx  # noqa: F401 - for
 import turbovaed_cli.cache_latents  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
-from turbovaed_cli.latents import committed_shards
+from turbovaed_cli.latents import CacheWriter, committed_shards
 from turbovaed_cli.rundir import sha256_of
 
 
@@ -107,8 +107,16 @@ def _cache(work: Path, out: Path) -> None:
         return encode(teacher, clips)
 
     module._encode = logged
+    commit = CacheWriter._commit
+
+    def logged_commit(writer):
+        keys = [clip["key"] for clip in writer._clips]
+        commit(writer)
+        os.write(log, "".join(f"{time.time_ns()} committed {key}\n" for key in keys).encode())
+
+    CacheWriter._commit = logged_commit
     words = [
-        "cache-latents", "--teacher", work / "teacher", "--data", work / "videos", "--out", out, "--frames", "9", "--size", "64",
+        "cache-latents", "--teacher", work / "teacher", "--data", work / "videos", "--out", out, "--frames", "9", "--size", "96",
         "--shard-mb", "1", "--batch-size", "2", "-q",
     ]  # fmt: skip
     sys.argv = ["turbovaed", *map(str, words)]
@@ -142,18 +150,15 @@ def is_readable(out: Path) -> bool:
 
 def encoded_twice(out: Path, ends: dict[int, int]) -> int:
     """How many clips somebody began to encode when they were committed, or when another one who had begun was still alive."""
-    committed = {
-        clip["key"]: (out / "shards" / record["file"]).with_suffix(".json").stat().st_mtime_ns
-        for record in committed_shards(out)
-        for clip in record["clips"]
-    }
+    committed: dict[str, int] = {}
     twice, before = 0, {}
-    for moment, worker, key in sorted(
-        (int(moment), int(worker), key)
-        for moment, worker, key in map(str.split, log_of(out).read_text(encoding="ascii").splitlines())
-    ):
+    lines = map(str.split, log_of(out).read_text(encoding="ascii").splitlines())
+    for moment, worker, key in sorted((int(moment), worker, key) for moment, worker, key in lines):
+        if worker == "committed":
+            committed.setdefault(key, moment)
+            continue
         other = before.get(key, worker)
-        twice += moment > committed[key] or (other != worker and ends.get(other, moment + 1) > moment)
+        twice += moment > committed.get(key, moment) or (other != worker and ends.get(int(other), moment + 1) > moment)
         before[key] = worker
     return twice
 

@@ -186,7 +186,7 @@ def read_ahead(
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting: deque[tuple[Item, Future[Result] | None]] = deque()
-        slow = 0
+        slow, most = 0, 8 * max(workers, 1)  # quick ones behind a slow one are not gathered without end
 
         def first() -> tuple[Item, Result]:
             item, future = waiting.popleft()
@@ -201,7 +201,7 @@ def read_ahead(
             for item in items:
                 waiting.append((item, None if is_quick(item) else pool.submit(work, item)))
                 slow += waiting[-1][1] is not None
-                while waiting and (waiting[0][1] is None or slow > workers):
+                while waiting and (waiting[0][1] is None or slow > workers or len(waiting) > most):
                     slow -= waiting[0][1] is not None
                     yield first()
             while waiting:

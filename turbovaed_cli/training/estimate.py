@@ -83,8 +83,8 @@ def _time_stage(trainer: Trainer, index: int, first: int) -> StageEstimate:
         if number == 1:
             began, waited = time.perf_counter(), batches.seconds
         trainer.learn(batches)
-    reading.close()  # nothing is read ahead any more
     seconds = (time.perf_counter() - began) / max(steps - 1, 1)
+    reading.close()  # nothing is read ahead any more
     share = min((batches.seconds - waited) / max(steps - 1, 1) / seconds, 1.0)
     clips = trainer.data_of(index)["clips"]
     return StageEstimate(stage.name, stage.steps, clips, seconds, share, peak_mb(trainer.device))
