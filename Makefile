@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test faults check format bench bench-gpu clean
+.PHONY: install demo test faults two-machines check format bench bench-gpu clean
 
 install: .venv/installed
 
@@ -23,6 +23,9 @@ test: install
 
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile tests/faults
+
+two-machines: install  ## docs/SCALE.md on two network namespaces; Linux and root, two minutes on 2 cores
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
 	$(BIN)/python benchmarks/startup.py
@@ -47,4 +50,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-out two-machines-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

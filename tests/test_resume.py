@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from turbovaed_cli.distill import distill
+from turbovaed_cli.distill import distill, stop_requests
 from turbovaed_cli.errors import CorruptFileError, RunFolderError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
@@ -279,6 +279,30 @@ def test_a_polite_signal_ends_at_a_checkpoint_with_its_exit_code(number, code, s
     process = shell(run)
     assert process.wait(timeout=200) == 0
     assert differing(everything(run), uninterrupted) == []
+
+
+def test_a_signal_that_comes_twice_at_once_still_ends_at_a_checkpoint(monkeypatch):
+    """A cluster sends it to every process, and torchrun passes on the one it got; a later one ends at once, as the command says."""
+
+    class Terminated(BaseException):
+        pass
+
+    def raise_terminated(*_):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        with stop_requests() as received:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+            monkeypatch.setattr(sys.modules[distill.__module__], "SAME_REQUEST_S", -1.0)
+            with pytest.raises(Terminated):
+                signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ from turbovaed_cli.training.trainer import ClipStream, Trainer
 from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
 
 WORTH_SAYING = 0.1  # share of the steps' time
+SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to those that have it already
 
 
 @dataclass(frozen=True)
@@ -281,7 +283,7 @@ def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, report: Reporte
             stalled=say_stalled,
         )
     )
-    with _stop_requests() as stop:
+    with stop_requests() as stop:
         for step in report.track(range(first, settings.steps), "distilling", total=settings.steps, start=first):
             at = position_at(settings.stages, step)
             if ranks.is_first and step in (first, at.first_step):
@@ -351,17 +353,23 @@ def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, rep
 
 
 @contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number in, so that the step at hand can end; a second signal ends at once."""
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put their number in, so that the step at hand can end; one that comes later ends at once."""
     received: list[int] = []
+    first = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
-    def handle(number: int, _frame: object) -> None:
-        if received:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > SAME_REQUEST_S:
+            if callable(handler := before[signal.Signals(number)]):  # which knows the exit code
+                handler(number, frame)
             raise KeyboardInterrupt
-        received.append(number)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
