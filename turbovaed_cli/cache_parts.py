@@ -183,18 +183,23 @@ def read_part(path: Path) -> dict[str, KnownVideo]:
     if not path.exists():
         return {}
     record = read_sealed(path, RERUN)
-    check_fields(record, {"videos": dict[str, dict[str, Any]]}, path)
-    kinds = {
-        "stamp": str | None,
-        "sha256": str | None,
-        "frames": int | None,
-        "reason": str | None,
-        "failed": dict[str, str] | None,
-    }
-    for name, facts in record["videos"].items():
-        check_fields(facts, kinds, path, f"videos.{name}.")
-    known = {name: {field: facts[field] for field in kinds if facts.get(field)} for name, facts in record["videos"].items()}
-    return {name: KnownVideo(**{"stamp": "", **facts}) for name, facts in known.items()}
+    check_fields(record, {"videos": dict[str, Any]}, path)
+    return {name: _known(facts, path, name) for name, facts in record["videos"].items()}
+
+
+_KINDS = {"stamp": str, "sha256": str, "frames": int, "reason": str, "failed": dict[str, str]}
+
+
+def _known(facts: Any, path: Path, name: str) -> KnownVideo:
+    # The usual one is told at a glance: there may be very many.
+    if (
+        isinstance(facts, dict)
+        and list(map(type, facts.values())) == [str, str, int]
+        and [*facts] == ["stamp", "sha256", "frames"]
+    ):
+        return KnownVideo(**facts)
+    check_fields(facts, {field: kind | None for field, kind in _KINDS.items()}, path, f"videos.{name}.")
+    return KnownVideo(**{"stamp": "", **{field: facts[field] for field in _KINDS if facts.get(field)}})
 
 
 def write_part(path: Path, videos: Mapping[str, KnownVideo]) -> None:

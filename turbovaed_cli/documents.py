@@ -5,6 +5,7 @@ import math
 import re
 import types
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -41,14 +42,21 @@ def plain_name(name: object) -> bool:
     return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
 
 
+@cache
+def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return get_origin(hint), get_args(hint)
+
+
 def fits(value: object, hint: Any) -> bool:  # noqa: PLR0911 - one rule a line
     """Whether a value from JSON or TOML is what a type hint says; numbers are finite, and whole ones below 2**53."""
-    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is str:  # most of what there is
+        return isinstance(value, str)
     if hint is Any:
         return True
+    origin, arguments = _taken_apart(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in arguments)
-    if hint is bool or hint is str or hint is type(None):
+    if hint is bool or hint is type(None):
         return isinstance(value, hint)
     if hint is int or hint is float:
         if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):

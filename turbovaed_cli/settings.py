@@ -212,7 +212,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
             typed[name] = value
         elif name == "log":
             if not (isinstance(value, list) and all(isinstance(one, str) for one in value)):
-                raise SettingsError(f"{where}: {name} is {value!r}, not a list of names")
+                raise SettingsError(f"{where}: {name} is {shown(value)}, not a list of names")
             typed[name] = tuple(value)
         else:  # the pairs: sizes and betas
             kind = float if name == "betas" else int

@@ -7,6 +7,7 @@ is encoded is logged, so that one encoded after it was committed is seen. One li
 """
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -17,12 +18,12 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders import autoencoder_kl_ltx  # noqa: F401 - for the children: a second that each kill saves
 
 import turbovaed_cli.cache_latents  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.latents import CacheWriter, committed_shards
+from turbovaed_cli.reporting import hushed
 from turbovaed_cli.rundir import sha256_of
 
 
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
+    with hushed():  # for the children: a second that each kill saves
+        importlib.import_module("diffusers.models.autoencoders.autoencoder_kl_ltx")
     rng = random.Random(options.seed)
     began = time.monotonic()
     once = Worker(options.work, options.work / f"once-{options.seed}", None)

@@ -9,6 +9,7 @@ command within two seconds and a step, with their exit code, and leave no ffmpeg
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -21,11 +22,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from diffusers.models.autoencoders import autoencoder_kl_ltx  # noqa: F401 - for the children: a second that each kill saves
 
 import turbovaed_cli.distill  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
+from turbovaed_cli.html_report.assets import template
+from turbovaed_cli.reporting import hushed
 from turbovaed_cli.rundir import RunDir, verify_manifest
 
 STEPS = 6  # of the recipe
@@ -43,6 +45,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="videos to learn from, instead of the latents")
     options = parser.parse_args()
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
+    with hushed():  # for the children: a second that each kill saves
+        importlib.import_module("diffusers.models.autoencoders.autoencoder_kl_ltx")
+    template("page.html")
     rng = random.Random(options.seed)
     signals = [signal.Signals[f"SIG{name}"] for name in options.signals]
     name = f"{'videos' if options.data else 'latents'}-{options.seed}"
@@ -136,6 +141,8 @@ def _distil(options: argparse.Namespace, run: Path) -> None:
                 raise
     except SystemExit as error:
         code = int(error.code or 0)
+    except KeyboardInterrupt:  # before the command began, which then has no handler yet
+        code = 130
     finally:
         os._exit(code)
 

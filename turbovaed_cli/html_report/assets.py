@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from functools import cache
 from importlib.resources import files
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
@@ -17,6 +18,7 @@ def source_expression(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+@cache  # a run fills the same page at every checkpoint
 def template(name: str) -> Template:
     """A page to fill: every value is escaped, and one that is missing is an error."""
     pages = Environment(
