@@ -96,6 +96,7 @@ def test_the_i3d_detector_is_pulled_but_not_trusted(hub, turbovaed, tmp_path, mo
 
 
 def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, turbovaed, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"not looked into before the weights are there")
     for arguments in (
         ("models", "pull", "ltx"),
         ("distill", "--teacher", "ltx", "--data", str(tmp_path), "--run", str(tmp_path / "out")),
