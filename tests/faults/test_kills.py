@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_video
 from faulty import count_of, dies_at_every_operation
 from safetensors.torch import load_file, save_file
 from test_resume import RECIPE
@@ -70,26 +69,6 @@ def test_polite_signals_at_random_moments_end_it_soon_and_leave_nothing_behind(w
     bad = sum(counts[name] for name in ("lost", "unreadable", "differing", "wrong_exits", "slow_exits", "left_behind"))
     tally("SIGTERM and SIGINT at random moments", count, count - min(bad, count))
     assert bad == 0, counts
-
-
-def test_two_workers_on_one_cache_killed_at_random_moments_make_the_bytes_of_one_run(ltx_teacher, tmp_path, request, tally):
-    """Nothing that was committed, or that the other one is at, is encoded again."""
-    shutil.copytree(ltx_teacher, tmp_path / "teacher")
-    (tmp_path / "videos").mkdir()
-    content = make_video(tmp_path / "videos" / "0.mp4", frames=40).read_bytes()
-    for number in range(1, 12):  # a box that players skip makes them other files
-        box = (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big")
-        (tmp_path / "videos" / f"{number}.mp4").write_bytes(content + box)
-    script, seed = Path(__file__).with_name("killed_workers.py"), request.config.getoption("--fault-seed")
-    command = [sys.executable, script, "--work", tmp_path, "--kills", count_of(request, quick=6, full=200), "--seed", seed]
-    done = subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.stdout, done.stderr
-    counts = json.loads(done.stdout.splitlines()[-1])
-    tally("random kills of two workers on one cache", counts["kills"], counts["kills"] - counts["unreadable"])
-    tally("killed caches that became the bytes of one run", counts["runs"], counts["runs"] - counts["differing"])
-    assert done.returncode == 0 and counts["runs"] > 0 and counts["encoded_twice"] == 0, counts
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:
