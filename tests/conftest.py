@@ -17,6 +17,12 @@ def pytest_addoption(parser):
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
 
 
+def pytest_collection_modifyitems(config, items):
+    """In full, the longest file first, beside all others."""
+    if config.getoption("--all-faults"):
+        items.sort(key=lambda item: item.path.name != "test_kills.py")
+
+
 _COUNTS = pytest.StashKey[dict[str, dict[str, int]]]()
 
 
