@@ -20,6 +20,8 @@ from turbovaed_cli.cache_latents import (
     plan_known,
     plan_video,
     read_clip_of,
+    span_of,
+    still_known,
 )
 from turbovaed_cli.cache_parts import (
     KnownVideo,
@@ -35,15 +37,14 @@ from turbovaed_cli.cache_parts import (
 )
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
 from turbovaed_cli.errors import CorruptFileError, SettingsError
-from turbovaed_cli.latents import check_manifest, committed_shards, read_shard
+from turbovaed_cli.latents import check_manifest, committed_shards, manifest_differences, read_shard
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import held, read_sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.storage import Videos, free_bytes, is_url, open_videos
-from turbovaed_cli.training.data import Skipped, read_ahead
-from turbovaed_cli.video import as_text
+from turbovaed_cli.training.data import Skipped, read_ahead, too_short
 from turbovaed_cli.weights import missing_bytes
 
 SAMPLE_VIDEOS = 24  # that a dry run looks into
@@ -117,9 +118,7 @@ def estimate_cache(
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
-    before = known.get(as_text(name))
-    if before is not None and settings.retry_failed and (before.reason or before.failed):
-        before = None
+    before = still_known(known, name, settings)
     done = plan_known(videos, settings, name, before) if before is not None and before.reason else None
     return done or plan_video(videos, settings, name, before)  # also what is known: some of it is encoded
 
@@ -127,7 +126,7 @@ def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo],
 def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:
     if plan.known.reason or plan.clips:
         return plan.known.reason
-    return f"{plan.known.frames} frames, {(settings.frames - 1) * settings.stride + 1} needed"
+    return too_short(plan.known.frames, span_of(settings))
 
 
 def _time_some(
@@ -231,12 +230,11 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
         manifests = {out: read_sealed(out / "manifest.json"), **manifests}
     (first, wanted), *others = manifests.items()
     for source, manifest in others:
-        for name in sorted((wanted.keys() | manifest.keys()) - {"schema_version", "seal"}):
-            if wanted.get(name) != manifest.get(name):
-                raise SettingsError(
-                    f"{source} was made with another {name} than {first}: {manifest.get(name)!r}, not {wanted.get(name)!r}",
-                    "merge what was made by one command with several --shard",
-                )
+        for name in manifest_differences(wanted, manifest):
+            raise SettingsError(
+                f"{source} was made with another {name} than {first}: {manifest.get(name)!r}, not {wanted.get(name)!r}",
+                "merge what was made by one command with several --shard",
+            )
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
         raise SettingsError(f"{out} holds other things and no latent cache", "give a new or empty folder as --out")
     text = _manifest_of(first).read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ held for more than the videos at hand, however many there are; what is known of 
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence, Set
+from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,9 +24,9 @@ from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import sha256_of
-from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.settings import CacheSettings, check_counts
 from turbovaed_cli.storage import Videos, open_cache, open_videos
-from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead
+from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead, too_short
 from turbovaed_cli.video import VideoInfo, as_text, probe, read_clip_uint8, to_model
 from turbovaed_cli.weights import Consent, no_consent
 
@@ -74,9 +74,7 @@ def cache_latents(
 
 def check_settings(spec: ModelSpec, settings: CacheSettings) -> None:
     """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
-    for name in ("frames", "stride", "batch_size", "shard_mb"):
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
+    check_counts(settings, ("frames", "stride", "batch_size", "shard_mb"))
     if settings.clips_per_video < 0:
         raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")
     if settings.max_failures is not None and settings.max_failures < 0:
@@ -118,6 +116,12 @@ def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownV
         return PlannedVideo(name, KnownVideo("" if isinstance(error, PassingVideoError) else stamp, reason=error.what), [])
     except OSError as error:
         return PlannedVideo(name, KnownVideo("", reason=f"cannot be read: {(error.strerror or str(error)).lower()}"), [])
+
+
+def still_known(known: Mapping[str, KnownVideo], name: str, settings: CacheSettings) -> KnownVideo | None:
+    """What is known of a video; nothing where it failed and is to be tried again."""
+    found = known.get(as_text(name))
+    return None if found is not None and settings.retry_failed and (found.reason or found.failed) else found
 
 
 def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None) -> PlannedVideo | None:
@@ -261,9 +265,7 @@ class _Job:
     def _named(self, part: Part, committed: Set[str]) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
         """The videos of a part, with what is known of them, and their plan where it needs no look: nothing of it is missing."""
         for name in self.names[part.number]:
-            known = part.before.get(as_text(name))
-            if known is not None and self.settings.retry_failed and (known.reason or known.failed):
-                known = None
+            known = still_known(part.before, name, self.settings)
             plan = plan_known(self.videos, self.settings, name, known)
             if plan and any(clip.key not in committed and str(clip.start) not in plan.known.failed for clip in plan.clips):
                 plan = None
@@ -320,7 +322,7 @@ class _Job:
         if known.reason:
             self.skipped.append(Skipped(shown, known.reason))
         elif known.frames < frames:
-            self.skipped.append(Skipped(shown, f"{known.frames} frames, {frames} needed"))
+            self.skipped.append(Skipped(shown, too_short(known.frames, frames)))
         for start, reason in known.failed.items():
             self.skipped.append(Skipped(f"{shown} (frames {start} to {int(start) + frames - 1})", reason))
         if self.settings.max_failures is not None and len(self.skipped) > self.settings.max_failures:

@@ -28,9 +28,11 @@ from turbovaed_cli.settings import (
     ReconstructSettings,
     read_recipe,
 )
+from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
+    from turbovaed_cli.cache_job import CacheEstimate
     from turbovaed_cli.cache_parts import Shard
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
@@ -96,12 +98,8 @@ def _signals_as_exceptions() -> Iterator[list[int]]:
         received.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else _TerminatedError
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled_by(handle):
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def command(function: Command) -> Command:
@@ -544,23 +542,16 @@ def _show_estimate(
         console.print_json(found)
     else:
         about = "" if found.looked_into == found.videos else "about "
-        free = "" if found.free_bytes is None else f" of {console.human_bytes(found.free_bytes)} free"
         rows = [
             ("videos", f"{found.videos}, {found.looked_into} of them looked into"),
             ("clips to encode", f"{about}{found.clips}"),
-            ("disk", f"{about}{console.human_bytes(found.disk_bytes)}{free}"),
-            (
-                "time",
-                f"about {console.human_duration(found.seconds)} on this {found.device}"
-                if found.seconds is not None
-                else "not measured",
-            ),
+            ("disk", f"{about}{console.human_bytes(found.disk_bytes)}{_free_in_words(found)}"),
+            ("time", _time_in_words(found)),
             ("memory", f"{found.peak_mb:.0f} MB" if found.peak_mb else "not measured"),
-            ("download", console.human_bytes(found.download_bytes) if found.download_bytes else "nothing"),
+            ("download", _download_in_words(found)),
         ]
         console.print_table("It would take", ["", ""], rows)
-        if found.free_bytes is not None and found.disk_bytes > found.free_bytes:
-            console.warn(f"{out} has room for {console.human_bytes(found.free_bytes)}")
+        _warn_of_room(found, out)
     _finish(found.skipped)
 
 
@@ -577,6 +568,23 @@ def _launch(nproc: int) -> NoReturn:
     if what:
         console.print_error(TurboVaedError(what, "the same command goes on from the last checkpoint"))
     raise typer.Exit(code)
+
+
+def _time_in_words(found: "CacheEstimate | DistillEstimate") -> str:
+    return "not measured" if found.seconds is None else f"about {console.human_duration(found.seconds)} on this {found.device}"
+
+
+def _download_in_words(found: "CacheEstimate | DistillEstimate") -> str:
+    return console.human_bytes(found.download_bytes) if found.download_bytes else "nothing"
+
+
+def _free_in_words(found: "CacheEstimate | DistillEstimate") -> str:
+    return "" if found.free_bytes is None else f" of {console.human_bytes(found.free_bytes)} free"
+
+
+def _warn_of_room(found: "CacheEstimate | DistillEstimate", place: str) -> None:
+    if found.free_bytes is not None and (found.disk_bytes or 0) > found.free_bytes:
+        console.warn(f"{place} has room for {console.human_bytes(found.free_bytes)}")
 
 
 @app.command("distill")
@@ -779,21 +787,17 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
         ]
         if rows:
             console.print_table("Some steps of every stage", columns, rows)
-        free = "" if found.free_bytes is None else f" of {console.human_bytes(found.free_bytes)} free"
         facts = [
             ("steps", f"{found.steps}" + (f", {found.steps_done} of them done" if found.steps_done else "")),
+            ("time", _time_in_words(found)),
             (
-                "time",
-                f"about {console.human_duration(found.seconds)} on this {found.device}"
-                if found.seconds is not None
-                else "not measured",
+                "disk",
+                f"at most {console.human_bytes(found.disk_bytes)}{_free_in_words(found)}" if found.disk_bytes else "not measured",
             ),
-            ("disk", f"at most {console.human_bytes(found.disk_bytes)}{free}" if found.disk_bytes else "not measured"),
-            ("download", console.human_bytes(found.download_bytes) if found.download_bytes else "nothing"),
+            ("download", _download_in_words(found)),
         ]
         console.print_table("It would take", ["", ""], facts)
-        if found.disk_bytes and found.free_bytes is not None and found.disk_bytes > found.free_bytes:
-            console.warn(f"{found.run} has room for {console.human_bytes(found.free_bytes)}")
+        _warn_of_room(found, found.run)
     _finish(found.skipped)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +32,7 @@ from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
+from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, open_run
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages, check_ratios, check_settings, check_sizes
@@ -367,16 +367,12 @@ def stop_requests() -> Iterator[list[int]]:
             received.append(number)
             first = time.monotonic()
         elif time.monotonic() - first > SAME_REQUEST_S:
-            if callable(handler := before[signal.Signals(number)]):  # which knows the exit code
+            if callable(handler := before[number]):  # which knows the exit code
                 handler(number, frame)
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled_by(handle) as before:
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _resume(folder: RunDir, state: TrainingState) -> int | None:

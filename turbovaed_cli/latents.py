@@ -247,13 +247,17 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
-    for name in sorted((before.keys() | manifest.keys()) - {"schema_version", "seal", "parts"}):
-        if before.get(name) != manifest.get(name):
-            raise SettingsError(
-                f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
-                "give another folder as --out",
-            )
+    for name in manifest_differences({**before, "parts": None}, manifest):
+        raise SettingsError(
+            f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
+            "give another folder as --out",
+        )
     return before
+
+
+def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names of what two manifests say differently, but for what belongs to the document alone."""
+    return [name for name in sorted((a.keys() | b.keys()) - {"schema_version", "seal"}) if a.get(name) != b.get(name)]
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from turbovaed_cli.signals import signals_handled_by
+
 WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reads its end when the launcher has gone
 _GRACE_S = 30.0  # that the others have to end by themselves when one has failed
 _POLL_S = 0.05
@@ -39,21 +41,19 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
         for rank in ranks:
             rank.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in range(nproc):
-            environment = os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
-            ranks.append(subprocess.Popen([sys.executable, "-m", "turbovaed_cli", *words], env=environment, **options))
-        return _watched(ranks, passed_on)
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-            rank.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        os.close(watch)
-        os.close(held)
+    with signals_handled_by(pass_on):
+        try:
+            for number in range(nproc):
+                environment = os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
+                ranks.append(subprocess.Popen([sys.executable, "-m", "turbovaed_cli", *words], env=environment, **options))
+            return _watched(ranks, passed_on)
+        finally:
+            for rank in ranks:
+                if rank.poll() is None:
+                    rank.kill()
+                rank.wait()
+            os.close(watch)
+            os.close(held)
 
 
 def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int]) -> tuple[int, str | None]:

@@ -1,6 +1,7 @@
 """One frozen settings class per long command; every default is typed here and nowhere else. Sizes are (height, width)."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -235,6 +236,13 @@ RESUMABLE_CHANGES = frozenset(
         "gradient_checkpointing",
     }
 )  # fmt: skip
+
+
+def check_counts(settings: object, names: Sequence[str]) -> None:
+    """Raise SettingsError for the first of these fields that is below 1."""
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, room_for, write_json
+from turbovaed_cli.rundir import read_json, write_json, write_whole
 from turbovaed_cli.video import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
 
 
@@ -94,7 +94,7 @@ class RemoteVideos:
         return f"{facts.get('size')} bytes, {mark}"
 
     def fetch(self, name: str) -> Path:
-        path = self._room / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix}"
+        path = self._place(name)
         if not path.exists():
             try:
                 self.files.get(name, path)
@@ -105,7 +105,10 @@ class RemoteVideos:
         return path
 
     def drop(self, name: str) -> None:
-        (self._room / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix}").unlink(missing_ok=True)
+        self._place(name).unlink(missing_ok=True)
+
+    def _place(self, name: str) -> Path:
+        return self._room / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix}"
 
 
 @contextmanager
@@ -157,15 +160,8 @@ class RemoteFolder:
 
     def get(self, name: str, path: Path) -> None:
         """Copy a file here, whole or not at all."""
-        with self._told(self.shown(name)), room_for(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            os.close(handle)
-            try:
-                self._system.get_file(f"{self._root}/{name}", temporary)
-                Path(temporary).replace(path)
-            finally:
-                Path(temporary).unlink(missing_ok=True)
+        with self._told(self.shown(name)):
+            write_whole(path, lambda temporary: self._system.get_file(f"{self._root}/{name}", str(temporary)))
 
     def put(self, path: Path, name: str) -> None:
         """Copy a file there; object stores show it whole or not at all."""
@@ -258,8 +254,8 @@ def open_cache(out: str | Path) -> Iterator[tuple[Path, Callable[[Path], None]]]
 def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Path, Callable[[], None]]]:
     """(the local folder of a run, what to do whenever something in it is complete).
 
-    A run behind a URL is brought here as it is there, `checkpoints` or not, and what changes is copied back. There is no lock behind a URL: two
-    processes that train the same run would overwrite each other's checkpoints.
+    A run behind a URL is brought here as it is there, `checkpoints` or not, and what changes is copied back. There is no
+    lock behind a URL: two processes that train the same run would overwrite each other's checkpoints.
     """
     if not is_url(run):
         yield Path(run), lambda: None

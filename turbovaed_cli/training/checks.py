@@ -9,7 +9,7 @@ from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.settings import DistillSettings, check_counts
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
 )
@@ -27,7 +27,7 @@ def check_settings(settings: DistillSettings) -> None:
         raise SettingsError(f"two stages are called {max(names, key=names.count)}", "give each its own name")
     if not 0 < settings.stall_seconds < math.inf:
         raise SettingsError(f"stall_seconds is {settings.stall_seconds}; it must be above 0")
-    _check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
+    check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
     if settings.discriminator_channels % 4:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
     if not 0 <= settings.ema_decay < 1:
@@ -37,19 +37,13 @@ def check_settings(settings: DistillSettings) -> None:
         raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
     _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
     for stage in settings.stages:
-        _check_counts(stage, ("steps", "batch_size", "accumulation"))
+        check_counts(stage, ("steps", "batch_size", "accumulation"))
         weights = ("perceptual_weight", "feature_weight", "teacher_weight", "adversarial_weight")
         _check_not_negative(stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_margin", *weights))
         if stage.lr == 0:
             raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
         choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
         _check_choices(stage, choices)
-
-
-def _check_counts(settings: object, names: Sequence[str]) -> None:
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 1")
 
 
 def _check_not_negative(settings: object, names: Sequence[str]) -> None:

@@ -52,12 +52,17 @@ def usable_videos(
             skipped.append(Skipped(as_text(path), error.what))
             continue
         if info.num_frames < num_frames:
-            skipped.append(Skipped(str(path), f"{info.num_frames} frames, {num_frames} needed"))
+            skipped.append(Skipped(str(path), too_short(info.num_frames, num_frames)))
         else:
             usable.append(info)
     if not usable:
         raise no_usable_video(skipped)
     return usable, skipped
+
+
+def too_short(num_frames: int, needed: int) -> str:
+    """Why a video has no clip."""
+    return f"{num_frames} frames, {needed} needed"
 
 
 def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
