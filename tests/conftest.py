@@ -106,7 +106,9 @@ def make_video(
     from turbovaed_cli import ffmpeg
 
     drawn = ["-f", "lavfi", "-i", f"{source}=size={size}:rate={rate}", "-frames:v", str(frames)]
-    subprocess.run([ffmpeg.executable(), "-v", "error", "-y", *drawn, "-pix_fmt", "yuv420p", "-bitexact", *options, str(path)], check=True)
+    subprocess.run(
+        [ffmpeg.executable(), "-v", "error", "-y", *drawn, "-pix_fmt", "yuv420p", "-bitexact", *options, str(path)], check=True
+    )
     return path
 
 
