@@ -247,7 +247,9 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
-    for name in manifest_differences({**before, "parts": None}, manifest):
+    for name in manifest_differences(before, manifest):
+        if name == "parts":  # the first command says how many
+            continue
         raise SettingsError(
             f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
             "give another folder as --out",
