@@ -97,6 +97,28 @@ def ltx_student(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def one_block():
+    """A student with a single block, well behaved: converters take their time by the number of operations, not by sizes."""
+    import torch
+
+    from turbovaed_cli.models.student import build_student
+
+    torch.manual_seed(0)
+    config = {
+        "latent_channels": 8, "decoder_block_out_channels": (48,), "decoder_layers_per_block": (1, 1), "patch_size": 4,
+        "decoder_is_dw_conv": (False, True), "spatio_temporal_scaling": (True,), "teacher": "tiny",
+    }  # fmt: skip
+    return build_student(config).eval()
+
+
+@pytest.fixture(scope="session")
+def one_block_folder(one_block, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one-block")
+    one_block.save_pretrained(folder)
+    return folder
+
+
 def make_video(
     path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str, rate: int = 25
 ) -> Path:

@@ -132,8 +132,8 @@ def test_thresholds_hold_the_fastest_student_of_every_target():
 
 
 @pytest.mark.skipif(platform.system() == "Darwin", reason="there Core ML is measured")
-def test_coreml_converts_describes_and_says_it_did_not_run(ltx_student):
-    result = bench(str(ltx_student), BenchSettings(("coreml",), **SMALL))
+def test_coreml_converts_describes_and_says_it_did_not_run(one_block_folder):
+    result = bench(str(one_block_folder), BenchSettings(("coreml",), **SMALL))
     (row,) = result.rows
     assert not row.measured
     assert row.p50_ms is row.fps is row.speedup is row.psnr_db is None
@@ -147,8 +147,8 @@ def test_coreml_converts_describes_and_says_it_did_not_run(ltx_student):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["executorch", "litert"])
-def test_runtimes_of_phones_are_measured_on_this_cpu(target, ltx_student, monkeypatch):
-    (row,) = in_this_process(ltx_student, BenchSettings((installed(target),), threads=1, **SMALL), target, monkeypatch)
+def test_runtimes_of_phones_are_measured_on_this_cpu(target, one_block_folder, monkeypatch):
+    (row,) = in_this_process(one_block_folder, BenchSettings((installed(target),), threads=1, **SMALL), target, monkeypatch)
     assert row.measured and row.psnr_db > 100 and row.size_mb > 0
     assert row.unit == "CPU, XNNPACK"
 
@@ -167,14 +167,14 @@ def test_a_row_that_is_slow_is_called_no_more_than_needed(ltx_student, monkeypat
         assert len(row.samples_ms) == 3 and "3 calls" in row.remarks[0]
 
 
-def test_a_target_whose_extra_is_missing_is_a_row_that_says_so(ltx_student, monkeypatch, tmp_path):
+def test_a_target_whose_extra_is_missing_is_a_row_that_says_so(one_block_folder, monkeypatch, tmp_path):
     """In the child; the other targets go on."""
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'litert_torch' else find(name, *rest)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (litert,) = bench(str(ltx_student), BenchSettings(("litert",), **SMALL)).rows
+    (litert,) = bench(str(one_block_folder), BenchSettings(("litert",), **SMALL)).rows
     assert not litert.measured
     assert "litert_torch" in litert.status and "turbovaed[litert]" in litert.status
 
@@ -222,9 +222,9 @@ def in_this_process(student, settings, target, monkeypatch):
         return [results.row_of(row) for row in module._measure(job, settings)["rows"]]
 
 
-def test_on_a_mac_every_choice_of_compute_units_is_measured(ltx_student, monkeypatch):
+def test_on_a_mac_every_choice_of_compute_units_is_measured(one_block_folder, monkeypatch):
     fake_coreml.install(monkeypatch)
-    rows = in_this_process(ltx_student, BenchSettings(("coreml",), **SMALL), "coreml", monkeypatch)
+    rows = in_this_process(one_block_folder, BenchSettings(("coreml",), **SMALL), "coreml", monkeypatch)
     assert [row.unit for row in rows] == ["all units", "CPU and Neural Engine", "CPU and GPU", "CPU"]
     for row in rows:
         assert row.measured, row.status
@@ -235,11 +235,11 @@ def test_on_a_mac_every_choice_of_compute_units_is_measured(ltx_student, monkeyp
     assert any("on Neural Engine" in line for line in results.said(rows[0]))
 
 
-def test_an_attached_iphone_is_measured_by_name(ltx_student, monkeypatch):
+def test_an_attached_iphone_is_measured_by_name(one_block_folder, monkeypatch):
     fake_coreml.install(monkeypatch, [fake_coreml.phone("Anna's iPhone", 1), fake_coreml.phone("Lab", 2)])
     settings = BenchSettings(("coreml",), device="iphone:Lab", apple_team="TEAM", **SMALL)
     coreml._known.clear()
-    rows = in_this_process(ltx_student, settings, "coreml", monkeypatch)
+    rows = in_this_process(one_block_folder, settings, "coreml", monkeypatch)
     assert len(rows) == 4
     for row in rows:
         assert row.measured, row.status
@@ -265,7 +265,7 @@ def test_a_phone_that_cannot_be_had_is_refused_before_anything_is_converted(
         bench(str(ltx_student), BenchSettings(targets, device=device, apple_team=team, **SMALL))
 
 
-def test_an_app_that_cannot_be_built_is_built_once(ltx_student, monkeypatch):
+def test_an_app_that_cannot_be_built_is_built_once(one_block_folder, monkeypatch):
     fake_coreml.install(monkeypatch, [fake_coreml.phone("Lab", 2)])
     coreml._known.clear()
     built = []
@@ -278,7 +278,7 @@ def test_an_app_that_cannot_be_built_is_built_once(ltx_student, monkeypatch):
         "coremltools.models.ml_program.experimental.remote_device.Device._build_and_launch_model_runner_app", fail
     )
     settings = BenchSettings(("coreml",), device="iphone", apple_team="TEAM", **SMALL)
-    rows = in_this_process(ltx_student, settings, "coreml", monkeypatch)
+    rows = in_this_process(one_block_folder, settings, "coreml", monkeypatch)
     coreml._known.clear()
     assert len(built) == 1 and all("no certificate" in row.status and not row.measured for row in rows)
 

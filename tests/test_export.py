@@ -177,15 +177,15 @@ def test_given_latents_are_what_it_is_checked_on(tmp_path):
     assert artifact.shapes[0] == tuple(golden.io["latents"].shape)
 
 
-def test_a_folder_gathers_artefacts_and_says_what_each_is(student, tmp_path):
+def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     """Whole clips and chunks, two sizes, four formats; a later export joins the earlier ones."""
     settings = ExportSettings(frames=5, sizes=((48, 32), (32, 32)), chunk=2)
-    first = export_student(student, ("onnx", "coreml"), tmp_path / "out", settings)
+    first = export_student(one_block, ("onnx", "coreml"), tmp_path / "out", settings)
     names = {item.path.name for item in first.artifacts}
     chunks = {f"student-chunk2-{size}{suffix}" for size in ("32x48", "32x32") for suffix in (".onnx", ".mlpackage")}
     assert names == {"student.onnx", "student.mlpackage"} | chunks
     assert all(item.verified is True for item in first.artifacts)
-    export_student(student, ("torch-export", "safetensors"), tmp_path / "out", ExportSettings(frames=5, sizes=((48, 32),)))
+    export_student(one_block, ("torch-export", "safetensors"), tmp_path / "out", ExportSettings(frames=5, sizes=((48, 32),)))
     document = json.loads((tmp_path / "out" / "export.json").read_text())
     records = {item["path"]: item for item in document["artifacts"]}
     assert set(records) == names | {"student.pt2", "student.safetensors"}
@@ -214,49 +214,49 @@ def check_python_lines(out, student, monkeypatch, blocks):
         assert (found.reshape(wanted.shape) - wanted).abs().max() < 1e-3
 
 
-def test_the_python_lines_of_the_readme_decode(student, tmp_path, monkeypatch):
+def test_the_python_lines_of_the_readme_decode(one_block, tmp_path, monkeypatch):
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
-    export_student(student, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings)
-    check_python_lines(tmp_path / "out", student, monkeypatch, blocks=4)
+    export_student(one_block, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings)
+    check_python_lines(tmp_path / "out", one_block, monkeypatch, blocks=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["executorch", "litert"])
-def test_mobile_runtimes_run_what_was_written(name, student, tmp_path, monkeypatch):
+def test_mobile_runtimes_run_what_was_written(name, one_block, tmp_path, monkeypatch):
     """Whole clips and chunks, in the runtime itself; and the README's lines."""
     settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2, precisions=("fp32",))
-    clip, chunk = export_student(student, (installed(name),), tmp_path / "out", settings).artifacts
+    clip, chunk = export_student(one_block, (installed(name),), tmp_path / "out", settings).artifacts
     for artifact in (clip, chunk):
         assert artifact.verified is True and artifact.max_abs < 1e-3 and "ran in" in artifact.status
         assert artifact.num_conv3d == 0 and artifact.operators
     latents = torch.randn(1, 8, 3, 6, 4, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        assert (decoded(clip, latents) - student(latents)).abs().max() < 1e-3
-    check_python_lines(tmp_path / "out", student, monkeypatch, blocks=1)
+        assert (decoded(clip, latents) - one_block(latents)).abs().max() < 1e-3
+    check_python_lines(tmp_path / "out", one_block, monkeypatch, blocks=1)
 
 
 @pytest.mark.slow
-def test_the_core_ml_program_inside_an_executorch_file_is_what_is_checked(student, tmp_path):
+def test_the_core_ml_program_inside_an_executorch_file_is_what_is_checked(one_block, tmp_path):
     """Its delegate has an order of inputs and outputs of its own; a chunk has many of both."""
     settings = ExportSettings(frames=5, sizes=((48, 32),), chunk=2)
-    for artifact in export_student(student, (installed("executorch-coreml"),), tmp_path / "out", settings).artifacts:
+    for artifact in export_student(one_block, (installed("executorch-coreml"),), tmp_path / "out", settings).artifacts:
         assert artifact.path.name.endswith(".coreml.pte") and artifact.verified is True
         assert 55 < artifact.psnr_db < 90 and artifact.operators["conv"] > 0
 
 
 @pytest.mark.slow
-def test_what_nothing_here_can_run_is_called_converted_only(student, tmp_path):
-    export_student(student, (installed("coreai"),), tmp_path / "out", SMALL)
+def test_what_nothing_here_can_run_is_called_converted_only(one_block, tmp_path):
+    export_student(one_block, (installed("coreai"),), tmp_path / "out", SMALL)
     (record,) = json.loads((tmp_path / "out" / "export.json").read_text())["artifacts"]
     assert record["verified"] == "converted only" and record["psnr_db"] is None and record["max_abs"] is None
     assert json.loads((tmp_path / "out" / record["path"] / "turbovaed.json").read_text())["licence"] == "Apache-2.0"
     assert "converted only" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_core_ml_keeps_a_chunk_graphs_frames_itself(student, tmp_path):
+def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
     """As states of iOS 18; the same video, with latents and window alone going in. The other formats hand them in and out."""
     settings = ExportSettings(frames=9, sizes=((48, 32),), chunk=2, states=True)
-    _, artifact = export_student(student, ("coreml",), tmp_path / "out", settings).artifacts
+    _, artifact = export_student(one_block, ("coreml",), tmp_path / "out", settings).artifacts
     assert artifact.path.name == "student-chunk2-states.mlpackage" and artifact.verified is True and artifact.psnr_db > 55
     assert declared(artifact.path) == {"latents": "FLOAT32", "window": "INT32", "video": "FLOAT32"}  # in halves 2**20 is infinite
     assert artifact.operators["read_state"] == artifact.operators["coreml_update_state"] == len(artifact.chunk.kept)
@@ -268,9 +268,16 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(student, tmp_path):
         (ExportSettings(states=True, chunk=2, precisions=("fp32",)), "fp16"),
     ):
         with pytest.raises(SettingsError, match=said):
-            export_student(student, ("coreml",), tmp_path / "other", wrong)
+            export_student(one_block, ("coreml",), tmp_path / "other", wrong)
     with pytest.raises(SettingsError, match="--states"):
-        export_student(student, ("onnx",), tmp_path / "other", ExportSettings(states=True, chunk=2))
+        export_student(one_block, ("onnx",), tmp_path / "other", ExportSettings(states=True, chunk=2))
+
+
+def test_a_core_ml_chunk_in_fp32_is_checked_too(one_block, tmp_path):
+    """The converter guards its indices otherwise than in fp16: with comparisons and choices."""
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
+    _, chunk = export_student(one_block, ("coreml",), tmp_path / "out", settings).artifacts
+    assert chunk.verified is True and chunk.psnr_db > 100 and chunk.operators["select"] > 0
 
 
 def test_a_format_whose_extra_is_missing_is_refused_before_anything_is_written(student, tmp_path, monkeypatch):

@@ -22,13 +22,13 @@ SETTINGS = BenchSettings(frames=9, size=(64, 64))
 
 
 @pytest.fixture(scope="module")
-def project(ltx_student, tmp_path_factory):
+def project(one_block_folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("ios") / "project"
-    write_ios_project(out, str(ltx_student), SETTINGS)
+    write_ios_project(out, str(one_block_folder), SETTINGS)
     return out
 
 
-def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project, ltx_student):
+def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project, one_block_folder):
     resources = project / "Sources" / "TurboVAEDBench" / "Resources"
     case = json.loads((resources / "case.json").read_text())
     latents, expected = (
@@ -36,7 +36,7 @@ def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project,
         for name, key in (("latents", "latents"), ("expected", "video"))
     )
     with torch.no_grad():
-        assert (load_student(ltx_student)(latents) - expected).abs().max() < 1e-5
+        assert (load_student(one_block_folder)(latents) - expected).abs().max() < 1e-5
     found = load(resources / "student.mlpackage", Graph(torch.nn.Identity(), {"latents": latents}))({"latents": latents})["video"]
     error = (found - expected).square().mean()
     assert -10 * torch.log10(error / 4) > case["least_psnr_db"]
@@ -81,8 +81,8 @@ def properties(text, structure):
     return found
 
 
-def test_an_existing_folder_stays_without_overwrite(project, ltx_student):
+def test_an_existing_folder_stays_without_overwrite(project, one_block_folder):
     before = sorted(project.rglob("*"))
     with pytest.raises(OutputExistsError):
-        write_ios_project(project, str(ltx_student), SETTINGS)
+        write_ios_project(project, str(one_block_folder), SETTINGS)
     assert sorted(project.rglob("*")) == before

@@ -22,7 +22,7 @@ from turbovaed_cli.models.streaming import StreamingDecoder
 frames, rows, spill = (int(word) for word in sys.argv[1:4])
 student = load_pair(with_teacher=False).student
 decoder = StreamingDecoder(student, rows=rows, spill=Path('/tmp') if spill else None)
-latents = torch.randn(1, student.config.latent_channels, 40, 40, 64)
+latents = torch.randn(1, student.config.latent_channels, 24, 40, 64)
 Path("/proc/self/clear_refs").write_text("5")
 before = held_bytes(student.device)
 for video in decoder.decode(latents.split(frames, dim=2)):
