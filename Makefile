@@ -8,9 +8,11 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@# Converters of other devices: where they cannot be had, their tests are skipped and say so.
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[executorch,litert,coreai]' || echo "without executorch, litert and coreai"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[executorch,litert,coreai]' || echo "without executorch, litert and coreai"
+	@# pip would compile on one core; some packages bring files that are no Python, which it passes over too.
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
 	@# For the test that decodes in a browser, which says so and is skipped where this could not be had.
 	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=30000 --prefix .venv/web onnxruntime-web@1.30.0 || true
 	@touch $@

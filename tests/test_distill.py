@@ -87,7 +87,7 @@ def test_it_learns(videos, tmp_path):
     spec = find_model("tiny")
     cache_latents(spec, videos, tmp_path / "cache", CacheSettings(frames=9, size=(64, 64)))
     settings = TINY.with_changes(
-        steps=42,
+        steps=28,
         accumulation=1,
         batch_size=2,
         optimizer="muon",
