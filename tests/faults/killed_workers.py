@@ -71,7 +71,7 @@ def main() -> None:
         counts["runs"] += 1
         counts["differing"] += contents(out) != wanted
         counts["encoded_twice"] += encoded_twice(out, ends)
-        if counts["differing"]:
+        if counts["differing"] or counts["wrong_exits"]:
             break
         shutil.rmtree(out)
         log_of(out).unlink()
@@ -129,8 +129,8 @@ def _cache(work: Path, out: Path) -> None:
     sys.argv = ["turbovaed", *map(str, words)]
     code = 1
     try:
-        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-            sys.stdout = sys.stderr = nowhere
+        with out.with_suffix(f".{os.getpid()}.said").open("w", encoding="utf-8") as said:
+            sys.stdout = sys.stderr = said
             cli.main()
     except SystemExit as error:
         code = int(error.code or 0)
