@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +216,14 @@ def test_a_batch_is_a_function_of_its_index(cache):
 def test_a_latents_file_with_several_clips_is_not_guessed_at(cache):
     with pytest.raises(SettingsError, match="7 clips"):
         read_latents(next((cache[0] / "shards").glob("*.safetensors")))
+
+
+def test_a_manifest_that_another_process_writes_meanwhile_is_agreed_to(tmp_path, monkeypatch):
+    """Two workers begin on an empty folder at once: between the look for a manifest and the look around, the other writes it."""
+    with CacheWriter(tmp_path / "c", {"dtype": "fp32"}, shard_mb=1):
+        pass
+    looks = iter([False])
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path, **more: next(looks, True) and exists(path, **more))
+    with CacheWriter(tmp_path / "c", {"dtype": "fp32"}, shard_mb=1) as writer:
+        assert writer.parts == 1 and next(looks, None) is None

@@ -228,7 +228,7 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
     """The manifest of a cache, written where there is none; SettingsError where it was made otherwise."""
     path = root / "manifest.json"
     if not path.exists():
-        ours = ("shards", "parts")
+        ours = ("shards", "parts", "manifest.json")  # which another process may have written meanwhile
         if root.exists() and any(
             item.name not in ours and not item.name.startswith(".manifest.json.") for item in root.iterdir()
         ):
