@@ -55,19 +55,16 @@ def main() -> None:
                     workers[place] = Worker(options.work, out, moment)
                 elif (code := worker.poll()) is not None:
                     workers[place] = None
-                    ends[worker.pid] = worker.killed_at or time.time_ns()
-                    counts["kills"] += code == -signal.SIGKILL
-                    counts["wrong_exits"] += code not in (0, -signal.SIGKILL)
+                    ended(worker, code, counts, ends)
                     counts["unreadable"] += not is_readable(out)
             if counts["wrong_exits"] or (None in workers and contents(out).keys() == wanted.keys()):
                 break
             time.sleep(0.001)
         for worker in filter(None, workers):
             worker.kill_after = None
-            counts["wrong_exits"] += worker.wait() != 0
-        seconds = min(
-            seconds, time.monotonic() - began
-        )  # the first of all may have been slow: hardly any kill would come in time
+            ended(worker, worker.wait(), counts, ends)  # it may have been killed a moment ago
+        # The first of all may have been slow: hardly any kill would come in time.
+        seconds = min(seconds, time.monotonic() - began)
         counts["runs"] += 1
         counts["differing"] += contents(out) != wanted
         counts["encoded_twice"] += encoded_twice(out, ends)
@@ -79,6 +76,15 @@ def main() -> None:
     sys.exit(any(counts[name] for name in ("differing", "unreadable", "encoded_twice", "wrong_exits")))
 
 
+def ended(worker: "Worker", code: int, counts: dict[str, int], ends: dict[int, int]) -> None:
+    ends[worker.pid] = worker.killed_at or time.time_ns()
+    counts["kills"] += code == -signal.SIGKILL
+    if code not in (0, -signal.SIGKILL):
+        counts["wrong_exits"] += 1
+        print(f"exit code {code}: {worker.said.read_text(encoding='utf-8')}", file=sys.stderr)
+    worker.said.unlink(missing_ok=True)
+
+
 class Worker:
     """One child that caches into `out`, by the command itself, and is killed after so many seconds if it still runs."""
 
@@ -88,6 +94,11 @@ class Worker:
         self.pid = os.fork()
         if self.pid == 0:
             _cache(work, out)
+
+    @property
+    def said(self) -> Path:
+        """What it wrote to its terminal."""
+        return _said(self.out, self.pid)
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
@@ -129,13 +140,17 @@ def _cache(work: Path, out: Path) -> None:
     sys.argv = ["turbovaed", *map(str, words)]
     code = 1
     try:
-        with out.with_suffix(f".{os.getpid()}.said").open("w", encoding="utf-8") as said:
+        with _said(out, os.getpid()).open("w", encoding="utf-8") as said:
             sys.stdout = sys.stderr = said
             cli.main()
     except SystemExit as error:
         code = int(error.code or 0)
     finally:
         os._exit(code)
+
+
+def _said(out: Path, pid: int) -> Path:
+    return out.with_name(f"{out.name}.{pid}.said")
 
 
 def log_of(out: Path) -> Path:

@@ -31,4 +31,4 @@ def test_two_workers_on_one_cache_killed_at_random_moments_make_the_bytes_of_one
     counts = json.loads(done.stdout.splitlines()[-1])
     tally("random kills of two workers on one cache", counts["kills"], counts["kills"] - counts["unreadable"])
     tally("killed caches that became the bytes of one run", counts["runs"], counts["runs"] - counts["differing"])
-    assert done.returncode == 0 and counts["runs"] > 0 and counts["encoded_twice"] == 0, counts
+    assert done.returncode == 0 and counts["runs"] > 0 and counts["encoded_twice"] == 0, (counts, done.stderr)
