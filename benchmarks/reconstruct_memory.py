@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from turbovaed_cli import ffmpeg
+from turbovaed_cli.video import ffmpeg
 
 
 def peak_mb(arguments: list[str]) -> float:

@@ -125,7 +125,7 @@ def make_video(
     """A short H.264 clip from one of ffmpeg's generators."""
     import subprocess
 
-    from turbovaed_cli import ffmpeg
+    from turbovaed_cli.video import ffmpeg
 
     drawn = ["-f", "lavfi", "-i", f"{source}=size={size}:rate={rate}", "-frames:v", str(frames)]
     subprocess.run(

@@ -12,7 +12,6 @@ import torch
 from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError
 from turbovaed_cli.evaluate import as_document, clip_frames, decode_times, evaluate, evaluate_all, find_misses, parse_thresholds
 from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
@@ -25,7 +24,7 @@ from turbovaed_cli.models.student import num_params
 from turbovaed_cli.reconstruct import reconstruct
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings
-from turbovaed_cli.video import VideoWriter, read_clip_uint8, read_frames, to_model
+from turbovaed_cli.video import VideoWriter, ffmpeg, read_clip_uint8, read_frames, to_model
 
 SMALL = EvalSettings(frames=9, size=(64, 64))
 PIXELS = replace(SMALL, metrics=("psnr", "ssim", "flicker"))

@@ -12,7 +12,6 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
 from turbovaed_cli.metrics import (
     MAX_PSNR_DB,
@@ -31,7 +30,7 @@ from turbovaed_cli.metrics import (
     vmaf,
 )
 from turbovaed_cli.metrics.intervals import ratio_interval, t_quantile
-from turbovaed_cli.video import to_uint8
+from turbovaed_cli.video import ffmpeg, to_uint8
 
 
 def clips(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

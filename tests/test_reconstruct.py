@@ -11,14 +11,13 @@ import torch
 from conftest import make_video
 from safetensors.torch import save_file
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
 from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
 from turbovaed_cli.settings import ReconstructSettings
-from turbovaed_cli.video import probe, read_frames, to_model, to_uint8
+from turbovaed_cli.video import ffmpeg, probe, read_frames, to_model, to_uint8
 
 
 @pytest.fixture(scope="module")

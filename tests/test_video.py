@@ -10,9 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import OutputExistsError, SettingsError, VideoError
-from turbovaed_cli.video import VideoWriter, list_videos, probe, read_clip, read_clip_uint8, read_frames, to_model, to_uint8
+from turbovaed_cli.video import (
+    VideoWriter,
+    ffmpeg,
+    list_videos,
+    probe,
+    read_clip,
+    read_clip_uint8,
+    read_frames,
+    to_model,
+    to_uint8,
+)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
 RATE = "25"

@@ -204,7 +204,7 @@ def _reporter(quiet: bool, verbose: bool) -> console.ConsoleReporter:
 
 
 def _warn_of_old_ffmpeg() -> None:
-    from turbovaed_cli.ffmpeg import warning_of_age  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.video.ffmpeg import warning_of_age  # noqa: PLC0415 - help stays quick
 
     if said := warning_of_age():
         console.warn(said)
@@ -1257,7 +1257,7 @@ def runs(
 def env(json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
     from turbovaed_cli.devices import environment  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
+    from turbovaed_cli.video.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
 
     facts = environment() | {"ffmpeg": ffmpeg_version()}
     if json:

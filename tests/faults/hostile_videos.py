@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbovaed_cli import ffmpeg
+from turbovaed_cli.video import ffmpeg
 
 FRAMES = 12
 # The same bytes every time: one thread, no random identifiers, no dates.

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import MissingError, VideoError
 from turbovaed_cli.metrics import METRICS, fvd, metric_name, paper
 from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
@@ -17,6 +16,7 @@ from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
 from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.video import ffmpeg
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
 _IN_PAPER = ("psnr", "ssim", "lpips", "rfvd")  # what the published script measures

@@ -5,9 +5,8 @@ import re
 import numpy as np
 from torch import Tensor
 
-from turbovaed_cli import ffmpeg
 from turbovaed_cli.errors import MissingError, VideoError
-from turbovaed_cli.video import to_uint8
+from turbovaed_cli.video import ffmpeg, to_uint8
 
 MODEL = "vmaf_v0.6.1"  # libvmaf's default, built in
 _PATIENCE_S = 120.0  # seconds for one frame: a large one on a busy machine
