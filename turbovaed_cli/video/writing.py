@@ -11,9 +11,9 @@ import numpy as np
 
 from turbovaed_cli.errors import OutputExistsError, SettingsError, VideoError
 from turbovaed_cli.rundir import fsync_folder
-from turbovaed_cli.video import ffmpeg
+from turbovaed_cli.video import ffmpeg, messages
+from turbovaed_cli.video.colour import SWS
 from turbovaed_cli.video.probing import VideoInfo, probe
-from turbovaed_cli.video.reading import SWS
 
 WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 # Sound that each container takes as it is; other sound becomes AAC.
@@ -117,7 +117,9 @@ class VideoWriter:
             raise VideoError(f"{self.path}: there was no frame to write")
         code = self._child.finish()
         if code != 0:
-            raise VideoError(f"{self.path} could not be written: {self._child.complaint()}", "is the disk full?")
+            raise VideoError(
+                f"{self.path} could not be written: {messages.first_error(self._child.messages)}", "is the disk full?"
+            )
         written = probe(self._temporary).num_frames
         if written != self.num_frames:
             raise VideoError(f"{self.path}: {written} of {self.num_frames} frames arrived in the file")
