@@ -1,23 +1,29 @@
 """Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them."""
 
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_unit
-from turbovaed_cli.video.probing import VideoInfo, probe
-from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames
-from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
+from turbovaed_cli.video.probing import HDR_CHOICES, Track, VideoInfo, notes_on, probe
+from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
+from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos, sha256_of_video, stamp_of
 from turbovaed_cli.video.writing import WRITABLE_SUFFIXES, VideoWriter
 
 __all__ = [
+    "HDR_CHOICES",
     "VIDEO_SUFFIXES",
     "WRITABLE_SUFFIXES",
+    "Track",
     "VideoInfo",
     "VideoWriter",
     "as_text",
     "list_videos",
     "names_of_videos",
+    "notes_on",
     "probe",
     "read_clip",
     "read_clip_uint8",
     "read_frames",
+    "reading_identity",
+    "sha256_of_video",
+    "stamp_of",
     "to_model",
     "to_uint8",
     "to_unit",
