@@ -277,7 +277,7 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
 
 # --- tracks and pixels ------------------------------------------------------------------------------------------------
 
-_STREAM = re.compile(r"^(?:\[info\] )? {2}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
+_STREAM = re.compile(r"^(?:\[info\] )? {2,}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
 
 
 def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
