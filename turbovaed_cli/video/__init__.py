@@ -1,17 +1,23 @@
 """Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them."""
 
-from turbovaed_cli.video.pixels import to_model, to_uint8, to_unit
-from turbovaed_cli.video.probing import VideoInfo, probe
+from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
+from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
+from turbovaed_cli.video.probing import Track, VideoInfo, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames
 from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
-from turbovaed_cli.video.writing import WRITABLE_SUFFIXES, VideoWriter
+from turbovaed_cli.video.timing import Timing
+from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
 __all__ = [
     "VIDEO_SUFFIXES",
     "WRITABLE_SUFFIXES",
+    "Timing",
+    "Track",
     "VideoInfo",
     "VideoWriter",
     "as_text",
+    "check_output",
+    "find_codec",
     "list_videos",
     "names_of_videos",
     "probe",
@@ -19,6 +25,8 @@ __all__ = [
     "read_clip_uint8",
     "read_frames",
     "to_model",
+    "to_uint16",
     "to_uint8",
     "to_unit",
+    "write_video",
 ]

@@ -23,6 +23,18 @@ _MAX_FRAMES = 5_000_000
 
 
 @dataclass(frozen=True)
+class Track:
+    """One stream of a file, as ffmpeg lists it."""
+
+    index: int
+    kind: str  # video, audio, subtitle, data or attachment
+    codec: str  # "none" if ffmpeg does not know it
+    language: str  # such as "eng"; "" if the file names none
+    is_default: bool
+    is_attached_picture: bool
+
+
+@dataclass(frozen=True)
 class VideoInfo:
     """What a video is, upright. `width` and `height` are stored pixels; `sample_aspect_ratio` is the shape of one."""
 
@@ -35,7 +47,12 @@ class VideoInfo:
     times_s: tuple[float, ...]  # when each frame is shown, ascending
     is_seekable: bool  # whether reading may jump to a frame by its time and be exact
     key_frames: tuple[int, ...]  # where decoding can begin, ascending; those that counting packets showed
-    audio_codec: str | None
+    audio_codec: str | None  # of the default sound track
+    tracks: tuple[Track, ...] = ()  # every stream of the file
+    track_index: int = 0  # of the picture that is read
+    ticks: tuple[int, ...] = ()  # frame i is shown ticks[i] * time_base - start seconds after the file's start
+    time_base: Fraction = Fraction(1)
+    start: Fraction = Fraction(0)  # of the file's earliest stream
 
     @property
     def has_audio(self) -> bool:
@@ -44,9 +61,12 @@ class VideoInfo:
 
     @property
     def has_constant_rate(self) -> bool:
-        """Whether frames are shown at even distances, up to half of one (containers round their times)."""
-        gaps = [after - before for before, after in pairwise(self.times_s)]
-        return not gaps or max(gaps) < 1.5 / float(self.fps)
+        """Whether no frame is further from even spacing than 10 ms and half a frame."""
+        if not self.times_s:
+            return True
+        first, gap_s = self.times_s[0], 1 / float(self.fps)
+        drift_s = max(abs(time - first - i * gap_s) for i, time in enumerate(self.times_s))
+        return drift_s <= min(0.010, gap_s / 2)
 
     @property
     def duration_s(self) -> float:
@@ -69,12 +89,15 @@ def probe(path: Path) -> VideoInfo:
     width, height = (int(n) for n in first.header["dimensions"].split("x"))
     text = "\n".join(first.log)
     container, codec = _search(r"Input #0, (\S+),", text), _search(r"Stream #0.*?: Video: (\w+)", text)
-    audio = _search(r"Stream #0.*?: Audio: (\w+)", text)
+    tracks = _tracks_of(first.log)
+    pictures = [track for track in tracks if track.kind == "video" and not track.is_attached_picture]
+    sounds = [track for track in tracks if track.kind == "audio"]
+    start = Fraction(_search(r"Duration: .*?, start: (-?[\d.]+)", text) or 0)
     is_countable = codec in _COUNTABLE_CODECS and (container or "").startswith(_COUNTABLE_CONTAINERS)
     if is_countable:
         table = _frame_table(path, ["-c", "copy"])
         # Negative times are the hidden lead-in of a cut: which of its packets show only decoding tells.
-        is_countable = all(time is not None and time >= 0 for time in table.times)
+        is_countable = all(time is not None and time * Fraction(table.header["tb"]) >= start for time in table.times)
     if not is_countable:
         table = _frame_table(path, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"])
     base = Fraction(table.header["tb"])
@@ -86,11 +109,33 @@ def probe(path: Path) -> VideoInfo:
         sample_aspect_ratio=_aspect_of(first.header.get("sar", "")),
         fps=_rate_of(times, base, text),
         num_frames=len(table.times),
-        times_s=tuple(float(time * base) for time in times),
+        times_s=tuple(float(time * base - start) for time in times),
         is_seekable=is_countable and len(set(times)) == len(table.times),
         key_frames=tuple(i for i, time in enumerate(times) if time in table.key_times) if is_countable else (),
-        audio_codec=audio,
+        audio_codec=min(sounds, key=lambda track: not track.is_default).codec if sounds else None,
+        tracks=tracks,
+        track_index=pictures[0].index if pictures else 0,
+        ticks=tuple(times),
+        time_base=base,
+        start=start,
     )
+
+
+_STREAM = re.compile(r"Stream #0:(\d+)(?:\[0x[0-9a-f]+\])?(?:\((\w+)\))?: (Video|Audio|Subtitle|Data|Attachment): (\w+)")
+
+
+def _tracks_of(log: list[str]) -> tuple[Track, ...]:
+    """The streams of the input, from ffmpeg's log."""
+    tracks = []
+    for line in log:
+        if "Stream mapping:" in line or "Output #0" in line:
+            break
+        if found := _STREAM.search(line):
+            number, language, kind, codec = found.groups()
+            tracks.append(
+                Track(int(number), kind.lower(), codec, language or "", "(default)" in line, "(attached pic)" in line)
+            )
+    return tuple(tracks)
 
 
 @dataclass(frozen=True)
@@ -114,9 +159,10 @@ def _frame_table(path: Path, options: list[str]) -> _FrameTable:
             "-loglevel",
             "level+info",
             "-nostats",
+            "-copyts",
             *ffmpeg.input_options(file.fileno()),
             "-map",
-            "0:v:0",
+            "0:V:0",
             "-an",
             "-sn",
             "-dn",

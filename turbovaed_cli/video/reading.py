@@ -50,8 +50,8 @@ def read_frames(
     if skip or stride > 1:
         filters[:0] = [ffmpeg.SIGN_OF_LIFE, f"select=gte(n\\,{skip})*not(mod(n-{skip}\\,{stride}))"]
     with ffmpeg.open_regular(info.path) as file:
-        arguments = ["-loglevel", "error", *seek, *ffmpeg.input_options(file.fileno()), "-map", "0:v:0", "-an", "-sn", "-dn"]
-        arguments += ["-fps_mode", "passthrough", "-vf", ",".join(filters)]
+        arguments = ["-loglevel", "error", *seek, *ffmpeg.input_options(file.fileno()), "-map", "0:V:0", "-an", "-sn", "-dn"]
+        arguments += ["-fps_mode", "passthrough", "-enc_time_base", "demux", "-vf", ",".join(filters)]
         # Asking for every last frame leaves it to ffmpeg to meet the end, and what is wrong there.
         arguments += ["-frames:v", str(wanted)] if count is not None else []
         # Behind a jump, frames are decoded from the key frame on and give no sign.
