@@ -20,9 +20,9 @@ import psutil
 import pytest
 from faulty import count_of
 
-from turbovaed_cli import cli, ffmpeg
+from turbovaed_cli import cli
 from turbovaed_cli.errors import VideoError
-from turbovaed_cli.video import as_text, probe, read_clip_uint8, read_frames
+from turbovaed_cli.video import as_text, ffmpeg, probe, read_clip_uint8, read_frames
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc and inotify")]
 MOST_SECONDS = 10  # for one file

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from turbovaed_cli.errors import MissingError, VideoError
-from turbovaed_cli.video import ffmpeg, to_uint8
+from turbovaed_cli.video import ffmpeg, messages, to_uint8
 
 MODEL = "vmaf_v0.6.1"  # libvmaf's default, built in
 _PATIENCE_S = 120.0  # seconds for one frame: a large one on a busy machine
@@ -64,6 +64,6 @@ def compared(filter_name: str, pattern: str, frames: np.ndarray, source: np.ndar
     if code != 0 or found is None:
         reasons = [line for line in child.messages if re.search(r"error|fail|invalid|cannot|problem", line, re.IGNORECASE)]
         raise VideoError(
-            f"ffmpeg's {filter_name.partition('=')[0]} gave no score for {width}x{height}: {ffmpeg.complaint(reasons) or f'it ended with code {code}'}"
+            f"ffmpeg's {filter_name.partition('=')[0]} gave no score for {width}x{height}: {messages.first_error(reasons) or f'it ended with code {code}'}"
         )
     return float(found[1])

@@ -1,14 +1,17 @@
-"""The ffmpeg child process: what it may open, how much it may use, how long it may be silent, and what it complained of."""
+"""The ffmpeg child process: what it may open, how much it may use, how long it may be silent, and what it reports."""
 
 import contextlib
 import io
 import os
 import re
+import select
+import selectors
 import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -16,20 +19,20 @@ from types import TracebackType
 from typing import IO
 
 from turbovaed_cli.errors import MissingError, PassingVideoError, VideoError
+from turbovaed_cli.video import messages
 
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the
 # descriptor we hand over.
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,yuv4mpegpipe,webp_anim,webp_pipe,image2pipe"
+)
 MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
 FLOOR = (7, 0)  # the first whose descriptors can seek; older ones are also long without fixes of their decoders
 STALL_S = 8.0  # seconds without a sign of life while we wait for a reader: with its start and end, a hung one costs less than ten
 _ENCODER_STALL_S = 20.0  # the same of a child that we write to, which looks at many frames before it takes the next
-# Filters that say a word of every frame that comes by; where frames are passed over, nothing else would be heard.
-SIGN_OF_LIFE = r"metadata=add:key=alive:value=1,metadata=print:key=alive:file=pipe\\:2:direct=1"
-_ALIVE = re.compile(rb"frame:\d+ +pts:\S+ +pts_time:\S+$|^alive=1$")
-# Said at error level about files that are fine.
-_HARMLESS = re.compile(r"chapter track not found|timescale not set|Last message repeated|deprecated pixel format", re.IGNORECASE)
+_MOST_MESSAGES = 400  # of any kind; as many complaints again
+_REPORT = re.compile(rb"frame:\d+ +pts:(-?\d+|NOPTS) ")
 
 
 @cache
@@ -68,6 +71,13 @@ def has_filter(name: str) -> bool:
     return any(name in line.split()[:2] for line in text.splitlines())
 
 
+@cache
+def has_decoder(name: str) -> bool:
+    """Whether this ffmpeg was built with a decoder, such as "libvpx-vp9"."""
+    text = subprocess.run([executable(), "-hide_banner", "-decoders"], capture_output=True, text=True, check=True).stdout
+    return any(name in line.split()[1:2] for line in text.splitlines())
+
+
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading; VideoError for anything else (a FIFO would hang, a device is not a video)."""
     try:
@@ -82,9 +92,10 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def input_options(descriptor: int) -> list[str]:
-    """Options that make an open file an input, and nothing else reachable from it."""
+def input_options(descriptor: int, *, images: bool = False) -> list[str]:
+    """Options that make an open file an input, and nothing else reachable from it; `images`: pictures, one after another."""
     return [
+        *(["-f", "image2pipe"] if images else []),
         "-protocol_whitelist",
         "fd",
         "-format_whitelist",
@@ -98,20 +109,15 @@ def input_options(descriptor: int) -> list[str]:
     ]
 
 
-def complaint(messages: Sequence[str]) -> str:
-    """The first line of ffmpeg's that is not harmless, without its pointers and levels; empty where there is none."""
-    for line in messages:
-        if line.strip() and not _HARMLESS.search(line):
-            return re.sub(r"^(\[[^\]]*\] )+", "", line.strip())
-    return ""
-
-
 class Child:
-    """A running ffmpeg whose stderr is drained by a thread and which is killed when it keeps us waiting."""
+    """A running ffmpeg whose messages are collected by a thread and which is killed when it keeps us waiting.
+
+    `report_filter` is a filter that reports the timestamp of every frame that passes it, for next_report.
+    """
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        arguments: Callable[[str], Sequence[str]] | Sequence[str],
         *,
         descriptors: Sequence[int] = (),
         feed: bool = False,
@@ -120,20 +126,39 @@ class Child:
     ) -> None:
         """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files.
 
-        `patience_s` is how long it may be silent while we wait for it; None: STALL_S, and more where it is fed.
+        Arguments may be a function of the report filter. `patience_s` is how long it may be silent while we wait for it;
+        None: STALL_S, and more if it is fed.
         """
-        self.process = subprocess.Popen(
-            [executable(), "-nostdin", "-hide_banner", *arguments],
-            stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=descriptors,
-            # Ctrl-C goes to us: we end the step at hand, and a child that died of it would look like a damaged video.
-            process_group=0 if os.name == "posix" else None,
-        )
+        self._reports: int | None = None
+        theirs: int | None = None
+        if callable(arguments):
+            self._reports, theirs = os.pipe()
+            # Frames that are passed over write nothing to stdout: this is their sign of life too.
+            arguments = arguments(rf"metadata=add:key=report:value=1,metadata=print:key=report:file=pipe\\:{theirs}:direct=1")
+        try:
+            self.process = subprocess.Popen(
+                [executable(), "-nostdin", "-hide_banner", *arguments],
+                stdin=subprocess.PIPE if feed else subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[*descriptors, *([] if theirs is None else [theirs])],
+                # Ctrl-C goes to us: we end the step at hand, and a child that died of it would look like a damaged video.
+                process_group=0 if os.name == "posix" else None,
+            )
+        except BaseException:
+            if self._reports is not None:
+                os.close(self._reports)
+            raise
+        finally:
+            if theirs is not None:
+                os.close(theirs)
         _limit(self.process.pid, may_write=may_write)
         self.patience_s = patience_s if patience_s is not None else _ENCODER_STALL_S if feed else STALL_S
         self._messages: list[str] = []
+        self._times: deque[int | None] = deque()
+        self._news = threading.Condition()  # guards both, and what of their pipes is being read
+        self._has_ended = False  # that thread
+        self._num_seen = 0  # of messages, by new_messages
         self._waiting_since: float | None = None
         self._last_alive = 0.0
         self.stalled = False
@@ -157,14 +182,27 @@ class Child:
         return data
 
     def write(self, data: bytes | memoryview) -> None:
-        """Feed its stdin; VideoError with its own words where it has gone."""
+        """Feed its stdin; VideoError with its own words if it has gone."""
         assert self.process.stdin is not None
         try:
             with self._waiting():
                 self.process.stdin.write(data)
         except (BrokenPipeError, OSError) as error:
             self.finish()
-            raise VideoError(f"ffmpeg stopped while it was written to: {self.complaint() or error}") from error
+            raise VideoError(f"ffmpeg stopped while it was written to: {messages.first_error(self.messages) or error}") from error
+
+    def next_report(self) -> int | None:
+        """The timestamp of the next frame that passed the report filter, in ticks of its stream; None for one without.
+
+        Waits for it; EOFError if ffmpeg ends before, VideoError if it is silent for too long.
+        """
+        with self._waiting(), self._news:
+            self._news.wait_for(lambda: self._times or self._has_ended)
+            if self._times:
+                return self._times.popleft()
+        if self.stalled:
+            raise PassingVideoError(f"ffmpeg gave nothing for {self.patience_s:.0f} seconds and was stopped")
+        raise EOFError
 
     def finish(self) -> int:
         """Close the pipes, wait for its end, and return the exit code."""
@@ -187,23 +225,66 @@ class Child:
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
+        if self._reports is not None:
+            os.close(self._reports)
+            self._reports = None
 
     @property
     def messages(self) -> list[str]:
-        """Every line it wrote to stderr."""
-        return list(self._messages)
+        """Every line that it has written to stderr by now."""
+        with self._settled():
+            return list(self._messages)
 
-    def complaint(self) -> str:
-        """The first thing it complained of; see the function."""
-        return complaint(self._messages)
+    def new_messages(self) -> list[str]:
+        """Those that came since the last call."""
+        with self._settled():
+            new, self._num_seen = self._messages[self._num_seen :], len(self._messages)
+            return new
+
+    @contextmanager
+    def _settled(self) -> Iterator[None]:
+        """Hold the messages when all of them are there: what is still in the pipe was written before what we have read of its stdout."""
+        assert self.process.stderr is not None
+        while True:
+            with self._news:
+                if self._has_ended or not select.select([self.process.stderr], [], [], 0)[0]:
+                    yield
+                    return
+            time.sleep(0.001)
 
     def _collect(self) -> None:
+        """Read its messages and reports until both pipes end."""
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if _ALIVE.search(line.rstrip()):
-                self._last_alive = time.monotonic()
-            elif len(self._messages) < 200:
-                self._messages.append(line.decode(errors="replace").rstrip()[:500])
+        rests = {self.process.stderr.fileno(): b""} | ({} if self._reports is None else {self._reports: b""})
+        with selectors.DefaultSelector() as pipes:
+            for pipe in rests:
+                pipes.register(pipe, selectors.EVENT_READ)
+            while pipes.get_map():
+                for key, _ in pipes.select():
+                    with self._news:
+                        data = os.read(key.fd, 1 << 16)
+                        *lines, rests[key.fd] = (rests[key.fd] + data).split(b"\n") if data else (rests[key.fd], b"")
+                        self._keep(lines, are_reports=key.fd == self._reports)
+                        self._news.notify_all()
+                    if not data:
+                        pipes.unregister(key.fd)
+        with self._news:
+            self._has_ended = True
+            self._news.notify_all()
+
+    def _keep(self, lines: list[bytes], *, are_reports: bool) -> None:
+        if not are_reports:
+            for line in lines:
+                text = line.decode(errors="replace").rstrip()[:500]
+                if len(self._messages) < _MOST_MESSAGES or (
+                    len(self._messages) < 2 * _MOST_MESSAGES and messages.is_complaint(text)
+                ):
+                    self._messages.append(text)
+            return
+        self._last_alive = time.monotonic()
+        for line in lines:
+            if found := _REPORT.match(line):
+                self._times.append(int(found[1]) if found[1] != b"NOPTS" else None)
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:

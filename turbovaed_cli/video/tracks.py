@@ -1,8 +1,11 @@
 """What a written video takes from its source besides the picture: sound, subtitles, chapters, and what is left out."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
+from turbovaed_cli.video import ffmpeg
 from turbovaed_cli.video.codecs import coders
 from turbovaed_cli.video.probing import Track, VideoInfo
 
@@ -39,6 +42,7 @@ class TrackPlan:
 
     kept: tuple[KeptTrack, ...] = ()
     left_out: tuple[Track, ...] = ()
+    start: Fraction = Fraction(0)  # seconds: when the source's earliest track starts, on the source's own clock
 
     def describe(self) -> str:
         """What is lost, in one line; "" if nothing is."""
@@ -54,17 +58,31 @@ class TrackPlan:
 
 def plan_tracks(info: VideoInfo, suffix: str, *, sound: bool = True) -> TrackPlan:
     """Decide for every track of `info` but the picture what becomes of it in a container. Without `sound` that is no loss."""
+    if info.images:
+        return TrackPlan()
+    description = _description_of(info)
+    has_chapters = any("Chapter #" in line for line in description)
+    start = re.search(r"Duration: [^,]+, start: (-?[\d.]+)", "\n".join(description))
     kept: list[KeptTrack] = []
     left: list[Track] = []
     for track in info.tracks:
         if track.index == info.track_index or (track.kind == "audio" and not sound):
             continue
-        how = _how(track, suffix)
-        if how:
+        if how := _how(track, suffix):
             kept.append(KeptTrack(track, how))
-        else:
-            left.append(track)
-    return TrackPlan(tuple(kept), tuple(left))
+        elif not (has_chapters and track.kind == "data" and track.description.startswith("bin_data (text")):
+            left.append(track)  # but for the titles of chapters, which are kept as chapters
+    return TrackPlan(tuple(kept), tuple(left), Fraction(start[1]) if start else Fraction(0))
+
+
+def _description_of(info: VideoInfo) -> list[str]:
+    """What ffmpeg prints about a file."""
+    with (
+        ffmpeg.open_regular(info.path) as file,
+        ffmpeg.Child(["-loglevel", "info", *ffmpeg.input_options(file.fileno())], descriptors=[file.fileno()]) as child,
+    ):
+        child.finish()  # with an error: there is no output
+        return child.messages
 
 
 def _how(track: Track, suffix: str) -> tuple[str, ...]:
@@ -84,7 +102,10 @@ def _how(track: Track, suffix: str) -> tuple[str, ...]:
 
 def name_of(track: Track) -> str:
     """A track in a message, such as "subtitle 3 (pgs, deu)"."""
-    facts = [_SHORT_NAMES.get(track.codec, track.codec)] if track.codec != "none" else []
-    facts += [track.language] if track.language not in ("", "und") else []
-    kind = "cover picture" if track.is_attached_picture else {"audio": "sound"}.get(track.kind, track.kind)
+    codec = track.codec
+    if codec in ("none", "bin_data"):  # then the file's own name for it, if there is one
+        tag = re.match(r"\w+ \((\w+) /", track.description)
+        codec = tag[1] if tag else ""
+    facts = [fact for fact in (_SHORT_NAMES.get(codec, codec), track.language) if fact]
+    kind = "cover picture" if track.kind == "video" and not track.is_picture else {"audio": "sound"}.get(track.kind, track.kind)
     return f"{kind} {track.index}" + (f" ({', '.join(facts)})" if facts else "")

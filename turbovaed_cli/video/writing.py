@@ -20,11 +20,11 @@ from torch import Tensor
 from turbovaed_cli.errors import DiskFullError, OutputExistsError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import fsync_folder
-from turbovaed_cli.video import ffmpeg
-from turbovaed_cli.video.codecs import DEFAULT_CODEC, DEFAULT_CRF, VideoCodec, find_codec
+from turbovaed_cli.video import ffmpeg, messages
+from turbovaed_cli.video.codecs import DEFAULT_CODEC, DEFAULT_CRF, find_codec
+from turbovaed_cli.video.colour import SWS
 from turbovaed_cli.video.pixels import to_uint8, to_uint16
 from turbovaed_cli.video.probing import VideoInfo, probe
-from turbovaed_cli.video.reading import SWS
 from turbovaed_cli.video.timing import NANOSECONDS, Timing, frame_head, stream_head
 from turbovaed_cli.video.tracks import NEW_SOUND, KeptTrack, TrackPlan, name_of, plan_tracks
 
@@ -65,8 +65,9 @@ class VideoWriter:
         self._bits = bits or self._codec.bits[0]
         self._suffix = self.path.suffix.lower()
         self._timing = fps if isinstance(fps, Timing) else Timing(fps)
-        self._source, self._report = tracks_from, report
-        self._plan = plan_tracks(tracks_from, self._suffix, sound=sound) if tracks_from else TrackPlan()
+        self._source = tracks_from if tracks_from and not tracks_from.images else None
+        self._report = report
+        self._plan = plan_tracks(self._source, self._suffix, sound=sound) if self._source else TrackPlan()
         self.shape = (height, width, 3)
         self.dtype = np.dtype(np.uint8 if self._bits == 8 else np.uint16)
         check_output(self.path, overwrite=overwrite)
@@ -77,7 +78,7 @@ class VideoWriter:
             self._temporary = self._new_file(self.path.suffix)
             # The source's tracks are added to the picture in a second pass, from a container that holds exact times.
             exact = ".mov" if ".mov" in self._codec.suffixes else ".mkv"
-            self._picture = self._temporary if tracks_from is None else self._new_file(exact)
+            self._picture = self._new_file(exact) if self._source else self._temporary
             self._child = self._open.enter_context(
                 ffmpeg.Child(self._picture_arguments(crf, sample_aspect_ratio), feed=True, may_write=True)
             )
@@ -135,7 +136,7 @@ class VideoWriter:
 
     def _failure(self, child: ffmpeg.Child) -> TurboVaedError:
         """Why ffmpeg could not write: a full disk only if it names one."""
-        what = f"{self.path} could not be written: {child.complaint() or 'ffmpeg ended early'}"
+        what = f"{self.path} could not be written: {messages.first_error(child.messages) or 'ffmpeg ended early'}"
         if any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL):
             return DiskFullError(what, "free some space; the same command begins again")
         return VideoError(what)
@@ -221,7 +222,7 @@ class VideoWriter:
             if with_source:
                 file = opened.enter_context(ffmpeg.open_regular(source.path))
                 descriptors = [file.fileno()]
-                arguments += ["-itsoffset", f"{-float(source.start):.6f}", *ffmpeg.input_options(file.fileno())]
+                arguments += ["-itsoffset", f"{-float(self._plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
                 outputs += _mapped(plan.kept)
             outputs += ["-map_metadata:g", "-1", "-c:v", "copy", "-max_error_rate", "1", "-progress", "pipe:1", *self._container_arguments(self._temporary)]
             child = opened.enter_context(
@@ -229,7 +230,8 @@ class VideoWriter:
             )
             while child.read(1 << 16, whole=False):
                 pass
-            code, damage = child.finish(), child.complaint()
+            code = child.finish()
+            damage = messages.first_error(child.messages)
             if code and any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL):
                 raise self._failure(child)
         if code:

@@ -1,0 +1,89 @@
+"""What ffmpeg's messages are about: the file that is read, what we made it write, or frames before the one asked for.
+
+Only the first kind is a verdict on the file. A line names who wrote it in brackets: `[h264 @ 0x55d0]`, `[in#0/matroska]`,
+`[out#0/rawvideo]`; then, with `-loglevel level+...`, its level. Other lines belong to no part.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+_PREFIX = re.compile(r"^((?:\[[^\]]*\] ?)*)(.*)$")
+_LEVELS = ("panic", "fatal", "error", "warning", "info", "verbose", "debug", "trace")
+# Parts of ffmpeg that handle what we asked it to write: muxers, encoders, filters, scalers.
+_OUTPUT = re.compile(
+    r"(out#|vost#|aost#|sost#|ost#|enc:|vf#|af#|fc#|graph|Parsed_|swscaler|auto_scale|AVFilter|"
+    r"(rawvideo|framecrc|framehash|null|wrapped_avframe|image2pipe)\b)"
+)
+# Without the prefix of older releases, by their words.
+OUTPUT_WORDS = re.compile(
+    r"non.?monoton\w+ (increasing )?dts|Invalid DTS|Timestamps are unset in a packet|Queue input is backward|"
+    r"Application provided (duration|invalid)|pts has no value|deprecated pixel format|Past duration|Changing video frame properties",
+    re.IGNORECASE,
+)
+# Written at error level about files that are fine.
+_HARMLESS = re.compile(
+    r"chapter track not found|timescale not set|Last message repeated|Consider increasing the value for the 'analyzeduration'",
+    re.IGNORECASE,
+)
+# What H.264, HEVC and VP9 decoders write of frames whose references came before the point where decoding began.
+_MISSING_REFERENCES = re.compile(
+    r"mmco: unref short failure|co located POCs unavailable|Missing reference picture|reference picture missing during reorder|"
+    r"number of reference frames .* exceeds max|Frame num gap|illegal short term buffer state|no frame!|"  # h264
+    r"Could not find ref with POC|Error constructing the frame RPS|Skipping invalid undecodable NALU|"  # hevc
+    r"Requested reference \d+ not available|Not all references are available|"  # vp9
+    r"Discarding interframe without a prior keyframe|first frame is no keyframe",  # vp8, mpeg4
+    re.IGNORECASE,
+)
+
+
+class About(Enum):
+    """What a line is about."""
+
+    INPUT = "input"  # damage in the file, or what ffmpeg cannot do with it
+    REFERENCES = "references"  # frames that lack the ones they were predicted from
+    OUTPUT = "output"  # what we made ffmpeg write
+    NOTHING = "nothing"  # no complaint
+
+
+@dataclass(frozen=True)
+class Message:
+    """One line, taken apart."""
+
+    writers: tuple[str, ...]  # "h264 @ 0x55d0", in the line's order
+    level: str  # "" if the line does not have it
+    text: str
+
+
+def parse(line: str) -> Message:
+    """Take a line apart."""
+    prefix, text = _PREFIX.match(line.strip()).groups()  # type: ignore[union-attr]
+    parts = re.findall(r"\[([^\]]*)\]", prefix)
+    level = next((part for part in parts if part in _LEVELS), "")
+    return Message(tuple(part for part in parts if part not in _LEVELS), level, text)
+
+
+def about(line: str) -> About:
+    """Judge one line of ffmpeg's. Lines without a level come from `-loglevel error` and are complaints."""
+    message = parse(line)
+    if not message.text or message.level not in ("", "panic", "fatal", "error") or _HARMLESS.search(message.text):
+        return About.NOTHING
+    if any(_OUTPUT.match(writer) for writer in message.writers) or OUTPUT_WORDS.search(message.text):
+        return About.OUTPUT
+    return About.REFERENCES if _MISSING_REFERENCES.search(message.text) else About.INPUT
+
+
+def is_complaint(line: str) -> bool:
+    """Whether a line complains of anything."""
+    return about(line) is not About.NOTHING
+
+
+def damage(lines: Iterable[str]) -> str:
+    """The first line about damage in the file that is read, without its prefix; "" if there is none."""
+    return next((parse(line).text for line in lines if about(line) is About.INPUT), "")
+
+
+def first_error(lines: Iterable[str]) -> str:
+    """The first complaint about anything, without its prefix; "" if there is none."""
+    return next((parse(line).text for line in lines if is_complaint(line)), "")
