@@ -1,9 +1,7 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
-import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from turbovaed_cli.background import Background
 from turbovaed_cli.devices import give_back_free_memory
-from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, ShapeError, TurboVaedError
+from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents import read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
@@ -24,15 +22,12 @@ from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
-from turbovaed_cli.reporting import Item, Reporter, quiet
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import (
     Timing,
     VideoWriter,
-    as_text,
-    check_output,
     find_codec,
-    list_videos,
     probe,
     read_frames,
     to_model,
@@ -82,7 +77,9 @@ def _reconstruct(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
     assert pair.teacher is not None
-    info = probe(source)
+    info = probe(source, hdr=settings.hdr, fps=_fps_of(settings))
+    if info.notes:
+        report.note(f"{source.name}: {'; '.join(info.notes)}")
     columns = 3 if settings.compare else 1
     with VideoWriter(
         out,
@@ -98,10 +95,34 @@ def _reconstruct(
         overwrite=overwrite,
         report=report,
     ) as writer:
-        frames = read_frames(info, square_pixels=False)
+        frames = read_frames(info, square_pixels=False, report=report)
         made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
         _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
+
+
+def is_latents(path: Path) -> bool:
+    """Whether an input is a latents file rather than a video."""
+    return path.suffix == ".safetensors"
+
+
+def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:
+    """How many frames the output of an input will have. Raises what reading it raises."""
+    if is_latents(source):
+        return int(pair.student.pixel_frames(read_latents(source).shape[1]))
+    return probe(source, hdr=settings.hdr, fps=_fps_of(settings)).num_frames
+
+
+def output_path(source: Path, out: Path | None, settings: ReconstructSettings) -> Path:
+    """The video that one input is written to: `out`, or a file of the default name in it or in the current folder."""
+    if out is not None and not out.is_dir():
+        return out
+    name = f"{source.stem}-turbovaed{find_codec(settings.codec).suffixes[0]}"
+    return Path(name) if out is None else out / name
+
+
+def _fps_of(settings: ReconstructSettings) -> Fraction:
+    return Fraction(settings.fps).limit_denominator(1001)
 
 
 def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
@@ -240,7 +261,7 @@ def _decode_file(
     if settings.compare:
         raise SettingsError("--compare needs the source video, and latents have none", "give the video instead")
     height, width = (int(size * student.spatial_compression_ratio) for size in latents.shape[2:])
-    fps = Fraction(settings.fps).limit_denominator(1001)
+    fps = _fps_of(settings)
     total = student.pixel_frames(latents.shape[1])
     with VideoWriter(
         out,

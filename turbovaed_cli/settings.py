@@ -258,7 +258,8 @@ class ReconstructSettings:
     bits: int = 0  # per channel of the written video, 8 or 10; 0 takes 8, of prores 10
     crf: int | None = None  # quality of h264 and h265, 0 (best) to 51; None takes 16
     sound: str = "keep"  # keep the sound tracks of the source, or drop them
-    fps: float = 24.0  # frame rate of a video made from a latents file, which has none
+    fps: float = 24.0  # frame rate of a video made from a latents file or a folder of frames, which have none
+    hdr: str = "tonemap"  # what happens to HDR: tonemap, or refuse
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
 

@@ -4,7 +4,7 @@ from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
 from turbovaed_cli.video.probing import Track, VideoInfo, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames
-from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
+from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, frames_in, list_videos, names_of_videos
 from turbovaed_cli.video.timing import Timing
 from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
@@ -18,6 +18,7 @@ __all__ = [
     "as_text",
     "check_output",
     "find_codec",
+    "frames_in",
     "list_videos",
     "names_of_videos",
     "probe",
@@ -25,8 +26,8 @@ __all__ = [
     "read_clip_uint8",
     "read_frames",
     "to_model",
-    "to_uint16",
     "to_uint8",
+    "to_uint16",
     "to_unit",
     "write_video",
 ]

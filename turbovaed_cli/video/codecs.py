@@ -78,7 +78,9 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, su
         raise SettingsError(f"--codec {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
     codec = VIDEO_CODECS[name]
     if suffix is not None and suffix.lower() not in WRITABLE_SUFFIXES:
-        raise SettingsError(f"{suffix or 'a name without a suffix'} is no video to write", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
+        raise SettingsError(
+            f"{suffix or 'a name without a suffix'} is no video to write", f"videos end in {', '.join(WRITABLE_SUFFIXES)}"
+        )
     if suffix is not None and suffix.lower() not in codec.suffixes:
         raise SettingsError(f"{suffix} files do not hold {name}", f"{name} is written to {' or '.join(codec.suffixes)}")
     if bits is not None and bits not in codec.bits:

@@ -74,7 +74,8 @@ class VideoWriter:
         self._ticks_per_s = _MKV_TICKS if self._suffix == ".mkv" and self._timing.ticks else self._timing.ticks_per_s
         self._times = self._timing.on_grid(self._ticks_per_s)
         self._note_losses()
-        with contextlib.ExitStack() as self._open:
+        self._open = contextlib.ExitStack()
+        with self._open:
             self._temporary = self._new_file(self.path.suffix)
             # The source's tracks are added to the picture in a second pass, from a container that holds exact times.
             exact = ".mov" if ".mov" in self._codec.suffixes else ".mkv"
@@ -150,7 +151,8 @@ class VideoWriter:
         """One note for what the output does not hold of its source."""
         losses = self._plan.describe()
         off_s = max(
-            (abs(Fraction(time, self._ticks_per_s) - self._timing.after_first(i)) for i, time in enumerate(self._times)), default=0
+            (abs(Fraction(time, self._ticks_per_s) - self._timing.after_first(i)) for i, time in enumerate(self._times)),
+            default=0,
         )
         if off_s > _VISIBLE_S:
             late = f"{self._suffix} cannot hold its times: frames are up to {float(off_s):.3f} s late"
@@ -196,7 +198,8 @@ class VideoWriter:
         """Put the picture and the kept tracks of `source` into the output; what turns out not to fit is left out by name."""
         if self._muxed(source, self._plan) == "":
             return
-        plan, failed = self._plan, []
+        plan = self._plan
+        failed: list[KeptTrack] = []
         for kept in self._plan.kept:
             if self._muxed(source, TrackPlan((kept,))) == "":
                 continue
@@ -215,7 +218,16 @@ class VideoWriter:
 
     def _muxed(self, source: VideoInfo, plan: TrackPlan, *, with_source: bool = True) -> str:
         """Write the output from the picture and these tracks; why that failed, or ""."""
-        arguments = ["-loglevel", "error", "-y", "-copyts", "-itsoffset", f"{float(self._timing.start):.6f}", "-i", f"file:{self._picture}"]
+        arguments = [
+            "-loglevel",
+            "error",
+            "-y",
+            "-copyts",
+            "-itsoffset",
+            f"{float(self._timing.start):.6f}",
+            "-i",
+            f"file:{self._picture}",
+        ]
         outputs = ["-map", "0:v:0"]
         with contextlib.ExitStack() as opened:
             descriptors = []
@@ -224,7 +236,17 @@ class VideoWriter:
                 descriptors = [file.fileno()]
                 arguments += ["-itsoffset", f"{-float(self._plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
                 outputs += _mapped(plan.kept)
-            outputs += ["-map_metadata:g", "-1", "-c:v", "copy", "-max_error_rate", "1", "-progress", "pipe:1", *self._container_arguments(self._temporary)]
+            outputs += [
+                "-map_metadata:g",
+                "-1",
+                "-c:v",
+                "copy",
+                "-max_error_rate",
+                "1",
+                "-progress",
+                "pipe:1",
+                *self._container_arguments(self._temporary),
+            ]
             child = opened.enter_context(
                 ffmpeg.Child([*arguments, *outputs], descriptors=descriptors, may_write=True, patience_s=_ADDING_STALL_S)
             )
@@ -237,7 +259,9 @@ class VideoWriter:
         if code:
             return damage or f"ffmpeg ended with {code}"
         if damage:
-            self._report.note(f"{source.path.name}: the picture is whole; of its other tracks ffmpeg reports: {damage}", warning=True)
+            self._report.note(
+                f"{source.path.name}: the picture is whole; of its other tracks ffmpeg reports: {damage}", warning=True
+            )
         return ""
 
     def _checked(self, written: VideoInfo) -> VideoInfo:
@@ -313,9 +337,7 @@ def write_video(
         raise SettingsError(f"a frame rate of {fps} is none", "a number above 0, such as 24")
     height, width = frames.shape[2:] if is_video else frames.shape[1:3]
     rate = fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
-    with VideoWriter(
-        path, height=height, width=width, fps=rate, codec=codec, bits=bits, crf=crf, overwrite=overwrite
-    ) as writer:
+    with VideoWriter(path, height=height, width=width, fps=rate, codec=codec, bits=bits, crf=crf, overwrite=overwrite) as writer:
         for i in range(frames.shape[1] if is_video else frames.shape[0]):
             writer.write(_frame_of(frames, i, writer.dtype))
     return writer.written
