@@ -897,7 +897,7 @@ def reconstruct(
         needs_teacher = not all(is_latents(path) for path in plan_folder(source, out, settings))
     else:
         out = output_path(source, out, settings)
-        check_settings(settings, out.suffix)
+        check_settings(settings, out)
         check_output(out, overwrite=overwrite)
         needs_teacher = not is_latents(source)
     pair = load_pair(

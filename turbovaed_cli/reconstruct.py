@@ -63,7 +63,7 @@ def reconstruct(
     Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
-    check_settings(settings, out.suffix)
+    check_settings(settings, out)
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
@@ -132,9 +132,9 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
             write(frame)
 
 
-def check_settings(settings: ReconstructSettings, suffix: str | None = None) -> None:
-    """Raise SettingsError for settings that cannot work, alone or in a file of this suffix."""
-    find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, suffix=suffix)
+def check_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
+    """Raise SettingsError for settings that cannot work, alone or for this output."""
+    find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)
     if settings.sound not in ("keep", "drop"):
         raise SettingsError(f"--sound {settings.sound} is not known", "keep or drop")
     if settings.overlap < 0 or settings.window < 0:

@@ -97,7 +97,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
     inputs, or an `out` that is the folder itself or above it, or cannot be written.
     """
     suffix = find_codec(settings.codec).suffixes[0]
-    check_settings(settings, suffix)
+    check_settings(settings)
     inside, outside = folder.resolve(), out.resolve()
     if outside == inside or outside in inside.parents:
         raise SettingsError(

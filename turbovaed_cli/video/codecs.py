@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.video import ffmpeg
@@ -69,19 +70,18 @@ DEFAULT_CODEC = "h264"
 WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 
-def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, suffix: str | None = None) -> VideoCodec:
-    """The codec of this name; SettingsError for a name, depth, quality or container that it does not have.
+def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, path: Path | None = None) -> VideoCodec:
+    """The codec of this name; SettingsError for a name, depth, quality or file that it does not have.
 
-    `bits` and `crf` of None are its defaults. MissingError if the ffmpeg at hand has no encoder for it.
+    `bits` and `crf` of None are its defaults, `path` of None is any file. MissingError if the ffmpeg at hand has no encoder for it.
     """
     if name not in VIDEO_CODECS:
         raise SettingsError(f"--codec {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
     codec = VIDEO_CODECS[name]
-    if suffix is not None and suffix.lower() not in WRITABLE_SUFFIXES:
-        raise SettingsError(
-            f"{suffix or 'a name without a suffix'} is no video to write", f"videos end in {', '.join(WRITABLE_SUFFIXES)}"
-        )
-    if suffix is not None and suffix.lower() not in codec.suffixes:
+    suffix = codec.suffixes[0] if path is None else path.suffix.lower()
+    if suffix not in WRITABLE_SUFFIXES:
+        raise SettingsError(f"{path} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
+    if suffix not in codec.suffixes:
         raise SettingsError(f"{suffix} files do not hold {name}", f"{name} is written to {' or '.join(codec.suffixes)}")
     if bits is not None and bits not in codec.bits:
         depths = " or ".join(map(str, codec.bits))

@@ -61,7 +61,7 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.num_frames = 0
-        self._codec = find_codec(codec, bits=bits, crf=crf, suffix=self.path.suffix)
+        self._codec = find_codec(codec, bits=bits, crf=crf, path=self.path)
         self._bits = bits or self._codec.bits[0]
         self._suffix = self.path.suffix.lower()
         self._timing = fps if isinstance(fps, Timing) else Timing(fps)
