@@ -83,7 +83,7 @@ def estimate_cache(
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
     here = not is_url(out)
     made = here and (Path(out) / "manifest.json").is_file()
-    with open_videos(data) as videos:
+    with open_videos(data, report) as videos:
         names = videos.names
         parts = (
             int(read_sealed(Path(out) / "manifest.json").get("parts", 1))

@@ -23,11 +23,10 @@ from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.settings import CacheSettings, check_counts
 from turbovaed_cli.storage import Videos, open_cache, open_videos
 from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead, too_short
-from turbovaed_cli.video import VideoInfo, as_text, probe, read_clip_uint8, to_model
+from turbovaed_cli.video import VideoInfo, as_text, notes_on, probe, read_clip_uint8, reading_identity, sha256_of_video, to_model
 from turbovaed_cli.weights import Consent, no_consent
 
 
@@ -64,7 +63,7 @@ def cache_latents(
     """
     check_settings(spec, settings)
     device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
-    with open_videos(data) as videos, open_cache(out) as (folder, pushed):
+    with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
         teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
@@ -89,6 +88,7 @@ def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
         "teacher": teacher.identity(),
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
+        "reading": reading_identity(settings.hdr),
     }
 
 
@@ -108,8 +108,8 @@ def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownV
     try:
         stamp = videos.stamp(name)
         failed = known.failed if known is not None and known.stamp == stamp else {}
-        info = probe(videos.fetch(name))
-        now = KnownVideo(stamp, sha256_of(info.path), info.num_frames, failed=failed)
+        info = probe(videos.fetch(name), hdr=settings.hdr)
+        now = KnownVideo(stamp, sha256_of_video(info.path), info.num_frames, failed=failed)
         return PlannedVideo(name, now, _clips_of(videos.shown(name), now.sha256, now.frames, settings), info)
     except VideoError as error:
         # What may go otherwise next time has no stamp, so that it is looked at again.
@@ -137,7 +137,7 @@ def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownV
 
 def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
     """The clips of one video."""
-    return _clips_of(str(info.path), sha256_of(info.path), info.num_frames, settings)
+    return _clips_of(str(info.path), sha256_of_video(info.path), info.num_frames, settings)
 
 
 def _clips_of(shown: str, sha256: str, num_frames: int, settings: CacheSettings) -> list[ClipSource]:
@@ -208,6 +208,7 @@ class _Job:
         self.others: dict[int, str] = {}  # who has the parts that this run could not get
         self.encoded = self.found = 0
         self.skipped: list[Skipped] = []
+        self.shown: list[VideoInfo] = []  # videos of which reading changes something
 
     def run(self, teacher: Teacher, device: torch.device, out: str) -> CacheResult:
         """Everything, from the first part to the last."""
@@ -224,6 +225,8 @@ class _Job:
                 self.encoded += len(batch)
         if self.found:
             self.report.note(f"{self.found} clips were cached already")
+        for note in notes_on(self.shown):
+            self.report.note(note)
         if self.total and not self.encoded and not self.found and len(self.skipped) >= self.total:
             raise no_usable_video(self.skipped)
         return CacheResult(
@@ -311,6 +314,8 @@ class _Job:
     def _done_with(self, item: _Seen, failed: dict[str, str]) -> None:
         """Keep what is known of a video, and what of it could not be read; too much of that is an error."""
         known = item.video.known
+        if item.video.info is not None and item.video.info.notes:
+            self.shown.append(item.video.info)
         for start, reason in failed.items():
             known = known.with_failed(int(start), reason)
         item.part.videos[as_text(item.video.name)] = known  # which JSON can hold

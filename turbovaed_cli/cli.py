@@ -78,6 +78,8 @@ Params = Annotated[
 Gflops = Annotated[
     float | None, typer.Option("--gflops", help="Design the student: GFLOPs at most for one decode of --frames at --size.")
 ]
+_HDR_HELP = "HDR videos (PQ, HLG): tonemap shows them in SDR, refuse skips them."
+Hdr = Annotated[str, typer.Option("--hdr", help=_HDR_HELP)]
 Yes = Annotated[bool, typer.Option("--yes", help="Agree to downloads beforehand.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and plan, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -397,6 +399,7 @@ def cache_latents(
     frames: Frames = CacheSettings.frames,
     size: Size = format_size(CacheSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = CacheSettings.stride,
+    hdr: Hdr = CacheSettings.hdr,
     clips_per_video: Annotated[
         int, typer.Option("--clips-per-video", help="At most this many, evenly spread; 0 takes all that fit.")
     ] = CacheSettings.clips_per_video,
@@ -469,6 +472,7 @@ def cache_latents(
         workers,
         max_failures,
         retry_failed,
+        hdr=hdr,
     )
     report = _reporter(quiet, verbose)
     if dry_run:
@@ -617,6 +621,7 @@ def distill(
         typer.Option("--size", help="WIDTHxHEIGHT of the clips in pixels, or one number; not of stages with their own."),
     ] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="Take every n-th frame.")] = None,
+    hdr: Annotated[str | None, typer.Option("--hdr", help=_HDR_HELP)] = None,
     crop: Annotated[
         str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT, in every stage.")
     ] = None,
@@ -698,7 +703,7 @@ def distill(
         "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,
         "perceptual": perceptual, "perceptual_weight": perceptual_weight, "feature_weight": feature_weight,
         "teacher_weight": teacher_weight, "adversarial_weight": adversarial_weight, "posterior": posterior, "start": start,
-        "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "seed": seed, "save_every": save_every,
+        "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "hdr": hdr, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
         "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
         "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
@@ -815,7 +820,7 @@ def _measure_run(
 
     ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
-    eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device)
+    eval_settings = EvalSettings(frames=shape.frames, size=shape.size, device=settings.device, hdr=settings.hdr)
     nowhere = nullcontext((Path(run), lambda: None))
     with ranks.together(), open_run(run, checkpoints=False) if ranks.is_first else nowhere as (folder, _):
         pair = trained_pair(folder, spec, ranks)
@@ -855,9 +860,6 @@ def reconstruct(
     fps: Annotated[
         float, typer.Option("--fps", help="Frame rate for latents and for folders of frames, which have none.")
     ] = ReconstructSettings.fps,
-    hdr: Annotated[
-        str, typer.Option("--hdr", help="HDR is converted to SDR (tonemap) or refused (refuse).")
-    ] = ReconstructSettings.hdr,
     codec: Annotated[
         str, typer.Option("--codec", help="h264 or h265 (.mp4, .mov, .mkv), prores (.mov, .mkv), or ffv1 (.mkv, lossless).")
     ] = ReconstructSettings.codec,
@@ -868,6 +870,7 @@ def reconstruct(
     sound: Annotated[str, typer.Option("--sound", help="Sound tracks of the video: keep or drop.")] = ReconstructSettings.sound,
     dtype: Dtype = ReconstructSettings.dtype,
     device: Device = ReconstructSettings.device,
+    hdr: Hdr = ReconstructSettings.hdr,
     overwrite: Overwrite = False,
     yes: Yes = False,
     json: Json = False,
@@ -956,6 +959,7 @@ def evaluate(
     frames: Frames = EvalSettings.frames,
     size: Size = format_size(EvalSettings.size),
     stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = EvalSettings.stride,
+    hdr: Hdr = EvalSettings.hdr,
     clips_per_video: Annotated[
         int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")
     ] = EvalSettings.clips_per_video,
@@ -1009,7 +1013,7 @@ def evaluate(
     thresholds = parse_thresholds(fail_under or [])
     settings = EvalSettings(
         frames, parse_size(size), stride, clips_per_video, protocol, dtype, device, tuple(filter(None, metrics.split(","))),
-        tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0,
+        tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
     )  # fmt: skip
     check_settings(settings)
     if report is not None and (compare or more):
@@ -1101,6 +1105,7 @@ def export(
     data: Annotated[
         Path | None, typer.Option("--data", help="Videos, whose latents artefacts are calibrated and checked on.")
     ] = None,
+    hdr: Hdr = ExportSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to calibrate and check on instead.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
@@ -1115,7 +1120,7 @@ def export(
 
     settings = ExportSettings(
         frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
-        states, seed=seed, latents=latents, data=data, overwrite=overwrite,
+        states, seed=seed, latents=latents, data=data, overwrite=overwrite, hdr=hdr
     )  # fmt: skip
     names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
@@ -1162,6 +1167,7 @@ def bench(
     data: Annotated[
         Path | None, typer.Option("--data", help="Videos to encode: real latents, and quality against the videos.")
     ] = None,
+    hdr: Hdr = BenchSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to decode instead of random ones.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="A row for torch.compile too; a minute or more.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
@@ -1207,7 +1213,7 @@ def bench(
     settings = BenchSettings(
         tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
         repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,
-        memory_frames=_lengths(memory_frames),
+        memory_frames=_lengths(memory_frames), hdr=hdr
     )  # fmt: skip
     if ios_project is not None:
         skipped = write_ios_project(

@@ -48,6 +48,7 @@ from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.training.trainer import ClipStream, Trainer
+from turbovaed_cli.video import reading_identity
 from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
 
 WORTH_SAYING = 0.1  # share of the steps' time
@@ -245,6 +246,8 @@ def _begin(folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None) 
         "init_sha256": hash_of_state(student) if init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
     }
+    if not trainer.streams[0].is_encoded:  # a cache has its own
+        config["reading"] = reading_identity(settings.hdr)
     check_finished_stages(folder, settings)
     check_clips_per_pass(folder, settings, ranks)
     folder.snapshot(config, environment(), RESUMABLE_CHANGES)
@@ -423,7 +426,7 @@ def _video_streams(
         spec.teacher.check_size(*size)
     folder = ranks.first_of_each_machine_first(lambda: local_videos(data, report, first=first))
     span = (settings.frames - 1) * settings.stride + 1
-    videos, skipped = ranks.share(lambda: usable_videos(folder, span, report, first=first))
+    videos, skipped = ranks.share(lambda: usable_videos(folder, span, report, first=first, hdr=settings.hdr))
     damaged: dict[str, str] = {}
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 

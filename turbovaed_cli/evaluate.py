@@ -99,7 +99,9 @@ def evaluate_all(
         pair.teacher.spec.check_size(*settings.size)
     ranks = ranks or alone(resolve_device(settings.device))
     assert ranks.count == 1 or settings.protocol == "standard"
-    videos, skipped = ranks.share(lambda: usable_videos(data, (settings.frames - 1) * settings.stride + 1, report))
+    videos, skipped = ranks.share(
+        lambda: usable_videos(data, (settings.frames - 1) * settings.stride + 1, report, hdr=settings.hdr)
+    )
     planned = _plan(videos, settings)
     gauges = open_gauges(settings, ranks.device, len(planned))
     _check_required(required, gauges)

@@ -257,7 +257,7 @@ def first_videos(settings: ExportSettings, report: Reporter = quiet) -> tuple[li
     """The first `settings.clips` usable videos of `settings.data`, and those that were passed over; none of either without it."""
     if settings.data is None:
         return [], []
-    return usable_videos(settings.data, settings.frames, report, first=settings.clips)
+    return usable_videos(settings.data, settings.frames, report, first=settings.clips, hdr=settings.hdr)
 
 
 def latents_for(

@@ -17,6 +17,7 @@ class ClipSettings:
     frames: int = 17  # pixel frames per clip
     size: tuple[int, int] = (256, 256)  # pixels: scaled to cover, then cropped
     stride: int = 1  # take every n-th frame
+    hdr: str = "tonemap"  # of PQ and HLG videos: tonemap to SDR, or refuse them
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class CacheSettings:
     workers: int = 2  # threads that read videos ahead of the encoder
     max_failures: int | None = None  # more videos and clips that cannot be read than this end the command; None: never
     retry_failed: bool = False  # look again at what could not be read before
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class DistillSettings:
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels
     stride: int = ClipSettings.stride  # take every n-th frame (with --data alone; cached clips have theirs)
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
     optimizer: str = "adamw"  # adamw or muon, whose learning rates are larger
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW; Muon takes the second as its momentum
     eps: float = 1e-15  # AdamW
@@ -233,7 +236,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 RESUMABLE_CHANGES = frozenset(
     {
         "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "hdr",
     }
 )  # fmt: skip
 
@@ -259,9 +262,9 @@ class ReconstructSettings:
     crf: int | None = None  # quality of h264 and h265, 0 (best) to 51; None takes 16
     sound: str = "keep"  # keep the sound tracks of the source, or drop them
     fps: float = 24.0  # frame rate of a video made from a latents file or a folder of frames, which have none
-    hdr: str = "tonemap"  # what happens to HDR: tonemap, or refuse
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
 
 
 @dataclass(frozen=True)
@@ -281,6 +284,7 @@ class EvalSettings:
     i3d_sha256: str = ""  # what somebody vouched for: TorchScript is code, and is not loaded without
     dataset: str = ""  # "ucf101" says so where file names do not: published figures are shown beside ours
     speed_repeats: int = 0  # timed decodes of teacher and student, in turns; 0 times nothing
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
 
 
 @dataclass(frozen=True)
@@ -298,6 +302,7 @@ class ExportSettings:
     data: Path | None = None  # videos, whose latents to calibrate and check on
     clips: int = 4  # of so many videos
     overwrite: bool = False  # replace an artefact that is there
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
 
 
 @dataclass(frozen=True)
@@ -321,3 +326,4 @@ class BenchSettings:
     clips: int = 4  # of data
     seed: int = 0  # of the random latents without either
     memory_frames: tuple[int, ...] = ()  # clip lengths to measure the peak memory of a decode at, whole and streamed
+    hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, write_json, write_whole
-from turbovaed_cli.video import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos
+from turbovaed_cli.video import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos, stamp_of
 
 
 def is_url(place: str | Path) -> bool:
@@ -49,19 +49,18 @@ class Videos(Protocol):
 class LocalVideos:
     """The videos of a folder, or the one file given."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, report: Reporter = quiet) -> None:
         self._root = data if data.is_dir() else data.parent
-        self.names = names_of_videos(data) if data.is_dir() else [path.name for path in list_videos(data)]
+        self.names = names_of_videos(data, report) if data.is_dir() else [path.name for path in list_videos(data)]
 
     def shown(self, name: str) -> str:
         return as_text(f"{self._root}/{name}" if str(self._root) != "." else name)
 
     def stamp(self, name: str) -> str:
         try:
-            status = os.stat(f"{self._root}/{name}")  # noqa: PTH116 - a path for each of very many would take seconds
+            return stamp_of(f"{self._root}/{name}")
         except OSError as error:
             raise VideoError(f"{self._root / name} cannot be opened: {(error.strerror or str(error)).lower()}") from error
-        return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
 
     def fetch(self, name: str) -> Path:
         return self._root / name
@@ -112,10 +111,10 @@ class RemoteVideos:
 
 
 @contextmanager
-def open_videos(data: str | Path) -> Iterator[Videos]:
+def open_videos(data: str | Path, report: Reporter = quiet) -> Iterator[Videos]:
     """The videos of a folder, a file or a URL. Raises SettingsError where there is none."""
     if not is_url(data):
-        yield LocalVideos(Path(data))
+        yield LocalVideos(Path(data), report)
         return
     with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
         yield RemoteVideos(str(data), Path(room))

@@ -307,6 +307,8 @@ def test_what_is_odd_and_fine_is_read_right(handmade, canary):
         wanted = (
             drawn[[0, 1, 2, 3, 4, 5, 6, 9]] if path.name.startswith("variable") else np.rot90(drawn, good.turned, axes=(1, 2))
         )
+        if path.name == "alpha-animation.mov":
+            wanted = wanted * 0.3  # over black
         if path.name.startswith("variable"):
             assert not info.has_constant_rate
         if not path.name.startswith("odd"):
@@ -394,7 +396,7 @@ def test_one_that_hangs_is_ended(behaviour, read, originals, tmp_path, request, 
 
 @pytest.mark.slow
 def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, request):
-    """Decoding up to a frame far behind takes longer than silence may last, and says that it goes on; nothing of it is a complaint."""
+    """Decoding up to a frame near the end takes longer than silence may last, and every frame on the way is reported."""
     if not count_of(request, quick=0, full=1):
         pytest.skip("in full by make faults")
     short, path = tmp_path / "short.avi", tmp_path / "long.avi"
@@ -405,6 +407,6 @@ def test_frames_that_are_passed_over_are_signs_of_life(tmp_path, monkeypatch, re
     frame = read_clip_uint8(info, 1, (32, 32), start=last)
     monkeypatch.setattr(ffmpeg, "STALL_S", (time.monotonic() - began) / 3)
     assert np.array_equal(read_clip_uint8(info, 1, (32, 32), start=last), frame)
-    monkeypatch.setattr(ffmpeg, "SIGN_OF_LIFE", "null")
+    monkeypatch.setattr(ffmpeg.Child, "_keep", lambda *_, **__: None)
     with pytest.raises(VideoError, match="gave nothing"):
         read_clip_uint8(info, 1, (32, 32), start=last)

@@ -16,8 +16,8 @@ from torch import Tensor
 from turbovaed_cli.errors import SettingsError, VideoError
 from turbovaed_cli.latents import WHOLE, Batch, Crop, item_at
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of
-from turbovaed_cli.video import VideoInfo, as_text, list_videos, probe, read_clip
+from turbovaed_cli.settings import ClipSettings
+from turbovaed_cli.video import VideoInfo, as_text, list_videos, notes_on, probe, read_clip, sha256_of_video
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,7 +32,7 @@ class Skipped:
 
 
 def usable_videos(
-    data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None
+    data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None, hdr: str = ClipSettings.hdr
 ) -> tuple[list[VideoInfo], list[Skipped]]:
     """Probe every video under `data`; those unreadable or shorter than `num_frames` are named with the reason.
 
@@ -41,11 +41,11 @@ def usable_videos(
     """
     usable: list[VideoInfo] = []
     skipped: list[Skipped] = []
-    for path in report.track(list_videos(data), "probing videos"):
+    for path in report.track(list_videos(data, report), "probing videos"):
         if len(usable) == first:
             break
         try:
-            info = probe(path)
+            info = probe(path, hdr=hdr)
             if first is not None and info.num_frames >= num_frames:
                 read_clip(info, num_frames, (8, 8))
         except VideoError as error:
@@ -57,6 +57,8 @@ def usable_videos(
             usable.append(info)
     if not usable:
         raise no_usable_video(skipped)
+    for note in notes_on(usable):
+        report.note(note)
     return usable, skipped
 
 
@@ -94,7 +96,7 @@ class VideoClips:
     @property
     def fingerprint(self) -> str:
         """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
-        return hashlib.sha256("".join(sha256_of(info.path) for info in self.videos).encode()).hexdigest()
+        return hashlib.sha256("".join(sha256_of_video(info.path) for info in self.videos).encode()).hexdigest()
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
         """`part` of batch number `index`, video only; depends on nothing but its arguments and the files.

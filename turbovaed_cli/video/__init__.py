@@ -2,13 +2,22 @@
 
 from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
-from turbovaed_cli.video.probing import Track, VideoInfo, probe
-from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames
-from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, frames_in, list_videos, names_of_videos
+from turbovaed_cli.video.probing import HDR_CHOICES, Track, VideoInfo, notes_on, probe
+from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
+from turbovaed_cli.video.sources import (
+    VIDEO_SUFFIXES,
+    as_text,
+    frames_in,
+    list_videos,
+    names_of_videos,
+    sha256_of_video,
+    stamp_of,
+)
 from turbovaed_cli.video.timing import Timing
 from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
 __all__ = [
+    "HDR_CHOICES",
     "VIDEO_SUFFIXES",
     "WRITABLE_SUFFIXES",
     "Timing",
@@ -21,10 +30,14 @@ __all__ = [
     "frames_in",
     "list_videos",
     "names_of_videos",
+    "notes_on",
     "probe",
     "read_clip",
     "read_clip_uint8",
     "read_frames",
+    "reading_identity",
+    "sha256_of_video",
+    "stamp_of",
     "to_model",
     "to_uint8",
     "to_uint16",

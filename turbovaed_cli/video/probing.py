@@ -7,7 +7,7 @@ decoded frames.
 import os
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -148,6 +148,15 @@ def size_change(info: VideoInfo, sizes: Sequence[tuple[int, int]]) -> str:
     """The note on frames that change to other sizes (height, width)."""
     others = ", ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes))
     return f"the frame size changes to {others}: scaled to fit {info.width}x{info.height}, with black borders"
+
+
+def notes_on(videos: Iterable[VideoInfo]) -> list[str]:
+    """The notes on several videos, each once with the videos that it is about."""
+    named: dict[str, list[str]] = {}
+    for info in videos:
+        for note in info.notes:
+            named.setdefault(note, []).append(info.path.name)
+    return [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {note}" for note, names in named.items()]
 
 
 def probe(path: Path, *, hdr: str = "tonemap", fps: Fraction = Fraction(24)) -> VideoInfo:

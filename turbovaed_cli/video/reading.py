@@ -32,6 +32,11 @@ _NEIGHBOURS = 4  # frames before the first one wanted that the deinterlacer is g
 _LEAD_IN = 32  # frames at the start of a file that was cut there, of which some may lack what they were predicted from
 
 
+def reading_identity(hdr: str) -> dict[str, object]:
+    """What decides which pixels are made of a file, for manifests and runs."""
+    return {"version": POLICY, "hdr": hdr}
+
+
 class _LandedElsewhereError(Exception):
     """A jump did not come out where it should; nothing was yielded yet."""
 
