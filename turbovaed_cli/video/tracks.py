@@ -1,8 +1,7 @@
 """What a written video takes from its source besides the picture: sound, subtitles, chapters, and what is left out."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 from turbovaed_cli.video import ffmpeg
@@ -49,11 +48,6 @@ class TrackPlan:
         anew = [f"{name_of(kept.track)} becomes {kept.how[0]}" for kept in self.kept if kept.is_lossy]
         left = [name_of(track) for track in self.left_out]
         return "; ".join([*(["left out: " + "; ".join(left)] if left else []), *anew])
-
-    def without(self, gone: Sequence[KeptTrack]) -> "TrackPlan":
-        """The same plan with fewer tracks kept."""
-        kept = tuple(one for one in self.kept if one not in gone)
-        return replace(self, kept=kept, left_out=(*self.left_out, *(one.track for one in gone)))
 
 
 def plan_tracks(info: VideoInfo, suffix: str, *, sound: bool = True) -> TrackPlan:

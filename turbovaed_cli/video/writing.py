@@ -138,7 +138,7 @@ class VideoWriter:
     def _failure(self, child: ffmpeg.Child) -> TurboVaedError:
         """Why ffmpeg could not write: a full disk only if it names one."""
         what = f"{self.path} could not be written: {messages.first_error(child.messages) or 'ffmpeg ended early'}"
-        if any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL):
+        if _names_a_full_disk(child.messages):
             return DiskFullError(what, "free some space; the same command begins again")
         return VideoError(what)
 
@@ -196,73 +196,57 @@ class VideoWriter:
 
     def _add_tracks(self, source: VideoInfo) -> None:
         """Put the picture and the kept tracks of `source` into the output; what turns out not to fit is left out by name."""
-        if self._muxed(source, self._plan) == "":
-            return
         plan = self._plan
-        failed: list[KeptTrack] = []
-        for kept in self._plan.kept:
-            if self._muxed(source, TrackPlan((kept,))) == "":
-                continue
-            anew = replace(kept, how=NEW_SOUND)
-            if kept.track.kind == "audio" and self._muxed(source, TrackPlan((anew,))) == "":
-                plan = replace(plan, kept=tuple(anew if one is kept else one for one in plan.kept))
-            else:
-                plan, failed = plan.without([kept]), [*failed, kept]
-        if self._muxed(source, plan) != "":
-            plan, failed = TrackPlan(), list(self._plan.kept)
-            if why := self._muxed(source, plan, with_source=False):
-                raise VideoError(f"{self.path} could not be written: {why}")
-        if failed:
-            names = "; ".join(name_of(kept.track) for kept in failed)
-            self._report.note(f"{source.path.name}: left out, as {self._suffix} did not take it: {names}", warning=True)
+        is_written, complaint = self._mux(source, plan)
+        if not is_written and plan.kept:
+            plan = self._what_fits(source)
+            is_written, complaint = self._mux(source, plan)
+        if not is_written:
+            plan = TrackPlan()
+            is_written, complaint = self._mux(None, plan)
+        if not is_written:
+            raise VideoError(f"{self.path} could not be written: {complaint}")
+        left = [name_of(kept.track) for kept in self._plan.kept if kept.track not in [other.track for other in plan.kept]]
+        said = [f"left out, as {self._suffix} did not take it: {'; '.join(left)}"] if left else []
+        said += [f"sound or subtitles are damaged: {complaint}"] if complaint else []
+        if said:
+            self._report.note(f"{source.path.name}: {'; '.join(said)}", warning=True)
 
-    def _muxed(self, source: VideoInfo, plan: TrackPlan, *, with_source: bool = True) -> str:
-        """Write the output from the picture and these tracks; why that failed, or ""."""
-        arguments = [
-            "-loglevel",
-            "error",
-            "-y",
-            "-copyts",
-            "-itsoffset",
-            f"{float(self._timing.start):.6f}",
-            "-i",
-            f"file:{self._picture}",
-        ]
+    def _what_fits(self, source: VideoInfo) -> TrackPlan:
+        """The tracks that the output takes when they are tried one by one, sound also encoded anew."""
+        fitting = []
+        for kept in self._plan.kept:
+            tried = [kept, replace(kept, how=NEW_SOUND)] if kept.track.kind == "audio" else [kept]
+            fitting += [one for one in tried if self._mux(source, replace(self._plan, kept=(one,)))[0]][:1]
+        return replace(self._plan, kept=tuple(fitting))
+
+    def _mux(self, source: VideoInfo | None, plan: TrackPlan) -> tuple[bool, str]:
+        """Write the output from the picture and these tracks; whether that went well, and what ffmpeg complained of."""
+        start = f"{float(self._timing.start):.6f}"
+        arguments = ["-loglevel", "error", "-y", "-copyts", "-itsoffset", start, "-i", f"file:{self._picture}"]
         outputs = ["-map", "0:v:0"]
         with contextlib.ExitStack() as opened:
             descriptors = []
-            if with_source:
-                file = opened.enter_context(ffmpeg.open_regular(source.path))
+            if source is not None:
+                try:
+                    file = opened.enter_context(ffmpeg.open_regular(source.path))
+                except VideoError as error:  # gone since its picture was read
+                    return False, error.what
                 descriptors = [file.fileno()]
-                arguments += ["-itsoffset", f"{-float(self._plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
+                arguments += ["-itsoffset", f"{-float(plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
                 outputs += _mapped(plan.kept)
-            outputs += [
-                "-map_metadata:g",
-                "-1",
-                "-c:v",
-                "copy",
-                "-max_error_rate",
-                "1",
-                "-progress",
-                "pipe:1",
-                *self._container_arguments(self._temporary),
-            ]
+            outputs += ["-map_metadata:g", "-1", "-c:v", "copy", "-max_error_rate", "1", "-progress", "pipe:1"]
+            outputs += self._container_arguments(self._temporary)
             child = opened.enter_context(
                 ffmpeg.Child([*arguments, *outputs], descriptors=descriptors, may_write=True, patience_s=_ADDING_STALL_S)
             )
             while child.read(1 << 16, whole=False):
                 pass
             code = child.finish()
-            damage = messages.first_error(child.messages)
-            if code and any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL):
+            if code and _names_a_full_disk(child.messages):
                 raise self._failure(child)
-        if code:
-            return damage or f"ffmpeg ended with {code}"
-        if damage:
-            self._report.note(
-                f"{source.path.name}: the picture is whole; of its other tracks ffmpeg reports: {damage}", warning=True
-            )
-        return ""
+            complaint = messages.first_error(child.messages)
+        return code == 0, complaint or (f"ffmpeg ended with {code}" if code else "")
 
     def _checked(self, written: VideoInfo) -> VideoInfo:
         """The file that was written; VideoError if frames are missing or the first or the last is not at its time."""
@@ -277,6 +261,11 @@ class VideoWriter:
         if abs(first - self._timing.start) > slack_s + (Fraction(1, 10) if self._plan.kept else 0):
             raise VideoError(f"{self.path}: its first frame is at {float(first):.4f} s, not {float(self._timing.start):.4f} s")
         return written
+
+
+def _names_a_full_disk(lines: Sequence[str]) -> bool:
+    """Whether ffmpeg names a full disk among its messages."""
+    return any(sign in line for line in lines for sign in _SIGNS_OF_FULL)
 
 
 def _mapped(kept: Sequence[KeptTrack]) -> list[str]:
