@@ -1,6 +1,5 @@
 """Written videos: frames at their times, tracks of the source, codecs and depths, names, and `write_video`."""
 
-import os
 import random
 import re
 import subprocess
@@ -15,7 +14,6 @@ import torch
 from turbovaed_cli import write_video
 from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, VideoError
 from turbovaed_cli.video import Timing, VideoWriter, codecs, ffmpeg, probe, read_frames, to_uint8, to_uint16
-from turbovaed_cli.video.tracks import name_of, plan_tracks
 
 REPORTED = Path(__file__).resolve().parents[1] / "shared" / "videos" / "reported"
 SIZE = (48, 64)
@@ -145,10 +143,11 @@ def test_times_that_a_container_cannot_hold_are_noted_once(tmp_path):
     """A burst of 200 frames in 20 ms is 200 ms in an .mkv, whose times are whole milliseconds."""
     info = probe(rewritten_source(tmp_path))
     notes = Notes()
-    ticks = (*range(0, 200), 100_000)
+    ticks = (*range(200), 100_000)
     timing = Timing(Fraction(25), ticks=ticks, time_base=Fraction(1, 10_000))
-    with pytest.raises(ZeroDivisionError), VideoWriter(
-        tmp_path / "a.mkv", height=16, width=16, fps=timing, tracks_from=info, report=notes
+    with (
+        pytest.raises(ZeroDivisionError),
+        VideoWriter(tmp_path / "a.mkv", height=16, width=16, fps=timing, tracks_from=info, report=notes),
     ):
         raise ZeroDivisionError  # the note comes before the work
     assert len(notes.texts) == 1 and "frames are up to 0.179 s late" in notes.texts[0]
@@ -178,9 +177,10 @@ def test_ten_minutes_with_jitter_stay_in_sync(tmp_path):
 def test_a_frame_that_is_not_at_its_time_is_an_error(which, tmp_path):
     timing = Timing(Fraction(25), ticks=(0, 40, 100), time_base=Fraction(1, 1000))
     wrong = Timing(Fraction(25), Fraction(1), (0, 40, 100), Fraction(1, 1000)) if which == 0 else timing
-    with pytest.raises(VideoError, match=r"its (first|last) frame is at"), VideoWriter(
-        tmp_path / "a.mp4", height=16, width=16, fps=timing
-    ) as writer:
+    with (
+        pytest.raises(VideoError, match=r"its (first|last) frame is at"),
+        VideoWriter(tmp_path / "a.mp4", height=16, width=16, fps=timing) as writer,
+    ):
         for _ in range(3):
             writer.write(np.zeros((16, 16, 3), np.uint8))
         writer._timing = wrong
@@ -223,15 +223,23 @@ def many_tracks(tmp_path_factory) -> Path:
     ("suffix", "kept", "note"),
     [
         (".mkv", ["vorbis", "aac", "ass"], []),
-        (".mp4", ["aac", "aac", "mov_text"], ["many.mkv: sound 1 (vorbis, eng) becomes aac; subtitle 3 (ass, fra) becomes mov_text"]),
-        (".mov", ["aac", "aac", "mov_text"], ["many.mkv: sound 1 (vorbis, eng) becomes aac; subtitle 3 (ass, fra) becomes mov_text"]),
+        (
+            ".mp4",
+            ["aac", "aac", "mov_text"],
+            ["many.mkv: sound 1 (vorbis, eng) becomes aac; subtitle 3 (ass, fra) becomes mov_text"],
+        ),
+        (
+            ".mov",
+            ["aac", "aac", "mov_text"],
+            ["many.mkv: sound 1 (vorbis, eng) becomes aac; subtitle 3 (ass, fra) becomes mov_text"],
+        ),
     ],
 )
 def test_tracks_are_kept_with_language_and_default_and_what_changes_is_noted_once(suffix, kept, note, many_tracks, tmp_path):
     written, notes = rewrite(many_tracks, tmp_path / f"out{suffix}")
     others = [track for track in written.tracks if track.kind in ("audio", "subtitle")]
     assert [track.codec for track in others] == kept
-    assert [track.language for track in others] == ["eng", "deu", "fra"]
+    assert [track.language for track in others] == ["eng", "ger" if suffix == ".mov" else "deu", "fra"]  # two codes of German
     assert [track.is_default for track in others[:2]] == [False, True]
     assert notes == note
     shown = description(tmp_path / f"out{suffix}")
@@ -253,18 +261,15 @@ def test_sound_is_dropped_if_asked(many_tracks, tmp_path):
 def test_what_a_container_cannot_hold_is_left_out_by_name(many_tracks, tmp_path):
     run_ffmpeg("-i", many_tracks, *PICTURE, "-map", "0:v", "-map", "1:v", "-map", "0:a:1", "-attach", __file__, "-metadata:s:t",
                "mimetype=text/plain", "-c:a", "copy", tmp_path / "in.mkv")  # fmt: skip
-    info = probe(tmp_path / "in.mkv")
-    left = [name_of(track) for track in plan_tracks(info, ".mp4").left_out]
-    assert left == ["video 1 (h264)", "attachment 3 (text)"] or left == ["video 1 (h264)", "attachment 3"]
     written, notes = rewrite(tmp_path / "in.mkv", tmp_path / "out.mp4")
-    assert [track.kind for track in written.tracks] == ["video", "audio"]
+    assert [track.kind for track in written.tracks] == ["video", "audio", "data"]  # the last are the titles of chapters
     assert len(notes) == 1 and notes[0].startswith("in.mkv: left out: video 1 (h264); attachment 3")
 
 
 def test_sound_that_nothing_can_decode_is_left_out_and_the_video_comes(tmp_path):
     run_ffmpeg(*PICTURE, *SOUND, "-c:a", "aac", tmp_path / "in.mp4")
     data = (tmp_path / "in.mp4").read_bytes()
-    (tmp_path / "in.mp4").write_bytes(data.replace(b"mp4a", b"zzzz"))
+    (tmp_path / "in.mp4").write_bytes(data.replace(b"mp4a", b"zzzz").replace(b"\x40\x15\0", b"\xc5\x15\0"))  # kind of codec
     written, notes = rewrite(tmp_path / "in.mp4", tmp_path / "out.mp4")
     assert written.num_frames == 25 and not written.has_audio
     assert notes == ["in.mp4: left out: sound 1 (zzzz)"]
@@ -315,7 +320,7 @@ def test_every_codec_and_depth_is_what_it_should_be(codec, bits, suffix, wanted,
         shown = description(path)
         assert number or wanted in shown
         assert codec == "ffv1" or "(tv, bt709, progressive)" in shown
-        assert ("10le" in shown) == (bits == 10)
+        assert bool(re.search("1[02]le", shown)) == (bits == 10)  # of ProRes 4444, ffmpeg decodes 12
 
 
 def ramp() -> torch.Tensor:
@@ -399,7 +404,7 @@ def test_names_and_places_that_cannot_be_are_refused_before_any_work(tmp_path):
         with pytest.raises(SettingsError) as refused:
             VideoWriter(path, height=16, width=16, fps=Fraction(25), overwrite=True)
         assert refused.value.exit_code == 2 and refused.value.hint
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.mp4"]
 
 
 def test_an_encoder_that_dies_is_not_called_a_full_disk(tmp_path):
@@ -416,7 +421,13 @@ def test_an_encoder_that_dies_is_not_called_a_full_disk(tmp_path):
 def test_write_video_takes_tensors_and_bytes(tmp_path):
     clip = torch.rand(3, 6, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
     info = write_video(tmp_path / "a.mp4", clip, fps=Fraction(30000, 1001))
-    assert (info.path, info.num_frames, info.height, info.width, info.fps) == (tmp_path / "a.mp4", 6, 32, 48, Fraction(30000, 1001))
+    assert (info.path, info.num_frames, info.height, info.width, info.fps) == (
+        tmp_path / "a.mp4",
+        6,
+        32,
+        48,
+        Fraction(30000, 1001),
+    )
     write_video(tmp_path / "b.mp4", to_uint8(clip), fps=29.97)
     first, second = (np.stack(list(read_frames(tmp_path / name))) for name in ("a.mp4", "b.mp4"))
     assert np.array_equal(first, second)

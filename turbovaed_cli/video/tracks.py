@@ -1,6 +1,7 @@
 """What a written video takes from its source besides the picture: sound, subtitles, chapters, and what is left out."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -20,6 +21,14 @@ _TEXT_SUBTITLES = ("mov_text", "subrip", "ass", "ssa", "webvtt", "text")
 _STYLED_SUBTITLES = ("ass", "ssa")
 NEW_SOUND = ("aac", "-b:a", "192k")
 _SHORT_NAMES = {"hdmv_pgs_subtitle": "pgs", "dvd_subtitle": "vobsub", "dvb_subtitle": "dvb", "dvb_teletext": "teletext"}
+
+
+# QuickTime numbers the languages it knows, and ffmpeg finds them by one of their two codes only.
+_MOV_LANGUAGES = {
+    "bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per", "fre": "fra", "hye": "arm",
+    "isl": "ice", "kat": "geo", "mkd": "mac", "msa": "may", "mya": "bur", "nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb",
+    "swe": "sve", "zho": "chi",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,17 @@ def _how(track: Track, suffix: str) -> tuple[str, ...]:
     if track.kind == "attachment" and suffix == ".mkv":
         return ("copy",)
     return ()
+
+
+def mapped(kept: Sequence[KeptTrack], suffix: str) -> list[str]:
+    """Options that take tracks and chapters from ffmpeg's second input, after the picture."""
+    arguments = ["-map_chapters", "1"]
+    for number, one in enumerate(kept, start=1):
+        encoder, *options = one.how
+        arguments += ["-map", f"1:{one.track.index}", f"-c:{number}", encoder, *options]
+        if suffix == ".mov" and one.track.language in _MOV_LANGUAGES:
+            arguments += [f"-metadata:s:{number}", f"language={_MOV_LANGUAGES[one.track.language]}"]
+    return arguments
 
 
 def name_of(track: Track) -> str:

@@ -26,7 +26,7 @@ from turbovaed_cli.video.colour import SWS
 from turbovaed_cli.video.pixels import to_uint8, to_uint16
 from turbovaed_cli.video.probing import VideoInfo, probe
 from turbovaed_cli.video.timing import NANOSECONDS, Timing, frame_head, stream_head
-from turbovaed_cli.video.tracks import NEW_SOUND, KeptTrack, TrackPlan, name_of, plan_tracks
+from turbovaed_cli.video.tracks import NEW_SOUND, TrackPlan, mapped, name_of, plan_tracks
 
 _MKV_TICKS = 1000  # per second, of the times in an .mkv
 _VISIBLE_S = 0.020  # sound that is off by more can be noticed
@@ -234,7 +234,7 @@ class VideoWriter:
                     return False, error.what
                 descriptors = [file.fileno()]
                 arguments += ["-itsoffset", f"{-float(plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
-                outputs += _mapped(plan.kept)
+                outputs += mapped(plan.kept, self._suffix)
             outputs += ["-map_metadata:g", "-1", "-c:v", "copy", "-max_error_rate", "1", "-progress", "pipe:1"]
             outputs += self._container_arguments(self._temporary)
             child = opened.enter_context(
@@ -266,15 +266,6 @@ class VideoWriter:
 def _names_a_full_disk(lines: Sequence[str]) -> bool:
     """Whether ffmpeg names a full disk among its messages."""
     return any(sign in line for line in lines for sign in _SIGNS_OF_FULL)
-
-
-def _mapped(kept: Sequence[KeptTrack]) -> list[str]:
-    """Options that take tracks and chapters from the second input."""
-    arguments = ["-map_chapters", "1"]
-    for number, one in enumerate(kept, start=1):
-        encoder, *options = one.how
-        arguments += ["-map", f"1:{one.track.index}", f"-c:{number}", encoder, *options]
-    return arguments
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
