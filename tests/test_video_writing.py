@@ -323,6 +323,16 @@ def test_every_codec_and_depth_is_what_it_should_be(codec, bits, suffix, wanted,
         assert bool(re.search("1[02]le", shown)) == (bits == 10)  # of ProRes 4444, ffmpeg decodes 12
 
 
+@pytest.mark.parametrize("width", [16, 40, 48, 56, 64])
+def test_small_pictures_are_written_in_every_codec(width, tmp_path):
+    """x265 4.3 crashed at 10 bits and widths of 40 and 48."""
+    clip = torch.rand(3, 9, 64, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for codec in codecs.VIDEO_CODECS.values():
+        for bits in codec.bits:
+            name = f"{codec.name}-{bits}{codec.suffixes[0]}"
+            assert write_video(tmp_path / name, clip, fps=25, codec=codec.name, bits=bits).num_frames == 9
+
+
 def ramp() -> torch.Tensor:
     """A clip (3, 1, 16, 1024) of gray from -1 to 1 in 1024 steps."""
     return torch.linspace(-1, 1, 1024).expand(3, 1, 16, 1024)

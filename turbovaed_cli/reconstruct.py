@@ -1,6 +1,7 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -115,7 +116,7 @@ def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> in
 
 def output_path(source: Path, out: Path | None, settings: ReconstructSettings) -> Path:
     """The video that one input is written to: `out`, or a file of the default name in it or in the current folder."""
-    if out is not None and not out.is_dir():
+    if out is not None and not os.path.isdir(out):  # noqa: PTH112 - a name that is too long is no folder
         return out
     name = f"{source.stem}-turbovaed{find_codec(settings.codec).suffixes[0]}"
     return Path(name) if out is None else out / name

@@ -1,6 +1,7 @@
 """`reconstruct` of a folder: every video and every latents file in it, to a folder of videos. The same call again goes on."""
 
 import errno
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -103,7 +104,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
         raise SettingsError(
             f"--out {out} holds the videos to read", "give another folder with --out, such as one beside it or in it"
         )
-    if out.exists() and not out.is_dir():
+    if os.path.exists(out) and not out.is_dir():  # noqa: PTH110 - a name that is too long is refused below
         raise SettingsError(f"{out} is no folder", "of a folder, --out is a folder too")
     found = [path for path in _inputs_under(folder, report) if outside not in (inside / path.relative_to(folder)).parents]
     if not found:

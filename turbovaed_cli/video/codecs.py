@@ -22,7 +22,7 @@ class VideoCodec:
     suffixes: tuple[str, ...]  # containers that hold it and are played; the first is the default
     bits: tuple[int, ...]  # per channel; the first is the default
     pixel_format: Callable[[int, bool], str]  # of (bits, whether height and width are even)
-    options: tuple[str, ...]
+    options: Callable[[int, int], tuple[str, ...]]  # of (bits, the shorter side in pixels)
     has_crf: bool = False
     is_rgb: bool = False  # stores RGB, not YUV
 
@@ -31,11 +31,23 @@ def _yuv420_or_444(bits: int, is_even: bool) -> str:
     return ("yuv420p" if is_even else "yuv444p") + ("10le" if bits == 10 else "")
 
 
+def _x265_options(bits: int, side: int) -> tuple[str, ...]:
+    # x265's assembly for 10 bits writes beyond the end of pictures 40 and 48 pixels wide (4.3), which ends the process.
+    assembly = ":asm=0" if bits == 10 and side < 64 else ""
+    return "-preset", "medium", "-x265-params", f"log-level=error{assembly}"
+
+
 VIDEO_CODECS = {
     codec.name: codec
     for codec in (
         VideoCodec(
-            "h264", "libx264", (".mp4", ".m4v", ".mov", ".mkv"), (8, 10), _yuv420_or_444, ("-preset", "medium"), has_crf=True
+            "h264",
+            "libx264",
+            (".mp4", ".m4v", ".mov", ".mkv"),
+            (8, 10),
+            _yuv420_or_444,
+            lambda *_: ("-preset", "medium"),
+            has_crf=True,
         ),
         VideoCodec(
             "h265",
@@ -43,7 +55,7 @@ VIDEO_CODECS = {
             (".mp4", ".mov", ".mkv"),
             (8, 10),
             _yuv420_or_444,
-            ("-preset", "medium", "-x265-params", "log-level=error"),
+            _x265_options,
             has_crf=True,
         ),
         VideoCodec(
@@ -52,7 +64,7 @@ VIDEO_CODECS = {
             (".mov", ".mkv"),
             (10,),
             lambda _, is_even: "yuv422p10le" if is_even else "yuv444p10le",
-            ("-vendor", "apl0"),
+            lambda *_: ("-vendor", "apl0"),
         ),
         # In .mov only ffmpeg itself plays it. 8-bit RGB is stored with a fourth, empty channel.
         VideoCodec(
@@ -61,7 +73,7 @@ VIDEO_CODECS = {
             (".mkv",),
             (8, 10),
             lambda bits, _: "gbrp10le" if bits == 10 else "bgr0",
-            ("-level", "3", "-g", "1", "-slicecrc", "1"),
+            lambda *_: ("-level", "3", "-g", "1", "-slicecrc", "1"),
             is_rgb=True,
         ),
     )

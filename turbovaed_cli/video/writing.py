@@ -177,7 +177,15 @@ class VideoWriter:
         return [
             *("-loglevel", "error", "-y"),
             *("-probesize", "32", "-analyzeduration", "0", "-fpsprobesize", "0", *start, "-f", "matroska", "-i", "pipe:0"),
-            *("-vf", f"{colours},{aspect},{tags}", "-c:v", codec.encoder, *codec.options, "-pix_fmt", pixel_format),
+            *(
+                "-vf",
+                f"{colours},{aspect},{tags}",
+                "-c:v",
+                codec.encoder,
+                *codec.options(self._bits, min(height, width)),
+                "-pix_fmt",
+                pixel_format,
+            ),
             *(("-crf", str(DEFAULT_CRF if crf is None else crf)) if codec.has_crf else ()),
             *("-fps_mode", "passthrough", "-enc_time_base", f"1/{self._ticks_per_s}"),
             *("-colorspace", matrix, "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", levels),
