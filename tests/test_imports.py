@@ -24,7 +24,7 @@ PIECES = {
     "html_report",
     "targets",
 }
-VERBS = {"cache_latents", "cache_job", "distill", "reconstruct", "evaluate", "export", "bench", "runs"}
+VERBS = {"cache_latents", "cache_job", "distill", "reconstruct", "reconstruct_folder", "evaluate", "export", "bench", "runs"}
 TOP = {"cli", "console", "__main__"}
 # evaluate plans the clips that cache_latents would cut; cache_job tries out what it would do; bench times what export writes.
 VERB_TO_VERB = {
@@ -33,6 +33,7 @@ VERB_TO_VERB = {
     ("evaluate", "cache_latents"),
     ("cache_job", "cache_latents"),
     ("bench", "export"),
+    ("reconstruct_folder", "reconstruct"),
 }
 
 

@@ -1,7 +1,10 @@
 """Every frame comes back, at its size, rate and with its sound, in memory that does not grow with the video."""
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
+from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import ffmpeg, probe, read_frames, to_model, to_uint8
 
@@ -127,6 +131,206 @@ def test_an_output_that_is_there_stays(pair, tmp_path):
     with pytest.raises(OutputExistsError):
         reconstruct(make_video(tmp_path / "in.mp4"), tmp_path / "out.mp4", pair)
     assert (tmp_path / "out.mp4").read_text() == "precious"
+
+
+def test_a_variable_rate_and_a_late_picture_keep_their_times(pair, tmp_path):
+    """Frames are dropped from an even rate, and the picture starts 0.3 s after the sound."""
+    source = tmp_path / "in.mp4"
+    make = [
+        "-itsoffset",
+        "0.3",
+        "-f",
+        "lavfi",
+        "-i",
+        "testsrc=size=64x48:rate=30:duration=2",
+        "-f",
+        "lavfi",
+        "-i",
+        "sine=duration=3",
+    ]
+    drop = "select='not(between(n,20,39)*mod(n,3))'"
+    subprocess.run(
+        [ffmpeg.executable(), "-v", "error", *make, "-vf", drop, "-fps_mode", "passthrough", "-c:a", "aac", source], check=True
+    )
+    before = probe(source)
+    assert not before.has_constant_rate and before.times_s[0] == pytest.approx(0.3, abs=1e-3)
+    reconstruct(source, tmp_path / "out.mp4", pair)
+    assert probe(tmp_path / "out.mp4").times_s == pytest.approx(before.times_s, abs=1e-4)
+
+
+def test_ten_bits_come_from_the_decoder_not_from_eight(pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="64x64", frames=9)
+    settings = ReconstructSettings(codec="ffv1", bits=10)
+    reconstruct(source, tmp_path / "out.mkv", pair, settings)
+    raw = subprocess.run(
+        [ffmpeg.executable(), "-v", "error", "-i", tmp_path / "out.mkv", "-pix_fmt", "gbrp10le", "-f", "rawvideo", "-"],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    found = np.frombuffer(raw, np.uint16).reshape(9, 3, 64, 64)[:, [2, 0, 1]].transpose(0, 2, 3, 1)
+    frames = np.stack(list(read_frames(source)))
+    in_eight = np.stack(list(reconstructed_frames(iter(frames), 64, 64, pair, ReconstructSettings())))
+    assert np.abs(found / 1023 - in_eight / 255).max() < 0.003  # half a level of each
+    assert len(np.unique(found)) > 256
+    latents = pair.teacher.encode(to_model(frames)[None]).mean[0]
+    save_file({"latents": latents}, tmp_path / "z.safetensors")
+    reconstruct(tmp_path / "z.safetensors", tmp_path / "z.mkv", pair, settings)
+    assert probe(tmp_path / "z.mkv").pixel_format == "gbrp10le"
+
+
+def test_a_comparison_has_labels_in_any_depth(pair, tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="96x64", frames=5)
+    frames = np.stack(list(read_frames(source)))
+    eight, ten = (
+        next(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(compare=True, codec="h265", bits=bits)))
+        for bits in (8, 10)
+    )
+    assert (eight.dtype, ten.dtype) == (np.uint8, np.uint16)
+    assert np.array_equal(eight[:15, :40], (ten[:15, :40] / 257).round()) and eight[:15, :40].max() > 200
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Four inputs of which two share a stem and one is broken, and what is no input."""
+    made = tmp_path / "in"
+    (made / "more").mkdir(parents=True)
+    make_video(made / "a.mp4", size="64x48", frames=9)
+    make_video(made / "a.mov", size="48x64", frames=9)
+    (made / "more" / "broken.mp4").write_bytes(b"nothing")
+    save_file({"latents": torch.zeros(6, 2, 2, 3)}, made / "more" / "z.safetensors")
+    (made / "notes.txt").write_text("no video")
+    return made
+
+
+def found_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_becomes_the_same_tree_of_videos(folder, pair, tmp_path):
+    out = tmp_path / "out"
+    result = reconstruct_folder(folder, out, pair)
+    assert found_in(out) == ["a.mov.mp4", "a.mp4", "more/z.safetensors.mp4"]
+    assert {str(item.path.relative_to(folder)): item.status for item in result.items} == {
+        "a.mov": "written", "a.mp4": "written", "more/broken.mp4": "failed", "more/z.safetensors": "written",
+    }  # fmt: skip
+    (failed,) = result.of_status("failed")
+    assert "not a video" in failed.reason
+    assert (probe(out / "a.mp4").width, probe(out / "a.mov.mp4").width) == (64, 48)
+    written = next(item for item in result.items if item.path.name == "a.mp4")
+    assert written.result is not None and (written.result.num_frames, written.out) == (9, out / "a.mp4")
+
+
+def test_a_folder_is_gone_on_with_and_done_again_only_if_asked(folder, pair, tmp_path):
+    out = tmp_path / "out"
+    reconstruct_folder(folder, out, pair)
+    before = {name: (out / name).stat().st_mtime_ns for name in found_in(out)}
+    (out / "a.mp4").unlink()
+    result = reconstruct_folder(folder, out, pair)
+    after = {name: (out / name).stat().st_mtime_ns for name in found_in(out)}
+    assert [len(result.of_status(status)) for status in ("written", "there", "failed")] == [1, 2, 1]
+    assert [name for name in before if before[name] != after[name]] == ["a.mp4"]
+    assert len(reconstruct_folder(folder, out, pair, overwrite=True).of_status("written")) == 3
+
+
+def test_outputs_in_the_folder_itself_are_not_read_again(folder, pair):
+    out = folder / "decoded"
+    for _ in range(2):
+        result = reconstruct_folder(folder, out, pair)
+        assert len(result.items) == 4
+    assert found_in(out) == ["a.mov.mp4", "a.mp4", "more/z.safetensors.mp4"]
+
+
+def test_a_folder_that_would_read_its_outputs_is_refused(folder, pair, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    for out in (folder, folder / "more" / "..", tmp_path, tmp_path / "link"):
+        with pytest.raises(SettingsError, match="holds the videos"):
+            reconstruct_folder(folder, out, pair)
+    with pytest.raises(SettingsError, match="is no folder"):
+        reconstruct_folder(folder, folder / "a.mp4", pair)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match="no video and no latents"):
+        reconstruct_folder(tmp_path / "empty", tmp_path / "out", pair)
+
+
+def test_names_that_meet_after_their_suffix_stay_apart(pair, tmp_path):
+    source = make_video(tmp_path / "in" / "a.mov.mp4", frames=5) if (tmp_path / "in").mkdir() is None else None
+    make_video(tmp_path / "in" / "a.mov", frames=5)
+    planned = plan_folder(tmp_path / "in", tmp_path / "out", ReconstructSettings())
+    assert {path.name: out.name for path, out in planned.items()} == {"a.mov": "a.mov.mp4.mp4", "a.mov.mp4": "a.mov.mp4"}
+    assert planned[source] == tmp_path / "out" / "a.mov.mp4"
+    other = plan_folder(tmp_path / "in", tmp_path / "out", ReconstructSettings(codec="prores"))
+    assert sorted(out.name for out in other.values()) == ["a.mov", "a.mov.mp4.mov"]
+
+
+def test_one_progress_counts_the_frames_of_all(folder, pair, tmp_path):
+    seen = []
+
+    class Counting:
+        def track(self, items, label, total=None, start=0):
+            for number, item in enumerate(items, 1):
+                yield item
+                if label == "reconstructing":
+                    seen.append((number, total))
+
+        def note(self, text="", *, warning=False, **values):
+            pass
+
+    reconstruct_folder(folder, tmp_path / "out", pair, report=Counting())
+    assert seen == [(i, 27) for i in range(1, 28)]  # 9 of each video, and 9 of the latents
+
+
+def run_command(*words) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "turbovaed_cli", *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def test_the_command_lists_failures_and_ends_with_5(folder, tmp_path):
+    (folder / "more" / "z.safetensors").unlink()
+    done = run_command("reconstruct", folder, "--out", tmp_path / "out", "--json", "--codec", "h265", "--bits", "10")
+    assert done.returncode == 5, done.stderr
+    assert "skipped:" in done.stderr and "broken.mp4" in done.stderr
+    inputs = json.loads(done.stdout)["inputs"]
+    assert [(Path(one["path"]).name, one["status"]) for one in inputs] == [
+        ("a.mov", "written"), ("a.mp4", "written"), ("broken.mp4", "failed"),
+    ]  # fmt: skip
+    assert inputs[0]["num_frames"] == 9 and inputs[2]["reason"]
+    assert probe(tmp_path / "out" / "a.mp4").pixel_format == "yuv420p10le"
+    again = run_command("reconstruct", folder, "--out", tmp_path / "out")
+    assert again.returncode == 5 and "2 of 3 were reconstructed before" in again.stderr
+
+
+def test_an_interrupt_keeps_the_finished_files_and_says_so(folder, tmp_path):
+    (folder / "more" / "broken.mp4").unlink()
+    (folder / "more" / "z.safetensors").unlink()
+    make_video(folder / "b.mp4", size="256x256", frames=600)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "turbovaed_cli", "reconstruct", str(folder), "--out", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while not (out / "a.mp4").exists() and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate()[1]
+    assert running.returncode == 130
+    assert "2 of 3 are finished and kept" in said and "the same command goes on" in said
+    assert found_in(out) == ["a.mov.mp4", "a.mp4"]
+
+
+def test_an_output_that_cannot_be_is_refused_before_a_model_is_loaded(tmp_path):
+    source = make_video(tmp_path / "in.mp4", frames=5)
+    for words in (["--out", tmp_path / "in.mp4" / "a.mp4"], ["--out", tmp_path / ("a" * 300 + ".mp4")], ["--codec", "ffv1", "--crf", "3"],
+                  ["--sound", "loud"], ["--out", tmp_path / "a.gif"]):  # fmt: skip
+        done = run_command("reconstruct", source, "--model", "no-such-model", *words)
+        assert done.returncode == 2 and "no-such-model" not in done.stderr, done.stderr
+        assert done.stderr.count("error:") == 1 and "hint:" in done.stderr
+
+
+def test_an_existing_folder_as_out_gets_the_default_name(tmp_path):
+    source = make_video(tmp_path / "in.mp4", size="64x48", frames=5)
+    (tmp_path / "out").mkdir()
+    done = run_command("reconstruct", source, "--out", tmp_path / "out", "--codec", "ffv1")
+    assert done.returncode == 0, done.stderr
+    assert found_in(tmp_path / "out") == ["in-turbovaed.mkv"]
 
 
 # --- windows ---

@@ -270,7 +270,7 @@ def test_sound_that_a_container_cannot_hold_is_encoded_anew(suffix, tmp_path):
     video, sound = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1"], ["-f", "lavfi", "-i", "sine=duration=1"]
     run_ffmpeg(*video, *sound, "-c:a", "libopus", source)
     info = probe(source)
-    with VideoWriter(tmp_path / f"out{suffix}", height=64, width=96, fps=info.fps, audio_from=info) as writer:
+    with VideoWriter(tmp_path / f"out{suffix}", height=64, width=96, fps=info.fps, tracks_from=info) as writer:
         for frame in read_frames(info):
             writer.write(frame)
     assert probe(tmp_path / f"out{suffix}").audio_codec == ("opus" if suffix in (".mp4", ".mkv") else "aac")
@@ -301,7 +301,7 @@ def test_sound_is_kept(name, options, kept, tmp_path):
         "-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=1", *options, source
     )
     info = probe(source)
-    with VideoWriter(tmp_path / "out.mp4", height=64, width=96, fps=info.fps, audio_from=info) as writer:
+    with VideoWriter(tmp_path / "out.mp4", height=64, width=96, fps=info.fps, tracks_from=info) as writer:
         for frame in read_frames(info):
             writer.write(frame)
     assert probe(tmp_path / "out.mp4").audio_codec == kept

@@ -22,10 +22,12 @@ _HOME_OF = {
     "load_pair": "models.pair",
     "read_clip": "video",
     "read_frames": "video",
+    "write_video": "video",
     "LatentCache": "latents",
     "cache_latents": "cache_latents",
     "distill": "distill",
     "reconstruct": "reconstruct",
+    "reconstruct_folder": "reconstruct_folder",
     "evaluate": "evaluate",
     "export_student": "export",
     "bench": "bench",
@@ -46,9 +48,10 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.student import StudentDecoder, load_student
     from turbovaed_cli.models.teacher import Teacher, load_teacher
     from turbovaed_cli.reconstruct import reconstruct
+    from turbovaed_cli.reconstruct_folder import reconstruct_folder
     from turbovaed_cli.registry import MODELS, find_model
     from turbovaed_cli.runs import list_runs
-    from turbovaed_cli.video import read_clip, read_frames
+    from turbovaed_cli.video import read_clip, read_frames, write_video
 
 
 def __getattr__(name: str) -> Any:

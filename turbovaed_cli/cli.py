@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
+    from turbovaed_cli.reconstruct import ReconstructResult
+    from turbovaed_cli.reconstruct_folder import FolderResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
 app = typer.Typer(
@@ -831,9 +833,13 @@ def _measure_run(
 @app.command("reconstruct")
 @command
 def reconstruct(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video, or a latents .safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="INPUT", help="A video, a latents .safetensors, or a folder of them (then --out is one too)."),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The video to write. Default: INPUT-turbovaed.mp4 in this folder.")
+        Path | None,
+        typer.Option("--out", help="The video to write, or a folder for it. Default: INPUT-turbovaed.mp4 in this folder."),
     ] = None,
     model: Model = None,
     config: ModelConfig = None,
@@ -851,8 +857,17 @@ def reconstruct(
     overlap: Annotated[
         int, typer.Option("--overlap", help="Frames that its windows share and fade over.")
     ] = ReconstructSettings.overlap,
-    fps: Annotated[float, typer.Option("--fps", help="Frame rate for latents, which have none.")] = ReconstructSettings.fps,
-    crf: Annotated[int, typer.Option("--crf", help="H.264 quality, 0 (lossless) to 51.")] = ReconstructSettings.crf,
+    fps: Annotated[
+        float, typer.Option("--fps", help="Frame rate for latents and for folders of frames, which have none.")
+    ] = ReconstructSettings.fps,
+    codec: Annotated[
+        str, typer.Option("--codec", help="h264 or h265 (.mp4, .mov, .mkv), prores (.mov, .mkv), or ffv1 (.mkv, lossless).")
+    ] = ReconstructSettings.codec,
+    bits: Annotated[int | None, typer.Option("--bits", help="Bits per channel: 8 or 10. Default: 8; of prores 10.")] = None,
+    crf: Annotated[
+        int | None, typer.Option("--crf", help="Quality of h264 and h265, 0 (best) to 51. Default: 16.")
+    ] = ReconstructSettings.crf,
+    sound: Annotated[str, typer.Option("--sound", help="Sound tracks of the video: keep or drop.")] = ReconstructSettings.sound,
     dtype: Dtype = ReconstructSettings.dtype,
     device: Device = ReconstructSettings.device,
     hdr: Hdr = ReconstructSettings.hdr,
@@ -865,34 +880,73 @@ def reconstruct(
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
+    from turbovaed_cli.reconstruct import check_settings, is_latents, output_path  # noqa: PLC0415
     from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
+    from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder  # noqa: PLC0415
+    from turbovaed_cli.video import check_output, frames_in  # noqa: PLC0415
 
     _warn_of_old_ffmpeg()
 
     if not source.exists():
-        raise SettingsError(f"{source} is not there", "give a video, or a latents .safetensors")
-    out = out or Path(f"{source.stem}-turbovaed.mp4")
+        raise SettingsError(f"{source} is not there", "give a video, a latents .safetensors, or a folder of them")
     settings = ReconstructSettings(
-        parse_bytes(memory) if memory else 0, fast, compare, window, overlap, crf, fps, dtype, device, hdr=hdr
-    )
-    is_video = source.suffix != ".safetensors"
+        memory=parse_bytes(memory) if memory else 0, fast=fast, compare=compare, window=window, overlap=overlap, fps=fps, hdr=hdr,
+        codec=codec, bits=_given(bits, "bits"), crf=crf, sound=sound, dtype=dtype, device=device,
+    )  # fmt: skip
+    is_folder = source.is_dir() and not frames_in(source)
+    if is_folder:
+        if out is None:
+            raise SettingsError(f"{source} is a folder: name the folder to write to", "--out FOLDER")
+        needs_teacher = not all(is_latents(path) for path in plan_folder(source, out, settings))
+    else:
+        out = output_path(source, out, settings)
+        check_settings(settings, out)
+        check_output(out, overwrite=overwrite)
+        needs_teacher = not is_latents(source)
     pair = load_pair(
         _model_or_default(model),
         teacher,
         config=config,
-        with_teacher=is_video,
+        with_teacher=needs_teacher,
         device=resolve_device(device),
         dtype=resolve_dtype(dtype),
         consent=_consent(yes),
     )
+    if is_folder:
+        _show_folder(reconstruct_folder(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose)), json)
+        return
     result = run(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose))
     if json:
         console.print_json({**asdict(result), "fps": float(result.fps)})
         return
-    size = f"{result.width}x{result.height}"
-    console.print_table(
-        "Reconstructed", ["file", "frames", "size", "fps"], [(result.out, result.num_frames, size, f"{float(result.fps):.3f}")]
-    )
+    console.print_table("Reconstructed", ["file", "frames", "size", "fps"], [_row_of(result)])
+
+
+def _given(number: int | None, name: str) -> int:
+    """An optional number above 0, of which 0 inside means that it was not given."""
+    if number is not None and number < 1:
+        raise SettingsError(f"--{name} is {number}; it must be at least 1")
+    return number or 0
+
+
+def _row_of(result: "ReconstructResult") -> tuple[object, ...]:
+    return result.out, result.num_frames, f"{result.width}x{result.height}", f"{float(result.fps):.3f}"
+
+
+def _show_folder(result: "FolderResult", json: bool) -> None:
+    """A record or a row for every input; exit code 5 if any failed."""
+    if json:
+        items = [
+            {"path": item.path, "out": item.out, "status": item.status}
+            | ({"reason": item.reason} if item.reason else {})
+            | ({**asdict(item.result), "fps": float(item.result.fps)} if item.result else {})
+            for item in result.items
+        ]
+        console.print_json({"out": result.out, "inputs": items})
+    else:
+        rows = [_row_of(item.result) if item.result else (item.out, "", "", item.status) for item in result.items]
+        console.print_table("Reconstructed", ["file", "frames", "size", "fps"], rows)
+    _finish(list(result.of_status("failed")))
 
 
 @app.command("eval")

@@ -1,7 +1,8 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
 import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
@@ -24,7 +25,16 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
-from turbovaed_cli.video import VideoWriter, probe, read_frames, to_model, to_uint8
+from turbovaed_cli.video import (
+    Timing,
+    VideoWriter,
+    find_codec,
+    probe,
+    read_frames,
+    to_model,
+    to_uint8,
+    to_uint16,
+)
 
 _PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
 
@@ -51,14 +61,14 @@ def reconstruct(
 ) -> ReconstructResult:
     """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents .safetensors.
 
-    Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
+    Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
-    _check_settings(settings)
+    check_settings(settings, out)
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
-        way = _decode_file if source.suffix == ".safetensors" else _reconstruct
+        way = _decode_file if is_latents(source) else _reconstruct
         return way(source, out, pair, settings, overwrite=overwrite, report=report)
     finally:
         pair.student.fast = before
@@ -68,26 +78,52 @@ def _reconstruct(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
     assert pair.teacher is not None
-    info = probe(source)
-    if not info.has_constant_rate:
-        report.note(
-            f"{source.name} has a variable frame rate: every frame is kept and shown at its average, {float(info.fps):.3f}"
-        )
+    info = probe(source, hdr=settings.hdr, fps=_fps_of(settings))
+    if info.notes:
+        report.note(f"{source.name}: {'; '.join(info.notes)}")
     columns = 3 if settings.compare else 1
     with VideoWriter(
         out,
         height=info.height,
         width=info.width * columns,
-        fps=info.fps,
-        audio_from=info if info.has_audio else None,
+        fps=Timing.of(info),
+        tracks_from=info,
+        sound=settings.sound == "keep",
         sample_aspect_ratio=info.sample_aspect_ratio,
+        codec=settings.codec,
+        bits=settings.bits or None,
         crf=settings.crf,
         overwrite=overwrite,
+        report=report,
     ) as writer:
-        frames = read_frames(info, square_pixels=False)
+        frames = read_frames(info, square_pixels=False, report=report)
         made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
         _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
+
+
+def is_latents(path: Path) -> bool:
+    """Whether an input is a latents file rather than a video."""
+    return path.suffix == ".safetensors"
+
+
+def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:
+    """How many frames the output of an input will have. Raises what reading it raises."""
+    if is_latents(source):
+        return int(pair.student.pixel_frames(read_latents(source).shape[1]))
+    return probe(source, hdr=settings.hdr, fps=_fps_of(settings)).num_frames
+
+
+def output_path(source: Path, out: Path | None, settings: ReconstructSettings) -> Path:
+    """The video that one input is written to: `out`, or a file of the default name in it or in the current folder."""
+    if out is not None and not os.path.isdir(out):  # noqa: PTH112 - a name that is too long is no folder
+        return out
+    name = f"{source.stem}-turbovaed{find_codec(settings.codec).suffixes[0]}"
+    return Path(name) if out is None else out / name
+
+
+def _fps_of(settings: ReconstructSettings) -> Fraction:
+    return Fraction(settings.fps).limit_denominator(1001)
 
 
 def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
@@ -97,7 +133,11 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
             write(frame)
 
 
-def _check_settings(settings: ReconstructSettings) -> None:
+def check_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
+    """Raise SettingsError for settings that cannot work, alone or for this output."""
+    find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)
+    if settings.sound not in ("keep", "drop"):
+        raise SettingsError(f"--sound {settings.sound} is not known", "keep or drop")
     if settings.overlap < 0 or settings.window < 0:
         raise SettingsError("--overlap and --window cannot be below 0")
     if settings.memory and settings.compare:
@@ -120,7 +160,7 @@ def reconstructed_frames(
     aside: Path = Path(),
     report: Reporter = quiet,
 ) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 in, as many out, in memory that does not grow with them; `aside` may lend its disk.
+    """Frames (H, W, 3) uint8 in, as many out (uint16 for a depth of 10 bits), in memory that does not grow with them; `aside` may lend its disk.
 
     With `compare` each is (H, 3W, 3): source, teacher, student, and says so.
     """
@@ -162,8 +202,9 @@ def _streamed_frames(
         part for made in encoded(pair.teacher, videos(), pieces.encode_frames) for part in made.split(pieces.frames, dim=2)
     )
     num_made = 0
+    to_pixels = _to_pixels(settings)
     for video in _streamed(pair.student, latents, pieces, aside):
-        stretch = to_uint8(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
+        stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
         num_made += len(stretch)
         yield from stretch
 
@@ -186,19 +227,26 @@ def decoded_frames(
                 videos.insert(0, to_model(window))
             yield torch.cat(videos, dim=3), is_last
 
+    to_pixels = _to_pixels(settings)
     for stretch in crossfade(decoded(), settings.overlap):
-        yield from to_uint8(stretch)
+        yield from to_pixels(stretch)
+
+
+def _to_pixels(settings: ReconstructSettings) -> Callable[[Tensor], np.ndarray]:
+    """The conversion from [-1, 1] to the depth that is written."""
+    return to_uint8 if (settings.bits or find_codec(settings.codec).bits[0]) == 8 else to_uint16
 
 
 def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
-    """Write each label in the top left corner of its column, white on black."""
-    image = Image.fromarray(frame)
-    draw = ImageDraw.Draw(image)
+    """Write each label in the top left corner of its column, white on black; frames are uint8 or uint16."""
+    frame = frame.copy()
     for i, label in enumerate(labels):
         left = i * frame.shape[1] // len(labels)
-        draw.rectangle((left, 0, left + 8 + 6 * len(label), 14), fill="black")
-        draw.text((left + 4, 2), label, fill="white")
-    return np.asarray(image)
+        corner = frame[:15, left : left + 9 + 6 * len(label)]
+        image = Image.new("L", (corner.shape[1], corner.shape[0]))
+        ImageDraw.Draw(image).text((4, 2), label, fill=255)
+        corner[:] = np.asarray(image)[:, :, None].astype(frame.dtype) * (1 if frame.dtype == np.uint8 else 257)
+    return frame
 
 
 def _decode_file(
@@ -214,20 +262,31 @@ def _decode_file(
     if settings.compare:
         raise SettingsError("--compare needs the source video, and latents have none", "give the video instead")
     height, width = (int(size * student.spatial_compression_ratio) for size in latents.shape[2:])
-    fps = Fraction(settings.fps).limit_denominator(1001)
+    fps = _fps_of(settings)
     total = student.pixel_frames(latents.shape[1])
-    with VideoWriter(out, height=height, width=width, fps=fps, crf=settings.crf, overwrite=overwrite) as writer:
+    with VideoWriter(
+        out,
+        height=height,
+        width=width,
+        fps=fps,
+        codec=settings.codec,
+        bits=settings.bits or None,
+        crf=settings.crf,
+        overwrite=overwrite,
+    ) as writer:
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
         report.note(f"decoding {pieces}")
-        made = _frames_of(latents, student, pieces, writer.path.parent)
+        made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings))
         _write_behind(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 
-def _frames_of(latents: Tensor, student: StudentDecoder, pieces: Pieces, aside: Path) -> Iterator[np.ndarray]:
-    """Decode (C, t, h, w) of any length to frames (H, W, 3) uint8: those of a decode of the whole, in bounded memory."""
+def _frames_of(
+    latents: Tensor, student: StudentDecoder, pieces: Pieces, aside: Path, to_pixels: Callable[[Tensor], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Decode (C, t, h, w) of any length to frames (H, W, 3): those of a decode of the whole, in bounded memory."""
     for video in _streamed(student, latents[None].split(pieces.frames, dim=2), pieces, aside):
-        yield from to_uint8(video[0])
+        yield from to_pixels(video[0])
 
 
 def _streamed(student: StudentDecoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path) -> Iterator[Tensor]:

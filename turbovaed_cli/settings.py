@@ -257,8 +257,11 @@ class ReconstructSettings:
     compare: bool = False  # source, teacher and student side by side
     window: int = 0  # pixel frames that `compare` encodes and decodes at once; 0 takes 17 to 33 by the frame's size
     overlap: int = 8  # pixel frames that its windows share and fade over
-    crf: int = 16  # H.264 quality of the written video
-    fps: float = 24.0  # frame rate of what has none: a latents file, or a folder of frames
+    codec: str = "h264"  # of the written video: h264, h265, prores or ffv1
+    bits: int = 0  # per channel of the written video, 8 or 10; 0 takes 8, of prores 10
+    crf: int | None = None  # quality of h264 and h265, 0 (best) to 51; None takes 16
+    sound: str = "keep"  # keep the sound tracks of the source, or drop them
+    fps: float = 24.0  # frame rate of a video made from a latents file or a folder of frames, which have none
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them

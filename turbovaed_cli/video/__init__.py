@@ -1,19 +1,33 @@
 """Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them."""
 
-from turbovaed_cli.video.pixels import to_model, to_uint8, to_unit
+from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
+from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
 from turbovaed_cli.video.probing import HDR_CHOICES, Track, VideoInfo, notes_on, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
-from turbovaed_cli.video.sources import VIDEO_SUFFIXES, as_text, list_videos, names_of_videos, sha256_of_video, stamp_of
-from turbovaed_cli.video.writing import WRITABLE_SUFFIXES, VideoWriter
+from turbovaed_cli.video.sources import (
+    VIDEO_SUFFIXES,
+    as_text,
+    frames_in,
+    list_videos,
+    names_of_videos,
+    sha256_of_video,
+    stamp_of,
+)
+from turbovaed_cli.video.timing import Timing
+from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
 __all__ = [
     "HDR_CHOICES",
     "VIDEO_SUFFIXES",
     "WRITABLE_SUFFIXES",
+    "Timing",
     "Track",
     "VideoInfo",
     "VideoWriter",
     "as_text",
+    "check_output",
+    "find_codec",
+    "frames_in",
     "list_videos",
     "names_of_videos",
     "notes_on",
@@ -26,5 +40,7 @@ __all__ = [
     "stamp_of",
     "to_model",
     "to_uint8",
+    "to_uint16",
     "to_unit",
+    "write_video",
 ]

@@ -16,6 +16,12 @@ _OUTPUT = re.compile(
     r"(out#|vost#|aost#|sost#|ost#|enc:|vf#|af#|fc#|graph|Parsed_|swscaler|auto_scale|AVFilter|"
     r"(rawvideo|framecrc|framehash|null|wrapped_avframe|image2pipe)\b)"
 )
+# Decoders and parsers of sound and subtitles. What they write is no verdict on the picture.
+_OTHER_TRACKS = re.compile(
+    r"(aac|ac-?3|eac3|alac|amr|ape|atrac|adpcm|als|cook|dca|dts|flac|gsm|libopus|mlp|mp[123]|opus|pcm|qdm|ra_|sipr|speex|truehd|"
+    r"vorbis|wma|wavpack|mpegaudio|ass|dvb_?sub|dvdsub|mov_text|pgssub|srt|subrip|webvtt|xsub)[\w-]*( parser)? @",
+    re.IGNORECASE,
+)
 # Without the prefix of older releases, by their words.
 OUTPUT_WORDS = re.compile(
     r"non.?monoton\w+ (increasing )?dts|Invalid DTS|Timestamps are unset in a packet|Queue input is backward|"
@@ -44,6 +50,7 @@ class About(Enum):
     INPUT = "input"  # damage in the file, or what ffmpeg cannot do with it
     REFERENCES = "references"  # frames that lack the ones they were predicted from
     OUTPUT = "output"  # what we made ffmpeg write
+    OTHER_TRACKS = "other tracks"  # sound and subtitles, which are copied as they are
     NOTHING = "nothing"  # no complaint
 
 
@@ -75,6 +82,8 @@ def about(line: str) -> About:
     message = parse(line)
     if not message.text or message.level not in ("", "panic", "fatal", "error") or _HARMLESS.search(message.text):
         return About.NOTHING
+    if message.writers and _OTHER_TRACKS.match(message.writers[-1]):
+        return About.OTHER_TRACKS
     if any(_OUTPUT.match(writer) for writer in message.writers) or OUTPUT_WORDS.search(message.text):
         return About.OUTPUT
     return About.REFERENCES if _MISSING_REFERENCES.search(message.text) else About.INPUT

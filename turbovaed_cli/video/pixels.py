@@ -20,3 +20,9 @@ def to_uint8(video: Tensor) -> np.ndarray:
 def to_unit(video: Tensor) -> Tensor:
     """[-1, 1] to [0, 1]."""
     return (video + 1) / 2
+
+
+def to_uint16(video: Tensor) -> np.ndarray:
+    """(3, T, H, W) in [-1, 1], clamped there, to (T, H, W, 3) uint16 over its whole range, rounded to nearest."""
+    rounded = ((video.detach().double().clamp(-1, 1) + 1) * 32767.5).round().to(torch.int32)
+    return rounded.permute(1, 2, 3, 0).contiguous().cpu().numpy().astype(np.uint16)

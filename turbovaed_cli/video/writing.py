@@ -1,35 +1,46 @@
-"""Write videos: a file appears whole, once every frame is in it, or not at all."""
+"""Write videos: a file appears whole, once every frame is in it at its time, or not at all.
+
+The picture is encoded from our own frames first; tracks of a stranger's file are added afterwards, by copy. Whatever is
+wrong with them cannot end the picture.
+"""
 
 import contextlib
+import errno
 import os
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+from torch import Tensor
 
-from turbovaed_cli.errors import OutputExistsError, SettingsError, VideoError
+from turbovaed_cli.errors import DiskFullError, OutputExistsError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import fsync_folder
 from turbovaed_cli.video import ffmpeg, messages
+from turbovaed_cli.video.codecs import DEFAULT_CODEC, DEFAULT_CRF, find_codec
 from turbovaed_cli.video.colour import SWS
+from turbovaed_cli.video.pixels import to_uint8, to_uint16
 from turbovaed_cli.video.probing import VideoInfo, probe
+from turbovaed_cli.video.timing import NANOSECONDS, Timing, frame_head, stream_head
+from turbovaed_cli.video.tracks import NEW_SOUND, TrackPlan, mapped, name_of, plan_tracks
 
-WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
-# Sound that each container takes as it is; other sound becomes AAC.
-_COPIED_AUDIO = {
-    ".mp4": ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"),
-    ".m4v": ("aac", "ac3", "alac"),
-    ".mov": ("aac", "mp3", "ac3", "alac"),
-    ".mkv": ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac", "vorbis"),
-}
+_MKV_TICKS = 1000  # per second, of the times in an .mkv
+_VISIBLE_S = 0.020  # sound that is off by more can be noticed
+_ADDING_STALL_S = 600.0  # moving an index to the front of a large file gives no sign of life
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_SIGNS_OF_FULL = tuple(os.strerror(number) for number in sorted(_FULL))
 
 
 class VideoWriter:
-    """Write frames (H, W, 3) uint8 to an H.264 file that appears whole, once every frame is in it, or not at all.
+    """Write frames (H, W, 3) to a file that appears whole, once every frame is in it, or not at all.
 
-    bt709 matrix and tags; never rescaled: odd sizes become 4:4:4, which can hold them. `audio_from` lends its sound. Use
-    as a context manager; leaving it with an error leaves no file.
+    Frames are uint8; with `bits` of 10, uint16 over their whole range. `fps` is an even rate, or a Timing with the time of
+    every frame. bt709 matrix and tags; never rescaled: odd sizes become 4:4:4, which can hold them. `tracks_from` lends
+    its sound, subtitles and chapters. Use as a context manager; leaving it with an error leaves no file.
     """
 
     def __init__(
@@ -38,91 +49,65 @@ class VideoWriter:
         *,
         height: int,
         width: int,
-        fps: Fraction,
-        audio_from: VideoInfo | None = None,
+        fps: Fraction | Timing,
+        tracks_from: VideoInfo | None = None,
+        sound: bool = True,
         sample_aspect_ratio: Fraction = Fraction(1),
-        crf: int = 16,
+        codec: str = DEFAULT_CODEC,
+        bits: int | None = None,
+        crf: int | None = None,
         overwrite: bool = False,
+        report: Reporter = quiet,
     ) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in WRITABLE_SUFFIXES:
-            raise SettingsError(f"{self.path.name} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
-        if self.path.exists() and not overwrite:
-            raise OutputExistsError(f"{self.path} is there already", "add --overwrite to replace it")
-        if not 0 <= crf <= 51:
-            raise SettingsError(f"--crf {crf} is not a quality", "0 (lossless) to 51")
-        self.shape = (height, width, 3)
         self.num_frames = 0
+        self._codec = find_codec(codec, bits=bits, crf=crf, path=self.path)
+        self._bits = bits or self._codec.bits[0]
+        self._suffix = self.path.suffix.lower()
+        self._timing = fps if isinstance(fps, Timing) else Timing(fps)
+        self._source = tracks_from if tracks_from and not tracks_from.images else None
+        self._report = report
+        self._plan = plan_tracks(self._source, self._suffix, sound=sound) if self._source else TrackPlan()
+        self.shape = (height, width, 3)
+        self.dtype = np.dtype(np.uint8 if self._bits == 8 else np.uint16)
+        check_output(self.path, overwrite=overwrite)
+        self._ticks_per_s = _MKV_TICKS if self._suffix == ".mkv" and self._timing.ticks else self._timing.ticks_per_s
+        self._times = self._timing.on_grid(self._ticks_per_s)
+        self._note_losses()
         self._open = contextlib.ExitStack()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.stem}.", suffix=self.path.suffix, dir=self.path.parent)
-        os.close(handle)
-        self._temporary = Path(name)
-        self._open.callback(self._temporary.unlink, missing_ok=True)
-        pixel_format = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-        filters = f"scale=out_color_matrix=bt709:out_range=tv:flags={SWS},format={pixel_format},setsar={sample_aspect_ratio.numerator}/{sample_aspect_ratio.denominator}"
-        # The encoder takes its tags from the frames; a matrix without primaries and transfer is guessed at by browsers.
-        filters += ",setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709:range=tv"
-        arguments = [
-            "-loglevel",
-            "error",
-            "-y",
-            "-f",
-            "rawvideo",
-            "-pix_fmt",
-            "rgb24",
-            "-s",
-            f"{width}x{height}",
-            "-r",
-            str(fps),
-            "-i",
-            "pipe:0",
-        ]
-        descriptors = []
-        if audio_from is not None:
-            file = self._open.enter_context(ffmpeg.open_regular(audio_from.path))
-            descriptors.append(file.fileno())
-            arguments += ffmpeg.input_options(file.fileno())
-            copied = audio_from.audio_codec in _COPIED_AUDIO[self.path.suffix.lower()]
-            arguments += ["-map", "0:v:0", "-map", "1:a:0", *(["-c:a", "copy"] if copied else ["-c:a", "aac", "-b:a", "192k"])]
-        arguments += [
-            "-vf",
-            filters,
-            "-c:v",
-            "libx264",
-            "-preset",
-            "medium",
-            "-crf",
-            str(crf),
-            "-pix_fmt",
-            pixel_format,
-            "-fps_mode",
-            "passthrough",
-        ]
-        arguments += ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
-        arguments += [] if self.path.suffix == ".mkv" else ["-movflags", "+faststart"]
-        self._child = self._open.enter_context(
-            ffmpeg.Child([*arguments, str(self._temporary)], descriptors=descriptors, feed=True, may_write=True)
-        )
+        with self._open:
+            self._temporary = self._new_file(self.path.suffix)
+            # The source's tracks are added to the picture in a second pass, from a container that holds exact times.
+            exact = ".mov" if ".mov" in self._codec.suffixes else ".mkv"
+            self._picture = self._new_file(exact) if self._source else self._temporary
+            self._child = self._open.enter_context(
+                ffmpeg.Child(self._picture_arguments(crf, sample_aspect_ratio), feed=True, may_write=True)
+            )
+            self._feed(stream_head(height, width, self._timing.fps, 3 * self.dtype.itemsize))
+            self._open = self._open.pop_all()
 
     def write(self, frame: np.ndarray) -> None:
-        """Add one frame (H, W, 3) uint8."""
-        assert frame.shape == self.shape and frame.dtype == np.uint8, (frame.shape, frame.dtype)
-        self._child.write(np.ascontiguousarray(frame).data.cast("B"))
+        """Add one frame (H, W, 3) of `dtype`."""
+        assert frame.shape == self.shape and frame.dtype == self.dtype, (frame.shape, frame.dtype)
+        if self._codec.is_rgb and self._bits == 10:  # rounded here: ffmpeg drops the lower bits
+            frame = ((frame.astype(np.uint32) * 1023 + 32767) // 65535 << 6).astype(np.uint16)
+        self._feed(frame_head(self._time_ns(self.num_frames), frame.nbytes))
+        self._feed(np.ascontiguousarray(frame).data.cast("B"))
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finish the file, count its frames, and give it its name. Raises VideoError where it is not what was written."""
+        """Finish the file, check its frames and their times, and give it its name.
+
+        Raises VideoError if it is not what was written.
+        """
         if self.num_frames == 0:
             raise VideoError(f"{self.path}: there was no frame to write")
-        code = self._child.finish()
-        if code != 0:
-            raise VideoError(
-                f"{self.path} could not be written: {messages.first_error(self._child.messages)}", "is the disk full?"
-            )
-        written = probe(self._temporary).num_frames
-        if written != self.num_frames:
-            raise VideoError(f"{self.path}: {written} of {self.num_frames} frames arrived in the file")
+        if self._child.finish() != 0:
+            raise self._failure(self._child)
+        if self._source is not None:
+            self._add_tracks(self._source)
+            self._picture.unlink()
+        self.written = replace(self._checked(probe(self._temporary)), path=self.path)
         self._temporary.chmod(0o644)
         with self._temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -136,3 +121,219 @@ class VideoWriter:
         with self._open:
             if kind is None:
                 self.close()
+
+    def _new_file(self, suffix: str) -> Path:
+        """An empty file beside the output, with a name that is short however long the output's is; removed in the end."""
+        handle, name = tempfile.mkstemp(prefix=".turbovaed-", suffix=suffix, dir=self.path.parent)
+        os.close(handle)
+        self._open.callback(Path(name).unlink, missing_ok=True)
+        return Path(name)
+
+    def _feed(self, data: bytes | memoryview) -> None:
+        try:
+            self._child.write(data)
+        except VideoError as error:
+            raise self._failure(self._child) from error
+
+    def _failure(self, child: ffmpeg.Child) -> TurboVaedError:
+        """Why ffmpeg could not write: a full disk only if it names one."""
+        what = f"{self.path} could not be written: {messages.first_error(child.messages) or 'ffmpeg ended early'}"
+        if _names_a_full_disk(child.messages):
+            return DiskFullError(what, "free some space; the same command begins again")
+        return VideoError(what)
+
+    def _time_ns(self, index: int) -> int:
+        if self._timing.ticks:
+            return round(Fraction(self._times[index] * NANOSECONDS, self._ticks_per_s))
+        return round(self._timing.after_first(index) * NANOSECONDS)
+
+    def _note_losses(self) -> None:
+        """One note for what the output does not hold of its source."""
+        losses = self._plan.describe()
+        off_s = max(
+            (abs(Fraction(time, self._ticks_per_s) - self._timing.after_first(i)) for i, time in enumerate(self._times)),
+            default=0,
+        )
+        if off_s > _VISIBLE_S:
+            late = f"{self._suffix} cannot hold its times: frames are up to {float(off_s):.3f} s late"
+            losses = f"{losses}; {late}" if losses else late
+        if losses and self._source is not None:
+            self._report.note(f"{self._source.path.name}: {losses}")
+
+    def _picture_arguments(self, crf: int | None, sample_aspect_ratio: Fraction) -> list[str]:
+        """From the pipe to a file with the picture alone."""
+        height, width, _ = self.shape
+        codec = self._codec
+        pixel_format = codec.pixel_format(self._bits, height % 2 == 0 and width % 2 == 0)
+        aspect = f"setsar={sample_aspect_ratio.numerator}/{sample_aspect_ratio.denominator}"
+        if codec.is_rgb:
+            matrix, colours = "rgb", f"format={pixel_format}"
+        else:
+            matrix, colours = "bt709", f"scale=out_color_matrix=bt709:out_range=tv:flags={SWS},format={pixel_format}"
+        levels = "pc" if codec.is_rgb else "tv"
+        # The encoder takes its tags from the frames; a matrix without primaries and transfer is guessed at by browsers.
+        tags = f"setparams=colorspace={'gbr' if codec.is_rgb else matrix}:color_primaries=bt709:color_trc=bt709:range={levels}"
+        start = ["-itsoffset", f"{float(self._timing.start):.6f}"] if self._picture == self._temporary else []
+        return [
+            *("-loglevel", "error", "-y"),
+            *("-probesize", "32", "-analyzeduration", "0", "-fpsprobesize", "0", *start, "-f", "matroska", "-i", "pipe:0"),
+            *(
+                "-vf",
+                f"{colours},{aspect},{tags}",
+                "-c:v",
+                codec.encoder,
+                *codec.options(self._bits, min(height, width)),
+                "-pix_fmt",
+                pixel_format,
+            ),
+            *(("-crf", str(DEFAULT_CRF if crf is None else crf)) if codec.has_crf else ()),
+            *("-fps_mode", "passthrough", "-enc_time_base", f"1/{self._ticks_per_s}"),
+            *("-colorspace", matrix, "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", levels),
+            *self._container_arguments(self._picture),
+        ]
+
+    def _container_arguments(self, path: Path) -> list[str]:
+        """Options of the container, and the file."""
+        arguments = []
+        if path.suffix.lower() != ".mkv":
+            # Edit lists, which hold a late start, are in units of the movie's own scale.
+            arguments = ["-video_track_timescale", str(self._ticks_per_s), "-movie_timescale", str(self._ticks_per_s)]
+            arguments += ["-tag:v", "hvc1"] if self._codec.name == "h265" else []  # what players of Apple want
+            arguments += ["-movflags", "+faststart"] if path == self._temporary else []
+        return [*arguments, f"file:{path}"]
+
+    def _add_tracks(self, source: VideoInfo) -> None:
+        """Put the picture and the kept tracks of `source` into the output; what turns out not to fit is left out by name."""
+        plan = self._plan
+        is_written, complaint = self._mux(source, plan)
+        if not is_written and plan.kept:
+            plan = self._what_fits(source)
+            is_written, complaint = self._mux(source, plan)
+        if not is_written:
+            plan = TrackPlan()
+            is_written, complaint = self._mux(None, plan)
+        if not is_written:
+            raise VideoError(f"{self.path} could not be written: {complaint}")
+        left = [name_of(kept.track) for kept in self._plan.kept if kept.track not in [other.track for other in plan.kept]]
+        said = [f"left out, as {self._suffix} did not take it: {'; '.join(left)}"] if left else []
+        said += [f"sound or subtitles are damaged: {complaint}"] if complaint else []
+        if said:
+            self._report.note(f"{source.path.name}: {'; '.join(said)}", warning=True)
+
+    def _what_fits(self, source: VideoInfo) -> TrackPlan:
+        """The tracks that the output takes when they are tried one by one, sound also encoded anew."""
+        fitting = []
+        for kept in self._plan.kept:
+            tried = [kept, replace(kept, how=NEW_SOUND)] if kept.track.kind == "audio" else [kept]
+            fitting += [one for one in tried if self._mux(source, replace(self._plan, kept=(one,)))[0]][:1]
+        return replace(self._plan, kept=tuple(fitting))
+
+    def _mux(self, source: VideoInfo | None, plan: TrackPlan) -> tuple[bool, str]:
+        """Write the output from the picture and these tracks; whether that went well, and what ffmpeg complained of."""
+        start = f"{float(self._timing.start):.6f}"
+        arguments = ["-loglevel", "error", "-y", "-copyts", "-itsoffset", start, "-i", f"file:{self._picture}"]
+        outputs = ["-map", "0:v:0"]
+        with contextlib.ExitStack() as opened:
+            descriptors = []
+            if source is not None:
+                try:
+                    file = opened.enter_context(ffmpeg.open_regular(source.path))
+                except VideoError as error:  # gone since its picture was read
+                    return False, error.what
+                descriptors = [file.fileno()]
+                arguments += ["-itsoffset", f"{-float(plan.start):.6f}", *ffmpeg.input_options(file.fileno())]
+                outputs += mapped(plan.kept, self._suffix)
+            outputs += ["-map_metadata:g", "-1", "-c:v", "copy", "-max_error_rate", "1", "-progress", "pipe:1"]
+            outputs += self._container_arguments(self._temporary)
+            child = opened.enter_context(
+                ffmpeg.Child([*arguments, *outputs], descriptors=descriptors, may_write=True, patience_s=_ADDING_STALL_S)
+            )
+            while child.read(1 << 16, whole=False):
+                pass
+            code = child.finish()
+            if code and _names_a_full_disk(child.messages):
+                raise self._failure(child)
+            complaint = messages.first_error(child.messages)
+        return code == 0, complaint or (f"ffmpeg ended with {code}" if code else "")
+
+    def _checked(self, written: VideoInfo) -> VideoInfo:
+        """The file that was written; VideoError if frames are missing or the first or the last is not at its time."""
+        if written.num_frames != self.num_frames:
+            raise VideoError(f"{self.path}: {written.num_frames} of {self.num_frames} frames arrived in the file")
+        slack_s = Fraction(2, self._ticks_per_s) + (Fraction(2, _MKV_TICKS) if self._suffix == ".mkv" else 0)
+        first, last = (written.ticks[i] * written.time_base for i in (0, -1))
+        wanted = Fraction(self._time_ns(self.num_frames - 1), NANOSECONDS)
+        if abs(last - first - wanted) > slack_s:
+            raise VideoError(f"{self.path}: its last frame is at {float(last - first):.4f} s, not {float(wanted):.4f} s")
+        # Copied sound may begin before the file's zero, and Matroska then moves all of its tracks.
+        if abs(first - self._timing.start) > slack_s + (Fraction(1, 10) if self._plan.kept else 0):
+            raise VideoError(f"{self.path}: its first frame is at {float(first):.4f} s, not {float(self._timing.start):.4f} s")
+        return written
+
+
+def _names_a_full_disk(lines: Sequence[str]) -> bool:
+    """Whether ffmpeg names a full disk among its messages."""
+    return any(sign in line for line in lines for sign in _SIGNS_OF_FULL)
+
+
+def check_output(path: Path, *, overwrite: bool = False) -> None:
+    """Make the folder of an output, and raise SettingsError if the output cannot be written there.
+
+    OutputExistsError if it is there already and not to be replaced.
+    """
+    try:
+        try:
+            is_there = bool(os.lstat(path))
+        except FileNotFoundError:
+            is_there = False
+        if is_there and path.is_dir():
+            raise SettingsError(f"{path} is a folder", "name the video to write in it")
+        if is_there and not overwrite:
+            raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        if error.errno in _FULL:
+            raise DiskFullError(f"{path} cannot be written: {reason}", "free some space") from error
+        raise SettingsError(f"{path} cannot be written: {reason}", "give another place or a shorter name with --out") from error
+
+
+def write_video(
+    path: Path,
+    frames: Tensor | np.ndarray,
+    *,
+    fps: float | Fraction,
+    codec: str = DEFAULT_CODEC,
+    bits: int | None = None,
+    crf: int | None = None,
+    overwrite: bool = False,
+) -> VideoInfo:
+    """Write one clip and return what was written: a tensor (3, T, H, W) in [-1, 1], or an array (T, H, W, 3) of uint8.
+
+    `bits` are per channel, 8 or 10; `crf` is the quality of h264 and h265, 0 (best) to 51. Raises SettingsError for what
+    cannot be written, OutputExistsError if `path` is there.
+    """
+    is_video = frames.ndim == 4 and frames.shape[0] == 3 and isinstance(frames, Tensor) and frames.is_floating_point()
+    is_bytes = isinstance(frames, np.ndarray) and frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == np.uint8
+    if not is_video and not is_bytes:
+        raise SettingsError(
+            f"frames are {tuple(frames.shape)} of {frames.dtype}", "a float tensor (3, T, H, W) in [-1, 1], or uint8 (T, H, W, 3)"
+        )
+    if not 0 < fps < float("inf"):
+        raise SettingsError(f"a frame rate of {fps} is none", "a number above 0, such as 24")
+    height, width = frames.shape[2:] if is_video else frames.shape[1:3]
+    rate = fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
+    with VideoWriter(path, height=height, width=width, fps=rate, codec=codec, bits=bits, crf=crf, overwrite=overwrite) as writer:
+        for i in range(frames.shape[1] if is_video else frames.shape[0]):
+            writer.write(_frame_of(frames, i, writer.dtype))
+    return writer.written
+
+
+def _frame_of(frames: Tensor | np.ndarray, index: int, dtype: np.dtype) -> np.ndarray:
+    """Frame `index` of a clip as the writer takes it."""
+    if isinstance(frames, np.ndarray):
+        frame: np.ndarray = frames[index]
+        return frame if dtype == np.uint8 else frame.astype(np.uint16) * 257
+    return (to_uint8 if dtype == np.uint8 else to_uint16)(frames[:, index : index + 1])[0]
