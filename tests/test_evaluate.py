@@ -13,7 +13,7 @@ from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
 from turbovaed_cli import ffmpeg
-from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError
+from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluate import as_document, clip_frames, decode_times, evaluate, evaluate_all, find_misses, parse_thresholds
 from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
 from turbovaed_cli.metrics.intervals import ratio_interval
@@ -111,6 +111,45 @@ def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, mon
     assert list(result.means["student"]) == ["psnr"]
     with pytest.raises(MissingError, match="nothing can be measured"):
         evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("vmaf",)))
+
+
+@pytest.mark.parametrize(
+    ("size", "protocol", "measured"),
+    [
+        (8, "standard", {"psnr", "flicker"}),
+        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg"}),
+        (8, "paper", {"psnr", "ssim"}),
+    ],
+)
+def test_clips_too_small_for_a_metric_leave_out_that_metric_alone(videos, tmp_path, size, protocol, measured):
+    for name in ("alex", "vgg"):
+        torch.save(random_trunk(name), tmp_path / f"{name}.pth")
+    weights = (tmp_path / "alex.pth", tmp_path / "vgg.pth")
+    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg")
+    settings = EvalSettings(frames=5, size=(size, 32), metrics=names, protocol=protocol, lpips_weights=weights)
+    tiny = load_pair("tiny")
+    result = evaluate(tiny, videos / "a.mp4", settings)
+    assert set(result.means["student"]) == measured and all(map(math.isfinite, result.means["student"].values()))
+    reasons = {name: reason for name, reason in result.not_measured.items() if "the published script" not in reason}
+    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16}
+    for name, reason in reasons.items():
+        assert f"needs {least[name]}x{least[name]} pixels at least; these clips are 32x{size}" in reason
+        assert reason.startswith("not measured: ") and "a larger --size" in reason
+    with pytest.raises(MissingError, match="lpips cannot be checked: not measured: LPIPS-Alex needs 31x31"):
+        evaluate_all([tiny], videos / "a.mp4", settings, required=["lpips"])
+
+
+def test_clips_too_short_for_i3d_leave_out_rfvd_alone(pair, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
+    network = torch.nn.Conv3d(3, 1, (10, 1, 1))  # as I3D does, it wants ten frames
+    torch.jit.trace(network, torch.zeros(1, 3, 10, 8, 8)).save(str(tmp_path / "ten.pt"))
+    digest = hashlib.sha256((tmp_path / "ten.pt").read_bytes()).hexdigest()
+    settings = replace(SMALL, metrics=("psnr", "rfvd"), i3d=tmp_path / "ten.pt", i3d_sha256=digest)
+    result = evaluate(pair, videos, settings)
+    assert result.not_measured["rfvd"].startswith("not measured: rFVD needs clips of 10 frames at least; these have 9")
+    assert list(result.means["student"]) == ["psnr"]
+    with pytest.raises(WeightFileError, match=r"ten\.pt does not take clips of 17 frames"):
+        evaluate(pair, videos, replace(settings, frames=17))
 
 
 def test_the_document_is_the_contract(result):

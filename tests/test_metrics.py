@@ -5,6 +5,7 @@ import json
 import math
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from turbovaed_cli.metrics import (
     vmaf,
 )
 from turbovaed_cli.metrics.intervals import ratio_interval, t_quantile
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW
 from turbovaed_cli.video import to_uint8
 
 
@@ -178,6 +180,32 @@ def test_ssim_has_a_gradient_that_leads_to_the_source():
 def test_ssim_below_its_window_is_refused():
     with pytest.raises(ShapeError, match="11x11"):
         ssim_value(torch.zeros(1, 3, 1, 8, 16), torch.zeros(1, 3, 1, 8, 16))
+
+
+def test_least_sides_are_the_least_that_work():
+    """At each metric's least side there is a score; one pixel below, the network or the filter has nothing left to look at."""
+    generator = torch.Generator().manual_seed(2)
+    video, source = (torch.rand(3, 2, 40, 40, generator=generator) * 2 - 1 for _ in range(2))
+
+    def cut(side):
+        return video[..., :side, :], source[..., :side, :]
+
+    assert -1 <= ssim(*cut(SSIM_WINDOW)) <= 1
+    assert -1 <= paper.ssim(*cut(paper.MIN_SIDE)) <= 1
+    with pytest.raises(RuntimeError, match=r"[Pp]adding"):
+        paper.ssim(*cut(paper.MIN_SIDE - 1))
+    for name, trunk in TRUNKS.items():
+        channels = [out for index, _, out, *_ in trunk.convolutions if index in trunk.taps]
+        linear = {f"lin{i}.model.1.weight": torch.ones(1, c, 1, 1) for i, c in enumerate(channels)}
+        network = Lpips(trunk, random_trunk(name), linear)
+        assert lpips_video(network, *cut(trunk.min_side)) > 0
+        with pytest.raises(ShapeError, match=f"{trunk.min_side}x{trunk.min_side} pixels at least"):
+            lpips_video(network, *cut(trunk.min_side - 1))
+        below = Lpips(replace(trunk, min_side=1), random_trunk(name), linear)
+        with pytest.raises(RuntimeError, match="too small"):
+            lpips_video(below, *cut(trunk.min_side - 1))
+    if ffmpeg.has_filter("libvmaf"):
+        assert 0 <= vmaf.vmaf(*cut(vmaf.MIN_SIDE)) <= 100
 
 
 def random_trunk(name: str) -> dict[str, torch.Tensor]:

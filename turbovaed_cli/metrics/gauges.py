@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli import ffmpeg
-from turbovaed_cli.errors import MissingError, VideoError
-from turbovaed_cli.metrics import METRICS, fvd, metric_name, paper
+from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
+from turbovaed_cli.metrics import METRICS, TRUNKS, fvd, metric_name, paper
 from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
-from turbovaed_cli.metrics.pixels import flicker, psnr, ssim
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
+from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
 from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
 from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
 from turbovaed_cli.rundir import sha256_of
@@ -65,6 +66,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
     if name == "psnr":
         return paper.psnr if as_published else psnr
     if name == "ssim":
+        _check_side(name, paper.MIN_SIDE if as_published else SSIM_WINDOW, settings)
         return paper.ssim if as_published else ssim
     if name == "flicker":
         if settings.frames < 2:
@@ -72,6 +74,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         return flicker
     if name == "vmaf":
         check_vmaf()
+        _check_side(name, VMAF_MIN_SIDE, settings)
         blank = torch.zeros(3, min(settings.frames, 2), *settings.size)
         try:
             vmaf(blank, blank)
@@ -80,8 +83,19 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         label = f"ffmpeg {ffmpeg.version()}, {VMAF_MODEL} built in"
         gauges.weights[name] = [{"file": label, "sha256": sha256_of(Path(ffmpeg.executable()))}]
         return vmaf
-    network, gauges.weights[name] = _open_lpips({"lpips": "alex", "lpips_vgg": "vgg"}[name], settings, device)
+    backbone = {"lpips": "alex", "lpips_vgg": "vgg"}[name]
+    _check_side(name, TRUNKS[backbone].min_side, settings)
+    network, gauges.weights[name] = _open_lpips(backbone, settings, device)
     return partial(_lpips, network, device, as_published)
+
+
+def _check_side(name: str, least: int, settings: EvalSettings) -> None:
+    """Raise MissingError where the clips have a side of fewer pixels than a metric can look at."""
+    height, width = settings.size
+    if min(height, width) < least:
+        raise MissingError(
+            f"{METRICS[name].label} needs {least}x{least} pixels at least; these clips are {width}x{height}", "a larger --size"
+        )
 
 
 def _open_lpips(backbone: str, settings: EvalSettings, device: torch.device) -> tuple[Lpips, list[dict[str, str]]]:
@@ -101,6 +115,12 @@ def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int,
         if settings.i3d is None:
             return None
     detector, path = fvd.load_detector(settings.i3d, settings.i3d_sha256, device)
-    detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file says so before the work begins
+    try:
+        detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file is named before the work begins
+    except WeightFileError as error:
+        if settings.frames >= fvd.MIN_FRAMES:
+            raise
+        what = f"rFVD needs clips of {fvd.MIN_FRAMES} frames at least; these have {settings.frames}"
+        raise MissingError(what, "more --frames") from error
     gauges.weights["rfvd"] = [{"file": path.name, "sha256": settings.i3d_sha256.lower()}]
     return detector if enough else None
