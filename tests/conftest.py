@@ -122,7 +122,8 @@ def one_block_folder(one_block, tmp_path_factory) -> Path:
 def make_video(
     path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str, rate: int = 25
 ) -> Path:
-    """A short H.264 clip from one of ffmpeg's generators."""
+    """A short H.264 clip from one of ffmpeg's generators; makes the folder it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     import subprocess
 
     from turbovaed_cli import ffmpeg

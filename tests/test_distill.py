@@ -1,10 +1,12 @@
 """Distillation learns, writes what it promises, refuses what cannot work, and stops before NaN spreads."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
@@ -31,6 +33,19 @@ TINY = DistillSettings(
     save_every=2,
     sample_every=2,
 )
+
+
+class Notes:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def track(self, items, label, total=None, start=0):
+        yield from items
+
+    def note(self, text="", *, warning=False, **values):
+        self.warnings += [text] * warning
 
 
 @pytest.fixture(scope="module")
@@ -584,3 +599,28 @@ def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(vide
     assert found.download_bytes > 1e9 and found.stages == [] and found.seconds is None
     with pytest.raises(SettingsError, match="--lr"):
         estimate_distill(find_model("ltx"), tmp_path / "run", data=videos, settings=TINY.with_changes(lr=-1.0))
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_clips_of_one_flat_colour_are_learnt_from_and_named(tmp_path, recipe):
+    """Nothing divides by their variance, which is zero: not the fitted start, nor SSIM, features or the adaptive weight."""
+    make_video(tmp_path / "flat" / "black.mp4", "color", "64x48", 12)
+    notes = Notes()
+    settings = read_recipe(recipe).with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
+    result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "flat", settings=settings, report=notes)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == result.step == 3 and all(row["loss"] is not None and row["grad_norm"] is not None for row in rows)
+    assert [text for text in notes.warnings if "one flat colour" in text] == notes.warnings[: recipe == "default"]
+    student = load_student(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+def test_a_flat_clip_among_others_changes_nothing_for_them(tmp_path, videos):
+    make_video(tmp_path / "mixed" / "black.mp4", "color", "64x48", 12)
+    shutil.copy(videos / "a.mp4", tmp_path / "mixed")
+    notes = Notes()
+    settings = read_recipe("fast").with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
+    result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "mixed", settings=settings, report=notes)
+    assert result.step == 3 and not notes.warnings
+    student = load_student(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in student.state_dict().values())

@@ -354,6 +354,15 @@ def test_the_lpips_network_needs_no_gradient():
     assert video.grad.abs().sum() > 0
 
 
+def test_lpips_of_images_without_any_feature_has_a_gradient():
+    """Where no channel is active, the length of the features is zero, whose root has no gradient."""
+    state = {name: torch.zeros_like(value) for name, value in random_trunk("alex").items()}
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))}
+    video = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    Lpips(TRUNKS["alex"], state, linear)(video, torch.ones(1, 3, 64, 64)).sum().backward()
+    assert torch.isfinite(video.grad).all()
+
+
 # --- rFVD ---------------------------------------------------------------------------------------------------------
 
 

@@ -109,7 +109,8 @@ class Lpips(nn.Module):
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+    # Clamped below its root: where all channels are zero, the root of zero would have no gradient, and NaN would spread.
+    return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
 
 
 @dataclass(frozen=True)
