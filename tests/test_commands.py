@@ -1,5 +1,6 @@
 """The contract users script against: results on stdout, two-line errors, exit codes, outputs whole or absent."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,29 @@ def turbovaed(capsys, monkeypatch):
         return end.value.code, out, err
 
     return run
+
+
+def _commands(app, *words):
+    """Every command of a Typer app: its words, its function, and its help."""
+    for info in app.registered_commands:
+        yield (*words, info.name), info.callback
+    for group in app.registered_groups:
+        yield (*words, group.name), group.typer_instance.registered_callback.callback
+        yield from _commands(group.typer_instance, *words, group.name)
+
+
+@pytest.mark.parametrize(("words", "function"), [((), cli.root), *_commands(cli.app)], ids=str)
+def test_help_prints_every_text_as_it_is_written(turbovaed, monkeypatch, words, function):
+    """No bracket is taken for markup: `[[stages]]` is a part of the text."""
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = turbovaed(*words, "--help")
+    assert code == 0
+    texts = [inspect.getdoc(function)] if words[-1:] != ("models",) else []
+    for hint in typing.get_type_hints(function, include_extras=True).values():
+        texts += [info.help for info in getattr(hint, "__metadata__", ()) if getattr(info, "help", None)]
+    shown = " ".join(out.split())
+    assert [text for text in texts if " ".join(text.split()) not in shown] == []
+    assert words != ("distill",) or "a TOML file with [[stages]];" in shown
 
 
 def is_two_lines(err: str) -> bool:

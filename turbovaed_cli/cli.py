@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from turbovaed_cli import __version__, console
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
@@ -39,7 +41,22 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.pair import Pair
     from turbovaed_cli.training.estimate import DistillEstimate
 
+
+class PlainHelp(TyperGroup):
+    """A group whose help texts are no rich markup: `[[stages]]` is printed as it is written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in (self, *self.commands.values()):
+            if command is self or not isinstance(command, PlainHelp):
+                command.help = command.help and escape(command.help)
+                for param in command.params:
+                    if text := getattr(param, "help", None):
+                        setattr(param, "help", escape(text))  # noqa: B010 - click's parameters have none in their type
+
+
 app = typer.Typer(
+    cls=PlainHelp,
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -47,7 +64,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(
-    help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
+    cls=PlainHelp, help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
 )
 app.add_typer(models_app, name="models")
 
