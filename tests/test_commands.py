@@ -88,7 +88,15 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     assert json.loads(out)["step"] == 2
     code, out, err = turbovaed(*train, "3", "--gradient-checkpointing")
     assert code == 0 and "resumed from 2" in out and "resumed from step 2" in err
-    stages = json.loads((run / "config.json").read_text())["settings"]["stages"]
+    config = json.loads((run / "config.json").read_text())
+    stages = config["settings"]["stages"]
+    assert config["command_line"].startswith("turbovaed distill --teacher ") and config["command_line"].endswith(
+        " --steps 2 --json"
+    )
+    code, out, err = turbovaed(*train, "3", "--lr", "0.5", "--ema-decay", "0.5", "--dry-run", "-v")
+    assert (code, out) == (2, "") and is_two_lines(err)
+    assert err.splitlines()[-4:-2] == ["--ema-decay 0.99 -> 0.5", "--lr 0.002 -> 0.5"]
+    assert f"hint: repeat the first command to resume: {config['command_line']}; or start another with --run {run}-2" in err
     assert all(stage["gradient_checkpointing"] for stage in stages)
 
     code, out, err = turbovaed("eval", "--model", run, "--data", videos, *SMALL, "--json")

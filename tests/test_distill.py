@@ -11,7 +11,7 @@ from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.distill import _waits_in_words, distill
-from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
+from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
@@ -588,8 +588,51 @@ def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, vi
     before = sorted(path for path in run.rglob("*"))
     again = estimate_distill(spec, run, latents=cache, settings=settings.with_changes(steps=8), student_config=small_student)
     assert again.steps_done == 4 and sorted(path for path in run.rglob("*")) == before
-    left = again.stages[1]
-    assert again.seconds == pytest.approx(4 * left.seconds_per_step)
+    (left,) = again.stages  # the first one is finished
+    assert (left.name, left.steps) == ("many", 4) and again.seconds == pytest.approx(4 * left.seconds_per_step)
+    assert again.disk_bytes < found.disk_bytes
+    done = estimate_distill(spec, run, latents=cache, settings=settings.with_changes(steps=4), student_config=small_student)
+    assert (done.steps_done, done.stages, done.seconds, done.disk_bytes) == (4, [], 0, 0)
+
+
+def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, small_student, tmp_path):
+    from turbovaed_cli.distill import estimate_distill
+    from turbovaed_cli.rundir import RunDir
+
+    spec, run, settings = find_model(ltx_teacher), tmp_path / "run", TINY.with_changes(steps=2, sample_every=0, save_every=1)
+    first = {"latents": cache, "settings": settings, "student_config": small_student, "command_line": "turbovaed distill --first"}
+    distill(spec, run, **first)
+    wider = small_student | {"decoder_block_out_channels": [32, 8, 8, 16]}
+    for change, what in (
+        (
+            {"settings": settings.with_changes(lr=0.5, ema_decay=0.5)},
+            "other settings: --ema-decay 0.999 -> 0.5; --lr 0.001 -> 0.5",
+        ),
+        ({"settings": settings.with_changes(steps=1)}, "is at step 2"),
+        ({"student_config": wider}, "student's decoder_block_out_channels: 32,8,8,8 -> 32,8,8,16"),
+        ({"latents": None, "data": videos}, "the contents of --data or --latents differ"),
+    ):
+        refused = []
+        for command in (distill, estimate_distill):
+            with pytest.raises(RunFolderError, match=what) as error:
+                command(spec, run, **{**first, "command_line": "", **change})
+            refused.append((error.value.what, error.value.hint))
+        assert refused[0] == refused[1] and refused[0][1].endswith(
+            f"resume: turbovaed distill --first; or start another with --run {run}-2"
+        )
+    assert estimate_distill(spec, run, **first).steps_done == 2
+    with pytest.raises(RunFolderError, match="was started with 1 clips in a forward pass over 1 processes; now 2 over 2"):
+        estimate_distill(spec, run, **first, processes=2)
+    with RunDir(run).lock(), pytest.raises(RunFolderError, match="is in use by process"):
+        estimate_distill(spec, run, **first)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"holds other things \(thesis\.tex\)"):
+        estimate_distill(spec, tmp_path / "other", **first)
+    weights = run / "checkpoints" / "step_0000002" / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptFileError, match=r"student\.safetensors is not what was written"):
+        estimate_distill(spec, run, **first)
 
 
 def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(videos, tmp_path):

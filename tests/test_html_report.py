@@ -101,10 +101,20 @@ def test_every_metric_has_a_figure_or_a_reason(path, result):
 
 
 def test_intervals_are_the_evaluation_s(result):
-    row = tables.metric_rows(as_document(result))[0]
-    low, high = result.intervals["student"]["psnr"]
-    assert row.student.interval == f"± {(high - low) / 2:.2f}"
-    assert tables.metric_rows(as_document(replace(result, intervals={})))[0].student.interval == ""
+    span = (result.means["student"]["psnr"] - 0.5, result.means["student"]["psnr"] + 0.5)
+    drawn = replace(result, num_videos=5, intervals={"student": {"psnr": span}})
+    row = tables.metric_rows(as_document(drawn))[0]
+    assert row.student.interval == "± 0.50" and row.student.places
+    for few in (replace(drawn, num_videos=2), replace(drawn, intervals={})):  # the first as earlier versions wrote it
+        row = tables.metric_rows(as_document(few))[0]
+        assert row.student.interval == "" and row.student.places is None
+
+
+def test_too_few_videos_for_an_interval_are_said_once_and_nothing_is_drawn(path, result):
+    text = path.read_text()
+    assert result.num_videos < 5 and text.count(f"{result.num_videos} videos: too few for an interval") == 1
+    table = text.partition('<table class="metrics">')[2].partition("</table>")[0]
+    assert "±" not in table and "<svg" not in table
 
 
 def test_a_score_that_is_none_is_no_figure(result):

@@ -492,15 +492,15 @@ def test_the_interval_of_a_mean_is_the_textbooks():
     scores = [27.1, 30.2, 24.9, 33.0, 28.8]
     wanted = stats.t.interval(0.95, 4, np.mean(scores), stats.sem(scores))
     assert ratio_interval(scores, [1.0] * 5, range(5)) == pytest.approx(wanted)
-    assert ratio_interval(scores[:1], [1.0], [0]) is None
+    assert [ratio_interval(scores[:n], [1.0] * n, range(n)) for n in (1, 2, 4)] == [None] * 3
 
 
 def test_the_interval_of_a_ratio_is_paired():
     """What both find hard widens nothing: a student that always keeps 97 % has no spread."""
-    teacher = [20.0, 30.0, 40.0, 25.0]
-    low, high = ratio_interval([0.97 * score for score in teacher], teacher, range(4))
+    teacher = [20.0, 30.0, 40.0, 25.0, 35.0]
+    low, high = ratio_interval([0.97 * score for score in teacher], teacher, range(5))
     assert (low, high) == pytest.approx((0.97, 0.97))
-    low, high = ratio_interval([0.97 * score for score in reversed(teacher)], teacher, range(4))
+    low, high = ratio_interval([0.97 * score for score in reversed(teacher)], teacher, range(5))
     assert high - low > 0.5
 
 
@@ -517,10 +517,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def test_clips_of_one_video_count_as_one():
-    """Ten copies of each of four videos say no more than the four."""
-    scores = [27.0, 30.0, 24.0, 33.0]
-    alone = ratio_interval(scores, [1.0] * 4, range(4))
-    assert ratio_interval(scores * 10, [1.0] * 40, [i % 4 for i in range(40)]) == pytest.approx(alone)
+    """Ten copies of each of five videos say no more than the five, and of each of four nothing."""
+    scores = [27.0, 30.0, 24.0, 33.0, 31.0]
+    alone = ratio_interval(scores, [1.0] * 5, range(5))
+    assert ratio_interval(scores * 10, [1.0] * 50, [i % 5 for i in range(50)]) == pytest.approx(alone)
+    assert ratio_interval(scores[:4] * 10, [1.0] * 40, [i % 4 for i in range(40)]) is None
 
 
 # --- the table ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.settings import EvalSettings
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
-_IN_PAPER = ("psnr", "ssim", "lpips", "rfvd")  # what the published script measures
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) ->
     detector = None
     for name in names:
         try:
-            if settings.protocol == "paper" and name not in _IN_PAPER:
+            if settings.protocol == "paper" and name not in paper.IN_PAPER:
                 gauges.not_measured[name] = (
                     "not measured: the published script has no such metric (--protocol standard measures it)"
                 )
