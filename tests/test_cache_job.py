@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import make_video
+from conftest import HANG_S, make_video
 
 from turbovaed_cli.cache_job import cache_status, estimate_cache, merge_caches
 from turbovaed_cli.cache_latents import cache_latents
@@ -234,6 +234,8 @@ def test_reading_ahead_gathers_no_more_than_it_should_behind_something_slow():
             yield number
 
     threading.Timer(1.0, may_go.set).start()
-    read = read_ahead(lambda number: may_go.wait(60) if number == 0 else number, items(), 2, is_quick=lambda number: number > 0)
+    read = read_ahead(
+        lambda number: may_go.wait(HANG_S) if number == 0 else number, items(), 2, is_quick=lambda number: number > 0
+    )
     assert next(read)[0] == 0 and len(taken) < 30
     assert [number for number, _ in read] == list(range(1, 1000))

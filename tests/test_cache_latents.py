@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_video
+from conftest import HANG_S, make_video
 
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, plan_clips
@@ -126,7 +126,7 @@ def test_work_in_the_background_is_done_in_order_while_more_is_given():
     import threading
 
     done, may_go = [], threading.Event()
-    with Background(lambda item: may_go.wait(60) and done.append(item), most_waiting=2) as give:
+    with Background(lambda item: may_go.wait(HANG_S) and done.append(item), most_waiting=2) as give:
         for item in range(3):  # one at work and two waiting: none of these calls waits
             give(item)
         assert done == []

@@ -653,6 +653,8 @@ def test_clips_of_one_flat_colour_are_learnt_from_and_named(tmp_path, recipe):
     result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "flat", settings=settings, report=notes)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == result.step == 3 and all(row["loss"] is not None and row["grad_norm"] is not None for row in rows)
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert ("; clips are smaller than the crop of 12 latents: whole clips" in log) == (recipe == "default")
     assert [text for text in notes.warnings if "one flat colour" in text] == notes.warnings[: recipe == "default"]
     student = load_student(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())

@@ -445,14 +445,14 @@ def test_what_was_not_measured_is_one_line_and_a_line_each_with_v(result):
     assert [label for label, text in long.rows if text in result.not_measured.values()] == ["LPIPS-Alex", "LPIPS-VGG", "rFVD"]
     one = replace(result, not_measured={"vmaf": "not measured: because"})
     assert ("VMAF", "not measured: because") in as_tables([one], Path())[1].rows
-    others = {name: "not measured: the published script has no such metric" for name in ("lpips_vgg", "vmaf", "flicker")}
+    others = dict.fromkeys(("lpips_vgg", "vmaf", "flicker"), "not measured: the published script has no such metric")
     paper_table = as_tables([replace(result, protocol="paper", not_measured=others)], Path())[1]
     assert not any("published script has no" in text or label == "not measured" for label, text in paper_table.rows)
 
 
 def test_a_threshold_that_is_met_has_a_line(result):
     kept = result.kept["psnr"]
-    assert met_thresholds([result], {"psnr": kept, "ssim": 2.0}) == [f"psnr {kept:.3f} >= {kept:g}: met"]
+    assert met_thresholds([result], {"psnr": kept, "ssim": 50.0}) == [f"psnr {kept:.3f} >= {kept:g}: met"]
     assert met_thresholds([result, result], {"psnr": kept})[0].startswith(f"{result.model} psnr")
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_video
+from conftest import HANG_S, make_video
 from PIL import Image
 
 from turbovaed_cli import cli
@@ -300,6 +300,7 @@ def show(browser, path):
 
     def open_page(width: int = 1280, height: int = 900, colours: str = "light", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=colours, **options)
+        context.set_default_timeout(1000 * HANG_S)
         opened.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
@@ -318,9 +319,9 @@ def show(browser, path):
     assert {url for url in asked if not url.startswith("data:video/mp4")} == {path.as_uri()}
 
 
-def until(condition, seconds: float = 30) -> None:
+def until(condition) -> None:
     """Wait from here: the page's policy forbids the browser what wait_for_function does in it."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

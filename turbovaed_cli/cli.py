@@ -386,7 +386,7 @@ def _show_design(design: "Design", *, on_stderr: bool = False) -> None:
     from turbovaed_cli.models.design import as_rows, as_sentence  # noqa: PLC0415 - help stays quick
 
     title = f"Students of {design.model} for {design.budget}"
-    columns = ["channels", "layers", "M params", "GFLOPs", "of published", "of teacher", "change", "in budget"]
+    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
     console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
     console.note(as_sentence(design))
 
@@ -1243,6 +1243,8 @@ def bench(
         console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
         for title, columns, rows in results.tables(result, compared):
             console.print_table(title, columns, rows)
+        if result.no_estimate:
+            console.note(result.no_estimate)
         console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
         for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in results.said(row)):
             console.note(line)
