@@ -669,3 +669,16 @@ def test_a_flat_clip_among_others_changes_nothing_for_them(tmp_path, videos):
     assert result.step == 3 and not notes.warnings
     student = load_student(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+def test_latents_of_another_teacher_are_refused_before_any_weights_and_name_theirs(cache, tmp_path):
+    from turbovaed_cli.distill import estimate_distill
+
+    for command in (distill, estimate_distill):
+        for name in ("ltx", "tiny"):  # the first one's weights are not here
+            with pytest.raises(
+                SettingsError, match=f"made by another teacher than {name}: AutoencoderKLLTXVideo of 6 channels"
+            ) as error:
+                command(find_model(name), tmp_path / "run", latents=cache, settings=TINY)
+            assert error.value.hint.startswith("give the teacher that made them as --teacher")
+    assert not (tmp_path / "run").exists()

@@ -130,6 +130,8 @@ def estimate_distill(
     check_settings(settings)
     download = missing_bytes(spec)
     if download:
+        if latents is not None:
+            _cache_of(latents, spec)
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
     ranks = alone(resolve_device(settings.device))
@@ -175,6 +177,7 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+    cache = None if latents is None else _cache_of(latents, spec)
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
@@ -184,7 +187,9 @@ def prepare(
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
     else:
-        cache = _cache_of(latents, teacher)
+        assert cache is not None
+        if (cache.manifest.get("teacher") or {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(latents, cache, spec)
         check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
@@ -460,12 +465,23 @@ def _video_streams(
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
 
-def _cache_of(latents: str | Path, teacher: Teacher) -> LatentCache:
+def _cache_of(latents: str | Path, spec: ModelSpec) -> LatentCache:
+    """The cache, if its latents have the shape of this teacher's: known before gigabytes of weights are asked for."""
     cache = LatentCache(latents)
-    made_with = cache.manifest.get("teacher", {}).get("weights_sha256")
-    if made_with != teacher.identity()["weights_sha256"]:
-        raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
+    made_by = cache.manifest.get("teacher") or {}
+    kind = (made_by.get("class"), made_by.get("latent_channels"))
+    if None not in kind and kind != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(latents, cache, spec)
     return cache
+
+
+def _made_by_another(latents: str | Path, cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    made_by = cache.manifest.get("teacher") or {}
+    return SettingsError(
+        f"the latents in {latents} were made by another teacher than {spec.name}: {made_by.get('class', 'unknown')} of "
+        f"{made_by.get('latent_channels', 'unknown')} channels, weights {str(made_by.get('weights_sha256', 'unknown'))[:12]}",
+        "give the teacher that made them as --teacher, or cache latents of this one in another folder",
+    )
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:

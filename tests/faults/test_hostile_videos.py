@@ -372,7 +372,7 @@ def test_its_limits_hold_while_it_reads(originals, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["kill -STOP $$", "exec 1>&-; exec sleep 60"], ids=["stopped", "silent after its last byte"]
+    "behaviour", ["kill -STOP $$", "exec 1>&-; exec sleep 86400"], ids=["stopped", "silent after its last byte"]
 )
 @pytest.mark.parametrize("read", [probe, lambda path: list(read_frames(path))], ids=["probe", "read_frames"])
 def test_one_that_hangs_is_ended(behaviour, read, originals, tmp_path, request, monkeypatch):
@@ -385,7 +385,7 @@ def test_one_that_hangs_is_ended(behaviour, read, originals, tmp_path, request, 
     if read is not probe or not behaviour.startswith("kill") or not count_of(request, quick=0, full=1):
         monkeypatch.setattr(ffmpeg, "STALL_S", 0.6)
     monkeypatch.setattr(ffmpeg, "executable", lambda: str(script))
-    with pytest.raises(VideoError, match=r"gave nothing|silent|stopped"):
+    with pytest.raises(VideoError):  # and not after a day, which is the hang that pytest's own limit would name
         read(path)
 
 
