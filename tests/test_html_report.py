@@ -17,7 +17,7 @@ from PIL import Image
 from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
 from turbovaed_cli.evaluate import clip_frames, evaluate
-from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, tables, write_report
+from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, report_of_run, tables, write_report
 from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, heat
 from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
 from turbovaed_cli.metrics.scores import DecodeTimes, as_document
@@ -108,6 +108,13 @@ def test_intervals_are_the_evaluation_s(result):
     for few in (replace(drawn, num_videos=2), replace(drawn, intervals={})):  # the first as earlier versions wrote it
         row = tables.metric_rows(as_document(few))[0]
         assert row.student.interval == "" and row.student.places is None
+
+
+def test_a_page_has_no_command_line_whose_paths_are_private(tmp_path):
+    run = RunDir(tmp_path)
+    run.snapshot({"settings": {"recipe": "own"}, "command_line": "turbovaed distill --data /home/me"}, {})
+    settings = report_of_run(run, {}).settings
+    assert settings["settings"] == {"recipe": "own"} and "command_line" not in settings
 
 
 def test_too_few_videos_for_an_interval_are_said_once_and_nothing_is_drawn(path, result):

@@ -124,7 +124,7 @@ def estimate_distill(
 ) -> DistillEstimate:
     """What is left of `distill` with the same arguments, in one process: some of its steps, timed; nothing is written.
 
-    Raises what `distill` in so many `processes` would for settings, data, weights and a run that is there already; only a
+    Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
     teacher that is not here is no error.
     """
     check_settings(settings)

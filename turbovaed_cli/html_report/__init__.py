@@ -123,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _config(run: RunDir) -> dict[str, Any]:
-    """The config of a run, without the command as it was typed: its paths are nobody else's business."""
+    """The config of a run without its command line, whose paths are private."""
     return {name: value for name, value in _read(run.config).items() if name != "command_line"}
 
 

@@ -123,9 +123,7 @@ def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]
     """The metrics without a figure: one line, or with `every_reason` a line each."""
     reasons = result.not_measured
     if not every_reason and result.protocol == "paper" and reasons.keys() >= _NOT_IN_PAPER:
-        reasons = {
-            name: reason for name, reason in reasons.items() if name not in _NOT_IN_PAPER
-        }  # of `all`, nobody asked for them
+        reasons = {name: reason for name, reason in reasons.items() if name not in _NOT_IN_PAPER}  # not asked for by name
     if every_reason or len(reasons) < 2:
         return [(METRICS[name].label, reason) for name, reason in reasons.items()]
     return [("not measured", f"{', '.join(METRICS[name].label for name in reasons)} (-v says why, and what to run)")]

@@ -52,7 +52,7 @@ def _way_on(folder: RunDir, run: str | Path) -> str:
 
 
 def free_run(run: str | Path) -> str:
-    """`--run` with a name like `run` that is not taken: runs/ltx-2 after runs/ltx; behind a URL nobody looks."""
+    """`--run` with a name like `run` that is not taken: runs/ltx-2 after runs/ltx. A URL is not looked at."""
     if is_url(run):
         return "another --run"
     stem, number = re.fullmatch(r"(.*?)(?:-(\d{1,9}))?", str(run), re.DOTALL).groups()  # type: ignore[union-attr]
@@ -123,7 +123,7 @@ def _by_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
 def _given(line: str, option: str) -> str | None:
     try:
         words = shlex.split(line)
-    except ValueError:  # somebody edited it
+    except ValueError:  # edited by hand
         return None
     for word, following in zip(words, [*words[1:], None], strict=True):
         name, equals, value = word.partition("=")
