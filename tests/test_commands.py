@@ -1,5 +1,6 @@
 """The contract users script against: results on stdout, two-line errors, exit codes, outputs whole or absent."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,29 @@ def turbovaed(capsys, monkeypatch):
         return end.value.code, out, err
 
     return run
+
+
+def _commands(app, *words):
+    """Every command of a Typer app: its words, its function, and its help."""
+    for info in app.registered_commands:
+        yield (*words, info.name), info.callback
+    for group in app.registered_groups:
+        yield (*words, group.name), group.typer_instance.registered_callback.callback
+        yield from _commands(group.typer_instance, *words, group.name)
+
+
+@pytest.mark.parametrize(("words", "function"), [((), cli.root), *_commands(cli.app)], ids=str)
+def test_help_prints_every_text_as_it_is_written(turbovaed, monkeypatch, words, function):
+    """No bracket is taken for markup: `[[stages]]` is a part of the text."""
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = turbovaed(*words, "--help")
+    assert code == 0
+    texts = [inspect.getdoc(function)] if words[-1:] != ("models",) else []
+    for hint in typing.get_type_hints(function, include_extras=True).values():
+        texts += [info.help for info in getattr(hint, "__metadata__", ()) if getattr(info, "help", None)]
+    shown = " ".join(out.split())
+    assert [text for text in texts if " ".join(text.split()) not in shown] == []
+    assert words != ("distill",) or "a TOML file with [[stages]];" in shown
 
 
 def is_two_lines(err: str) -> bool:
@@ -63,7 +88,15 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     assert json.loads(out)["step"] == 2
     code, out, err = turbovaed(*train, "3", "--gradient-checkpointing")
     assert code == 0 and "resumed from 2" in out and "resumed from step 2" in err
-    stages = json.loads((run / "config.json").read_text())["settings"]["stages"]
+    config = json.loads((run / "config.json").read_text())
+    stages = config["settings"]["stages"]
+    assert config["command_line"].startswith("turbovaed distill --teacher ") and config["command_line"].endswith(
+        " --steps 2 --json"
+    )
+    code, out, err = turbovaed(*train, "3", "--lr", "0.5", "--ema-decay", "0.5", "--dry-run", "-v")
+    assert (code, out) == (2, "") and is_two_lines(err)
+    assert err.splitlines()[-4:-2] == ["--ema-decay 0.99 -> 0.5", "--lr 0.002 -> 0.5"]
+    assert f"hint: repeat the first command to resume: {config['command_line']}; or start another with --run {run}-2" in err
     assert all(stage["gradient_checkpointing"] for stage in stages)
 
     code, out, err = turbovaed("eval", "--model", run, "--data", videos, *SMALL, "--json")
@@ -248,6 +281,9 @@ def test_models_are_listed_shown_and_documented_as_json(turbovaed):
     assert all(name in out for name in ("ltx", "hunyuan", "cogvideox, cog", "video-dc-ae, dc", "tiny"))
     _, out, _ = turbovaed("models", "--json")
     assert [model["name"] for model in json.loads(out)["models"]] == ["ltx", "hunyuan", "cogvideox", "video-dc-ae", "tiny"]
+    _, out, _ = turbovaed("models", "show", "ltx")
+    assert "psnr: 31.68 (teacher 32.4)" in out and "measured on: arXiv:2508.09136, UCF-101, 17 frames of 256x256" in out
+    assert json.loads(turbovaed("models", "show", "tiny", "--json")[1])["student"]["published results"] is None
     _, out, _ = turbovaed("models", "show", "cog")
     assert "num_latent_frames_batch_size: 8" in out and "8k+1" in out
     code, out, _ = turbovaed("models", "pull", "tiny", "--json")

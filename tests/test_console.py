@@ -81,3 +81,7 @@ def test_without_a_terminal_nobody_is_asked():
 )
 def test_sizes_are_for_people(num_bytes, text):
     assert console.human_bytes(num_bytes) == text
+
+
+def test_spans_have_units():
+    assert [console.human_span(s) for s in (0.2, 59.6, 744, 66_750)] == ["1 s", "1 min 0 s", "12 min 24 s", "18 h 32 min"]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from turbovaed_cli.changes import Change
 from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
 from turbovaed_cli.rundir import RunDir, read_json, verify_manifest, whole_files, whole_folder, write_json, write_whole
 
@@ -95,26 +96,30 @@ with RunDir(Path({str(tmp_path)!r})).lock():
 def test_a_folder_with_other_things_is_not_taken_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunFolderError, match=r"thesis\.tex"):
-        RunDir(tmp_path).snapshot({"settings": {}}, {}, frozenset())
+        RunDir(tmp_path).changes({"settings": {}}, frozenset())
 
 
 def test_what_may_differ_may_and_is_recorded(tmp_path):
-    run = RunDir(tmp_path)
-    assert run.snapshot({"settings": {"steps": 1, "lr": 2}}, {}, frozenset({"steps"})) is False
-    assert run.snapshot({"settings": {"steps": 5, "lr": 2}}, {}, frozenset({"steps"})) is True
+    run, steps = RunDir(tmp_path), frozenset({"steps"})
+    assert run.changes({"settings": {"steps": 1, "lr": 2}}, steps) == []
+    assert run.snapshot({"settings": {"steps": 1, "lr": 2}}, {}) is False
+    assert run.changes({"settings": {"steps": 5, "lr": 2}}, steps) == []
+    assert run.snapshot({"settings": {"steps": 5, "lr": 2}}, {}) is True
     assert read_json(run.config)["settings"]["steps"] == 5
-    with pytest.raises(RunFolderError, match=r"settings\.lr: 2 -> 3"):
-        run.snapshot({"settings": {"steps": 5, "lr": 3}}, {}, frozenset({"steps"}))
+    assert run.changes({"settings": {"steps": 5, "lr": 3}}, steps) == [Change("settings.lr", 2, 3)]
+    assert read_json(run.config)["settings"]["lr"] == 2
 
 
 def test_a_switch_that_is_off_is_no_change_where_the_run_is_older_than_the_switch(tmp_path):
     run, nothing = RunDir(tmp_path / "run"), frozenset()
     run.root.mkdir()
-    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, nothing)
-    run.snapshot({"settings": {"lr": 1, "compile": False, "stages": [{"steps": 3, "saving": False}]}}, {}, nothing)
-    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, frozenset({"compile", "saving"}))
-    with pytest.raises(RunFolderError, match="compile: None -> True"):
-        run.snapshot({"settings": {"lr": 1, "compile": True, "stages": [{"steps": 3}]}}, {}, nothing)
+    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {})
+    newer = {"settings": {"lr": 1, "compile": False, "stages": [{"steps": 3, "saving": False}]}}
+    assert run.changes(newer, nothing) == []
+    run.snapshot(newer, {})
+    assert run.changes({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, frozenset({"compile", "saving"})) == []
+    turned_on = {"settings": {"lr": 1, "compile": True, "stages": [{"steps": 3, "saving": False}]}}
+    assert run.changes(turned_on, nothing) == [Change("settings.compile", False, True)]
 
 
 def test_leftovers_of_a_killed_process_are_cleaned(tmp_path):
@@ -131,7 +136,7 @@ def test_a_run_killed_before_its_config_was_written_starts_again(tmp_path):
     run = RunDir(tmp_path)
     write_json(run.env, {})
     (tmp_path / ".config.json.xyz.json").touch()
-    assert run.snapshot({"settings": {}}, {}, frozenset()) is False
+    assert run.changes({"settings": {}}, frozenset()) == [] and run.snapshot({"settings": {}}, {}) is False
 
 
 def test_json_that_is_none_is_a_corrupt_file(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG_S
 from golden import load_golden, write_student, write_teacher
 from hub import Hub
 
@@ -48,7 +49,7 @@ def turbovaed(hub, tmp_path):
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=HANG_S,
         )
 
     return run

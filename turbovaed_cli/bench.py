@@ -51,7 +51,7 @@ from turbovaed_cli.settings import BenchSettings, ExportSettings
 from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
 from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
-from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, why_no_estimate
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
 from turbovaed_cli.training.data import Skipped
 from turbovaed_cli.video import VideoInfo, read_clip
@@ -113,6 +113,7 @@ def bench(
             for form in ("whole clip", "streamed")
             for frames in report.track(settings.memory_frames, f"memory, {form}")
         ]
+    gmacs = _gmacs(student, settings) if "coreml" in settings.targets else None
     return BenchResult(
         model,
         _header(settings),
@@ -122,7 +123,8 @@ def bench(
         loads,
         memory,
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
-        estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
+        estimate_on_phone(gmacs, settings.frames) if gmacs is not None else None,
+        why_no_estimate(gmacs) if gmacs is not None else "",
         failures,
         skipped,
     )

@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from turbovaed_cli import __version__, console
-from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
-from turbovaed_cli.launch import end_with_launcher, is_beside_another, launch
-from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from turbovaed_cli.errors import (
+    CheckFailedError,
+    DifferentRunError,
+    InterruptedRunError,
+    OutputExistsError,
+    SettingsError,
+    TurboVaedError,
+)
+from turbovaed_cli.launch import command_line, end_with_launcher, is_beside_another, launch
+from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
     BenchSettings,
@@ -41,7 +50,22 @@ if TYPE_CHECKING:
     from turbovaed_cli.reconstruct_folder import FolderResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
+
+class PlainHelp(TyperGroup):
+    """A group whose help texts are no rich markup: `[[stages]]` is printed as it is written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in (self, *self.commands.values()):
+            if command is self or not isinstance(command, PlainHelp):
+                command.help = command.help and escape(command.help)
+                for param in command.params:
+                    if text := getattr(param, "help", None):
+                        setattr(param, "help", escape(text))  # noqa: B010 - click's parameters have none in their type
+
+
 app = typer.Typer(
+    cls=PlainHelp,
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -49,11 +73,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(
-    help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
+    cls=PlainHelp, help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
 )
 app.add_typer(models_app, name="models")
 
 Command = TypeVar("Command", bound=Callable[..., None])
+Result = TypeVar("Result")
 
 # Common flags mean the same everywhere; sizes are WIDTHxHEIGHT for people, (height, width) inside.
 Data = Annotated[Path, typer.Option("--data", help="A folder of videos, or one video.")]
@@ -324,6 +349,12 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         "student": {
             "parameters": f"{student.params_m} M",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
+            "published results": {
+                **{name: f"{ours:g} (teacher {theirs:g})" for name, (theirs, ours) in spec.published_results.items()},
+                "measured on": PUBLISHED_ON,
+            }
+            if spec.published_results and teacher.repo
+            else None,
             "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
             if student.published
             else None,
@@ -359,7 +390,7 @@ def _show_design(design: "Design", *, on_stderr: bool = False) -> None:
     from turbovaed_cli.models.design import as_rows, as_sentence  # noqa: PLC0415 - help stays quick
 
     title = f"Students of {design.model} for {design.budget}"
-    columns = ["channels", "layers", "M params", "GFLOPs", "published", "teacher", "change", "fits"]
+    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
     console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
     console.note(as_sentence(design))
 
@@ -522,7 +553,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
     if found.clips_per_s is not None:
         rows.append(("speed", f"{found.clips_per_s:.3g} clips/s over the last ten minutes"))
     if found.seconds_left is not None:
-        rows.append(("left", console.human_duration(found.seconds_left)))
+        rows.append(("left", console.human_span(found.seconds_left)))
     console.print_table(f"Latent cache {out}", ["", ""], rows)
     for item in found.failed:
         console.warn(f"failed: {item.path}: {item.reason}")
@@ -577,7 +608,9 @@ def _launch(nproc: int) -> NoReturn:
 
 
 def _time_in_words(found: "CacheEstimate | DistillEstimate") -> str:
-    return "not measured" if found.seconds is None else f"about {console.human_duration(found.seconds)} on this {found.device}"
+    if found.seconds is None:
+        return "not measured"
+    return f"about {console.human_span(found.seconds)} on this {found.device}" if found.seconds else "nothing is left to do"
 
 
 def _download_in_words(found: "CacheEstimate | DistillEstimate") -> str:
@@ -692,6 +725,7 @@ def distill(
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
     if data is not None:
@@ -725,14 +759,16 @@ def distill(
             )
         budget = Budget(parse_count(params) if params else None, gflops, settings.frames, settings.size)
         design = design_student(spec, budget)
-        if not quiet:
+        if not quiet and (verbose or not RunDir.is_run(Path(folder))):  # a resume has shown it before
             _show_design(design, on_stderr=True)
     given_config = read_config(student_config) if student_config else None
     if val is not None:
         list_videos(val)  # before hours of training, not behind them
     if dry_run:
         _show_distill_estimate(
-            estimate_distill(
+            _with_changes_listed(
+                verbose,
+                estimate_distill,
                 spec,
                 folder,
                 data=data,
@@ -740,12 +776,16 @@ def distill(
                 settings=settings,
                 student_config=design.config if design else given_config,
                 init=init,
+                processes=int(os.environ.get("WORLD_SIZE") or nproc),
+                command_line=command_line(),
                 report=report,
             ),
             json=json,
         )
         return
-    result = teach(
+    result = _with_changes_listed(
+        verbose,
+        teach,
         spec,
         folder,
         data=data,
@@ -753,6 +793,7 @@ def distill(
         settings=settings,
         student_config=design.config if design else given_config,
         init=init,
+        command_line=command_line(),
         consent=_consent(yes),
         report=report,
     )
@@ -775,12 +816,22 @@ def distill(
     _finish(result.skipped)
 
 
+def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """The same call; with `verbose`, every setting that a run was started with otherwise is listed before the error."""
+    try:
+        return work(*arguments, **options)
+    except DifferentRunError as error:
+        for change in error.changes if verbose else ():
+            console.note(change)
+        raise
+
+
 def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
     """`distill --dry-run`."""
     if json:
         console.print_json(found)
     else:
-        columns = ["stage", "steps", "clips a step", "s a step", "waiting for data", "memory MB"]
+        columns = ["stage", "steps left", "clips a step", "s a step", "waiting for data", "memory MB"]
         rows = [
             (
                 stage.name,
@@ -799,7 +850,9 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
             ("time", _time_in_words(found)),
             (
                 "disk",
-                f"at most {console.human_bytes(found.disk_bytes)}{_free_in_words(found)}" if found.disk_bytes else "not measured",
+                "not measured"
+                if found.disk_bytes is None
+                else f"at most {console.human_bytes(found.disk_bytes)}{_free_in_words(found)}",
             ),
             ("download", _download_in_words(found)),
         ]
@@ -1004,7 +1057,15 @@ def evaluate(
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, check_settings, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
+    from turbovaed_cli.evaluate import (  # noqa: PLC0415
+        SPEED_REPEATS,
+        as_document,
+        check_settings,
+        evaluate_all,
+        find_misses,
+        met_thresholds,
+        parse_thresholds,
+    )
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
@@ -1046,6 +1107,8 @@ def evaluate(
     for pair, result in zip(pairs, results, strict=True):
         _keep(result, pair, settings, data, report)
     misses = [miss for result in results for miss in find_misses(result, thresholds)]
+    for line in met_thresholds(results, thresholds):
+        console.note(line)
 
     def check() -> None:
         if misses:
@@ -1245,6 +1308,8 @@ def bench(
         console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
         for title, columns, rows in results.tables(result, compared):
             console.print_table(title, columns, rows)
+        if result.no_estimate:
+            console.note(result.no_estimate)
         console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
         for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in results.said(row)):
             console.note(line)

@@ -55,12 +55,9 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on_stderr: bool = False) -> None:
-    """One table on stdout, or beside the notes. Numbers line up on the right; a table without column names is a list of facts."""
+    """One table on stdout, or beside the notes, below its title. Numbers line up on the right; a table without column names is a list of facts."""
     texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
     table = Table(
-        title=escape(one_line(title)),
-        title_justify="left",
-        title_style="bold",
         show_header=any(columns),
         box=None,
         pad_edge=False,
@@ -72,7 +69,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
         table.add_row(*(escape("\n".join(map(one_line, cell.split("\n")))) for cell in row))
     # A pipe has no width: nothing may be folded or cut there.
     stream = sys.stderr if on_stderr else sys.stdout
-    Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else 240).print(table)
+    out = Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else 240)
+    if title:
+        out.print(f"[bold]{escape(one_line(title))}[/]")
+    out.print(table)
 
 
 def _looks_numeric(cell: str) -> bool:
@@ -150,6 +150,15 @@ def human_age(seconds: float) -> str:
         if seconds >= size:
             return f"{int(seconds // size)} {unit}"
     return f"{int(seconds)} s"
+
+
+def human_span(seconds: float) -> str:
+    """66_720 as "18 h 32 min", 744 as "12 min 24 s": its two largest units."""
+    whole = max(round(seconds), 1)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class ConsoleReporter:

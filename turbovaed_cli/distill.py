@@ -23,7 +23,7 @@ from turbovaed_cli.devices import (
     resolve_device,
     resolve_dtype,
 )
-from turbovaed_cli.errors import InterruptedRunError, SettingsError
+from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
@@ -31,11 +31,11 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state,
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
-from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
+from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings
 from turbovaed_cli.signals import signals_handled_by
-from turbovaed_cli.storage import free_bytes, is_url, local_videos, open_run
+from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages, check_ratios, check_settings, check_sizes
+from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.losses import (
@@ -44,6 +44,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.outputs import draw_sample, losses_in_words, training_clip, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.training.resume import check_resume
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
@@ -78,12 +79,14 @@ def distill(
     settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
+    command_line: str = "",
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> DistillResult:
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
 
-    `init` names a student (as load_student takes it) to start from instead of random weights. Places may be fsspec URLs.
+    `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
+    config.json, for messages about a resume. Places may be fsspec URLs.
     Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
     processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
@@ -96,7 +99,7 @@ def distill(
     with ranks.together(), open_run(run) if ranks.is_first else nowhere as (root, publish):
         folder = RunDir(root, publish)
         trainer, skipped = prepare(ranks, spec, folder, data, latents, settings, student_config, init, consent, report)
-        resumed_from, losses = _run(trainer, folder, spec, init, report)
+        resumed_from, losses = _run(trainer, folder, spec, init, run, command_line, report)
         damaged = {path: reason for found in ranks.gather(trainer.streams[0].damaged) for path, reason in found.items()}
     skipped += [Skipped(path, reason) for path, reason in damaged.items()]
     student, teacher = trainer.state.student, trainer.teacher
@@ -116,23 +119,37 @@ def estimate_distill(
     settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
+    processes: int = 1,
+    command_line: str = "",
     report: Reporter = quiet,
 ) -> DistillEstimate:
-    """What `distill` with the same arguments would take in one process: some of its steps, timed; nothing is written.
+    """What is left of `distill` with the same arguments, in one process: some of its steps, timed; nothing is written.
 
-    Raises what `distill` would for settings, data and weights; only a teacher that is not here is no error.
+    Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
+    teacher that is not here is no error.
     """
     check_settings(settings)
     download = missing_bytes(spec)
     if download:
+        if latents is not None:
+            _cache_of(latents, spec)
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
     ranks = alone(resolve_device(settings.device))
-    folder = RunDir(Path(str(run)))
-    trainer, skipped = prepare(
-        ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=SAMPLE_VIDEOS
-    )
-    return estimate(trainer, run, skipped, report)
+    with look_at_run(run) as root:
+        folder = RunDir(root)
+        if holder := folder.holder():
+            raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
+        first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
+        trainer, skipped = prepare(
+            ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=first
+        )
+        over_all = _over_all(trainer.settings, processes)
+        config = _config_of(trainer, spec, init, over_all, processes, folder, command_line)
+        check_resume(folder, config, over_all, processes, run)
+        if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
+            trainer.state.load(checkpoint)
+        return estimate(trainer, run, folder, skipped, report)
 
 
 def prepare(
@@ -161,8 +178,9 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+    cache = None if latents is None else _cache_of(latents, spec)
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
-    settings = ranks.share(lambda: _settle(_over_all(settings, ranks), folder, device, report))
+    settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
@@ -170,7 +188,9 @@ def prepare(
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
     else:
-        cache = _cache_of(latents, teacher)
+        assert cache is not None
+        if (cache.manifest.get("teacher") or {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(latents, cache, spec)
         check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
@@ -193,12 +213,12 @@ def prepare(
 
 
 def _run(
-    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, report: Reporter
+    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
 ) -> tuple[int | None, dict[str, float]]:
     """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
-        config = ranks.share(lambda: _begin(folder, trainer, spec, init))
+        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
@@ -225,18 +245,39 @@ def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
     return pair
 
 
-def _over_all(settings: DistillSettings, ranks: Ranks) -> DistillSettings:
-    """The settings with the clips of a forward pass on all ranks, as config.json has them, where those of one were given."""
-    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * ranks.count) for stage in settings.stages))
+def _over_all(settings: DistillSettings, processes: int) -> DistillSettings:
+    """The settings with the clips of a forward pass on all processes, as config.json has them, where those of one were given."""
+    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * processes) for stage in settings.stages))
 
 
-def _begin(folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None) -> dict[str, Any]:
+def _begin(
+    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str
+) -> dict[str, Any]:
     """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
-    settings, student, teacher, ranks = trainer.settings, trainer.state.student, trainer.teacher, trainer.ranks
-    config = {
+    config = _config_of(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
+    check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
+    folder.snapshot(config, environment())
+    folder.clean_leftovers()
+    return config
+
+
+def _config_of(
+    trainer: Trainer,
+    spec: ModelSpec,
+    init: str | None,
+    settings: DistillSettings,
+    processes: int,
+    folder: RunDir,
+    command_line: str,
+) -> dict[str, Any]:
+    """config.json of a run; `settings` have the clips of a forward pass on all processes."""
+    student, teacher = trainer.state.student, trainer.teacher
+    first = folder.read_config().get("command_line") if folder.config.exists() else None
+    return {
         "command": "distill",
+        "command_line": first or command_line or None,
         "settings": asdict(settings),
-        "ranks": ranks.count,
+        "ranks": processes,
         "model": spec.name,
         "teacher": {
             **teacher.identity(),
@@ -245,14 +286,9 @@ def _begin(folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None) 
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(student) if init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
+        # Of videos; a cache has its own.
+        **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
     }
-    if not trainer.streams[0].is_encoded:  # a cache has its own
-        config["reading"] = reading_identity(settings.hdr)
-    check_finished_stages(folder, settings)
-    check_clips_per_pass(folder, settings, ranks)
-    folder.snapshot(config, environment(), RESUMABLE_CHANGES)
-    folder.clean_leftovers()
-    return config
 
 
 def _resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
@@ -350,7 +386,8 @@ def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, rep
         f"{data['clips']} clips of {data['frames']} frames {data['width']}x{data['height']}, {losses_in_words(stage)}, lr {stage.lr} {stage.lr_schedule}"
     )
     if stage.crop_latents and min(data["height"], data["width"]) < stage.crop_latents * trainer.teacher.spec.space_ratio:
-        text += f" (whole clips: {stage.crop_latents} latents are more)"
+        taken = "whole clips" if trainer.crops[index] is None else f"{data['width']}x{data['height']} of them"
+        text += f"; clips are smaller than the crop of {stage.crop_latents} latents: {taken}"
     _log(folder, text)
     report.note(text)
 
@@ -431,12 +468,23 @@ def _video_streams(
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
 
-def _cache_of(latents: str | Path, teacher: Teacher) -> LatentCache:
+def _cache_of(latents: str | Path, spec: ModelSpec) -> LatentCache:
+    """The cache, if its latents have the shape of this teacher's: known before gigabytes of weights are asked for."""
     cache = LatentCache(latents)
-    made_with = cache.manifest.get("teacher", {}).get("weights_sha256")
-    if made_with != teacher.identity()["weights_sha256"]:
-        raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
+    made_by = cache.manifest.get("teacher") or {}
+    kind = (made_by.get("class"), made_by.get("latent_channels"))
+    if None not in kind and kind != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(latents, cache, spec)
     return cache
+
+
+def _made_by_another(latents: str | Path, cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    made_by = cache.manifest.get("teacher") or {}
+    return SettingsError(
+        f"the latents in {latents} were made by another teacher than {spec.name}: {made_by.get('class', 'unknown')} of "
+        f"{made_by.get('latent_channels', 'unknown')} channels, weights {str(made_by.get('weights_sha256', 'unknown'))[:12]}",
+        "give the teacher that made them as --teacher, or cache latents of this one in another folder",
+    )
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:

@@ -82,6 +82,12 @@ class RunFolderError(SettingsError):
     """A run folder made with other settings, in use by another process, or not a run folder at all."""
 
 
+class DifferentRunError(RunFolderError):
+    """A run that was started with other settings; `changes` names each of them."""
+
+    changes: tuple[str, ...] = ()
+
+
 class MissingError(TurboVaedError):
     """Something this command needs is not on this machine."""
 

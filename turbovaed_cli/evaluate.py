@@ -17,7 +17,7 @@ from turbovaed_cli.errors import MissingError, SettingsError, VideoError
 from turbovaed_cli.latents import ClipSource
 from turbovaed_cli.metrics import fvd, metric_name, paper
 from turbovaed_cli.metrics.gauges import Gauges, open_gauges
-from turbovaed_cli.metrics.published import published_scores, recognise
+from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
 from turbovaed_cli.metrics.scores import (
     PROTOCOLS,
     ClipScores,
@@ -27,6 +27,7 @@ from turbovaed_cli.metrics.scores import (
     Scores,
     as_document,
     find_misses,
+    met_thresholds,
     parse_thresholds,
     summarise,
 )
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "find_misses",
+    "met_thresholds",
     "parse_thresholds",
 ]
 
@@ -359,6 +361,7 @@ def _result(
         weights=gauges.weights,
         dataset=dataset,
         published=published_scores(pair.spec, pair.name, dataset, settings),
+        published_missing=why_not_published(pair.spec, dataset, settings),
         decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats and first is not None else None,
         skipped=skipped,
     )

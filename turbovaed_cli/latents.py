@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbovaed_cli.changes import arrow, differences, option_of
 from turbovaed_cli.documents import check_fields, plain_name, shown
 from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
 from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
@@ -247,19 +248,26 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
-    for name in manifest_differences(before, manifest):
-        if name == "parts":  # the first command says how many
-            continue
-        raise SettingsError(
-            f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
-            "give another folder as --out",
-        )
+    # The first command decides the number of parts.
+    if found := manifest_differences({**before, "parts": None}, {**manifest, "parts": None}):
+        raise SettingsError(f"{root} was made with other settings: {'; '.join(found)}", "give another folder as --out")
     return before
 
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of what two manifests say differently, but for what belongs to the document alone."""
-    return [name for name in sorted((a.keys() | b.keys()) - {"schema_version", "seal"}) if a.get(name) != b.get(name)]
+    """What two manifests say differently, as options of `cache-latents`, but for what belongs to the document alone."""
+    a, b = ({name: value for name, value in one.items() if name not in ("schema_version", "seal")} for one in (a, b))
+    changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
+    weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
+    if weights is not None:
+        items = [arrow("weights of --teacher", str(weights.before)[:12], str(weights.now)[:12])]
+    else:
+        items = ["the config of --teacher differs"] * any(change.name.startswith("teacher") for change in changes)
+    others = [change for change in changes if not change.name.startswith("teacher")]
+    for change in others:
+        is_option = change.name.startswith("clip.") or change.name == "dtype"
+        items.append(arrow(option_of(change.field) if is_option else change.field, change.before, change.now, change.field))
+    return items
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:

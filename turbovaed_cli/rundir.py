@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from turbovaed_cli.changes import Change, differences
 from turbovaed_cli.documents import check_fields, fits, parse_json, plain_name, read_text
 from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError, UnavailableError
 
@@ -222,12 +223,11 @@ class RunDir:
             check_fields(settings, {"steps": int}, self.config, "settings.")
         return config
 
-    def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any], may_differ: frozenset[str]) -> bool:
-        """Record what this run is, or check that it is the same run; returns whether it was there before.
+    def changes(self, config: Mapping[str, Any], may_differ: frozenset[str]) -> list[Change]:
+        """What differs between this run and `config` and may not; none where there is no run yet. Writes nothing.
 
-        Raises RunFolderError naming every setting that differs and may not.
+        Raises RunFolderError where the folder holds other things.
         """
-        config = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config}))
         if not self.config.exists():
             items = [item.name for item in self.root.iterdir()] if self.root.exists() else []
             others = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
@@ -235,23 +235,19 @@ class RunDir:
                 raise RunFolderError(
                     f"{self.root} holds other things ({others[0]}) and no run", "give a new or empty folder as --run"
                 )
+            return []
+        found = differences(self.read_config(), _as_written(config))
+        return [change for change in found if change.field not in may_differ]
+
+    def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any]) -> bool:
+        """Record what this run is; returns whether it was there before. Only after `changes` found none."""
+        config = _as_written(config)
+        was_there = self.config.exists()
+        if not was_there:
             write_json(self.env, env)
+        if not was_there or self.read_config() != config:
             write_json(self.config, config)
-            return False
-        before = self.read_config()
-        changes = [
-            f"{name}: {before_value!r} -> {now_value!r}"
-            for name, before_value, now_value in _differences(before, config)
-            if name.rpartition(".")[2] not in may_differ
-        ]
-        if changes:
-            raise RunFolderError(
-                f"{self.root} was started otherwise; " + "; ".join(changes),
-                "repeat the first command to resume, or give another --run",
-            )
-        if before != config:
-            write_json(self.config, config)
-        return True
+        return was_there
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -324,6 +320,11 @@ class RunDir:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as config.json has it."""
+    return cast(dict[str, Any], json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config})))
+
+
 def metrics_row(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for one that no step of ours wrote whole."""
     try:
@@ -363,24 +364,6 @@ def _remove_folder(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if key not in before and now[key] is False:
-                continue  # a switch that is off, and that the version which started the run did not have
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif (
-        isinstance(before, list)
-        and isinstance(now, list)
-        and len(before) == len(now)
-        and isinstance(before[:1] and before[0], dict)
-    ):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{name}.{index + 1}")
-    elif before != now:
-        yield name, before, now
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 RESUMABLE_CHANGES = frozenset(
     {
         "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
-        "gradient_checkpointing", "hdr",
+        "gradient_checkpointing", "command_line", "licence", "hdr",
     }
 )  # fmt: skip
 

@@ -268,6 +268,17 @@ def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Pat
             mirror.push(remove=True)
 
 
+@contextmanager
+def look_at_run(run: str | Path) -> Iterator[Path]:
+    """The local folder of a run, to look at: behind a URL its documents alone are brought here, and nothing goes back."""
+    if not is_url(run):
+        yield Path(run)
+        return
+    with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
+        Mirror(str(run), Path(room)).fetch(lambda name: _is_for_others(name) and name.endswith(".json"))
+        yield Path(room)
+
+
 def local_videos(data: str | Path, report: Reporter = quiet, *, first: int | None = None) -> Path:
     """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again.
 

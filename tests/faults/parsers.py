@@ -45,7 +45,7 @@ def run_config(content: bytes) -> None:
         flatten(config)
         key_figures(None, [{"step": 1}], config["settings"])
         _teacher_of("no name", run, None)  # type: ignore[arg-type]
-        run.snapshot({"settings": {}}, {}, frozenset())
+        run.changes({"settings": {}}, frozenset())
     read_json(run.config)
 
 

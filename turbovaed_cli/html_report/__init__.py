@@ -88,7 +88,7 @@ def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[Show
         clips_note=clips_note,
         metrics=run.read_metrics(),
         no_metrics="No step has been logged yet.",
-        settings={name: value for name, value in _read(run.config).items() if name != "schema_version"},
+        settings={name: value for name, value in _config(run).items() if name != "schema_version"},
         environment=_read(run.env),
         next_command=f"turbovaed eval --model {run.root} --data DIR",
     )
@@ -113,13 +113,18 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
         if noteworthy
         else "",
         metrics=pair.run.read_metrics() if pair.run else (),
-        settings={"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_read(pair.run.config) if pair.run else {}),
+        settings={"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_config(pair.run) if pair.run else {}),
         environment=environment(),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    """The config of a run without its command line, whose paths are private."""
+    return {name: value for name, value in _read(run.config).items() if name != "command_line"}
 
 
 def _by(result: EvalResult) -> str:

@@ -81,6 +81,7 @@ class BenchResult:
     memory: list[MemoryRow] = field(default_factory=list)
     published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
     estimate: Estimate | None = None
+    no_estimate: str = ""  # why there is none, where one was to be had
     failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
     skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
 
@@ -113,6 +114,7 @@ def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[
             for speed in speeds
         ],
         "estimates": [asdict(result.estimate)] if result.estimate else [],
+        "no_estimate": result.no_estimate or None,
         "skipped": [asdict(item) for item in result.skipped],
     }
 
@@ -280,9 +282,17 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
             ],
         ),
         (
-            "Estimated, not measured: frames per second",
-            ["device", "from", "to", "how"],
-            [(item.device, number(item.fps_low), number(item.fps_high), item.how) for item in filter(None, [result.estimate])],
+            "Estimated, not measured",
+            ["", ""],
+            [
+                row
+                for item in filter(None, [result.estimate])
+                for row in (
+                    (item.device, f"{number(item.fps_low)} to {number(item.fps_high)} frames per second"),
+                    ("from", item.how.partition(" (")[0]),
+                    ("published in", SOURCE),
+                )
+            ],
         ),
     ]
     return [table for table in found if table[2]]

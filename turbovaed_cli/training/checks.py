@@ -13,7 +13,6 @@ from turbovaed_cli.settings import DistillSettings, check_counts
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
 )
-from turbovaed_cli.training.ranks import Ranks
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.start import STARTS
 
@@ -60,7 +59,7 @@ def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> No
             )
 
 
-def check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
+def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:
     """Steps may change on a resume, but not so that the checkpoint comes to lie elsewhere in the schedule."""
     done = folder.steps()[-1] if folder.steps() else 0
     if not done or not folder.config.exists():
@@ -74,27 +73,27 @@ def check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
         wanted = ", ".join(f"{stage.name} {stage.steps}" for stage in settings.stages)
         raise RunFolderError(
             f"{folder.root} is at step {done}, in stage {old.stage.name} of {', '.join(map(str, lengths))} steps; not in {wanted}",
-            "repeat the first command to resume, or give another --run",
+            way_on,
         )
 
 
-def check_clips_per_pass(folder: RunDir, settings: DistillSettings, ranks: Ranks) -> None:
-    """A run goes on with other ranks exactly where a forward pass has the same clips on all of them together."""
+def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: int) -> None:
+    """A run goes on with other processes exactly where a forward pass has the same clips on all of them together."""
     before = folder.read_config() if folder.config.exists() else {}
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
-    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == ranks.count:
+    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == processes:
         return  # else the snapshot names it
-    if any(count % ranks.count for count in clips):
+    if any(count % processes for count in clips):
         hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
     elif len(set(clips)) == 1:
-        hint = f"--batch-size {clips[0] // ranks.count} on {ranks.count} processes goes on with it"
+        hint = f"--batch-size {clips[0] // processes} on {processes} processes goes on with it"
     else:
-        shares = ", ".join(str(count // ranks.count) for count in clips)
-        hint = f"on {ranks.count} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
+        shares = ", ".join(str(count // processes) for count in clips)
+        hint = f"on {processes} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
     raise RunFolderError(
         f"{folder.root} was started with {_in_words(clips)} clips in a forward pass over {before.get('ranks', 1)} processes; "
-        f"now {_in_words(now)} over {ranks.count}",
+        f"now {_in_words(now)} over {processes}",
         hint,
     )
 
