@@ -55,14 +55,14 @@ def test_a_run_folder_holds_everything_it_promises(run):
     assert {"loss", "l1", "perceptual", "feature_mid_block", "feature_up_blocks.1"} <= set(result.losses)
 
 
-def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run):
+def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run, ltx_teacher):
     folder, _ = run
     a, b = StudentDecoder.from_pretrained(folder / "model"), load_student(folder)
     latents = torch.randn(1, 6, 2, 2, 2)
     with torch.no_grad():
         assert torch.equal(a(latents), b(latents))
     card = (folder / "model" / "README.md").read_text()
-    assert find_model("ltx").teacher.licence in card
+    assert find_model(ltx_teacher).teacher.licence in card
     assert "only: 4 steps of 2 clips, 9 frames of 64x64; L1 + 1.0 ssim + 1.0 features; lr 0.001 constant" in card
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import apple_device, forget_peak, peak_mb, resolve_dtype, torch_device
+from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -158,7 +159,7 @@ def write_ios_project(
         with torch.no_grad():
             video = student(example)
         case = {
-            "model": model,
+            "model": names_only(model),
             "params": num_params(student),
             "precision": precision,
             "layout": layout,

@@ -17,7 +17,7 @@ import typer
 from turbovaed_cli import __version__, console
 from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
 from turbovaed_cli.launch import end_with_launcher, is_beside_another, launch
-from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model, with_licence
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
     BenchSettings,
@@ -299,6 +299,9 @@ def _in_words(value: object) -> str:
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:
     teacher, student = spec.teacher, spec.student
+    decoder, params = teacher.decoder_params_m, student.params_m
+    if params is None:  # of a local folder, whose own networks are counted
+        decoder, params = _counted(spec)
     return {
         "name": spec.name,
         "aliases": list(spec.aliases),
@@ -308,17 +311,17 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "weights": str(teacher.path)
             if teacher.path
             else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
-            "size": console.human_bytes(teacher.num_bytes),
+            "size": console.human_bytes(teacher.num_bytes) if teacher.num_bytes is not None else "no weights in it",
             "latent channels": teacher.latent_channels,
             "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
             "frames": str(teacher.frames),
             "height and width": f"multiples of {teacher.space_ratio}",
-            "decoder": f"{teacher.decoder_params_m} M parameters",
+            "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
             "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
             "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
         },
         "student": {
-            "parameters": f"{student.params_m} M",
+            "parameters": f"{params} M",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
             "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
             if student.published
@@ -326,6 +329,15 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
         },
     }
+
+
+def _counted(spec: ModelSpec) -> tuple[float | None, float]:
+    """Millions of parameters: of a local teacher's decoder (None without its weights), and of its student."""
+    from turbovaed_cli.models.design import cost_of  # noqa: PLC0415 - it imports torch, which rows of the registry do not need
+    from turbovaed_cli.models.teacher import decoder_params_of  # noqa: PLC0415
+
+    found = decoder_params_of(spec)
+    return None if found is None else round(found / 1e6, 3), round(cost_of(spec.student.config, (1, 1, 1)).params / 1e6, 3)
 
 
 @models_app.command("design")
@@ -644,6 +656,9 @@ def distill(
     ] = None,
     params: Params = None,
     gflops: Gflops = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Licence of a local teacher whose folder states none; its student carries it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
     sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
@@ -691,6 +706,8 @@ def distill(
         _warn_of_old_ffmpeg()
 
     spec = find_model(teacher)
+    if licence is not None:
+        spec = with_licence(spec, licence)
     given = {
         "steps": steps, "batch_size": batch_size, "accumulation": accumulation, "crop": parse_size(crop) if crop else None,
         "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,

@@ -239,7 +239,7 @@ def _begin(folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None) 
         "model": spec.name,
         "teacher": {
             **teacher.identity(),
-            "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
+            "where": spec.teacher.where or spec.name,
         },
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(student) if init is not None else None,
@@ -438,12 +438,15 @@ def _cache_of(latents: str | Path, teacher: Teacher) -> LatentCache:
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
+    config_of_teacher = teacher.vae.config
     inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
     for name in ("latents_mean", "latents_std"):
-        value = dict(teacher.vae.named_buffers()).get(name)
+        value = dict(teacher.vae.named_buffers()).get(name, getattr(config_of_teacher, name, None))
         if isinstance(value, Tensor):
             inherited[name] = value.float().cpu().tolist()
-    scaling = getattr(teacher.vae.config, "scaling_factor", None)
+        elif value is not None:
+            inherited[name] = [float(one) for one in value]
+    scaling = getattr(config_of_teacher, "scaling_factor", None)
     if scaling is not None:
         inherited["scaling_factor"] = scaling
     return {**config, **inherited}

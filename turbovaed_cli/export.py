@@ -271,9 +271,11 @@ def latents_for(
     shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
-        return {size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes}, f"latents of {settings.data}"
+        return {
+            size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes
+        }, f"latents of {settings.data.resolve().name}"
     if settings.latents is not None:
-        return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents}"
+        return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
     mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
     random = {}
     for size, shape in shapes.items():

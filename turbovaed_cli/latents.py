@@ -258,8 +258,13 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of what two manifests say differently, but for what belongs to the document alone."""
-    return [name for name in sorted((a.keys() | b.keys()) - {"schema_version", "seal"}) if a.get(name) != b.get(name)]
+    """Names of what two manifests say differently, but for what belongs to the document alone, and the licence's wording."""
+    names = sorted((a.keys() | b.keys()) - {"schema_version", "seal"})
+    return [name for name in names if _without_licence(a.get(name)) != _without_licence(b.get(name))]
+
+
+def _without_licence(value: object) -> object:
+    return {name: item for name, item in value.items() if name != "licence"} if isinstance(value, Mapping) else value
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:

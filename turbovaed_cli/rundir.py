@@ -225,6 +225,8 @@ class RunDir:
     def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any], may_differ: frozenset[str]) -> bool:
         """Record what this run is, or check that it is the same run; returns whether it was there before.
 
+        `may_differ` has names of fields, at any place, or with their place in front of them, dotted.
+
         Raises RunFolderError naming every setting that differs and may not.
         """
         config = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config}))
@@ -242,7 +244,7 @@ class RunDir:
         changes = [
             f"{name}: {before_value!r} -> {now_value!r}"
             for name, before_value, now_value in _differences(before, config)
-            if name.rpartition(".")[2] not in may_differ
+            if not {name, name.rpartition(".")[2]} & may_differ
         ]
         if changes:
             raise RunFolderError(

@@ -233,7 +233,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 RESUMABLE_CHANGES = frozenset(
     {
         "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "model", "teacher.licence", "student_config.teacher",
     }
 )  # fmt: skip
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turbovaed_cli.errors import CorruptFileError, DiskFullError, MissingWeightsError, UnknownModelError, WeightFileError
-from turbovaed_cli.registry import ASSETS, MODELS, WEIGHTS_FILE, ModelSpec, find_model
+from turbovaed_cli.registry import ASSETS, MODELS, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import room_for, sha256_of
+from turbovaed_cli.teacher_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -117,7 +118,7 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
 
 def _teacher_files(spec: ModelSpec) -> list[RemoteFile]:
     teacher = spec.teacher
-    assert teacher.repo is not None
+    assert teacher.repo is not None and teacher.num_bytes is not None
     label, prefix = f"teacher of {spec.name}", f"{teacher.folder}/" if teacher.folder else ""
     files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, teacher.num_bytes, teacher.licence)]
     if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file lies alone in its repository
