@@ -27,6 +27,7 @@ PIECES = {
     "video",
     "storage",
     "latents",
+    "latent_files",
     "cache_parts",
     "metrics",
     "devices",

@@ -97,7 +97,7 @@ def test_models_show_counts_what_is_in_the_folder(own, monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS])
+@pytest.mark.parametrize("name", list(MODELS))
 def test_models_show_still_shows_the_registry(name, monkeypatch, capsys):
     code, out, _ = turbovaed(monkeypatch, capsys, "models", "show", name, "--json")
     told = json.loads(out)

@@ -89,3 +89,18 @@ def test_the_registry_table_is_the_registry():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{spec.name}`"))
         assert f"{spec.teacher.decoder_params_m:.1f} M" in row and f"{spec.student.params_m:.1f} M" in row
         assert f"{spec.teacher.time_ratio}x{spec.teacher.space_ratio}x{spec.teacher.space_ratio}" in row
+
+
+def test_the_lines_that_make_pipeline_latents_raw_do_so():
+    """Those marked `py`: they need a pipeline's latents, which are made here by diffusers' own code."""
+    import torch
+    from diffusers import LTXPipeline
+
+    from turbovaed_cli import load_student
+
+    (lines,) = [block for kind, block in BLOCKS if kind == "py"]
+    student, raw, (t, h, w) = load_student("tiny"), torch.randn(1, 32, 3, 4, 5), (3, 4, 5)
+    normalised = LTXPipeline._normalize_latents(raw, student.latents_mean, student.latents_std, student.config.scaling_factor)
+    names = {"packed": LTXPipeline._pack_latents(normalised), "student": student, "t": t, "h": h, "w": w}
+    exec(lines, names)
+    assert torch.allclose(names["latents"], raw, atol=1e-5)

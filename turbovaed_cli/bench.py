@@ -299,6 +299,7 @@ def _export_settings(settings: BenchSettings, precision: str = "", layout: str =
     return ExportSettings(
         settings.frames, (settings.size,), (precision,) if precision else (), layout,
         seed=settings.seed, latents=settings.latents, data=settings.data, clips=settings.clips,
+        latents_are=settings.latents_are, latents_shape=settings.latents_shape,
     )  # fmt: skip
 
 

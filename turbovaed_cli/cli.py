@@ -69,6 +69,18 @@ Frames = Annotated[int, typer.Option("--frames", help="Pixel frames per clip.")]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 720p, or one number for a square.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")]
+LatentsAre = Annotated[
+    str,
+    typer.Option(
+        "--latents-are", help="What the latents file holds: raw, as a VAE encodes, or normalised, as pipelines compute."
+    ),
+]
+LatentsShape = Annotated[
+    str,
+    typer.Option(
+        "--latents-shape", help="Latent frames, rows, columns of packed latents, as LTX's pipeline gives them: 16,15,22."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 Params = Annotated[
     str | None, typer.Option("--params", help="Design the student: decoder parameters at most, such as 8M or 800k.")
@@ -843,7 +855,7 @@ def _measure_run(
 @app.command("reconstruct")
 @command
 def reconstruct(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video, or a latents .safetensors.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A video, or a latents file (.safetensors, .latent, .pt).")],
     out: Annotated[
         Path | None, typer.Option("--out", help="The video to write. Default: INPUT-turbovaed.mp4 in this folder.")
     ] = None,
@@ -864,6 +876,8 @@ def reconstruct(
         int, typer.Option("--overlap", help="Frames that its windows share and fade over.")
     ] = ReconstructSettings.overlap,
     fps: Annotated[float, typer.Option("--fps", help="Frame rate for latents, which have none.")] = ReconstructSettings.fps,
+    latents_are: LatentsAre = ReconstructSettings.latents_are,
+    latents_shape: LatentsShape = "",
     crf: Annotated[int, typer.Option("--crf", help="H.264 quality, 0 (lossless) to 51.")] = ReconstructSettings.crf,
     dtype: Dtype = ReconstructSettings.dtype,
     device: Device = ReconstructSettings.device,
@@ -875,16 +889,20 @@ def reconstruct(
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
 
     _warn_of_old_ffmpeg()
 
     if not source.exists():
-        raise SettingsError(f"{source} is not there", "give a video, or a latents .safetensors")
+        raise SettingsError(f"{source} is not there", "give a video, or a latents file")
     out = out or Path(f"{source.stem}-turbovaed.mp4")
-    settings = ReconstructSettings(parse_bytes(memory) if memory else 0, fast, compare, window, overlap, crf, fps, dtype, device)
-    is_video = source.suffix != ".safetensors"
+    settings = ReconstructSettings(
+        parse_bytes(memory) if memory else 0, fast, compare, window, overlap, crf, fps, dtype, device,
+        latents_are, _latents_shape(latents_shape),
+    )  # fmt: skip
+    is_video = not is_latents_file(source)
     pair = load_pair(
         _model_or_default(model),
         teacher,
@@ -1060,6 +1078,8 @@ def export(
         Path | None, typer.Option("--data", help="Videos, whose latents artefacts are calibrated and checked on.")
     ] = None,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to calibrate and check on instead.")] = None,
+    latents_are: LatentsAre = ExportSettings.latents_are,
+    latents_shape: LatentsShape = "",
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
     yes: Yes = False,
@@ -1074,6 +1094,7 @@ def export(
     settings = ExportSettings(
         frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
         states, seed=seed, latents=latents, data=data, overwrite=overwrite,
+        latents_are=latents_are, latents_shape=_latents_shape(latents_shape),
     )  # fmt: skip
     names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
@@ -1121,6 +1142,8 @@ def bench(
         Path | None, typer.Option("--data", help="Videos to encode: real latents, and quality against the videos.")
     ] = None,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to decode instead of random ones.")] = None,
+    latents_are: LatentsAre = BenchSettings.latents_are,
+    latents_shape: LatentsShape = "",
     compiled: Annotated[bool, typer.Option("--compile", help="A row for torch.compile too; a minute or more.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
@@ -1165,7 +1188,7 @@ def bench(
     settings = BenchSettings(
         tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
         repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,
-        memory_frames=_lengths(memory_frames),
+        memory_frames=_lengths(memory_frames), latents_are=latents_are, latents_shape=_latents_shape(latents_shape),
     )  # fmt: skip
     if ios_project is not None:
         skipped = write_ios_project(
@@ -1228,6 +1251,13 @@ def _lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
         raise SettingsError(f"--memory-frames {text} is no list of numbers", "such as 17,33,65") from None
+
+
+def _latents_shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace("x", ",").split(",") if text else []
+    if text and not (len(parts) == 3 and all(part.strip().isdecimal() and len(part) <= 9 and int(part) for part in parts)):
+        raise SettingsError(f"--latents-shape {text} is not three numbers", "latent frames, rows and columns, such as 16,15,22")
+    return tuple(map(int, parts))
 
 
 def _loads(loads: Mapping[str, tuple[float, float]]) -> str:

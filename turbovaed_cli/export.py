@@ -22,6 +22,7 @@ from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExist
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
+from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
 from turbovaed_cli.models.export_form import LAYOUTS, FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
@@ -275,7 +276,15 @@ def latents_for(
             size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes
         }, f"latents of {settings.data.resolve().name}"
     if settings.latents is not None:
-        return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
+        read = read_latents(
+            settings.latents,
+            LatentSpace.of(student),
+            latents_are=settings.latents_are,
+            shape=settings.latents_shape,
+            expected=shapes[settings.sizes[0]][1:],
+            report=report,
+        )
+        return {size: [_cut(read, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
     mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
     random = {}
     for size, shape in shapes.items():
@@ -284,13 +293,11 @@ def latents_for(
     return random, CHECKED_ON_RANDOM
 
 
-def _cut(path: Path, shape: tuple[int, ...]) -> Tensor:
-    from turbovaed_cli.latents import read_latents  # noqa: PLC0415 - exported files rarely come with latents
-
-    found = read_latents(path)
+def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
+    found = read.latents
     if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
         raise SettingsError(
-            f"{path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+            f"{read.path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
         )
     return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
 

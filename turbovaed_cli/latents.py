@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.documents import check_fields, plain_name, shown
-from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
+from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
 from turbovaed_cli.video import to_model
@@ -403,39 +403,3 @@ class LatentCache:
         """The clips of that batch, for people."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
-
-
-def read_latents(path: Path) -> Tensor:
-    """The latents (C, t, h, w), fp32, of a .safetensors file: its tensor `latents`, or the only one in it that is or ends in `mean`.
-
-    Raises SettingsError where there is none or more than one, or the shape is not that of latents.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            found = ["latents"] if "latents" in names else [name for name in names if name == "mean" or name.endswith(".mean")]
-            if len(names) == 1:
-                found = names
-            if len(found) != 1:
-                what = "no latents" if not found else f"{len(found)} clips"
-                raise SettingsError(
-                    f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
-                )
-            tensor: Tensor = file.get_tensor(found[0])
-            if not tensor.is_floating_point():
-                raise SettingsError(f"{found[0]} in {path} is {tensor.dtype}", "latents are fp32, fp16 or bf16")
-            latents = tensor.float()
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"
-        ) from error
-    if latents.ndim == 5 and latents.shape[0] == 1:
-        latents = latents[0]
-    if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(
-            f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)",
-            "turbovaed reconstruct takes a video too",
-        )
-    if not torch.isfinite(latents).all():
-        raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
-    return latents

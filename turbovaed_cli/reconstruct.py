@@ -15,7 +15,7 @@ from torch import Tensor
 from turbovaed_cli.background import Background
 from turbovaed_cli.devices import give_back_free_memory
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents import read_latents
+from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
@@ -49,7 +49,7 @@ def reconstruct(
     overwrite: bool = False,
     report: Reporter = quiet,
 ) -> ReconstructResult:
-    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents .safetensors.
+    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents file.
 
     Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
@@ -58,7 +58,7 @@ def reconstruct(
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
-        way = _decode_file if source.suffix == ".safetensors" else _reconstruct
+        way = _decode_file if is_latents_file(source) else _reconstruct
         return way(source, out, pair, settings, overwrite=overwrite, report=report)
     finally:
         pair.student.fast = before
@@ -204,8 +204,15 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
 def _decode_file(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
-    latents = read_latents(source)
     student = pair.student
+    read = read_latents(
+        source,
+        LatentSpace.of(student),
+        latents_are=settings.latents_are,
+        shape=settings.latents_shape,
+        report=report,
+    )
+    latents = read.latents
     if latents.shape[0] != student.config.latent_channels:
         raise ShapeError(
             f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",

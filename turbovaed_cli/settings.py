@@ -258,6 +258,8 @@ class ReconstructSettings:
     fps: float = 24.0  # frame rate of a video made from a latents file, which has none
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
 @dataclass(frozen=True)
@@ -294,6 +296,8 @@ class ExportSettings:
     data: Path | None = None  # videos, whose latents to calibrate and check on
     clips: int = 4  # of so many videos
     overwrite: bool = False  # replace an artefact that is there
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
 @dataclass(frozen=True)
@@ -317,3 +321,5 @@ class BenchSettings:
     clips: int = 4  # of data
     seed: int = 0  # of the random latents without either
     memory_frames: tuple[int, ...] = ()  # clip lengths to measure the peak memory of a decode at, whole and streamed
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so

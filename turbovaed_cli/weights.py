@@ -263,29 +263,36 @@ def read_weights(path: Path) -> dict[str, "Tensor"]:
 
     Nothing in it may be larger than the file says: no compressed records, no views beyond their storage.
     """
+    loaded = load_safely(path)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain_tensor(value) for key, value in state.items()):
+        raise WeightFileError(
+            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
+        )
+    return state
+
+
+def load_safely(path: Path) -> object:
+    """What a file of tensors holds, on the CPU: a table for .safetensors and .latent, anything but code for the pickles of torch.
+
+    Raises WeightFileError for what cannot be read so.
+    """
     import torch  # noqa: PLC0415 - a download needs none
     from safetensors.torch import load_file  # noqa: PLC0415
 
     if not path.is_file():
         raise WeightFileError(f"{path} is not there, or no file", "give a .safetensors, or a .pth state dict")
     try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            _check_not_compressed(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix.lower() in (".safetensors", ".latent"):
+            return load_file(path)
+        _check_not_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightFileError(
             f"{path} is not a weight file that can be read safely: {reason}",
             "give a .safetensors, or a .pth that holds a state dict of tensors and no code",
         ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in state.items()):
-        raise WeightFileError(
-            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
-        )
-    return state
 
 
 def _check_not_compressed(path: Path) -> None:
@@ -297,7 +304,7 @@ def _check_not_compressed(path: Path) -> None:
             raise ValueError("its records are compressed, which torch.save never does")
 
 
-def _is_plain(value: object) -> bool:
+def is_plain_tensor(value: object) -> bool:
     """Whether it is a dense tensor in memory, all of whose elements the file holds."""
     import torch  # noqa: PLC0415
 
