@@ -28,6 +28,7 @@ LATENTS_ARE = ("raw", "normalised")
 HOW_TO_SAVE = 'safetensors.torch.save_file({"latents": latents.contiguous()}, "latents.safetensors") saves (1, C, t, h, w)'
 _USUAL_NAMES = ("latents", "latent_tensor", "samples", "latent", "mean")
 _COMFY_TENSOR, _COMFY_MARK = "latent_tensor", "latent_format_version_0"
+_STATISTICS = ("latents_mean", "latents_std", "scaling_factor")  # beside the latents of an export
 _COMFY_OLD_SCALE = 1 / 0.18215  # what ComfyUI multiplies a file without its mark by
 _SPREAD_SLACK = math.log(1.25)  # normalised and raw channels that differ by less cannot be told apart
 _CLOSE = math.log(2)  # a channel whose spread is within this of what it should be is as it should be
@@ -153,7 +154,7 @@ def _tensor_of(path: Path) -> tuple[str, Tensor, float]:
     if not isinstance(loaded, Mapping):
         raise SettingsError(f"{path} holds a {type(loaded).__name__} and no latents", HOW_TO_SAVE)
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    names = [name for name in tensors if name != _COMFY_MARK]
+    names = [name for name in tensors if name not in (_COMFY_MARK, *_STATISTICS)]
     found = names if len(names) == 1 else [name for name in _USUAL_NAMES if name in names][:1]
     found = found or [name for name in names if name.endswith(".mean")]  # a shard of a cache
     if len(found) != 1:
