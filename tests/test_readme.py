@@ -78,7 +78,8 @@ def test_python_blocks_run(tmp_path, videos):
                 .replace("frames=17", "frames=9")
                 .replace("(256, 256)", "(64, 64)")
             )
-            script += "\nassert decoded.shape == (1, 3, 9, 64, 64)\n"
+            script += "\nassert decoded.shape == streamed.shape == (1, 3, 9, 64, 64) and not decoded.requires_grad"
+            script += "\nassert not streamed.requires_grad and torch.allclose(streamed, decoded, atol=1e-4)\n"
             subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 

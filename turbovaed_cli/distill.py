@@ -23,12 +23,14 @@ from turbovaed_cli.devices import (
     resolve_device,
     resolve_dtype,
 )
+from turbovaed_cli.documents import shown
 from turbovaed_cli.errors import InterruptedRunError, SettingsError
 from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
@@ -122,6 +124,8 @@ def estimate_distill(
     Raises what `distill` would for settings, data and weights; only a teacher that is not here is no error.
     """
     check_settings(settings)
+    if latents is not None:
+        _cache_of(latents, spec)
     download = missing_bytes(spec)
     if download:
         room = None if is_url(run) else free_bytes(Path(run))
@@ -160,16 +164,18 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+    cache = None if latents is None else _cache_of(latents, spec)  # before a download that would be of no use
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
-    if latents is None:
+    if cache is None:
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
     else:
-        cache = _cache_of(latents, teacher)
+        if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(cache, spec)
         check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
@@ -186,9 +192,19 @@ def prepare(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {device.type}, {settings.dtype}" + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
+    if ranks.is_first and num_params(student) > decoder_params(teacher):
+        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     return Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks), skipped
+
+
+def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
+    """What to say of a student that is no smaller than what it replaces, and what mends it."""
+    ours, theirs = num_params(student), decoder_params(teacher)
+    smaller = suggested_params(spec, theirs)
+    cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
+    return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
 
 
 def _run(
@@ -428,12 +444,24 @@ def _video_streams(
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
 
-def _cache_of(latents: str | Path, teacher: Teacher) -> LatentCache:
+def _cache_of(latents: str | Path, spec: ModelSpec) -> LatentCache:
+    """The cache, if it can be this teacher's as far as is known without its weights."""
     cache = LatentCache(latents)
-    made_with = cache.manifest.get("teacher", {}).get("weights_sha256")
-    if made_with != teacher.identity()["weights_sha256"]:
-        raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
+    made_by = cache.manifest.get("teacher") or {}
+    if (made_by.get("class"), made_by.get("latent_channels")) != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(cache, spec)
     return cache
+
+
+def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    """The error for a cache of another teacher; the hint names that one, as far as the cache does."""
+    made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
+    what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
+    if name is None:
+        option = "--teacher with the one that made them"
+    else:
+        option = f"--teacher {name}" if is_model_name(str(name)) else f"--teacher DIR, with the folder {name}"
+    return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:

@@ -258,8 +258,8 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of what two manifests say differently, but for what belongs to the document alone, and the licence's wording."""
-    names = sorted((a.keys() | b.keys()) - {"schema_version", "seal"})
+    """Names of what two manifests say differently, but for what belongs to the document alone, and how its teacher was called and licensed."""
+    names = sorted((a.keys() | b.keys()) - {"schema_version", "seal", "teacher_name"})
     return [name for name in names if _without_licence(a.get(name)) != _without_licence(b.get(name))]
 
 
@@ -291,7 +291,7 @@ class LatentCache:
     def __init__(self, root: str | Path) -> None:
         """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
         self._remote: RemoteFolder | None = None
-        shown = str(root)
+        self.where = shown = str(root)
         if is_url(root):
             self._remote = RemoteFolder(str(root))
             root = cache_home() / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
@@ -305,7 +305,7 @@ class LatentCache:
         self.manifest = read_sealed(root / "manifest.json")
         check_fields(
             self.manifest,
-            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None},
+            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None, "teacher_name": str | None},
             root / "manifest.json",
         )
         shards = list(committed_shards(root))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.student import num_params
-from turbovaed_cli.registry import ModelSpec, TeacherSpec, find_model, read_diffusers_config
+from turbovaed_cli.registry import MODELS, ModelSpec, TeacherSpec, find_model, read_diffusers_config
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.teacher_files import WeightFiles, decoder_size, key_prefix, weight_files
 from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, teacher_folder
@@ -64,6 +64,12 @@ class Teacher(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.vae.parameters()).dtype
+
+    @property
+    def name(self) -> str:
+        """What it is called: its registry name, or the name of its folder."""
+        rows = (name for name, row in MODELS.items() if row.teacher == self.spec)
+        return next(rows, self.spec.path.resolve().name if self.spec.path else self.spec.class_name)
 
     def drop_encoder(self) -> None:
         """Free the encoder's memory, for good: whoever has the latents needs only the decoder."""
