@@ -11,7 +11,8 @@ from conftest import HANG_S, make_video
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, plan_clips
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_latents
+from turbovaed_cli.latent_files import read_latents
+from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import sha256_of

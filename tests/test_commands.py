@@ -265,7 +265,12 @@ def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
     monkeypatch.setattr("turbovaed_cli.export.MAX_ABS_FP32", 0.0)
     code, _, err = turbovaed("export", "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
     assert code == 4 and is_two_lines(err)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx.README.md", "a.onnx.unverified", "export.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.onnx.README.md",
+        "a.onnx.latents.safetensors",
+        "a.onnx.unverified",
+        "export.json",
+    ]
 
 
 def test_dry_run_writes_nothing(turbovaed, ltx_teacher, videos, tmp_path):

@@ -70,14 +70,14 @@ def test_a_run_folder_holds_everything_it_promises(run):
     assert {"loss", "l1", "perceptual", "feature_mid_block", "feature_up_blocks.1"} <= set(result.losses)
 
 
-def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run):
+def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run, ltx_teacher):
     folder, _ = run
     a, b = StudentDecoder.from_pretrained(folder / "model"), load_student(folder)
     latents = torch.randn(1, 6, 2, 2, 2)
     with torch.no_grad():
         assert torch.equal(a(latents), b(latents))
     card = (folder / "model" / "README.md").read_text()
-    assert find_model("ltx").teacher.licence in card
+    assert find_model(ltx_teacher).teacher.licence in card
     assert "only: 4 steps of 2 clips, 9 frames of 64x64; L1 + 1.0 ssim + 1.0 features; lr 0.001 constant" in card
 
 
@@ -315,7 +315,7 @@ def test_latents_of_another_teacher_are_refused(cache, tmp_path, ltx_teacher, sm
     weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     save_file({name: value * 1.01 for name, value in state.items()}, weights)
-    with pytest.raises(SettingsError, match="another teacher"):
+    with pytest.raises(SettingsError, match=r"made by vae .*, not by other"):
         distill(find_model(tmp_path / "other"), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student)
 
 
@@ -671,14 +671,72 @@ def test_a_flat_clip_among_others_changes_nothing_for_them(tmp_path, videos):
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
 
 
-def test_latents_of_another_teacher_are_refused_before_any_weights_and_name_theirs(cache, tmp_path):
+# --- what is said of a teacher and its latents ---
+
+
+class Told:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def note(self, text="", *, warning=False, **_):
+        self.warnings += [text] * warning
+
+    def track(self, items, *_, **__):
+        return items
+
+
+def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(ltx_teacher, videos, small_student, tmp_path):
+    """The number that it names designs a smaller one; a student that is smaller is none to warn of."""
+    from turbovaed_cli.models.design import Budget, design_student
+    from turbovaed_cli.models.student import num_params
+    from turbovaed_cli.models.teacher import decoder_params
+
+    spec = find_model(ltx_teacher)
+    size = decoder_params(load_teacher(ltx_teacher))
+    plain = {"decoder_is_dw_conv": [False] * 5}
+    configs = {
+        "large": spec.student.config | plain | {"decoder_block_out_channels": [64, 64, 128, 256]},
+        "small": small_student | {"decoder_layers_per_block": [0] * 5, "decoder_block_out_channels": [16, 8, 8, 8]},
+    }
+    assert num_params(build_student(configs["large"])) > size > num_params(build_student(configs["small"]))
+    settings = TINY.with_changes(steps=1, sample_every=0, feature_weight=0.0)
+    warned = {}
+    for name, config in configs.items():
+        told = Told()
+        distill(spec, tmp_path / name, data=videos / "a.mp4", settings=settings, student_config=config, report=told)
+        warned[name] = [text for text in told.warnings if "its teacher's decoder" in text]
+    assert warned["small"] == [] and len(warned["large"]) == 1 and f"{size:,}" in warned["large"][0]
+    params = int(warned["large"][0].partition("--params ")[2].split()[0])
+    design = design_student(spec, Budget(params=params, frames=9, size=(64, 64)))
+    assert design.chosen.params <= params < num_params(build_student(configs["large"]))
+
+
+def test_the_number_for_a_smaller_student_works_for_every_row():
+    from turbovaed_cli.models.design import Budget, design_student, suggested_params
+    from turbovaed_cli.registry import MODELS
+
+    for spec in MODELS.values():
+        size, frames = round(spec.teacher.decoder_params_m * 1e6), spec.teacher.frames.at_least(17)
+        for teacher_params in (size, 10):
+            params = suggested_params(spec, teacher_params)
+            design = design_student(spec, Budget(params=params, frames=frames, size=(256, 256)))
+            assert design.chosen.params <= params and (teacher_params == 10 or params < size)
+
+
+def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, tmp_path, monkeypatch):
+    """Before anything is downloaded or loaded, as far as the cache alone tells."""
     from turbovaed_cli.distill import estimate_distill
 
-    for command in (distill, estimate_distill):
-        for name in ("ltx", "tiny"):  # the first one's weights are not here
-            with pytest.raises(
-                SettingsError, match=f"made by another teacher than {name}: AutoencoderKLLTXVideo of 6 channels"
-            ) as error:
-                command(find_model(name), tmp_path / "run", latents=cache, settings=TINY)
-            assert error.value.hint.startswith("give the teacher that made them as --teacher")
-    assert not (tmp_path / "run").exists()
+    with pytest.raises(SettingsError, match=r"made by vae \(a 'AutoencoderKLLTXVideo' of 6 channels\), not by tiny") as error:
+        distill(find_model("tiny"), tmp_path / "run", latents=cache, settings=TINY)
+    assert error.value.hint == "name their teacher: --teacher DIR, with the folder vae"
+    cache_latents(find_model("tiny"), videos / "a.mp4", tmp_path / "tiny", CacheSettings(frames=9, size=(64, 64)))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    for call, more in ((distill, {"consent": lambda *given: asked.append(given)}), (estimate_distill, {})):
+        with pytest.raises(SettingsError, match="made by tiny") as error:
+            call(find_model("ltx"), tmp_path / "run", latents=tmp_path / "tiny", settings=TINY, **more)
+        assert error.value.hint == "name their teacher: --teacher tiny"
+    assert asked == [] and not (tmp_path / "run").exists()

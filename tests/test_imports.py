@@ -21,11 +21,13 @@ GROUND = {
     "background",
     "launch",
     "signals",
+    "teacher_files",
 }
 PIECES = {
     "video",
     "storage",
     "latents",
+    "latent_files",
     "cache_parts",
     "metrics",
     "devices",

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import apple_device, forget_peak, peak_mb, resolve_dtype, torch_device
+from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -160,7 +161,7 @@ def write_ios_project(
         with torch.no_grad():
             video = student(example)
         case = {
-            "model": model,
+            "model": names_only(model),
             "params": num_params(student),
             "precision": precision,
             "layout": layout,
@@ -300,6 +301,7 @@ def _export_settings(settings: BenchSettings, precision: str = "", layout: str =
     return ExportSettings(
         settings.frames, (settings.size,), (precision,) if precision else (), layout,
         seed=settings.seed, latents=settings.latents, data=settings.data, clips=settings.clips,
+        latents_are=settings.latents_are, latents_shape=settings.latents_shape,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from turbovaed_cli.errors import (
     TurboVaedError,
 )
 from turbovaed_cli.launch import command_line, end_with_launcher, is_beside_another, launch
-from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model
+from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model, with_licence
 from turbovaed_cli.settings import (
     DEFAULT_RECIPE,
     BenchSettings,
@@ -96,6 +96,18 @@ Frames = Annotated[int, typer.Option("--frames", help="Pixel frames per clip.")]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 720p, or one number for a square.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")]
+LatentsAre = Annotated[
+    str,
+    typer.Option(
+        "--latents-are", help="What the latents file holds: raw, as a VAE encodes, or normalised, as pipelines compute."
+    ),
+]
+LatentsShape = Annotated[
+    str,
+    typer.Option(
+        "--latents-shape", help="Latent frames, rows, columns of packed latents, as LTX's pipeline gives them: 16,15,22."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 Params = Annotated[
     str | None, typer.Option("--params", help="Design the student: decoder parameters at most, such as 8M or 800k.")
@@ -328,6 +340,9 @@ def _in_words(value: object) -> str:
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:
     teacher, student = spec.teacher, spec.student
+    decoder, params = teacher.decoder_params_m, student.params_m
+    if params is None:  # of a local folder, whose own networks are counted
+        decoder, params = _counted(spec)
     return {
         "name": spec.name,
         "aliases": list(spec.aliases),
@@ -337,17 +352,17 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "weights": str(teacher.path)
             if teacher.path
             else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
-            "size": console.human_bytes(teacher.num_bytes),
+            "size": console.human_bytes(teacher.num_bytes) if teacher.num_bytes is not None else "no weights in it",
             "latent channels": teacher.latent_channels,
             "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
             "frames": str(teacher.frames),
             "height and width": f"multiples of {teacher.space_ratio}",
-            "decoder": f"{teacher.decoder_params_m} M parameters",
+            "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
             "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
             "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
         },
         "student": {
-            "parameters": f"{student.params_m} M",
+            "parameters": f"{params} M",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
             "published results": {
                 **{name: f"{ours:g} (teacher {theirs:g})" for name, (theirs, ours) in spec.published_results.items()},
@@ -361,6 +376,15 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
         },
     }
+
+
+def _counted(spec: ModelSpec) -> tuple[float | None, float]:
+    """Millions of parameters: of a local teacher's decoder (None without its weights), and of its student."""
+    from turbovaed_cli.models.design import cost_of  # noqa: PLC0415 - it imports torch, which rows of the registry do not need
+    from turbovaed_cli.models.teacher import decoder_params_of  # noqa: PLC0415
+
+    found = decoder_params_of(spec)
+    return None if found is None else round(found / 1e6, 3), round(cost_of(spec.student.config, (1, 1, 1)).params / 1e6, 3)
 
 
 @models_app.command("design")
@@ -684,6 +708,9 @@ def distill(
     ] = None,
     params: Params = None,
     gflops: Gflops = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Licence of a local teacher whose folder states none; its student carries it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
     sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
@@ -732,6 +759,8 @@ def distill(
         _warn_of_old_ffmpeg()
 
     spec = find_model(teacher)
+    if licence is not None:
+        spec = with_licence(spec, licence)
     given = {
         "steps": steps, "batch_size": batch_size, "accumulation": accumulation, "crop": parse_size(crop) if crop else None,
         "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,
@@ -888,7 +917,10 @@ def _measure_run(
 def reconstruct(
     source: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="A video, a latents .safetensors, or a folder of them (then --out is one too)."),
+        typer.Argument(
+            metavar="INPUT",
+            help="A video, a latents file (.safetensors, .latent, .pt), or a folder of them (then --out is one too).",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -913,6 +945,8 @@ def reconstruct(
     fps: Annotated[
         float, typer.Option("--fps", help="Frame rate for latents and for folders of frames, which have none.")
     ] = ReconstructSettings.fps,
+    latents_are: LatentsAre = ReconstructSettings.latents_are,
+    latents_shape: LatentsShape = "",
     codec: Annotated[
         str, typer.Option("--codec", help="h264 or h265 (.mp4, .mov, .mkv), prores (.mov, .mkv), or ffv1 (.mkv, lossless).")
     ] = ReconstructSettings.codec,
@@ -932,8 +966,9 @@ def reconstruct(
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
-    from turbovaed_cli.reconstruct import check_settings, is_latents, output_path  # noqa: PLC0415
+    from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
     from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
     from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder  # noqa: PLC0415
     from turbovaed_cli.video import check_output, frames_in  # noqa: PLC0415
@@ -941,21 +976,22 @@ def reconstruct(
     _warn_of_old_ffmpeg()
 
     if not source.exists():
-        raise SettingsError(f"{source} is not there", "give a video, a latents .safetensors, or a folder of them")
+        raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
     settings = ReconstructSettings(
         memory=parse_bytes(memory) if memory else 0, fast=fast, compare=compare, window=window, overlap=overlap, fps=fps, hdr=hdr,
         codec=codec, bits=_given(bits, "bits"), crf=crf, sound=sound, dtype=dtype, device=device,
+        latents_are=latents_are, latents_shape=_latents_shape(latents_shape),
     )  # fmt: skip
     is_folder = source.is_dir() and not frames_in(source)
     if is_folder:
         if out is None:
             raise SettingsError(f"{source} is a folder: name the folder to write to", "--out FOLDER")
-        needs_teacher = not all(is_latents(path) for path in plan_folder(source, out, settings))
+        needs_teacher = not all(is_latents_file(path) for path in plan_folder(source, out, settings))
     else:
         out = output_path(source, out, settings)
         check_settings(settings, out)
         check_output(out, overwrite=overwrite)
-        needs_teacher = not is_latents(source)
+        needs_teacher = not is_latents_file(source)
     pair = load_pair(
         _model_or_default(model),
         teacher,
@@ -1170,6 +1206,8 @@ def export(
     ] = None,
     hdr: Hdr = ExportSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to calibrate and check on instead.")] = None,
+    latents_are: LatentsAre = ExportSettings.latents_are,
+    latents_shape: LatentsShape = "",
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
     yes: Yes = False,
@@ -1183,7 +1221,8 @@ def export(
 
     settings = ExportSettings(
         frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
-        states, seed=seed, latents=latents, data=data, overwrite=overwrite, hdr=hdr
+        states, seed=seed, latents=latents, data=data, overwrite=overwrite,
+        latents_are=latents_are, latents_shape=_latents_shape(latents_shape), hdr=hdr,
     )  # fmt: skip
     names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
@@ -1232,6 +1271,8 @@ def bench(
     ] = None,
     hdr: Hdr = BenchSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to decode instead of random ones.")] = None,
+    latents_are: LatentsAre = BenchSettings.latents_are,
+    latents_shape: LatentsShape = "",
     compiled: Annotated[bool, typer.Option("--compile", help="A row for torch.compile too; a minute or more.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
@@ -1276,7 +1317,7 @@ def bench(
     settings = BenchSettings(
         tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
         repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,
-        memory_frames=_lengths(memory_frames), hdr=hdr
+        memory_frames=_lengths(memory_frames), latents_are=latents_are, latents_shape=_latents_shape(latents_shape), hdr=hdr,
     )  # fmt: skip
     if ios_project is not None:
         skipped = write_ios_project(
@@ -1341,6 +1382,13 @@ def _lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
         raise SettingsError(f"--memory-frames {text} is no list of numbers", "such as 17,33,65") from None
+
+
+def _latents_shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace("x", ",").split(",") if text else []
+    if text and not (len(parts) == 3 and all(part.strip().isdecimal() and len(part) <= 9 and int(part) for part in parts)):
+        raise SettingsError(f"--latents-shape {text} is not three numbers", "latent frames, rows and columns, such as 16,15,22")
+    return tuple(map(int, parts))
 
 
 def _loads(loads: Mapping[str, tuple[float, float]]) -> str:

@@ -23,12 +23,14 @@ from turbovaed_cli.devices import (
     resolve_device,
     resolve_dtype,
 )
+from turbovaed_cli.documents import shown
 from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings
@@ -129,10 +131,10 @@ def estimate_distill(
     teacher that is not here is no error.
     """
     check_settings(settings)
+    if latents is not None:
+        _cache_of(latents, spec)
     download = missing_bytes(spec)
     if download:
-        if latents is not None:
-            _cache_of(latents, spec)
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
     ranks = alone(resolve_device(settings.device))
@@ -178,19 +180,18 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
-    cache = None if latents is None else _cache_of(latents, spec)
+    cache = None if latents is None else _cache_of(latents, spec)  # before a download that would be of no use
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
-    if latents is None:
+    if cache is None:
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
     else:
-        assert cache is not None
-        if (cache.manifest.get("teacher") or {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
-            raise _made_by_another(latents, cache, spec)
+        if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(cache, spec)
         check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
@@ -207,9 +208,19 @@ def prepare(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {device.type}, {settings.dtype}" + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
+    if ranks.is_first and num_params(student) > decoder_params(teacher):
+        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     return Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks), skipped
+
+
+def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
+    """What to say of a student that is no smaller than what it replaces, and what mends it."""
+    ours, theirs = num_params(student), decoder_params(teacher)
+    smaller = suggested_params(spec, theirs)
+    cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
+    return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
 
 
 def _run(
@@ -281,7 +292,7 @@ def _config_of(
         "model": spec.name,
         "teacher": {
             **teacher.identity(),
-            "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
+            "where": spec.teacher.where or spec.name,
         },
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(student) if init is not None else None,
@@ -469,32 +480,36 @@ def _video_streams(
 
 
 def _cache_of(latents: str | Path, spec: ModelSpec) -> LatentCache:
-    """The cache, if its latents have the shape of this teacher's: known before gigabytes of weights are asked for."""
+    """The cache, if it can be this teacher's as far as is known without its weights."""
     cache = LatentCache(latents)
     made_by = cache.manifest.get("teacher") or {}
-    kind = (made_by.get("class"), made_by.get("latent_channels"))
-    if None not in kind and kind != (spec.teacher.class_name, spec.teacher.latent_channels):
-        raise _made_by_another(latents, cache, spec)
+    if (made_by.get("class"), made_by.get("latent_channels")) != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(cache, spec)
     return cache
 
 
-def _made_by_another(latents: str | Path, cache: LatentCache, spec: ModelSpec) -> SettingsError:
-    made_by = cache.manifest.get("teacher") or {}
-    return SettingsError(
-        f"the latents in {latents} were made by another teacher than {spec.name}: {made_by.get('class', 'unknown')} of "
-        f"{made_by.get('latent_channels', 'unknown')} channels, weights {str(made_by.get('weights_sha256', 'unknown'))[:12]}",
-        "give the teacher that made them as --teacher, or cache latents of this one in another folder",
-    )
+def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    """The error for a cache of another teacher; the hint names that one, as far as the cache does."""
+    made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
+    what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
+    if name is None:
+        option = "--teacher with the one that made them"
+    else:
+        option = f"--teacher {name}" if is_model_name(str(name)) else f"--teacher DIR, with the folder {name}"
+    return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
+    config_of_teacher = teacher.vae.config
     inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
     for name in ("latents_mean", "latents_std"):
-        value = dict(teacher.vae.named_buffers()).get(name)
+        value = dict(teacher.vae.named_buffers()).get(name, getattr(config_of_teacher, name, None))
         if isinstance(value, Tensor):
             inherited[name] = value.float().cpu().tolist()
-    scaling = getattr(teacher.vae.config, "scaling_factor", None)
+        elif value is not None:
+            inherited[name] = [float(one) for one in value]
+    scaling = getattr(config_of_teacher, "scaling_factor", None)
     if scaling is not None:
         inherited["scaling_factor"] = scaling
     return {**config, **inherited}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from turbovaed_cli.changes import arrow, differences, option_of
 from turbovaed_cli.documents import check_fields, plain_name, shown
-from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
+from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
 from turbovaed_cli.video import to_model
@@ -256,7 +256,9 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """What two manifests say differently, as options of `cache-latents`, but for what belongs to the document alone."""
-    a, b = ({name: value for name, value in one.items() if name not in ("schema_version", "seal")} for one in (a, b))
+    a, b = (
+        {name: value for name, value in one.items() if name not in ("schema_version", "seal", "teacher_name")} for one in (a, b)
+    )
     changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
     weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
     if weights is not None:
@@ -294,7 +296,7 @@ class LatentCache:
     def __init__(self, root: str | Path) -> None:
         """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
         self._remote: RemoteFolder | None = None
-        shown = str(root)
+        self.where = shown = str(root)
         if is_url(root):
             self._remote = RemoteFolder(str(root))
             root = cache_home() / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
@@ -308,7 +310,7 @@ class LatentCache:
         self.manifest = read_sealed(root / "manifest.json")
         check_fields(
             self.manifest,
-            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None},
+            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None, "teacher_name": str | None},
             root / "manifest.json",
         )
         shards = list(committed_shards(root))
@@ -406,39 +408,3 @@ class LatentCache:
         """The clips of that batch, for people."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
-
-
-def read_latents(path: Path) -> Tensor:
-    """The latents (C, t, h, w), fp32, of a .safetensors file: its tensor `latents`, or the only one in it that is or ends in `mean`.
-
-    Raises SettingsError where there is none or more than one, or the shape is not that of latents.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            found = ["latents"] if "latents" in names else [name for name in names if name == "mean" or name.endswith(".mean")]
-            if len(names) == 1:
-                found = names
-            if len(found) != 1:
-                what = "no latents" if not found else f"{len(found)} clips"
-                raise SettingsError(
-                    f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
-                )
-            tensor: Tensor = file.get_tensor(found[0])
-            if not tensor.is_floating_point():
-                raise SettingsError(f"{found[0]} in {path} is {tensor.dtype}", "latents are fp32, fp16 or bf16")
-            latents = tensor.float()
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"
-        ) from error
-    if latents.ndim == 5 and latents.shape[0] == 1:
-        latents = latents[0]
-    if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(
-            f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)",
-            "turbovaed reconstruct takes a video too",
-        )
-    if not torch.isfinite(latents).all():
-        raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
-    return latents

@@ -16,7 +16,7 @@ from torch import Tensor
 from turbovaed_cli.background import Background
 from turbovaed_cli.devices import give_back_free_memory
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents import read_latents
+from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
@@ -59,7 +59,7 @@ def reconstruct(
     overwrite: bool = False,
     report: Reporter = quiet,
 ) -> ReconstructResult:
-    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents .safetensors.
+    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents file.
 
     Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
@@ -68,7 +68,7 @@ def reconstruct(
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
-        way = _decode_file if is_latents(source) else _reconstruct
+        way = _decode_file if is_latents_file(source) else _reconstruct
         return way(source, out, pair, settings, overwrite=overwrite, report=report)
     finally:
         pair.student.fast = before
@@ -102,15 +102,10 @@ def _reconstruct(
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
 
-def is_latents(path: Path) -> bool:
-    """Whether an input is a latents file rather than a video."""
-    return path.suffix == ".safetensors"
-
-
 def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:
     """How many frames the output of an input will have. Raises what reading it raises."""
-    if is_latents(source):
-        return int(pair.student.pixel_frames(read_latents(source).shape[1]))
+    if is_latents_file(source):
+        return int(pair.student.pixel_frames(_latents_of(source, pair.student, settings).shape[1]))
     return probe(source, hdr=settings.hdr, fps=_fps_of(settings)).num_frames
 
 
@@ -249,11 +244,17 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
     return frame
 
 
+def _latents_of(source: Path, student: StudentDecoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
+    """The raw latents (C, t, h, w) in a file."""
+    space = LatentSpace.of(student)
+    return read_latents(source, space, latents_are=settings.latents_are, shape=settings.latents_shape, report=report).latents
+
+
 def _decode_file(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
-    latents = read_latents(source)
     student = pair.student
+    latents = _latents_of(source, student, settings, report)
     if latents.shape[0] != student.config.latent_channels:
         raise ShapeError(
             f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",

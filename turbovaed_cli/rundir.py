@@ -226,7 +226,8 @@ class RunDir:
     def changes(self, config: Mapping[str, Any], may_differ: frozenset[str]) -> list[Change]:
         """What differs between this run and `config` and may not; none where there is no run yet. Writes nothing.
 
-        Raises RunFolderError where the folder holds other things.
+        `may_differ` has names of fields, at any place, or with their place in front of them, dotted. Raises RunFolderError
+        if the folder holds other things.
         """
         if not self.config.exists():
             items = [item.name for item in self.root.iterdir()] if self.root.exists() else []
@@ -237,7 +238,7 @@ class RunDir:
                 )
             return []
         found = differences(self.read_config(), _as_written(config))
-        return [change for change in found if change.field not in may_differ]
+        return [change for change in found if not {change.name, change.field} & may_differ]
 
     def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any]) -> bool:
         """Record what this run is; returns whether it was there before. Only after `changes` found none."""

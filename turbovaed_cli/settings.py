@@ -236,7 +236,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 RESUMABLE_CHANGES = frozenset(
     {
         "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
-        "gradient_checkpointing", "command_line", "licence", "hdr",
+        "gradient_checkpointing", "command_line", "hdr", "model", "teacher.licence", "student_config.teacher",
     }
 )  # fmt: skip
 
@@ -265,6 +265,8 @@ class ReconstructSettings:
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,8 @@ class ExportSettings:
     clips: int = 4  # of so many videos
     overwrite: bool = False  # replace an artefact that is there
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
 @dataclass(frozen=True)
@@ -327,3 +331,5 @@ class BenchSettings:
     seed: int = 0  # of the random latents without either
     memory_frames: tuple[int, ...] = ()  # clip lengths to measure the peak memory of a decode at, whole and streamed
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so

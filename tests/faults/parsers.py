@@ -97,7 +97,7 @@ def teacher_config(content: bytes) -> None:
 
 
 def latents_file(content: bytes) -> None:
-    from turbovaed_cli.latents import read_latents
+    from turbovaed_cli.latent_files import read_latents
 
     read_latents(laid("z.safetensors", content))
 

@@ -143,6 +143,14 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
     )
 
 
+def suggested_params(spec: ModelSpec, teacher_params: int) -> int:
+    """A --params that works: half of the teacher's decoder, or the least that any candidate takes."""
+    sizes = [
+        cost_of(_config_of(spec, channels, layers), (1, 1, 1)).params for channels in _widths(spec) for layers in _depths(spec)
+    ]
+    return max(teacher_params // 2, min(sizes))
+
+
 def _config_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> dict[str, Any]:
     lists = {"decoder_block_out_channels": tuple(channels), "decoder_layers_per_block": tuple(layers)}
     return {**spec.student.config, **lists, "latent_channels": spec.teacher.latent_channels}

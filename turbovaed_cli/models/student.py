@@ -416,7 +416,8 @@ def load_student(
     """Load a student, fp32 on the CPU, in eval mode, from
 
     a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
-    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file).
+    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file; files that
+    are called as those of the registry need none).
 
     Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
     are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
@@ -482,10 +483,13 @@ def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -
         if inside is not None:
             return inside
     path = Path(config) if config else weights.with_name("config.json")
+    known = [spec for spec in MODELS.values() if spec.student.published and spec.student.published.filename == weights.name]
+    if config is None and known and not path.is_file():  # shapes are checked all the same
+        return {**known[0].student.config, "teacher": known[0].name}
     if not path.is_file():
         raise SettingsError(
             f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
-            "pass config=... (--config FILE)",
+            "pass config=... (--config FILE); `turbovaed models show NAME --json` prints those of the registry, as student.config",
         )
     return read_config(path)
 
