@@ -1,6 +1,5 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +22,7 @@ from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import ReconstructSettings
+from turbovaed_cli.settings import ReconstructSettings, check_reconstruct
 from turbovaed_cli.video import VideoWriter, probe, read_frames, to_model, to_uint8
 
 _PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
@@ -54,7 +53,7 @@ def reconstruct(
     Every frame comes back: same count, rate, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
-    _check_settings(settings)
+    check_reconstruct(settings)
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
@@ -95,19 +94,6 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
     with Background(writer.write, most_waiting=8, drops_on_error=True) as write:
         for frame in frames:
             write(frame)
-
-
-def _check_settings(settings: ReconstructSettings) -> None:
-    if settings.overlap < 0 or settings.window < 0:
-        raise SettingsError("--overlap and --window cannot be below 0")
-    if settings.memory and settings.compare:
-        raise SettingsError(
-            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
-        )
-    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
-        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
-    if not 0 < settings.fps < math.inf:
-        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
 
 
 def reconstructed_frames(

@@ -1,12 +1,12 @@
 """The model registry: one row per teacher and its student. A new model is one row, and no `if` anywhere else."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
 
@@ -374,6 +374,11 @@ def is_model_name(name: str) -> bool:
     return name in _BY_ANY_NAME
 
 
+def names_of_models() -> list[str]:
+    """Every registry name and alias."""
+    return list(_BY_ANY_NAME)
+
+
 def find_model(name: str | Path) -> ModelSpec:
     """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
 
@@ -384,10 +389,9 @@ def find_model(name: str | Path) -> ModelSpec:
     folder = Path(name)
     if folder.is_dir():
         return _spec_of_folder(folder)
-    near = difflib.get_close_matches(str(name), _BY_ANY_NAME, n=2, cutoff=0.5)
     raise UnknownModelError(
         f"no model is called {str(name)!r}, and it is not a folder",
-        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}",
+        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}"),
     )
 
 

@@ -1,13 +1,36 @@
 """One frozen settings class per long command; every default is typed here and nowhere else. Sizes are (height, width)."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from turbovaed_cli.choices import check_choice, hint_for
 from turbovaed_cli.documents import fits, read_text, shown
 from turbovaed_cli.errors import SettingsError
+
+# What the values of options are chosen from, for help and for refusing others before anything heavy is loaded.
+DTYPES = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "6bit")  # of exported artefacts
+DEVICES = ("auto", "cpu", "cuda", "mps")
+APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
+FORMATS = ("onnx", "coreml", "executorch", "executorch-coreml", "litert", "coreai", "torch-export", "safetensors")
+TARGETS = ("torch", "onnx", "coreml", "executorch", "litert")
+OPTIMIZERS = ("adamw", "muon")
+LAYOUTS = ("4d-cat", "4d-sum", "5d")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # of videos that are written
+
+
+def check_device(name: str) -> None:
+    """Raise SettingsError unless `name` is a kind of device; cuda:1 is one too. Whether it is there is another question."""
+    check_choice("--device", name.partition(":")[0], DEVICES)
+
+
+def check_dtype(name: str) -> None:
+    """Raise SettingsError unless `name` is a precision that networks run in."""
+    check_choice("--dtype", name, DTYPES)
 
 
 @dataclass(frozen=True)
@@ -181,7 +204,8 @@ def read_recipe(name: str) -> DistillSettings:
     if path.suffix == ".toml" and not path.is_file():
         raise SettingsError(f"{path} is not there", f"a TOML file with [[stages]], or one of: {', '.join(RECIPES)}")
     if path.suffix != ".toml":
-        raise SettingsError(f"no recipe is called {name!r}", f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]")
+        every = f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]"
+        raise SettingsError(f"no recipe is called {name!r}", hint_for(name, RECIPES, every))
     try:
         table = tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also of numbers and nests that are too large
@@ -258,6 +282,30 @@ class ReconstructSettings:
     fps: float = 24.0  # frame rate of a video made from a latents file, which has none
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
+
+
+def check_reconstruct(settings: ReconstructSettings) -> None:
+    """Raise SettingsError naming the first value that makes no sense."""
+    if settings.overlap < 0 or settings.window < 0:
+        raise SettingsError("--overlap and --window cannot be below 0")
+    if settings.memory and settings.compare:
+        raise SettingsError(
+            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
+        )
+    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
+        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
+    if not 0 < settings.fps < math.inf:
+        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
+    if not 0 <= settings.crf <= 51:
+        raise SettingsError(f"--crf {settings.crf} is not a quality", "0 (lossless) to 51")
+    check_dtype(settings.dtype)
+    check_device(settings.device)
+
+
+def check_video_name(path: Path) -> None:
+    """Raise SettingsError unless the name is one of a video that can be written."""
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise SettingsError(f"{path.name} is no name this can write to", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,9 @@ def read_document(path: Path) -> dict[str, Any]:
             check_fields(record, hints, path, f"rows.{number_}.")
         rows = [row_of(record) for record in document["rows"]]
     except (OSError, CorruptFileError) as error:
-        raise SettingsError(f"{path} is no result of bench --json: {error}", "turbovaed bench --json > old.json") from error
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        why = why.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
+        raise SettingsError(f"{path} is no result of bench --json: {why}", "turbovaed bench --json > old.json") from error
     if not rows or not all(map(_is_sound, rows)):
         raise SettingsError(
             f"{path} is no result of bench --json: rows without samples, or none", "turbovaed bench --json > old.json"
