@@ -120,6 +120,20 @@ def test_no_home_is_needed(home):
     assert json.loads(done.stdout)["turbovaed"]
 
 
+@pytest.mark.parametrize(("name", "variable"), [("ltx", "HF_HOME"), ("lpips-alex", "TORCH_HOME")])
+def test_a_cache_that_cannot_be_written_is_refused_before_the_download(name, variable):
+    done = shell('"$@"', "models", "pull", name, "--yes", HF_HUB_CACHE=None, **{variable: "/proc/nothing"})
+    assert done.returncode == 2, done.stderr
+    assert "cannot write /proc/nothing" in done.stderr and done.stderr.endswith(f"hint: give another place with {variable}\n")
+
+
+def test_processes_of_nproc_import_nothing_of_the_folder_they_are_started_in(tmp_path):
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    script = "from turbovaed_cli.launch import launch; print(launch(['--version'], 2))"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "(0, None)"
+
+
 def test_a_download_that_is_declined_ends_with_words_that_fit(tmp_path):
     """On a terminal: what was asked is not denied afterwards."""
     ours, theirs = pty.openpty()

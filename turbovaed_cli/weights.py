@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turbovaed_cli.errors import CorruptFileError, DiskFullError, MissingWeightsError, UnknownModelError, WeightFileError
+from turbovaed_cli.errors import (
+    CorruptFileError,
+    DiskFullError,
+    MissingWeightsError,
+    UnknownModelError,
+    UnwritableError,
+    WeightFileError,
+)
 from turbovaed_cli.registry import ASSETS, MODELS, WEIGHTS_FILE, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import room_for, sha256_of
+from turbovaed_cli.rundir import check_place, room_for, sha256_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -155,6 +162,9 @@ def _fetch(
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
                 f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or {instead}",
             )
+        from huggingface_hub import constants  # noqa: PLC0415
+
+        check_place(Path(constants.HF_HUB_CACHE), "HF_HOME", folder=True)
         for file in missing:
             _download(file, f"turbovaed models pull {name} --yes")
     return [path for path in (cached_file(file) for file in files) if path is not None]
@@ -199,7 +209,7 @@ def _download(file: RemoteFile, again: str) -> Path:
         raise MissingWeightsError(
             f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
         ) from error
-    except DiskFullError:
+    except (DiskFullError, UnwritableError):
         raise
     except Exception as error:  # of the hub's client, and of the HTTP client that it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -242,6 +252,7 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
                 f"turbovaed models pull {name} --yes",
             )
         path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file_name
+        check_place(path, "TORCH_HOME")
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = trunk.file_name.rpartition("-")[2].partition(".")[0]
         try:
