@@ -43,6 +43,28 @@ def test_closed_streams_change_nothing_but_what_can_be_seen(closed):
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ([] if "2>" in closed else ["error", "hint"])
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("env",), 0),
+        (("version",), 0),
+        (("help", "export"), 0),
+        (("models", "pull", "tiny"), 0),
+        (("runs", "{folder}"), 0),
+        (("reconstruct", "nowhere.mp4"), 2),
+        (("eval", "--data", "nowhere"), 2),
+        (("export", "--out", "{folder}", "--dtype", "half"), 2),
+        (("bench", "--target", "no"), 2),
+        (("cache-latents", "--status", "--out", "{folder}"), 2),
+        (("distill", "--teacher", "no"), 2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_every_command_ends_with_its_own_code_without_standard_streams(words, code, tmp_path):
+    done = shell('"$@" <&- >&- 2>&-', *(word.format(folder=tmp_path) for word in words))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 @pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_a_video_is_read_and_written_whole_without_standard_streams(closed, videos, tmp_path):
     """A video that is opened as descriptor 0 would be the stdin of the ffmpeg that has to read it."""
