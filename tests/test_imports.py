@@ -22,6 +22,8 @@ GROUND = {
     "launch",
     "signals",
     "teacher_files",
+    "streams",
+    "choices",
 }
 PIECES = {
     "video",

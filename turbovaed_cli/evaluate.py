@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.cache_latents import plan_clips
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import resolve_device
 from turbovaed_cli.errors import MissingError, SettingsError, VideoError
 from turbovaed_cli.latents import ClipSource
@@ -133,8 +134,7 @@ def evaluate_all(
 
 def check_settings(settings: EvalSettings) -> None:
     """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
-    if settings.protocol not in PROTOCOLS:
-        raise SettingsError(f"--protocol {settings.protocol} is unknown", f"one of: {', '.join(PROTOCOLS)}")
+    check_choice("--protocol", settings.protocol, PROTOCOLS)
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
         raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
     recognise(settings.dataset, [])

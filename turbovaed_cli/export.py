@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli import __version__
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import environment
 from turbovaed_cli.documents import check_fields, plain_name
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExistsError, SettingsError
@@ -25,13 +26,13 @@ from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import LATENTS_FILE, MARK, decoding_page, loading_instructions
 from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
-from turbovaed_cli.models.export_form import LAYOUTS, FoldedDecoder, export_form
+from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, sha256_of, whole_folder, write_json, write_whole
-from turbovaed_cli.settings import ExportSettings
+from turbovaed_cli.rundir import check_place, hidden_name, read_json, sha256_of, whole_folder, write_json, write_whole
+from turbovaed_cli.settings import LAYOUTS, ExportSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
 from turbovaed_cli.video import VideoInfo, read_clip
 
@@ -122,6 +123,7 @@ def export_student(
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
     beside = folder / LATENTS_FILE if folder == out else out.with_name(f"{out.name}.{LATENTS_FILE}")
+    check_place(folder, folder=True)
     _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], beside, settings)
     if (folder / "export.json").is_file():
         _earlier(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
@@ -197,8 +199,7 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     for size in settings.sizes:
         student.latent_shape(settings.frames, size)
     for name in formats:
-        if name not in table:
-            raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
+        check_choice("--format", name, table)
         table[name].check_installed()
         if settings.layout in LAYOUTS and settings.layout not in table[name].layouts:
             raise SettingsError(
@@ -259,6 +260,7 @@ def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chu
 
 def _refuse_to_replace(jobs: Sequence[_Job], pages: Sequence[Path], latents: Path, settings: ExportSettings) -> None:
     for job in jobs:
+        check_place(job.path, folder=None if job.row.is_package else False)  # a folder of somebody's is no artefact to replace
         if job.path.exists() and not settings.overwrite:
             raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
     for page in pages:
@@ -351,7 +353,7 @@ def _make(job: _Job, reference: "_Reference", settings: ExportSettings, report: 
     graphs, plan = _graphs(job, student, latents, settings)
     samples = [item for size in job.sizes for item in latents[size]]
     # Converted inside a folder of its own: what a kill leaves half-done has another name.
-    aside = job.path.with_name(f".{job.path.name}.export")
+    aside = job.path.with_name(hidden_name(job.path, "export"))
     with whole_folder(aside, overwrite=True) as folder:
         written = folder / job.path.name
         spent = cost(graphs[0], 4 if job.precision == "fp32" else 2)  # before a writer turns the module into halves

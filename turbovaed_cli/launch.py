@@ -47,7 +47,7 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
         try:
             for number in range(nproc):
                 environment = os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
-                ranks.append(subprocess.Popen([sys.executable, "-m", "turbovaed_cli", *words], env=environment, **options))
+                ranks.append(subprocess.Popen([sys.executable, "-P", "-m", "turbovaed_cli", *words], env=environment, **options))
             return _watched(ranks, passed_on)
         finally:
             for rank in ranks:

@@ -1,6 +1,5 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import ReconstructSettings
+from turbovaed_cli.settings import ReconstructSettings, check_reconstruct
 from turbovaed_cli.video import (
     Timing,
     VideoWriter,
@@ -130,19 +129,8 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
 
 def check_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
     """Raise SettingsError for settings that cannot work, alone or for this output."""
+    check_reconstruct(settings)
     find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)
-    if settings.sound not in ("keep", "drop"):
-        raise SettingsError(f"--sound {settings.sound} is not known", "keep or drop")
-    if settings.overlap < 0 or settings.window < 0:
-        raise SettingsError("--overlap and --window cannot be below 0")
-    if settings.memory and settings.compare:
-        raise SettingsError(
-            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
-        )
-    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
-        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
-    if not 0 < settings.fps < math.inf:
-        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
 
 
 def reconstructed_frames(

@@ -1,12 +1,12 @@
 """The model registry: one row per teacher and its student. A new model is one row, and no `if` anywhere else."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, MissingError, SettingsError, ShapeError, UnknownModelError
 from turbovaed_cli.teacher_files import WEIGHTS_FILE, licence_of, weight_files
@@ -401,6 +401,11 @@ def is_model_name(name: str) -> bool:
     return name in _BY_ANY_NAME
 
 
+def names_of_models() -> list[str]:
+    """Every registry name and alias."""
+    return list(_BY_ANY_NAME)
+
+
 def find_model(name: str | Path) -> ModelSpec:
     """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
 
@@ -414,10 +419,9 @@ def find_model(name: str | Path) -> ModelSpec:
         return _spec_of_folder(where)
     if where.is_file():
         return _spec_of_folder(where.parent, where.name)
-    near = difflib.get_close_matches(str(name), _BY_ANY_NAME, n=2, cutoff=0.5)
     raise UnknownModelError(
         f"no model is called {str(name)!r}, and it is not a folder",
-        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}",
+        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}"),
     )
 
 
@@ -503,8 +507,13 @@ def _refuse_without_config(folder: Path, file: str | None) -> None:
     )
 
 
-def with_licence(spec: ModelSpec, licence: str) -> ModelSpec:
-    """`spec` of a local folder with a licence that its user states; SettingsError for a registry row, whose licence is known."""
+def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
+    """`spec` of a local folder with a licence that its user states, if any.
+
+    Raises SettingsError for a registry row, whose licence is known.
+    """
+    if licence is None:
+        return spec
     if spec.name in MODELS:
         raise SettingsError(
             f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out --licence, which is for local folders"

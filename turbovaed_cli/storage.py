@@ -311,4 +311,9 @@ def cache_home() -> Path:
     """Where copies of shards from behind URLs are kept: $TURBOVAED_CACHE, or turbovaed in the user's cache folder."""
     if chosen := os.environ.get("TURBOVAED_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbovaed"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "turbovaed"
+    home = os.path.expanduser("~")  # noqa: PTH111 - which does not fail for a user without one
+    if home == "~":
+        raise SettingsError("this user has no home folder to keep copies in", "set TURBOVAED_CACHE to a folder, or HOME")
+    return Path(home) / ".cache" / "turbovaed"

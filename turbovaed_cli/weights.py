@@ -15,10 +15,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from turbovaed_cli.errors import CorruptFileError, DiskFullError, MissingWeightsError, UnknownModelError, WeightFileError
+from turbovaed_cli.errors import (
+    CorruptFileError,
+    DiskFullError,
+    MissingWeightsError,
+    UnknownModelError,
+    UnwritableError,
+    WeightFileError,
+)
 from turbovaed_cli.registry import ASSETS, MODELS, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import room_for, sha256_of
+from turbovaed_cli.rundir import check_place, room_for, sha256_of
 from turbovaed_cli.teacher_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -190,6 +197,9 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str,
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
                 f"{offer}; or {by_hand}",
             )
+        from huggingface_hub import constants  # noqa: PLC0415
+
+        check_place(Path(constants.HF_HUB_CACHE), "HF_HOME", folder=True)
         for file in missing:
             _download(file, f"turbovaed models pull {name} --yes", by_hand)
     return [path for path in (cached_file(file) for file in files) if path is not None]
@@ -261,7 +271,7 @@ def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
         raise MissingWeightsError(
             f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
         ) from error
-    except DiskFullError:
+    except (DiskFullError, UnwritableError):
         raise
     except Exception as error:  # of the hub's client, and of the HTTP client that it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -304,6 +314,7 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
                 f"turbovaed models pull {name} --yes",
             )
         path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file_name
+        check_place(path, "TORCH_HOME")
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = trunk.file_name.rpartition("-")[2].partition(".")[0]
         try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics.scores import PublishedScores
 from turbovaed_cli.registry import MODELS, PUBLISHED_ON, ModelSpec, is_model_name
@@ -43,7 +44,7 @@ def recognise(asked: str, paths: Sequence[Path]) -> str | None:
     if asked:
         name = asked.lower().replace("-", "")
         if name not in DATASETS:
-            raise SettingsError(f"no published data set is called {asked!r}", f"one of: {', '.join(DATASETS)}")
+            raise SettingsError(f"no published data set is called {asked!r}", hint_for(asked, DATASETS))
         return name
     for name, dataset in DATASETS.items():
         if paths and all(dataset.file_name.fullmatch(path.stem) for path in paths):

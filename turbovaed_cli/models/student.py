@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
-from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
+from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name, names_of_models
 from turbovaed_cli.rundir import RunDir, verify_manifest
 from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, student_weights
 
@@ -433,7 +434,9 @@ def load_student(
         return load_published(path, _read_config(path, config))
     raise UnknownModelError(
         f"no model answers to {str(where)!r}",
-        f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}",
+        hint_for(
+            str(where), names_of_models(), f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+        ),
     )
 
 

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import DistillSettings, check_counts
+from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
 )
@@ -31,7 +32,7 @@ def check_settings(settings: DistillSettings) -> None:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
     if not 0 <= settings.ema_decay < 1:
         raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
-    _check_choices(settings, {"optimizer": ("adamw", "muon"), "start": STARTS})
+    _check_choices(settings, {"optimizer": OPTIMIZERS, "start": STARTS})
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
     _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
@@ -53,10 +54,7 @@ def _check_not_negative(settings: object, names: Sequence[str]) -> None:
 
 def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
     for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise SettingsError(
-                f"--{name.replace('_', '-')} {getattr(settings, name)} is unknown", f"one of: {', '.join(allowed)}"
-            )
+        check_choice(f"--{name.replace('_', '-')}", getattr(settings, name), allowed)
 
 
 def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:
