@@ -47,7 +47,10 @@ def _commands(app, *words):
         yield from _commands(group.typer_instance, *words, group.name)
 
 
-@pytest.mark.parametrize(("words", "function"), [((), cli.root), *_commands(cli.app)], ids=str)
+COMMANDS = [((), cli.root), *_commands(cli.app)]
+
+
+@pytest.mark.parametrize(("words", "function"), COMMANDS, ids=[" ".join(words) or "turbovaed" for words, _ in COMMANDS])
 def test_help_prints_every_text_as_it_is_written(turbovaed, monkeypatch, words, function):
     """No bracket is taken for markup: `[[stages]]` is a part of the text."""
     monkeypatch.setenv("COLUMNS", "400")
