@@ -51,6 +51,8 @@ def test_a_stage_is_named_where_others_did_not_change():
     one = DistillSettings((stages[0], Stage("second", steps=5, lr=0.2)))
     assert said(config(before), config(one)) == ["stage second: --lr 0.1 -> 0.2"]
     assert said(config(before), config(before.with_changes(posterior="mean"))) == ["--posterior sample -> mean"]
+    like_a_preset = DistillSettings((stages[0], Stage("second", steps=5, lr=0.3)), recipe="fast")  # as fast.toml is called
+    assert said(config(like_a_preset), config(RECIPES["default"]))[0] == "recipe: fast -> default"
     assert said(config(before), config(DistillSettings(stages[:1]))) == ["stages: first 5, second 5 -> first 5"]
 
 

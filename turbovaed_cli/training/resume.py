@@ -97,10 +97,13 @@ def _is_of_recipes(change: Change, recipes: Sequence[DistillSettings | None]) ->
 
 
 def _value_at(recipe: DistillSettings, name: str) -> object:
-    """What a preset has where config.json has `name`."""
+    """What a preset has where config.json has `name`; None where it has no such place, such as a stage more."""
     value: Any = json.loads(json.dumps({"settings": asdict(recipe)}))
     for part in name.split("."):
-        value = value[int(part) - 1] if isinstance(value, list) else value.get(part)
+        if isinstance(value, list):
+            value = dict(enumerate(value, start=1)).get(int(part))
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
