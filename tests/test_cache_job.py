@@ -97,7 +97,7 @@ def test_a_rerun_probes_no_video_and_sees_one_that_changed(many, ltx_teacher, tm
     shutil.copytree(many, data)
     cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
     again = cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     assert (again.encoded, again.found, probed) == (0, 32, [])
     make_video(data / "3.mp4", "mandelbrot", frames=9)
@@ -115,7 +115,7 @@ def test_failures_are_listed_remembered_and_looked_at_again_when_asked(many, ltx
     assert first.encoded == 32 and [item.path for item in first.skipped] == [str(data / "bad.mp4")]
     assert [item.path for item in cache_status(out).failed] == ["bad.mp4"]
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
     assert cache_latents(spec, data, out, SMALL).skipped == first.skipped and probed == []
     retry = CacheSettings(frames=9, size=(64, 64), retry_failed=True)
     assert cache_latents(spec, data, out, retry).skipped == first.skipped and "bad.mp4" in probed
@@ -182,7 +182,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
     (data / "bad.mp4").write_bytes(b"not a video")
     cache_latents(spec, data, out, SMALL)
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
     cache_latents(spec, data, out, CacheSettings(frames=9, size=(64, 64), retry_failed=True))
     assert probed == ["bad.mp4"]
     for number in range(1, 16):
@@ -195,7 +195,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
 def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_path, monkeypatch):
     spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.cache_latents"]
 
-    def failing(path):
+    def failing(path, **_):
         if path.name in ("3.mp4", "4.mp4"):
             raise (
                 PassingVideoError("ffmpeg gave nothing for 8 seconds")

@@ -227,3 +227,11 @@ def test_a_manifest_that_another_process_writes_meanwhile_is_agreed_to(tmp_path,
     monkeypatch.setattr(Path, "exists", lambda path, **more: next(looks, True) and exists(path, **more))
     with CacheWriter(tmp_path / "c", {"dtype": "fp32"}, shard_mb=1) as writer:
         assert writer.parts == 1 and next(looks, None) is None
+
+
+def test_a_cache_of_another_way_of_reading_is_not_continued(ltx_teacher, videos, tmp_path):
+    """HDR refused or tone-mapped, or a version that read otherwise: other pixels under the same name."""
+    spec, out = find_model(ltx_teacher), tmp_path / "latents"
+    cache_latents(spec, videos / "a.mp4", out, CacheSettings(frames=9, size=(64, 64)))
+    with pytest.raises(SettingsError, match="reading"):
+        cache_latents(spec, videos / "a.mp4", out, CacheSettings(frames=9, size=(64, 64), hdr="refuse"))

@@ -23,9 +23,7 @@ from turbovaed_cli.video import messages
 
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the
 # descriptor we hand over.
-_CONTAINERS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,yuv4mpegpipe,webp_anim,webp_pipe,image2pipe"
-)
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,yuv4mpegpipe,webp_anim,webp_pipe,png_pipe,jpeg_pipe"
 MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
 FLOOR = (7, 0)  # the first whose descriptors can seek; older ones are also long without fixes of their decoders
@@ -92,10 +90,10 @@ def open_regular(path: Path) -> IO[bytes]:
     return os.fdopen(handle, "rb")
 
 
-def input_options(descriptor: int, *, images: bool = False) -> list[str]:
-    """Options that make an open file an input, and nothing else reachable from it; `images`: pictures, one after another."""
+def input_options(descriptor: int, *, demuxer: str = "") -> list[str]:
+    """Options that make an open file an input, and nothing else reachable from it; read as what it is, or by `demuxer`."""
     return [
-        *(["-f", "image2pipe"] if images else []),
+        *(["-f", demuxer] if demuxer else []),
         "-protocol_whitelist",
         "fd",
         "-format_whitelist",
@@ -276,6 +274,8 @@ class Child:
         if not are_reports:
             for line in lines:
                 text = line.decode(errors="replace").rstrip()[:500]
+                if "[verbose]" in text and messages.filtered_size(text) is None:
+                    continue
                 if len(self._messages) < _MOST_MESSAGES or (
                     len(self._messages) < 2 * _MOST_MESSAGES and messages.is_complaint(text)
                 ):

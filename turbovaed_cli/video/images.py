@@ -10,6 +10,11 @@ from typing import IO
 from turbovaed_cli.video import ffmpeg
 
 
+def demuxer_of(images: Sequence[Path]) -> str:
+    """Ffmpeg's name for a file of such pictures; "" of none."""
+    return "" if not images else "png_pipe" if images[0].suffix.lower() == ".png" else "jpeg_pipe"
+
+
 @contextmanager
 def joined(images: Sequence[Path]) -> Iterator[IO[bytes]]:
     """A file without a name that holds these pictures one after another. VideoError if one is not a regular file."""

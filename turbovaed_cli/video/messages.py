@@ -71,6 +71,12 @@ def parse(line: str) -> Message:
     return Message(tuple(part for part in parts if part not in _LEVELS), level, text)
 
 
+def filtered_size(line: str) -> tuple[int, int] | None:
+    """The (height, width) of frames, if this line tells that filters were made for such; written at level verbose."""
+    found = re.search(r"input from stream .* w:(\d+) h:(\d+) pixfmt:", line)
+    return (int(found[2]), int(found[1])) if found else None
+
+
 def about(line: str) -> About:
     """Judge one line of ffmpeg's. Lines without a level come from `-loglevel error` and are complaints."""
     message = parse(line)

@@ -18,7 +18,7 @@ from typing import IO
 from turbovaed_cli.errors import SettingsError, VideoError
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.colour import Colour, colour_of, how_it_is_shown
-from turbovaed_cli.video.images import joined
+from turbovaed_cli.video.images import demuxer_of, joined
 from turbovaed_cli.video.sources import as_text, frames_in
 
 # In these, one packet is one frame unless the table shows signs of the opposite. VP8 hides frames, AVI packs several into one.
@@ -185,7 +185,7 @@ def _probe_folder(folder: Path, fps: Fraction) -> VideoInfo:
             "a folder of frames holds numbered .png or .jpg files, all alike but for the number",
         )
     with joined(images[:1]) as file:
-        first = _table_of(folder, file, "0:V:0", _FIRST_FRAME, images=True)
+        first = _table_of(folder, file, "0:V:0", _FIRST_FRAME, demuxer=demuxer_of(images))
     base = 1 / fps
     return _info(folder, first, _Frames(tuple(range(len(images))), base), keeps_time=False, images=images)
 
@@ -277,7 +277,7 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
 
 # --- tracks and pixels ------------------------------------------------------------------------------------------------
 
-_STREAM = re.compile(r"^(?:\[info\] )? {2}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
+_STREAM = re.compile(r"^(?:\[info\] )? {2,}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
 
 
 def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
@@ -311,7 +311,7 @@ class _Pixels:
     @classmethod
     def of(cls, description: str) -> "_Pixels":
         """Take "vp9 (Profile 2), yuv420p10le(tv, bt2020nc/unknown/unknown, progressive), 426x240, ..." apart."""
-        found = re.search(r", ([a-z]\w+)(?:\(([^)]*(?:\(swapped\))?)\))?, (?:\d+x|none)", description)
+        found = re.search(r", ([a-z]\w+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?, (?:\d+x|none)", description)
         if found is None:
             return cls()
         said: dict[str, str] = {}
@@ -439,14 +439,8 @@ def _may_hide_frames(table: _Table, picture: Track, text: str) -> bool:
 
 
 def _sizes_in(log: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """The sizes (height, width) that frames changed to, in ffmpeg's log."""
-    return tuple(dict.fromkeys(size for line in log if (size := changed_size(line))))
-
-
-def changed_size(line: str) -> tuple[int, int] | None:
-    """The new size (height, width), which may be the old one, if this line of ffmpeg's is about frames that changed; else None."""
-    found = re.search(r"Reconfiguring filter graph because .*?\b(\d+)x(\d+)", line)
-    return (int(found[2]), int(found[1])) if found else None
+    """The sizes (height, width) of decoded frames, in ffmpeg's log."""
+    return tuple(dict.fromkeys(size for line in log if (size := messages.filtered_size(line))))
 
 
 def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = ()) -> _Table:
@@ -456,13 +450,13 @@ def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str
 
 
 def _table_of(
-    path: Path, file: IO[bytes], where: str, options: list[str], clock: Sequence[str] = (), *, images: bool = False
+    path: Path, file: IO[bytes], where: str, options: list[str], clock: Sequence[str] = (), *, demuxer: str = ""
 ) -> _Table:
     header: dict[str, str] = {}
     packets: list[_Packet] = []
     marked: set[int | None] = set()
     most = min(os.fstat(file.fileno()).st_size, _MAX_FRAMES)
-    arguments = ["-loglevel", "level+info", "-nostats", *clock, *ffmpeg.input_options(file.fileno(), images=images)]
+    arguments = ["-loglevel", "level+verbose", "-nostats", *clock, *ffmpeg.input_options(file.fileno(), demuxer=demuxer)]
     arguments += ["-map", where, *options, "-an", "-sn", "-dn", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1"]
     with ffmpeg.Child(arguments, descriptors=[file.fileno()]) as child:
         for line in _lines(child):

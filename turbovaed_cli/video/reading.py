@@ -21,9 +21,9 @@ from turbovaed_cli.errors import VideoError
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.colour import SWS, to_rgb
-from turbovaed_cli.video.images import joined
+from turbovaed_cli.video.images import demuxer_of, joined
 from turbovaed_cli.video.pixels import to_model
-from turbovaed_cli.video.probing import VideoInfo, changed_size, probe, size_change
+from turbovaed_cli.video.probing import VideoInfo, probe, size_change
 
 # Changes whenever other pixels are made of the same file. Caches and runs keep it, so that two versions are not mixed.
 POLICY = 2
@@ -148,7 +148,7 @@ class _Shape:
                 math.floor(share * (have - want) + 0.5) for share, have, want in zip(self.crop, scaled, self.size, strict=True)
             )
             filters += ["format=rgb24", f"crop={self.size[1]}:{self.size[0]}:{left}:{top}"]
-        return filters
+        return [*filters, "format=rgb24"]  # said here, the scaler converts in one go, also where filters are made anew
 
 
 def _jumps(clip: _Clip) -> list[int]:
@@ -230,7 +230,7 @@ def _arguments(
 ) -> list[str]:
     """ffmpeg's, of which `reporting` is the filter that reports each decoded frame."""
     info = clip.info
-    arguments = ["-loglevel", "level+info", "-nostats", *(["-copyts"] if info.keeps_time else [])]
+    arguments = ["-loglevel", "level+verbose", "-nostats", *(["-copyts"] if info.keeps_time else [])]
     if jump is not None:
         # Half-way to the next frame: no rounding leads to another key frame. Which one it was, the first frame will show.
         after = info.ticks[min(jump + 1, info.num_frames - 1)]
@@ -242,7 +242,7 @@ def _arguments(
             f"{float((info.ticks[jump] + after) * info.time_base / 2):.6f}",
         ]
     arguments += ["-c:v", info.decoder] if info.decoder else []
-    arguments += ffmpeg.input_options(descriptor, images=bool(clip.images))
+    arguments += ffmpeg.input_options(descriptor, demuxer=demuxer_of(clip.images))
     filters = [reporting]
     if info.has_exact_times and clip.first:
         filters += [f"select=gte(pts\\,{info.ticks[clip.first]})"]
@@ -269,6 +269,7 @@ class _Watch:
         self._next = 0 if jump is None else None  # number of the frame that the next report should be of; None after a jump
         self._num_reports = 0
         self._sizes: list[tuple[int, int]] = []
+        self._has_filters = False
 
     def await_frame(self, number: int) -> None:
         """Wait until frame `number` was decoded. VideoError, or _LandedElsewhereError, if others come in its place."""
@@ -301,8 +302,8 @@ class _Watch:
     def check_messages(self) -> None:
         """VideoError for what ffmpeg has complained of, if it is about the file and frames that count."""
         for line in self.child.new_messages():
-            if size := changed_size(line):
-                self._note_size(size)
+            if size := messages.filtered_size(line):
+                self._judge_size(size)
                 continue
             about = messages.about(line)
             if about is messages.About.REFERENCES and not self._is_before_what_counts():
@@ -323,8 +324,10 @@ class _Watch:
             raise _LandedElsewhereError
         raise VideoError(f"{self.info.path}: damaged: {reason}")
 
-    def _note_size(self, size: tuple[int, int]) -> None:
-        if not self.fits:
+    def _judge_size(self, size: tuple[int, int]) -> None:
+        """Filters were made for frames of this size: for the first time, or anew, which forgets what they have counted."""
+        is_first, self._has_filters = not self._has_filters, True
+        if not self.fits and (not is_first or size != self.info.stored_size):
             raise _FiltersBeganAnewError
         if size != self.info.stored_size and not self.info.sizes and size not in self._sizes:
             self._sizes.append(size)
