@@ -36,6 +36,7 @@ from turbovaed_cli.video import (
     to_uint16,
 )
 
+LATENTS_SUFFIX = ".safetensors"
 _PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
 
 
@@ -104,7 +105,7 @@ def _reconstruct(
 
 def is_latents(path: Path) -> bool:
     """Whether an input is a latents file rather than a video."""
-    return path.suffix == ".safetensors"
+    return path.suffix == LATENTS_SUFFIX
 
 
 def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, TurboVaedError
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.reconstruct import ReconstructResult, check_settings, is_latents, num_frames_of, reconstruct
+from turbovaed_cli.reconstruct import LATENTS_SUFFIX, ReconstructResult, check_settings, is_latents, num_frames_of, reconstruct
 from turbovaed_cli.reporting import Item, Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VIDEO_SUFFIXES, check_output, find_codec, list_videos
@@ -112,7 +112,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
     planned: dict[Path, Path] = {}
     taken: set[Path] = set()
     for path in sorted(found, key=lambda path: path.suffix.lower() != suffix):  # those that keep their names first
-        name = path.relative_to(folder)
+        name = path.relative_to(folder) if path != folder else Path(folder.resolve().name)  # itself a folder of frames
         while name.suffix.lower() != suffix or name in taken:
             name = name.with_name(name.name + suffix)
         taken.add(name)
@@ -125,11 +125,11 @@ def _inputs_under(folder: Path, report: Reporter) -> list[Path]:
     """Videos and latents files, sorted; hidden ones are left out."""
     latents = [
         path
-        for path in folder.rglob("*.safetensors")
-        if is_latents(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        for path in folder.rglob(f"*{LATENTS_SUFFIX}")
+        if is_latents(path) and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     ]
     try:
-        videos = list_videos(folder, report)
+        videos = list_videos(folder, report, also=LATENTS_SUFFIX)
     except SettingsError:
         videos = []
     return sorted((*videos, *latents), key=lambda path: path.parts)

@@ -23,19 +23,19 @@ def as_text(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def list_videos(data: Path, report: Reporter = quiet) -> list[Path]:
+def list_videos(data: Path, report: Reporter = quiet, *, also: str = "") -> list[Path]:
     """Every video under a folder, sorted, or the one given; hidden files and folders are left out, other files counted in a note.
 
-    Raises SettingsError if there is none.
+    Files with the suffix `also`, which the caller reads, are not counted. Raises SettingsError if there is no video.
     """
     if data.is_dir():
-        return [data / name for name in names_of_videos(data, report)]
+        return [data / name for name in names_of_videos(data, report, also=also)]
     if not data.exists():
         raise SettingsError(f"{data} is not there", "give a folder of videos, or one video")
     return [data]
 
 
-def names_of_videos(folder: Path, report: Reporter = quiet) -> list[str]:
+def names_of_videos(folder: Path, report: Reporter = quiet, *, also: str = "") -> list[str]:
     """The same as names relative to the folder, with slashes: paths of a hundred thousand would take seconds."""
     names = []
     others: Counter[str] = Counter()
@@ -50,7 +50,7 @@ def names_of_videos(folder: Path, report: Reporter = quiet) -> list[str]:
                 continue
             if name.lower().endswith(VIDEO_SUFFIXES):
                 names.append(name if within == "." else f"{within}/{name}")
-            elif name in files:
+            elif name in files and not (also and name.lower().endswith(also)):
                 others[Path(name).suffix.lower() or "no suffix"] += 1
     if others:
         report.note(
