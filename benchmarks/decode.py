@@ -3,7 +3,8 @@
     python benchmarks/decode.py --model ltx --frames 17 --size 256 [--device cpu] [--rounds 5] [--threads 0] [--teacher] [--json]
 
 Plain is the published module structure in eager torch, contiguous fp32 (in bf16 too where the device has it). Variants take
-turns; a ratio is plain's time over the variant's, the median of the turns, with least and most. Random weights unless there are
+turns; a ratio is plain's time over the variant's, the median of the turns, with least and most. Rows of bf16 have a second
+ratio, over plain bf16: like with like. Random weights unless there are
 some on this machine: speed needs none. `--teacher` puts the full-size teacher's decoder beside it (random weights, some GB).
 The floor: FLOPs of the plain form over the rate of a large matrix product here, and its share of the time that a form takes
 (above 1: it multiplies less often than the plain form does). `--model all` goes through the registry.
@@ -71,12 +72,13 @@ def document_of(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__, "gflop": flops / 1e9, "matmul_gflops": {dtype: rate / 1e9 for dtype, rate in rates.items()}, "variants": [],
     }  # fmt: skip
     for variant, (dtype, _) in variants.items():
-        ratios = [plain / own for plain, own in zip(times["plain"], times[variant], strict=True)]
+        ratios = ratios_of(times["plain"], times[variant])
+        alike = ratios_of(times["plain bf16"], times[variant]) if dtype == "bf16" else None
         is_student = variant != "teacher's decoder"
         median_s = statistics.median(times[variant])
         document["variants"].append({
             "name": variant, "dtype": dtype, "ratio_to_plain": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios),
-            "psnr_db": psnr_between(videos[variant], videos["plain"]) if is_student else None,
+            "ratio_to_plain_bf16": statistics.median(alike) if alike else None, "psnr_db": psnr_between(videos[variant], videos["plain"]) if is_student else None,
             "max_abs": (videos[variant].float() - videos["plain"]).abs().max().item() if is_student else None,
             "first_over_plain_first": firsts[variant] / firsts["plain"],
             "floor_share": flops / rates[dtype] / median_s if is_student else None, "samples_s": times[variant],
@@ -131,6 +133,11 @@ def measure(
     return firsts, times, videos
 
 
+def ratios_of(plain: list[float], own: list[float]) -> list[float]:
+    """Turn by turn, how many times as fast as plain a variant was."""
+    return [before / after for before, after in zip(plain, own, strict=True)]
+
+
 def psnr_between(video: Tensor, wanted: Tensor) -> float:
     return psnr(video[0].float().clamp(-1, 1), wanted[0].clamp(-1, 1))
 
@@ -163,12 +170,13 @@ def show(document: dict[str, Any]) -> None:
         f"{document['model']}, {document['frames']} frames of {document['size']}x{document['size']}: {document['gflop']:.0f} GFLOP"
     )
     print(f"{document['machine']}; GFLOP/s of a matrix product: {rates}")
-    print(f"{'':55} over plain (least to most)   PSNR    first  floor/time")
+    print(f"{'':55} over plain (least to most)   over plain bf16   PSNR    first  floor/time")
     for row in document["variants"]:
         span = f"{row['ratio_to_plain']:5.2f}x ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})"
+        alike = "-" if row["ratio_to_plain_bf16"] is None else f"{row['ratio_to_plain_bf16']:.2f}x"
         quality = "-" if row["psnr_db"] is None else f"{row['psnr_db']:.1f}"
         floor = "-" if row["floor_share"] is None else f"{row['floor_share']:.2f}"
-        print(f"{row['name']:55} {span:27} {quality:>6} {row['first_over_plain_first']:7.2f}x {floor:>9}", flush=True)
+        print(f"{row['name']:55} {span:27} {alike:>16} {quality:>6} {row['first_over_plain_first']:7.2f}x {floor:>9}", flush=True)
     print()
 
 

@@ -11,6 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from golden import load_golden, write_teacher
 
+HANG_S = 1200.0  # seconds after which a test gives up waiting: a hang, as nothing takes this long on however busy a machine
+
 
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
@@ -119,10 +121,16 @@ def one_block_folder(one_block, tmp_path_factory) -> Path:
     return folder
 
 
+def cpu_seconds() -> float:
+    """Seconds on a processor so far, of this process and of its children that have ended: what a busy machine does not change."""
+    return sum(os.times()[:4])
+
+
 def make_video(
     path: Path, source: str = "testsrc2", size: str = "96x80", frames: int = 20, *options: str, rate: int = 25
 ) -> Path:
-    """A short H.264 clip from one of ffmpeg's generators."""
+    """A short H.264 clip from one of ffmpeg's generators; makes the folder it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     import subprocess
 
     from turbovaed_cli.video import ffmpeg

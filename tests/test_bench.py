@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import sys
 from dataclasses import asdict, replace
 
@@ -15,7 +16,7 @@ from turbovaed_cli.bench import bench
 from turbovaed_cli.errors import CheckFailedError, SettingsError, ShapeError, TurboVaedError, UnavailableError
 from turbovaed_cli.settings import BenchSettings
 from turbovaed_cli.targets import COMPILED, MODULES, coreml, results
-from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, smallest_gmacs, why_no_estimate
 from turbovaed_cli.targets.results import BenchResult, BenchRow
 
 SMALL = {"frames": 9, "size": (64, 64), "warmup": 1, "repeats": 3}
@@ -142,7 +143,11 @@ def test_coreml_converts_describes_and_says_it_did_not_run(one_block_folder):
     assert "operators" in row.remarks[0] and "GMAC" in row.remarks[0]
     shown = {title.partition(":")[0]: rows for title, _, rows in results.tables(result)}
     assert "How fast" not in shown and shown["Not measured here"][0][0] == "coreml"
-    assert len(shown["Estimated, not measured"]) == 1 and result.estimate.fps_low > 0
+    assert "Estimated, not measured" not in shown and result.estimate is None
+    assert re.fullmatch(
+        r"no estimate for an iPhone: the graph has \S+ GMAC, the smallest with published figures 406", result.no_estimate
+    )
+    assert results.as_document(result)["no_estimate"] == result.no_estimate
 
 
 @pytest.mark.slow
@@ -375,3 +380,15 @@ def test_published_counts_of_operations_are_our_own():
             assert speed.gmacs == pytest.approx(spent * pixels / 64**2, rel=1e-3)
     estimate = estimate_on_phone(406.32, 17)
     assert estimate.fps_low < 161.8 <= estimate.fps_high
+    result = BenchResult(
+        "ltx", "here", "random latents", 1, [row_with([30.0])], estimate=estimate, no_estimate=why_no_estimate(406.32)
+    )
+    (table,) = (table for table in results.tables(result) if table[0] == "Estimated, not measured")
+    widths = [max(len(row[column]) for row in table[2]) for column in (0, 1)]
+    assert sum(widths) + 2 <= 80 and result.no_estimate == ""
+
+
+def test_a_graph_below_the_smallest_published_one_has_no_estimate():
+    """Small graphs are bound by latency: a roofline said 24,717 frames per second of one."""
+    assert smallest_gmacs() == 406.32
+    assert estimate_on_phone(406.0, 17) is None and "406 GMAC, the smallest" in why_no_estimate(405.9)

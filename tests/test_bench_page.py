@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from conftest import HANG_S
 from test_bench import row_with
 
 from turbovaed_cli.html_report.bench import bars, memory, name_of, render, tradeoff, write_page
@@ -35,7 +36,7 @@ def document():
         for frames in (9, 17)
     ]
     result = BenchResult(
-        HOSTILE, "this machine", "random latents", 1_000_000, rows(), {"torch": (0.5, 0.75)}, lengths, {"ltx": SPEEDS["ltx"]}, estimate_on_phone(3.0, 9)
+        HOSTILE, "this machine", "random latents", 1_000_000, rows(), {"torch": (0.5, 0.75)}, lengths, {"ltx": SPEEDS["ltx"]}, estimate_on_phone(3000.0, 9)
     )  # fmt: skip
     return json.loads(json.dumps(results.as_document(result)))
 
@@ -110,6 +111,7 @@ def test_it_opens_in_a_browser(document, browser, tmp_path):
     write_page(tmp_path / "bench.html", [document])
     for width, colours in ((1100, "light"), (390, "dark")):
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=colours)
+        page.set_default_timeout(1000 * HANG_S)
         said = []
         page.on("console", lambda message, said=said: said.append(message.text))
         page.on("request", lambda request, said=said: said.append(request.url) if not request.url.startswith("file:") else None)

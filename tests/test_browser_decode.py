@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import missing_browser
+from conftest import HANG_S, missing_browser
 from safetensors.torch import load_file
 
 from turbovaed_cli.export import export_student
@@ -48,12 +48,13 @@ def test_the_embedded_student_decodes_in_a_browser(browser, exported, address):
     (code,) = code_blocks(exported / "README.md", "javascript")
     assert code.partition("\n")[2] in (exported / "index.html").read_text()
     page = browser.new_page(viewport={"width": 900, "height": 800})
+    page.set_default_timeout(1000 * HANG_S)
     page.route(
         f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT_WEB}/**",
         lambda route: route.fulfill(path=WEB / route.request.url.partition(f"@{ORT_WEB}/")[2]),
     )
     page.goto(address)
-    page.wait_for_function("window.video || window.failure", timeout=120_000)
+    page.wait_for_function("window.video || window.failure")
     assert page.evaluate("window.failure") is None
     shape, numbers = page.evaluate("[window.video.dims, Array.from(window.video.data)]")
     found = torch.tensor(numbers).reshape(shape)

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from conftest import make_video
+from conftest import HANG_S, make_video
 
 from turbovaed_cli.cache_job import cache_status, estimate_cache, merge_caches
 from turbovaed_cli.cache_latents import cache_latents
@@ -68,7 +68,7 @@ def test_folders_of_several_machines_merge_into_the_bytes_of_one_run(many, whole
 
 def test_merging_refuses_what_was_made_otherwise_and_names_a_damaged_shard(whole, videos, ltx_teacher, tmp_path):
     cache_latents(find_model(ltx_teacher), videos, tmp_path / "other", CacheSettings(frames=17, size=(64, 64)))
-    with pytest.raises(SettingsError, match="another clip"):
+    with pytest.raises(SettingsError, match=r"other settings than .*: --frames 9 -> 17"):
         merge_caches([whole[0], tmp_path / "other"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
     shutil.copytree(whole[0], tmp_path / "damaged")
@@ -97,7 +97,9 @@ def test_a_rerun_probes_no_video_and_sees_one_that_changed(many, ltx_teacher, tm
     shutil.copytree(many, data)
     cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(
+        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+    )
     again = cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     assert (again.encoded, again.found, probed) == (0, 32, [])
     make_video(data / "3.mp4", "mandelbrot", frames=9)
@@ -115,7 +117,9 @@ def test_failures_are_listed_remembered_and_looked_at_again_when_asked(many, ltx
     assert first.encoded == 32 and [item.path for item in first.skipped] == [str(data / "bad.mp4")]
     assert [item.path for item in cache_status(out).failed] == ["bad.mp4"]
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(
+        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+    )
     assert cache_latents(spec, data, out, SMALL).skipped == first.skipped and probed == []
     retry = CacheSettings(frames=9, size=(64, 64), retry_failed=True)
     assert cache_latents(spec, data, out, retry).skipped == first.skipped and "bad.mp4" in probed
@@ -182,7 +186,9 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
     (data / "bad.mp4").write_bytes(b"not a video")
     cache_latents(spec, data, out, SMALL)
     probed = []
-    monkeypatch.setattr(sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path))
+    monkeypatch.setattr(
+        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+    )
     cache_latents(spec, data, out, CacheSettings(frames=9, size=(64, 64), retry_failed=True))
     assert probed == ["bad.mp4"]
     for number in range(1, 16):
@@ -217,7 +223,7 @@ def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_pat
 def test_more_shares_than_parts_are_refused_and_other_settings_also_by_a_dry_run(whole, many, ltx_teacher):
     with pytest.raises(SettingsError, match="divided into 4 parts"):
         cache_latents(find_model(ltx_teacher), many, whole[0], SMALL, shard=Shard(5, 8))
-    with pytest.raises(SettingsError, match="another clip"):
+    with pytest.raises(SettingsError, match=r"was made with other settings: --size 64x64 -> 32x32$"):
         estimate_cache(find_model(ltx_teacher), many, whole[0], CacheSettings(frames=9, size=(32, 32)))
 
 
@@ -234,6 +240,8 @@ def test_reading_ahead_gathers_no_more_than_it_should_behind_something_slow():
             yield number
 
     threading.Timer(1.0, may_go.set).start()
-    read = read_ahead(lambda number: may_go.wait(60) if number == 0 else number, items(), 2, is_quick=lambda number: number > 0)
+    read = read_ahead(
+        lambda number: may_go.wait(HANG_S) if number == 0 else number, items(), 2, is_quick=lambda number: number > 0
+    )
     assert next(read)[0] == 0 and len(taken) < 30
     assert [number for number, _ in read] == list(range(1, 1000))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_video
+from conftest import HANG_S, make_video
 
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, plan_clips
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_latents
+from turbovaed_cli.latent_files import read_latents
+from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import sha256_of
@@ -126,7 +127,7 @@ def test_work_in_the_background_is_done_in_order_while_more_is_given():
     import threading
 
     done, may_go = [], threading.Event()
-    with Background(lambda item: may_go.wait(60) and done.append(item), most_waiting=2) as give:
+    with Background(lambda item: may_go.wait(HANG_S) and done.append(item), most_waiting=2) as give:
         for item in range(3):  # one at work and two waiting: none of these calls waits
             give(item)
         assert done == []
@@ -176,7 +177,7 @@ def test_clips_are_spread_evenly(videos):
 
 
 def test_other_settings_in_the_same_folder_are_refused(cache, ltx_teacher, videos):
-    with pytest.raises(SettingsError, match="another clip"):
+    with pytest.raises(SettingsError, match=r"other settings: --frames"):
         cache_latents(find_model(ltx_teacher), videos, cache[0], CacheSettings(frames=9, size=(96, 64)))
 
 

@@ -1,5 +1,6 @@
 """The contract users script against: results on stdout, two-line errors, exit codes, outputs whole or absent."""
 
+import inspect
 import json
 import os
 import re
@@ -8,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import typing
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,29 @@ def turbovaed(capsys, monkeypatch):
         return end.value.code, out, err
 
     return run
+
+
+def _commands(app, *words):
+    """Every command of a Typer app: its words, its function, and its help."""
+    for info in app.registered_commands:
+        yield (*words, info.name), info.callback
+    for group in app.registered_groups:
+        yield (*words, group.name), group.typer_instance.registered_callback.callback
+        yield from _commands(group.typer_instance, *words, group.name)
+
+
+@pytest.mark.parametrize(("words", "function"), [((), cli.root), *_commands(cli.app)], ids=str)
+def test_help_prints_every_text_as_it_is_written(turbovaed, monkeypatch, words, function):
+    """No bracket is taken for markup: `[[stages]]` is a part of the text."""
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = turbovaed(*words, "--help")
+    assert code == 0
+    texts = [inspect.getdoc(function)] if words[-1:] != ("models",) else []
+    for hint in typing.get_type_hints(function, include_extras=True).values():
+        texts += [info.help for info in getattr(hint, "__metadata__", ()) if getattr(info, "help", None)]
+    shown = " ".join(out.split())
+    assert [text for text in texts if " ".join(text.split()) not in shown] == []
+    assert words != ("distill",) or "a TOML file with [[stages]];" in shown
 
 
 def is_two_lines(err: str) -> bool:
@@ -63,7 +89,15 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     assert json.loads(out)["step"] == 2
     code, out, err = turbovaed(*train, "3", "--gradient-checkpointing")
     assert code == 0 and "resumed from 2" in out and "resumed from step 2" in err
-    stages = json.loads((run / "config.json").read_text())["settings"]["stages"]
+    config = json.loads((run / "config.json").read_text())
+    stages = config["settings"]["stages"]
+    assert config["command_line"].startswith("turbovaed distill --teacher ") and config["command_line"].endswith(
+        " --steps 2 --json"
+    )
+    code, out, err = turbovaed(*train, "3", "--lr", "0.5", "--ema-decay", "0.5", "--dry-run", "-v")
+    assert (code, out) == (2, "") and is_two_lines(err)
+    assert err.splitlines()[-4:-2] == ["--ema-decay 0.99 -> 0.5", "--lr 0.002 -> 0.5"]
+    assert f"hint: repeat the first command to resume: {config['command_line']}; or start another with --run {run}-2" in err
     assert all(stage["gradient_checkpointing"] for stage in stages)
 
     code, out, err = turbovaed("eval", "--model", run, "--data", videos, *SMALL, "--json")
@@ -105,6 +139,7 @@ def test_without_model_the_embedded_pair_is_used_and_said_on_stderr(turbovaed, v
     code, out, err = turbovaed("reconstruct", videos / "a.mp4")
     assert code == 0, err
     assert "using the embedded pair, tiny" in err
+    assert f"--out not given: writing {tmp_path / 'a-turbovaed.mp4'}" in err  # not beside the input
     assert "a-turbovaed.mp4" in out and "embedded" not in out
     assert probe(tmp_path / "a-turbovaed.mp4").num_frames == 20
 
@@ -199,6 +234,7 @@ def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos,
         (("export", "--out", "x.onnx", "--size", "abc"), 2, "abc"),
         (("bench", "--target", "torch,tpu"), 2, "tpu"),
         (("bench", "--fail-under", "fps"), 2, "fps=24"),
+        (("bench", "--fail-under", "speedups=2"), 2, "did you mean speedup?"),
         (("bench", "--compare", "nowhere.json"), 2, "nowhere.json"),
         (("bench", "--memory-frames", "9,many"), 2, "9,many"),
         (("eval", "--data", ".", "--device", "cuda"), 3, "cuda"),
@@ -213,6 +249,22 @@ def test_skipped_inputs_are_named_and_end_with_5(turbovaed, ltx_teacher, videos,
         (("eval", "--data", ".", "--metrics", "psnr,sism"), 2, "sism"),
         (("eval", "--data", ".", "--dataset", "davis"), 2, "davis"),
         (("models", "show", "nosuch"), 2, "nosuch"),
+        (("eval", "--data", ".", "--model", "lxt"), 2, "did you mean ltx?"),
+        (("distill", "--data", ".", "--recipe", "papper"), 2, "did you mean paper?"),
+        (("distill", "--data", ".", "--optimizer", "adam"), 2, "did you mean adamw?"),
+        (("distill", "--data", ".", "--lr-schedule", "cosin"), 2, "did you mean cosine?"),
+        (("eval", "--data", ".", "--metrics", "pnsr"), 2, "did you mean psnr?"),
+        (("eval", "--data", ".", "--protocol", "standart"), 2, "did you mean standard?"),
+        (("bench", "--target", "tensorrt"), 2, "did you mean onnx?"),
+        (("bench", "--target", "coreml", "--device", "iphone"), 2, "--device iphone needs --apple-team"),
+        (("bench", "--compare", "nowhere.json"), 2, "nowhere.json is no result of bench --json: no such file or directory"),
+        (("export", "--out", "x", "--format", "mlpackage"), 2, "did you mean coreml?"),
+        (("export", "--out", "x", "--format", "onnx,tflite"), 2, "did you mean litert?"),
+        (("export", "--out", "x", "--format", "pte"), 2, "did you mean executorch?"),
+        (("export", "--out", "x", "--dtype", "half"), 2, "did you mean fp16?"),
+        (("cache-latents", "--data", ".", "--out", "c", "--dtype", "bfloat16"), 2, "did you mean bf16?"),
+        (("--json", "models"), 2, "after the command"),
+        (("help", "distil"), 2, "Did you mean 'distill'?"),
     ],
 )
 def test_a_mistake_is_two_lines_and_an_exit_code(arguments, code, said, turbovaed, tmp_path, monkeypatch):
@@ -228,11 +280,206 @@ def test_a_mistake_is_two_lines_and_an_exit_code(arguments, code, said, turbovae
     assert list(tmp_path.iterdir()) == []
 
 
+UNLOADED = {"models.pair": "load_pair", "cache_latents": "load_teacher", "distill": "load_teacher", "bench": "load_student"}
+WRITERS = {
+    "reconstruct": ("reconstruct", "in.mp4", "--out", "{}"),
+    "eval": ("eval", "--data", ".", "--report", "{}"),
+    "export": ("export", "--out", "{}"),
+    "bench": ("bench", "--report", "{}"),
+    "ios-project": ("bench", "--ios-project", "{}"),
+    "cache-latents": ("cache-latents", "--data", ".", "--out", "{}"),
+    "merge": ("cache-latents", "--merge", ".", "--out", "{}"),
+    "distill": ("distill", "--data", ".", "--run", "{}"),
+    "dry-run": ("distill", "--data", ".", "--run", "{}", "--dry-run"),
+}
+
+
+@pytest.fixture
+def loads_nothing(monkeypatch, tmp_path):
+    """A command that loads a model fails with a TypeError."""
+    for module, name in UNLOADED.items():
+        monkeypatch.setattr(import_module(f"turbovaed_cli.{module}"), name, None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.mp4").touch()
+
+
+@pytest.fixture(scope="module")
+def read_only(tmp_path_factory):
+    """A file system without a place to write, where this process may mount one."""
+    folder = tmp_path_factory.mktemp("read-only")
+    mount = shutil.which("mount")
+    if (
+        sys.platform != "linux"
+        or mount is None
+        or subprocess.run([mount, "-t", "tmpfs", "-o", "ro", "none", folder], check=False).returncode
+    ):
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.parametrize("command", WRITERS)
+@pytest.mark.parametrize("place", ["in.mp4/x.mp4", "/proc/x.mp4", "a" * 252 + ".mp4"], ids=["below", "proc", "long"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(command, place, turbovaed, loads_nothing, tmp_path):
+    code, out, err = turbovaed(*(word.format(place) for word in WRITERS[command]))
+    assert code == 2 and is_two_lines(err) and out == "", err
+    assert "cannot write" in err and "give a" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_read_only_disk_is_refused_before_any_work(command, turbovaed, loads_nothing, read_only):
+    code, _, err = turbovaed(*(word.format(read_only / "x.mp4") for word in WRITERS[command]))
+    assert code == 2 and is_two_lines(err), err
+    assert f"cannot write {read_only / 'x.mp4'}: the file system is read-only" in err
+
+
+@pytest.mark.parametrize("command", [name for name in WRITERS if name != "export"])  # which takes both
+def test_a_folder_is_no_file_and_a_file_no_folder(command, turbovaed, loads_nothing, tmp_path):
+    wants_a_folder = command not in ("reconstruct", "eval", "bench")
+    (tmp_path / "there.mp4").mkdir()
+    place = "in.mp4" if wants_a_folder else "there.mp4"
+    code, _, err = turbovaed(*(word.format(place) for word in WRITERS[command]))
+    assert code == 2 and is_two_lines(err) and "it is a fi" in err if wants_a_folder else "it is a fo" in err, err
+
+
+def test_an_export_replaces_no_folder_of_somebodys(turbovaed, tmp_path):
+    """--overwrite removed a folder that was called as the file."""
+    (tmp_path / "student.onnx").mkdir()
+    (tmp_path / "student.onnx" / "thesis.tex").touch()
+    code, _, err = turbovaed("export", "--out", tmp_path / "student.onnx", "--overwrite", *SMALL)
+    assert code == 2 and "it is a folder" in err
+    (tmp_path / "file").touch()
+    code, _, err = turbovaed("export", "--out", tmp_path / "file", "--format", "onnx,safetensors", "--overwrite", *SMALL)
+    assert code == 2 and "it is a file, and --out is a folder" in err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "student.onnx", "thesis.tex"]
+
+
+def test_a_run_folder_that_cannot_be_written_is_no_reason_to_measure_first(turbovaed, loads_nothing, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"schema_version": 1, "settings": {}}')
+    (tmp_path / "run" / "eval").touch()
+    code, _, err = turbovaed("eval", "--data", ".", "--model", "run")
+    assert code == 2 and "--model run/model" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("reconstruct", "in.mp4", "--dtype", "float16"), "did you mean fp16?"),
+        (("reconstruct", "in.mp4", "--crf", "99"), "--crf 99"),
+        (("reconstruct", "in.mp4", "--out", "x.gif"), ".mp4"),
+        (("reconstruct", "in.mp4", "--device", "gpu"), "did you mean cuda?"),
+        (("reconstruct", "in.mp4", "--out", "in.mp4"), "is there already"),
+        (("export", "--out", "x", "--format", "mlpackage"), "coreml"),
+        (("eval", "--data", ".", "--dtype", "float16"), "fp16"),
+        (("distill", "--data", ".", "--dtype", "float16"), "fp16"),
+        (("bench", "--dtype", "float16"), "fp16"),
+    ],
+)
+def test_values_are_checked_before_torch_is_loaded(words, said, tmp_path):
+    (tmp_path / "in.mp4").touch()
+    script = f"""
+import sys
+sys.argv = ["turbovaed", *{words!r}]
+from turbovaed_cli.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr and is_two_lines(done.stderr), done.stderr
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "left"),
+    [
+        *((name, "nothing was written; run it again") for name in ("reconstruct", "eval", "bench", "ios-project")),
+        *((name, "what was finished is kept; the same command goes on") for name in ("cache-latents", "distill")),
+        ("export", "what export.json lists is whole"),
+    ],
+)
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["interrupted", "full"])
+def test_the_hint_says_what_is_left(command, left, end, turbovaed, loads_nothing, monkeypatch):
+    def ends(*_arguments, **_options):
+        raise end
+
+    monkeypatch.setattr(cli, "check_place", ends)
+    code, _, err = turbovaed(*(word.format("x.mp4") for word in WRITERS[command]))
+    assert code == (130 if isinstance(end, KeyboardInterrupt) else 1)
+    assert is_two_lines(err) and left in err.splitlines()[-1]
+
+
+def test_a_home_is_expanded_in_every_option(turbovaed, tmp_path, monkeypatch):
+    """Shells leave --data=~/x alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = str(tmp_path / "x")
+    for words in (
+        ("eval", "--data=~/x"),
+        ("cache-latents", "--status", "--out=~/x"),
+        ("cache-latents", "--merge=~/x", "--out", "y"),
+        ("distill", "--latents=~/x"),
+        ("distill", "--data=.", "--recipe=~/x.toml"),
+        ("reconstruct", "~/x"),
+        ("eval", "--data", ".", "--model=~/x"),
+        ("eval", "--data", ".", "--compare", "tiny", "~/x"),
+        ("models", "show", "~/x"),
+        ("runs", "~/x"),
+    ):
+        code, _, err = turbovaed(*words)
+        assert code == 2 and home in err and "~" not in err, err
+    code, _, err = turbovaed("models", "show", "~nobody-of-this-name/x")
+    assert code == 2 and "~nobody-of-this-name/x" in err
+
+
+def test_without_a_command_there_is_help_and_no_error(turbovaed):
+    code, out, err = turbovaed()
+    assert code == 2 and "Usage" in out and "reconstruct" in out and err == ""
+
+
+def test_help_and_version_are_commands_too(turbovaed):
+    code, out, _ = turbovaed("help", "models", "show")
+    assert code == 0 and "turbovaed models show" in out
+    code, out, _ = turbovaed("help")
+    assert code == 0 and "reconstruct" in out
+    texts = {turbovaed(*words)[1] for words in (("version",), ("--version",), ("-V",))}
+    assert len(texts) == 1 and texts.pop().startswith("turbovaed ")
+    for words in (("version", "--json"), ("--version", "--json"), ("--json", "--version")):
+        code, out, _ = turbovaed(*words)
+        assert code == 0 and json.loads(out).keys() == {"schema_version", "turbovaed"}
+
+
+def test_the_names_to_choose_from_are_those_there_are():
+    """They are known before torch is loaded, and used for help."""
+    from turbovaed_cli import devices, settings
+    from turbovaed_cli.exporters import exporters
+    from turbovaed_cli.targets import targets
+
+    assert tuple(exporters()) == settings.FORMATS
+    assert tuple(targets()) == settings.TARGETS
+    assert {name for row in (exporters() | targets()).values() for name in row.precisions} == set(settings.PRECISIONS)
+    assert tuple(devices.DTYPES) == settings.DTYPES
+
+
+def test_a_video_that_cannot_be_used_is_named_once(turbovaed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(b"no")
+    code, _, err = turbovaed("cache-latents", "--data", tmp_path, "--out", tmp_path / "c")
+    assert code == 2 and err.count("broken.mp4") == 1, err
+
+
 def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
     monkeypatch.setattr("turbovaed_cli.export.MAX_ABS_FP32", 0.0)
     code, _, err = turbovaed("export", "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
     assert code == 4 and is_two_lines(err)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx.README.md", "a.onnx.unverified", "export.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.onnx.README.md",
+        "a.onnx.latents.safetensors",
+        "a.onnx.unverified",
+        "export.json",
+    ]
 
 
 def test_dry_run_writes_nothing(turbovaed, ltx_teacher, videos, tmp_path):
@@ -248,6 +495,9 @@ def test_models_are_listed_shown_and_documented_as_json(turbovaed):
     assert all(name in out for name in ("ltx", "hunyuan", "cogvideox, cog", "video-dc-ae, dc", "tiny"))
     _, out, _ = turbovaed("models", "--json")
     assert [model["name"] for model in json.loads(out)["models"]] == ["ltx", "hunyuan", "cogvideox", "video-dc-ae", "tiny"]
+    _, out, _ = turbovaed("models", "show", "ltx")
+    assert "psnr: 31.68 (teacher 32.4)" in out and "measured on: arXiv:2508.09136, UCF-101, 17 frames of 256x256" in out
+    assert json.loads(turbovaed("models", "show", "tiny", "--json")[1])["student"]["published results"] is None
     _, out, _ = turbovaed("models", "show", "cog")
     assert "num_latent_frames_batch_size: 8" in out and "8k+1" in out
     code, out, _ = turbovaed("models", "pull", "tiny", "--json")

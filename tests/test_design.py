@@ -1,6 +1,7 @@
 """A student designed for a budget costs what the table says, fits, and is the least changed of those that use the budget."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -193,6 +194,7 @@ def test_models_design_shows_the_table_and_a_document(turbovaed):  # noqa: F811
     code, out, err = turbovaed("models", "design", "ltx", "--params", "8M")
     assert code == 0 and "chosen" in out and "64,128,256,512" in out and "the smallest possible" in err
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    assert "octaves" not in out + err and re.search(r"64,128,256,512 .* 1\.00x  no", out)
     _, out, _ = turbovaed("models", "design", "ltx", "--params", "8M", "--gflops", "50", "--json")
     document = json.loads(out)
     assert document["chosen"]["params"] <= 8_000_000 and document["chosen"]["gflops"] <= 50
@@ -210,3 +212,10 @@ def test_counts_are_read_as_people_write_them(text, number):
     from turbovaed_cli.cli import parse_count
 
     assert parse_count(text) == number
+
+
+def test_a_resume_does_not_show_the_design_again(turbovaed, videos, tmp_path):  # noqa: F811
+    words = ("distill", "--data", videos, "--params", "800k", "--run", tmp_path, "--lr", "-1")
+    assert "Students of tiny for 800,000 parameters" in turbovaed(*words)[2]
+    (tmp_path / "config.json").write_text('{"schema_version": 1, "settings": {"steps": 1}}')
+    assert "Students of tiny" not in turbovaed(*words)[2] and "Students of tiny" in turbovaed(*words, "-v")[2]

@@ -1,15 +1,17 @@
 """Distillation learns, writes what it promises, refuses what cannot work, and stops before NaN spreads."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.distill import _waits_in_words, distill
-from turbovaed_cli.errors import NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
+from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
@@ -31,6 +33,19 @@ TINY = DistillSettings(
     save_every=2,
     sample_every=2,
 )
+
+
+class Notes:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def track(self, items, label, total=None, start=0):
+        yield from items
+
+    def note(self, text="", *, warning=False, **values):
+        self.warnings += [text] * warning
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +70,14 @@ def test_a_run_folder_holds_everything_it_promises(run):
     assert {"loss", "l1", "perceptual", "feature_mid_block", "feature_up_blocks.1"} <= set(result.losses)
 
 
-def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run):
+def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run, ltx_teacher):
     folder, _ = run
     a, b = StudentDecoder.from_pretrained(folder / "model"), load_student(folder)
     latents = torch.randn(1, 6, 2, 2, 2)
     with torch.no_grad():
         assert torch.equal(a(latents), b(latents))
     card = (folder / "model" / "README.md").read_text()
-    assert find_model("ltx").teacher.licence in card
+    assert find_model(ltx_teacher).teacher.licence in card
     assert "only: 4 steps of 2 clips, 9 frames of 64x64; L1 + 1.0 ssim + 1.0 features; lr 0.001 constant" in card
 
 
@@ -300,7 +315,7 @@ def test_latents_of_another_teacher_are_refused(cache, tmp_path, ltx_teacher, sm
     weights = tmp_path / "other" / "diffusion_pytorch_model.safetensors"
     state = load_file(weights)
     save_file({name: value * 1.01 for name, value in state.items()}, weights)
-    with pytest.raises(SettingsError, match="another teacher"):
+    with pytest.raises(SettingsError, match=r"made by vae .*, not by other"):
         distill(find_model(tmp_path / "other"), tmp_path / "run", latents=cache, settings=TINY, student_config=small_student)
 
 
@@ -573,8 +588,51 @@ def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, vi
     before = sorted(path for path in run.rglob("*"))
     again = estimate_distill(spec, run, latents=cache, settings=settings.with_changes(steps=8), student_config=small_student)
     assert again.steps_done == 4 and sorted(path for path in run.rglob("*")) == before
-    left = again.stages[1]
-    assert again.seconds == pytest.approx(4 * left.seconds_per_step)
+    (left,) = again.stages  # the first one is finished
+    assert (left.name, left.steps) == ("many", 4) and again.seconds == pytest.approx(4 * left.seconds_per_step)
+    assert again.disk_bytes < found.disk_bytes
+    done = estimate_distill(spec, run, latents=cache, settings=settings.with_changes(steps=4), student_config=small_student)
+    assert (done.steps_done, done.stages, done.seconds, done.disk_bytes) == (4, [], 0, 0)
+
+
+def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, small_student, tmp_path):
+    from turbovaed_cli.distill import estimate_distill
+    from turbovaed_cli.rundir import RunDir
+
+    spec, run, settings = find_model(ltx_teacher), tmp_path / "run", TINY.with_changes(steps=2, sample_every=0, save_every=1)
+    first = {"latents": cache, "settings": settings, "student_config": small_student, "command_line": "turbovaed distill --first"}
+    distill(spec, run, **first)
+    wider = small_student | {"decoder_block_out_channels": [32, 8, 8, 16]}
+    for change, what in (
+        (
+            {"settings": settings.with_changes(lr=0.5, ema_decay=0.5)},
+            "other settings: --ema-decay 0.999 -> 0.5; --lr 0.001 -> 0.5",
+        ),
+        ({"settings": settings.with_changes(steps=1)}, "is at step 2"),
+        ({"student_config": wider}, "student's decoder_block_out_channels: 32,8,8,8 -> 32,8,8,16"),
+        ({"latents": None, "data": videos}, "the contents of --data or --latents differ"),
+    ):
+        refused = []
+        for command in (distill, estimate_distill):
+            with pytest.raises(RunFolderError, match=what) as error:
+                command(spec, run, **{**first, "command_line": "", **change})
+            refused.append((error.value.what, error.value.hint))
+        assert refused[0] == refused[1] and refused[0][1].endswith(
+            f"resume: turbovaed distill --first; or start another with --run {run}-2"
+        )
+    assert estimate_distill(spec, run, **first).steps_done == 2
+    with pytest.raises(RunFolderError, match="was started with 1 clips in a forward pass over 1 processes; now 2 over 2"):
+        estimate_distill(spec, run, **first, processes=2)
+    with RunDir(run).lock(), pytest.raises(RunFolderError, match="is in use by process"):
+        estimate_distill(spec, run, **first)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(RunFolderError, match=r"holds other things \(thesis\.tex\)"):
+        estimate_distill(spec, tmp_path / "other", **first)
+    weights = run / "checkpoints" / "step_0000002" / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptFileError, match=r"student\.safetensors is not what was written"):
+        estimate_distill(spec, run, **first)
 
 
 def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(videos, tmp_path):
@@ -584,3 +642,101 @@ def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(vide
     assert found.download_bytes > 1e9 and found.stages == [] and found.seconds is None
     with pytest.raises(SettingsError, match="--lr"):
         estimate_distill(find_model("ltx"), tmp_path / "run", data=videos, settings=TINY.with_changes(lr=-1.0))
+
+
+@pytest.mark.parametrize("recipe", ["default", "paper"])
+def test_clips_of_one_flat_colour_are_learnt_from_and_named(tmp_path, recipe):
+    """Nothing divides by their variance, which is zero: not the fitted start, nor SSIM, features or the adaptive weight."""
+    make_video(tmp_path / "flat" / "black.mp4", "color", "64x48", 12)
+    notes = Notes()
+    settings = read_recipe(recipe).with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
+    result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "flat", settings=settings, report=notes)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == result.step == 3 and all(row["loss"] is not None and row["grad_norm"] is not None for row in rows)
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert ("; clips are smaller than the crop of 12 latents: whole clips" in log) == (recipe == "default")
+    assert [text for text in notes.warnings if "one flat colour" in text] == notes.warnings[: recipe == "default"]
+    student = load_student(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+def test_a_flat_clip_among_others_changes_nothing_for_them(tmp_path, videos):
+    make_video(tmp_path / "mixed" / "black.mp4", "color", "64x48", 12)
+    shutil.copy(videos / "a.mp4", tmp_path / "mixed")
+    notes = Notes()
+    settings = read_recipe("fast").with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
+    result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "mixed", settings=settings, report=notes)
+    assert result.step == 3 and not notes.warnings
+    student = load_student(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in student.state_dict().values())
+
+
+# --- what is said of a teacher and its latents ---
+
+
+class Told:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def note(self, text="", *, warning=False, **_):
+        self.warnings += [text] * warning
+
+    def track(self, items, *_, **__):
+        return items
+
+
+def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(ltx_teacher, videos, small_student, tmp_path):
+    """The number that it names designs a smaller one; a student that is smaller is none to warn of."""
+    from turbovaed_cli.models.design import Budget, design_student
+    from turbovaed_cli.models.student import num_params
+    from turbovaed_cli.models.teacher import decoder_params
+
+    spec = find_model(ltx_teacher)
+    size = decoder_params(load_teacher(ltx_teacher))
+    plain = {"decoder_is_dw_conv": [False] * 5}
+    configs = {
+        "large": spec.student.config | plain | {"decoder_block_out_channels": [64, 64, 128, 256]},
+        "small": small_student | {"decoder_layers_per_block": [0] * 5, "decoder_block_out_channels": [16, 8, 8, 8]},
+    }
+    assert num_params(build_student(configs["large"])) > size > num_params(build_student(configs["small"]))
+    settings = TINY.with_changes(steps=1, sample_every=0, feature_weight=0.0)
+    warned = {}
+    for name, config in configs.items():
+        told = Told()
+        distill(spec, tmp_path / name, data=videos / "a.mp4", settings=settings, student_config=config, report=told)
+        warned[name] = [text for text in told.warnings if "its teacher's decoder" in text]
+    assert warned["small"] == [] and len(warned["large"]) == 1 and f"{size:,}" in warned["large"][0]
+    params = int(warned["large"][0].partition("--params ")[2].split()[0])
+    design = design_student(spec, Budget(params=params, frames=9, size=(64, 64)))
+    assert design.chosen.params <= params < num_params(build_student(configs["large"]))
+
+
+def test_the_number_for_a_smaller_student_works_for_every_row():
+    from turbovaed_cli.models.design import Budget, design_student, suggested_params
+    from turbovaed_cli.registry import MODELS
+
+    for spec in MODELS.values():
+        size, frames = round(spec.teacher.decoder_params_m * 1e6), spec.teacher.frames.at_least(17)
+        for teacher_params in (size, 10):
+            params = suggested_params(spec, teacher_params)
+            design = design_student(spec, Budget(params=params, frames=frames, size=(256, 256)))
+            assert design.chosen.params <= params and (teacher_params == 10 or params < size)
+
+
+def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, tmp_path, monkeypatch):
+    """Before anything is downloaded or loaded, as far as the cache alone tells."""
+    from turbovaed_cli.distill import estimate_distill
+
+    with pytest.raises(SettingsError, match=r"made by vae \(a 'AutoencoderKLLTXVideo' of 6 channels\), not by tiny") as error:
+        distill(find_model("tiny"), tmp_path / "run", latents=cache, settings=TINY)
+    assert error.value.hint == "name their teacher: --teacher DIR, with the folder vae"
+    cache_latents(find_model("tiny"), videos / "a.mp4", tmp_path / "tiny", CacheSettings(frames=9, size=(64, 64)))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    for call, more in ((distill, {"consent": lambda *given: asked.append(given)}), (estimate_distill, {})):
+        with pytest.raises(SettingsError, match="made by tiny") as error:
+            call(find_model("ltx"), tmp_path / "run", latents=tmp_path / "tiny", settings=TINY, **more)
+        assert error.value.hint == "name their teacher: --teacher tiny"
+    assert asked == [] and not (tmp_path / "run").exists()

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ import torch
 from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
-from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError
+from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluate import as_document, clip_frames, decode_times, evaluate, evaluate_all, find_misses, parse_thresholds
 from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
 from turbovaed_cli.metrics.intervals import ratio_interval
-from turbovaed_cli.metrics.published import published_scores, recognise
-from turbovaed_cli.metrics.scores import ClipScores, summarise
+from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
+from turbovaed_cli.metrics.scores import ClipScores, met_thresholds, summarise
 from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import num_params
@@ -48,12 +49,33 @@ def test_means_are_over_clips_and_the_ratio_is_of_means(result):
     assert result.means["ratio"]["psnr"] == pytest.approx(result.means["student"]["psnr"] / result.means["teacher"]["psnr"])
 
 
+def five(result):
+    """That evaluation as it would be of five videos."""
+    clips = [*result.clips, *(replace(result.clips[i], path=str(i), batch=3 + i) for i in range(2))]
+    found = summarise(clips)
+    return replace(result, clips=clips, means=found.means, intervals=found.intervals, num_videos=found.num_videos)
+
+
 def test_intervals_are_over_clips_and_paired_for_the_ratio(result):
+    result = five(result)
     scores = {who: [getattr(clip, who)["psnr"] for clip in result.clips] for who in ("teacher", "student")}
     for who, values in scores.items():
-        assert result.intervals[who]["psnr"] == pytest.approx(ratio_interval(values, [1.0] * 3, range(3)))
-    assert result.intervals["ratio"]["psnr"] == pytest.approx(ratio_interval(scores["student"], scores["teacher"], range(3)))
-    assert result.num_videos == 3
+        assert result.intervals[who]["psnr"] == pytest.approx(ratio_interval(values, [1.0] * 5, range(5)))
+    assert result.intervals["ratio"]["psnr"] == pytest.approx(ratio_interval(scores["student"], scores["teacher"], range(5)))
+    assert result.num_videos == 5
+    scores_table, facts, *_ = as_tables([result], Path())
+    assert "±" in scores_table.rows[0][1] and dict(facts.rows)["±"].startswith("95 % confidence")
+    assert as_document(result)["intervals"]["reason"] is None
+
+
+def test_fewer_than_five_videos_have_no_interval_and_that_is_said_once(result):
+    """Of two, Student's t is 12.7: the half width is nearly seven times the whole spread."""
+    scores_table, facts, *_ = as_tables([result], Path())
+    assert not any("±" in cell for row in scores_table.rows for cell in row)
+    assert [text for row in facts.rows for text in row if "interval" in text] == ["3 videos: too few for an interval"]
+    intervals = as_document(result)["intervals"]
+    assert intervals["reason"] == "3 videos: too few for an interval"
+    assert {value for side in ("teacher", "student", "ratio") for value in intervals[side].values()} == {None}
 
 
 def test_the_worst_clips_are_named_worst_first(result):
@@ -112,6 +134,45 @@ def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, mon
         evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("vmaf",)))
 
 
+@pytest.mark.parametrize(
+    ("size", "protocol", "measured"),
+    [
+        (8, "standard", {"psnr", "flicker"}),
+        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg"}),
+        (8, "paper", {"psnr", "ssim"}),
+    ],
+)
+def test_clips_too_small_for_a_metric_leave_out_that_metric_alone(videos, tmp_path, size, protocol, measured):
+    for name in ("alex", "vgg"):
+        torch.save(random_trunk(name), tmp_path / f"{name}.pth")
+    weights = (tmp_path / "alex.pth", tmp_path / "vgg.pth")
+    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg")
+    settings = EvalSettings(frames=5, size=(size, 32), metrics=names, protocol=protocol, lpips_weights=weights)
+    tiny = load_pair("tiny")
+    result = evaluate(tiny, videos / "a.mp4", settings)
+    assert set(result.means["student"]) == measured and all(map(math.isfinite, result.means["student"].values()))
+    reasons = {name: reason for name, reason in result.not_measured.items() if "the published script" not in reason}
+    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16}
+    for name, reason in reasons.items():
+        assert f"needs {least[name]}x{least[name]} pixels at least; these clips are 32x{size}" in reason
+        assert reason.startswith("not measured: ") and "a larger --size" in reason
+    with pytest.raises(MissingError, match="lpips cannot be checked: not measured: LPIPS-Alex needs 31x31"):
+        evaluate_all([tiny], videos / "a.mp4", settings, required=["lpips"])
+
+
+def test_clips_too_short_for_i3d_leave_out_rfvd_alone(pair, videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(fvd, "MIN_CLIPS", 3)
+    network = torch.nn.Conv3d(3, 1, (10, 1, 1))  # as I3D does, it wants ten frames
+    torch.jit.trace(network, torch.zeros(1, 3, 10, 8, 8)).save(str(tmp_path / "ten.pt"))
+    digest = hashlib.sha256((tmp_path / "ten.pt").read_bytes()).hexdigest()
+    settings = replace(SMALL, metrics=("psnr", "rfvd"), i3d=tmp_path / "ten.pt", i3d_sha256=digest)
+    result = evaluate(pair, videos, settings)
+    assert result.not_measured["rfvd"].startswith("not measured: rFVD needs clips of 10 frames at least; these have 9")
+    assert list(result.means["student"]) == ["psnr"]
+    with pytest.raises(WeightFileError, match=r"ten\.pt does not take clips of 17 frames"):
+        evaluate(pair, videos, replace(settings, frames=17))
+
+
 def test_the_document_is_the_contract(result):
     document = json.loads(json.dumps(as_document(result), allow_nan=False))
     assert document["schema_version"] == 1
@@ -134,7 +195,7 @@ def test_several_clips_of_a_video_count_as_one_video(pair, videos):
     assert [clip.start for clip in result.clips] == [0, 9, 0, 21]
     assert result.num_videos == 2
     alone = evaluate(pair, videos / "a.mp4", PIXELS)
-    assert alone.intervals["student"]["psnr"] is None  # one video has no spread
+    assert alone.intervals["student"]["psnr"] is None and as_document(alone)["intervals"]["reason"].startswith("1 video: ")
 
 
 def test_skipped_videos_are_listed(pair, videos, tmp_path):
@@ -371,3 +432,40 @@ def test_decoders_are_timed_in_turns_and_only_their_ratio_is_shown(pair, videos,
     result = evaluate(pair, videos / "a.mp4", replace(PIXELS, speed_repeats=1))
     assert as_document(result)["decode_times"]["ratio"] > 0
     assert "times as fast as the teacher" in dict(as_tables([result], videos)[1].rows)["speed"]
+
+
+# --- what people read ---------------------------------------------------------------------------------------------
+
+
+def test_what_was_not_measured_is_one_line_and_a_line_each_with_v(result):
+    (_, facts, *_), (_, long, *_) = as_tables([result], Path()), as_tables([result], Path(), every_clip=True)
+    named = ", ".join(("LPIPS-Alex", "LPIPS-VGG", "rFVD"))
+    assert [row for row in facts.rows if "measured" in row[0]] == [("not measured", f"{named} (-v says why, and what to run)")]
+    assert [label for label, text in long.rows if text in result.not_measured.values()] == ["LPIPS-Alex", "LPIPS-VGG", "rFVD"]
+    one = replace(result, not_measured={"vmaf": "not measured: because"})
+    assert ("VMAF", "not measured: because") in as_tables([one], Path())[1].rows
+    others = dict.fromkeys(("lpips_vgg", "vmaf", "flicker"), "not measured: the published script has no such metric")
+    paper_table = as_tables([replace(result, protocol="paper", not_measured=others)], Path())[1]
+    assert not any("published script has no" in text or label == "not measured" for label, text in paper_table.rows)
+
+
+def test_a_threshold_that_is_met_has_a_line(result):
+    kept = result.kept["psnr"]
+    assert met_thresholds([result], {"psnr": kept, "ssim": 50.0}) == [f"psnr {kept:.3f} >= {kept:g}: met"]
+    assert met_thresholds([result, result], {"psnr": kept})[0].startswith(f"{result.model} psnr")
+
+
+def test_why_no_published_figures_stand_beside_ours_is_said(result):
+    ucf = EvalSettings(dataset="ucf101")
+    assert why_not_published(MODELS["ltx"], "ucf101", ucf) == "" == why_not_published(MODELS["tiny"], None, ucf)
+    why = why_not_published(MODELS["tiny"], "ucf101", ucf)
+    assert why.startswith("none for this model; the paper has ltx, hunyuan, cogvideox, video-dc-ae on UCF-101")
+    assert why_not_published(MODELS["ltx"], "ucf101", SMALL) == "none for these clips: the paper measured 17 frames of 256x256"
+    table = as_tables([replace(result, published_missing=why)], Path())[1]
+    assert ("published", why) in table.rows and as_document(replace(result, published_missing=why))["published_missing"] == why
+
+
+def test_the_student_is_behind_or_ahead_of_its_teacher(result):
+    better = [replace(clip, student={name: value + 1 for name, value in clip.teacher.items()}) for clip in result.clips]
+    told = {row[1] for table in as_tables([replace(result, clips=better)], Path())[2:] for row in table.rows}
+    assert any("least ahead of teacher" in text for text in told) and any("furthest behind teacher" in text for text in told)

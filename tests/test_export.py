@@ -72,7 +72,12 @@ def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
     ]
     weights = {item.name: item.dims for item in model.graph.initializer}
     assert all(len(weights[node.input[1]]) == 4 for node in model.graph.node if node.op_type == "Conv")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "a.onnx.README.md", "export.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.onnx",
+        "a.onnx.README.md",
+        "a.onnx.latents.safetensors",
+        "export.json",
+    ]
 
 
 def test_one_frame_makes_a_graph_of_its_own(student, tmp_path):
@@ -129,7 +134,12 @@ def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypa
     with pytest.raises(CheckFailedError, match="max abs") as error:
         raise_for_misses(result)
     assert error.value.exit_code == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx.README.md", "a.onnx.unverified", "export.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.onnx.README.md",
+        "a.onnx.latents.safetensors",
+        "a.onnx.unverified",
+        "export.json",
+    ]
     (record,) = json.loads((tmp_path / "export.json").read_text())["artifacts"]
     assert record["verified"] is False and record["path"] == "a.onnx.unverified"
 
@@ -200,13 +210,23 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     assert len(swift) == 3 and not any(map(swift_has_errors, swift))
 
 
-def check_python_lines(out, student, monkeypatch, blocks):
-    """Each block, copied as it stands and run in the folder, gives the student's video."""
-    monkeypatch.chdir(out)
+def check_python_lines(readme, latents, student, monkeypatch, blocks):
+    """Each block, copied as it stands and run in the folder, gives the student's video; the first makes a pipeline's latents raw."""
+    from diffusers import LTXPipeline
+
+    monkeypatch.chdir(readme.parent)
+    beside = load_file(latents)
     with torch.no_grad():
-        wanted = student(load_file(out / "latents.safetensors")["latents"])
-    found = code_blocks(out / "README.md", "python")
+        wanted = student(beside["latents"])
+    about, *found = code_blocks(readme, "python")
     assert len(found) == blocks
+    names = {}
+    exec(about, names)
+    mean, std = student.latents_mean, student.latents_std
+    normalised = LTXPipeline._normalize_latents(beside["latents"], mean, std, student.config.scaling_factor)
+    packed, shape = LTXPipeline._pack_latents(normalised), beside["latents"].shape[2:]
+    for given in ((normalised.numpy(),), (packed.numpy(), tuple(shape))):
+        assert torch.allclose(torch.as_tensor(names["raw_latents"](*given)), beside["latents"], atol=1e-5)
     for block in found:
         names = {}
         exec(block, names)
@@ -217,7 +237,42 @@ def check_python_lines(out, student, monkeypatch, blocks):
 def test_the_python_lines_of_the_readme_decode(one_block, tmp_path, monkeypatch):
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
     export_student(one_block, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings)
-    check_python_lines(tmp_path / "out", one_block, monkeypatch, blocks=4)
+    out = tmp_path / "out"
+    check_python_lines(out / "README.md", out / "latents.safetensors", one_block, monkeypatch, blocks=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("onnx", "a.onnx"),
+        ("torch-export", "a.pt2"),
+        ("safetensors", "a.safetensors"),
+        pytest.param("executorch", "a.pte", marks=pytest.mark.slow),
+        pytest.param("litert", "a.tflite", marks=pytest.mark.slow),
+    ],
+)
+def test_the_python_lines_beside_a_single_file_decode_too(name, file, one_block, tmp_path, monkeypatch):
+    """In the folder of the file, without anything else in it; of a student with statistics of its own."""
+    student = build_student(dict(one_block.config) | {"latents_mean": [0.5] * 8, "latents_std": [2.0] * 8, "scaling_factor": 0.7})
+    student.load_state_dict(one_block.state_dict())
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",))
+    export_student(student.eval(), (installed(name),), tmp_path / file, settings)
+    check_python_lines(tmp_path / f"{file}.README.md", tmp_path / f"{file}.latents.safetensors", student, monkeypatch, blocks=1)
+
+
+def test_latents_of_somebody_else_stay(student, tmp_path):
+    """In a folder and beside a single file; those of an export are replaced."""
+    mine = tmp_path / "out" / "latents.safetensors"
+    mine.parent.mkdir()
+    for path, out in ((mine, mine.parent), (tmp_path / "a.onnx.latents.safetensors", tmp_path / "a.onnx")):
+        save_file({"latents": torch.zeros(1)}, path)
+        with pytest.raises(OutputExistsError, match=r"latents\.safetensors is there and not of an export"):
+            export_student(student, ("safetensors" if out.is_dir() else "onnx",), out, SMALL)
+        assert load_file(path)["latents"].shape == (1,)
+        path.unlink()
+    for _ in range(2):
+        export_student(student, ("safetensors",), mine.parent, ExportSettings(frames=5, sizes=((48, 32),), overwrite=True))
+    assert load_file(mine)["latents"].shape == (1, 8, 3, 6, 4)
 
 
 @pytest.mark.slow
@@ -232,7 +287,8 @@ def test_mobile_runtimes_run_what_was_written(name, one_block, tmp_path, monkeyp
     latents = torch.randn(1, 8, 3, 6, 4, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert (decoded(clip, latents) - one_block(latents)).abs().max() < 1e-3
-    check_python_lines(tmp_path / "out", one_block, monkeypatch, blocks=1)
+    out = tmp_path / "out"
+    check_python_lines(out / "README.md", out / "latents.safetensors", one_block, monkeypatch, blocks=1)
 
 
 @pytest.mark.slow

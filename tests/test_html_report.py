@@ -11,13 +11,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import make_video
+from conftest import HANG_S, make_video
 from PIL import Image
 
 from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
 from turbovaed_cli.evaluate import clip_frames, evaluate
-from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, tables, write_report
+from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, report_of_run, tables, write_report
 from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, heat
 from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
 from turbovaed_cli.metrics.scores import DecodeTimes, as_document
@@ -101,10 +101,27 @@ def test_every_metric_has_a_figure_or_a_reason(path, result):
 
 
 def test_intervals_are_the_evaluation_s(result):
-    row = tables.metric_rows(as_document(result))[0]
-    low, high = result.intervals["student"]["psnr"]
-    assert row.student.interval == f"± {(high - low) / 2:.2f}"
-    assert tables.metric_rows(as_document(replace(result, intervals={})))[0].student.interval == ""
+    span = (result.means["student"]["psnr"] - 0.5, result.means["student"]["psnr"] + 0.5)
+    drawn = replace(result, num_videos=5, intervals={"student": {"psnr": span}})
+    row = tables.metric_rows(as_document(drawn))[0]
+    assert row.student.interval == "± 0.50" and row.student.places
+    for few in (replace(drawn, num_videos=2), replace(drawn, intervals={})):  # the first as earlier versions wrote it
+        row = tables.metric_rows(as_document(few))[0]
+        assert row.student.interval == "" and row.student.places is None
+
+
+def test_a_page_has_no_command_line_whose_paths_are_private(tmp_path):
+    run = RunDir(tmp_path)
+    run.snapshot({"settings": {"recipe": "own"}, "command_line": "turbovaed distill --data /home/me"}, {})
+    settings = report_of_run(run, {}).settings
+    assert settings["settings"] == {"recipe": "own"} and "command_line" not in settings
+
+
+def test_too_few_videos_for_an_interval_are_said_once_and_nothing_is_drawn(path, result):
+    text = path.read_text()
+    assert result.num_videos < 5 and text.count(f"{result.num_videos} videos: too few for an interval") == 1
+    table = text.partition('<table class="metrics">')[2].partition("</table>")[0]
+    assert "±" not in table and "<svg" not in table
 
 
 def test_a_score_that_is_none_is_no_figure(result):
@@ -290,6 +307,7 @@ def show(browser, path):
 
     def open_page(width: int = 1280, height: int = 900, colours: str = "light", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=colours, **options)
+        context.set_default_timeout(1000 * HANG_S)
         opened.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(message.text))
@@ -308,9 +326,9 @@ def show(browser, path):
     assert {url for url in asked if not url.startswith("data:video/mp4")} == {path.as_uri()}
 
 
-def until(condition, seconds: float = 30) -> None:
+def until(condition) -> None:
     """Wait from here: the page's policy forbids the browser what wait_for_function does in it."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from turbovaed_cli.metrics import (
     vmaf,
 )
 from turbovaed_cli.metrics.intervals import ratio_interval, t_quantile
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW
 from turbovaed_cli.video import ffmpeg, to_uint8
 
 
@@ -179,6 +181,32 @@ def test_ssim_below_its_window_is_refused():
         ssim_value(torch.zeros(1, 3, 1, 8, 16), torch.zeros(1, 3, 1, 8, 16))
 
 
+def test_least_sides_are_the_least_that_work():
+    """At each metric's least side there is a score; one pixel below, the network or the filter has nothing left to look at."""
+    generator = torch.Generator().manual_seed(2)
+    video, source = (torch.rand(3, 2, 40, 40, generator=generator) * 2 - 1 for _ in range(2))
+
+    def cut(side):
+        return video[..., :side, :], source[..., :side, :]
+
+    assert -1 <= ssim(*cut(SSIM_WINDOW)) <= 1
+    assert -1 <= paper.ssim(*cut(paper.MIN_SIDE)) <= 1
+    with pytest.raises(RuntimeError, match=r"[Pp]adding"):
+        paper.ssim(*cut(paper.MIN_SIDE - 1))
+    for name, trunk in TRUNKS.items():
+        channels = [out for index, _, out, *_ in trunk.convolutions if index in trunk.taps]
+        linear = {f"lin{i}.model.1.weight": torch.ones(1, c, 1, 1) for i, c in enumerate(channels)}
+        network = Lpips(trunk, random_trunk(name), linear)
+        assert lpips_video(network, *cut(trunk.min_side)) > 0
+        with pytest.raises(ShapeError, match=f"{trunk.min_side}x{trunk.min_side} pixels at least"):
+            lpips_video(network, *cut(trunk.min_side - 1))
+        below = Lpips(replace(trunk, min_side=1), random_trunk(name), linear)
+        with pytest.raises(RuntimeError, match="too small"):
+            lpips_video(below, *cut(trunk.min_side - 1))
+    if ffmpeg.has_filter("libvmaf"):
+        assert 0 <= vmaf.vmaf(*cut(vmaf.MIN_SIDE)) <= 100
+
+
 def random_trunk(name: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     state = {}
@@ -325,6 +353,15 @@ def test_the_lpips_network_needs_no_gradient():
     assert video.grad.abs().sum() > 0
 
 
+def test_lpips_of_images_without_any_feature_has_a_gradient():
+    """Where no channel is active, the length of the features is zero, whose root has no gradient."""
+    state = {name: torch.zeros_like(value) for name, value in random_trunk("alex").items()}
+    linear = {f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1) for i, c in enumerate((64, 192, 384, 256, 256))}
+    video = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    Lpips(TRUNKS["alex"], state, linear)(video, torch.ones(1, 3, 64, 64)).sum().backward()
+    assert torch.isfinite(video.grad).all()
+
+
 # --- rFVD ---------------------------------------------------------------------------------------------------------
 
 
@@ -454,15 +491,15 @@ def test_the_interval_of_a_mean_is_the_textbooks():
     scores = [27.1, 30.2, 24.9, 33.0, 28.8]
     wanted = stats.t.interval(0.95, 4, np.mean(scores), stats.sem(scores))
     assert ratio_interval(scores, [1.0] * 5, range(5)) == pytest.approx(wanted)
-    assert ratio_interval(scores[:1], [1.0], [0]) is None
+    assert [ratio_interval(scores[:n], [1.0] * n, range(n)) for n in (1, 2, 4)] == [None] * 3
 
 
 def test_the_interval_of_a_ratio_is_paired():
     """What both find hard widens nothing: a student that always keeps 97 % has no spread."""
-    teacher = [20.0, 30.0, 40.0, 25.0]
-    low, high = ratio_interval([0.97 * score for score in teacher], teacher, range(4))
+    teacher = [20.0, 30.0, 40.0, 25.0, 35.0]
+    low, high = ratio_interval([0.97 * score for score in teacher], teacher, range(5))
     assert (low, high) == pytest.approx((0.97, 0.97))
-    low, high = ratio_interval([0.97 * score for score in reversed(teacher)], teacher, range(4))
+    low, high = ratio_interval([0.97 * score for score in reversed(teacher)], teacher, range(5))
     assert high - low > 0.5
 
 
@@ -479,10 +516,11 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def test_clips_of_one_video_count_as_one():
-    """Ten copies of each of four videos say no more than the four."""
-    scores = [27.0, 30.0, 24.0, 33.0]
-    alone = ratio_interval(scores, [1.0] * 4, range(4))
-    assert ratio_interval(scores * 10, [1.0] * 40, [i % 4 for i in range(40)]) == pytest.approx(alone)
+    """Ten copies of each of five videos say no more than the five, and of each of four nothing."""
+    scores = [27.0, 30.0, 24.0, 33.0, 31.0]
+    alone = ratio_interval(scores, [1.0] * 5, range(5))
+    assert ratio_interval(scores * 10, [1.0] * 50, [i % 5 for i in range(50)]) == pytest.approx(alone)
+    assert ratio_interval(scores[:4] * 10, [1.0] * 40, [i % 4 for i in range(40)]) is None
 
 
 # --- the table ----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import HANG_S
 from test_resume import RECIPE, differing, everything
 
 from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
@@ -221,7 +222,7 @@ def names_of(latents: Path) -> set[str]:
 def test_a_killed_rank_ends_the_others_at_once(ask, words, tmp_path):
     run = tmp_path / "run"
     done = ask(words(run, 1), signal=signal.SIGKILL, to=[1], once=str(run / "checkpoints" / "step_0000001" / "manifest.json"))
-    assert done["codes"] == [1, -signal.SIGKILL] and done["seconds"] < 60
+    assert done["codes"] == [1, -signal.SIGKILL] and not done["hung"]
     assert done["said"][0].count("error:") == 1 and "has gone" in done["said"][0] and "goes on" in done["said"][0]
 
 
@@ -260,7 +261,7 @@ def test_launchers_start_it(launcher, words, of_two, tmp_path):
         check=False,
         text=True,
         env=ONE_THREAD,
-        timeout=200,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Distilled") == 1
@@ -276,7 +277,7 @@ def test_nproc_starts_it_and_passes_signals_on(ask, words, of_two, tmp_path):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=100)
+        _, said = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, said
     assert said.count("error:") == 1 and "goes on from there" in said
     assert ask(words(run, 1))["codes"] == [0, 0]

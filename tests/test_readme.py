@@ -78,7 +78,8 @@ def test_python_blocks_run(tmp_path, videos):
                 .replace("frames=17", "frames=9")
                 .replace("(256, 256)", "(64, 64)")
             )
-            script += "\nassert decoded.shape == (1, 3, 9, 64, 64)\n"
+            script += "\nassert decoded.shape == streamed.shape == (1, 3, 9, 64, 64) and not decoded.requires_grad"
+            script += "\nassert not streamed.requires_grad and torch.allclose(streamed, decoded, atol=1e-4)\n"
             subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
 
 
@@ -89,3 +90,18 @@ def test_the_registry_table_is_the_registry():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{spec.name}`"))
         assert f"{spec.teacher.decoder_params_m:.1f} M" in row and f"{spec.student.params_m:.1f} M" in row
         assert f"{spec.teacher.time_ratio}x{spec.teacher.space_ratio}x{spec.teacher.space_ratio}" in row
+
+
+def test_the_lines_that_make_pipeline_latents_raw_do_so():
+    """Those marked `py`: they need a pipeline's latents, which are made here by diffusers' own code."""
+    import torch
+    from diffusers import LTXPipeline
+
+    from turbovaed_cli import load_student
+
+    (lines,) = [block for kind, block in BLOCKS if kind == "py"]
+    student, raw, (t, h, w) = load_student("tiny"), torch.randn(1, 32, 3, 4, 5), (3, 4, 5)
+    normalised = LTXPipeline._normalize_latents(raw, student.latents_mean, student.latents_std, student.config.scaling_factor)
+    names = {"packed": LTXPipeline._pack_latents(normalised), "student": student, "t": t, "h": h, "w": w}
+    exec(lines, names)
+    assert torch.allclose(names["latents"], raw, atol=1e-5)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import HANG_S
 from safetensors.torch import load_file
 
 from turbovaed_cli.distill import distill, stop_requests
@@ -234,8 +235,8 @@ def shell(ltx_teacher, cache, small_student, recipe, tmp_path):
     return start
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -255,11 +256,11 @@ def test_killed_then_terminated_it_ends_in_the_same_bits(shell, uninterrupted, t
     process = shell(run)
     wait_for(lambda: max(RunDir(run).steps(), default=0) > before, process)
     process.terminate()
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 143, errors
     assert "goes on from there" in errors
     process = shell(run)
-    _, errors = process.communicate(timeout=200)
+    _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 0, errors
     assert "resumed from step" in errors
     assert differing(everything(run), uninterrupted) == []
@@ -300,7 +301,7 @@ def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teach
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: len(RunDir(run).steps()) >= 2, process)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, errors
     assert "goes on from there" in errors and "warning" not in errors
 

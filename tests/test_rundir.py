@@ -4,11 +4,102 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError
-from turbovaed_cli.rundir import RunDir, read_json, verify_manifest, whole_files, whole_folder, write_json, write_whole
+from turbovaed_cli.changes import Change
+from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError, UnwritableError
+from turbovaed_cli.rundir import (
+    RunDir,
+    check_place,
+    read_json,
+    verify_manifest,
+    whole_files,
+    whole_folder,
+    write_json,
+    write_whole,
+)
+
+LONGEST = [
+    "a" * 250 + ".json",
+    "ü" * 125 + ".json",
+    "." + "b" * 254,
+    "c." + "d" * 253,
+]
+
+
+@pytest.mark.parametrize("name", LONGEST)
+def test_the_longest_names_that_the_file_system_takes_are_written(name, tmp_path):
+    assert len(os.fsencode(name)) == 255
+    write_whole(tmp_path / name, lambda temporary: temporary.write_text("1"))
+    write_whole(tmp_path / name, lambda temporary: temporary.write_text("2"))
+    assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [(name, "2")]
+    (tmp_path / name).unlink()
+    for overwrite in (False, True):
+        with whole_folder(tmp_path / name, overwrite=overwrite) as folder:
+            (folder / "x").write_text("1")
+    assert [item.name for item in tmp_path.iterdir()] == [name]
+
+
+def test_the_longest_name_changes_places_without_a_step_of_its_own(tmp_path, monkeypatch):
+    """As on systems that cannot exchange two names."""
+    monkeypatch.setattr("turbovaed_cli.rundir._exchange", lambda _a, _b: False)
+    for text in ("1", "2"):
+        with whole_folder(tmp_path / ("a" * 255), overwrite=True) as folder:
+            (folder / "x").write_text(text)
+    assert [item.name for item in tmp_path.iterdir()] == ["a" * 255]
+    assert (tmp_path / ("a" * 255) / "x").read_text() == "2"
+
+
+def test_a_place_is_tried_and_nothing_is_left_there(tmp_path):
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "new", tmp_path / "file", tmp_path / "not" / "yet" / "there"):
+        check_place(place)
+    check_place(tmp_path, folder=True)
+    check_place(tmp_path / "new" / "folder", folder=True)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("place", "folder", "said"),
+    [
+        ("file/x", False, "is a file"),
+        ("file/x/y", True, "is a file"),
+        ("file", True, "it is a file, and --out is a folder"),
+        (".", False, "it is a folder"),
+        ("/proc/x", False, "no file can be made there"),
+        (os.devnull, False, "it is no regular file"),
+        ("a" * 256, False, "its name is too long"),
+        ("a" * 250, False, "its name has 260 bytes"),
+        ("new/" + "a" * 256, True, "its name"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused(place, folder, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UnwritableError, match=said) as refused:
+        check_place(Path(place), folder=folder, longest_suffix=".README.md" if len(place) == 250 else "")
+    assert refused.value.hint.startswith("give ") and refused.value.exit_code == 2
+
+
+def test_what_the_system_refuses_later_is_named_in_the_same_words(tmp_path):
+    (tmp_path / "file").touch()
+    for write in (
+        lambda: write_whole(tmp_path / "file" / "x", lambda temporary: temporary.touch()),
+        lambda: whole_folder(tmp_path / "file" / "x").__enter__(),
+        lambda: RunDir(tmp_path / "file" / "x").lock().__enter__(),
+    ):
+        with pytest.raises(UnwritableError, match="a part of its path is a file"):
+            write()
+
+
+def test_what_cannot_be_read_meanwhile_is_not_blamed_on_the_place(tmp_path):
+    def copies(_temporary):
+        raise PermissionError(13, "Permission denied", "/elsewhere/source.bin")
+
+    with pytest.raises(PermissionError, match=r"source\.bin"):
+        write_whole(tmp_path / "x", copies)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -95,26 +186,30 @@ with RunDir(Path({str(tmp_path)!r})).lock():
 def test_a_folder_with_other_things_is_not_taken_over(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(RunFolderError, match=r"thesis\.tex"):
-        RunDir(tmp_path).snapshot({"settings": {}}, {}, frozenset())
+        RunDir(tmp_path).changes({"settings": {}}, frozenset())
 
 
 def test_what_may_differ_may_and_is_recorded(tmp_path):
-    run = RunDir(tmp_path)
-    assert run.snapshot({"settings": {"steps": 1, "lr": 2}}, {}, frozenset({"steps"})) is False
-    assert run.snapshot({"settings": {"steps": 5, "lr": 2}}, {}, frozenset({"steps"})) is True
+    run, steps = RunDir(tmp_path), frozenset({"steps"})
+    assert run.changes({"settings": {"steps": 1, "lr": 2}}, steps) == []
+    assert run.snapshot({"settings": {"steps": 1, "lr": 2}}, {}) is False
+    assert run.changes({"settings": {"steps": 5, "lr": 2}}, steps) == []
+    assert run.snapshot({"settings": {"steps": 5, "lr": 2}}, {}) is True
     assert read_json(run.config)["settings"]["steps"] == 5
-    with pytest.raises(RunFolderError, match=r"settings\.lr: 2 -> 3"):
-        run.snapshot({"settings": {"steps": 5, "lr": 3}}, {}, frozenset({"steps"}))
+    assert run.changes({"settings": {"steps": 5, "lr": 3}}, steps) == [Change("settings.lr", 2, 3)]
+    assert read_json(run.config)["settings"]["lr"] == 2
 
 
 def test_a_switch_that_is_off_is_no_change_where_the_run_is_older_than_the_switch(tmp_path):
     run, nothing = RunDir(tmp_path / "run"), frozenset()
     run.root.mkdir()
-    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, nothing)
-    run.snapshot({"settings": {"lr": 1, "compile": False, "stages": [{"steps": 3, "saving": False}]}}, {}, nothing)
-    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {}, frozenset({"compile", "saving"}))
-    with pytest.raises(RunFolderError, match="compile: None -> True"):
-        run.snapshot({"settings": {"lr": 1, "compile": True, "stages": [{"steps": 3}]}}, {}, nothing)
+    run.snapshot({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, {})
+    newer = {"settings": {"lr": 1, "compile": False, "stages": [{"steps": 3, "saving": False}]}}
+    assert run.changes(newer, nothing) == []
+    run.snapshot(newer, {})
+    assert run.changes({"settings": {"lr": 1, "stages": [{"steps": 3}]}}, frozenset({"compile", "saving"})) == []
+    turned_on = {"settings": {"lr": 1, "compile": True, "stages": [{"steps": 3, "saving": False}]}}
+    assert run.changes(turned_on, nothing) == [Change("settings.compile", False, True)]
 
 
 def test_leftovers_of_a_killed_process_are_cleaned(tmp_path):
@@ -131,7 +226,7 @@ def test_a_run_killed_before_its_config_was_written_starts_again(tmp_path):
     run = RunDir(tmp_path)
     write_json(run.env, {})
     (tmp_path / ".config.json.xyz.json").touch()
-    assert run.snapshot({"settings": {}}, {}, frozenset()) is False
+    assert run.changes({"settings": {}}, frozenset()) == [] and run.snapshot({"settings": {}}, {}) is False
 
 
 def test_json_that_is_none_is_a_corrupt_file(tmp_path):

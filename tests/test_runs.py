@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from conftest import HANG_S
 
 from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
@@ -58,8 +59,8 @@ def only(folder):
     return run
 
 
-def wait_for(condition, seconds=200):
-    deadline = time.monotonic() + seconds
+def wait_for(condition):
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)

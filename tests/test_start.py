@@ -6,7 +6,7 @@ from golden import load_golden
 
 from turbovaed_cli.models.student import build_student
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.training.start import _principal, _unshuffle, fit_start
+from turbovaed_cli.training.start import _principal, _unshuffle, are_flat, fit_start
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -49,6 +49,31 @@ def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
     before = error()
     fit_start(student, clips)
     assert error() < 0.05 < before
+
+
+@pytest.mark.parametrize("name", ["tiny", "ltx", "video-dc-ae"])
+@pytest.mark.parametrize("colours", [(0.0,), (-1.0, 0.3), (0.0, "smooth")])
+def test_a_start_fitted_to_clips_without_variance_is_finite(name, colours):
+    """All of one colour, each of its own colour, and flat ones among others."""
+    config = dict(find_model("tiny").student.config) if name == "tiny" else load_golden(name).meta["student_config"]
+    torch.manual_seed(0)
+    student = build_student(config)
+    time, space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
+    drops_first = not student.config.is_video_dc_ae
+    shape = (1, 3, time * 2 + drops_first, space * 2, space * 2)
+    videos = [smooth_video(shape[2], shape[3], 1) if c == "smooth" else torch.full(shape, c) for c in colours * 2]
+    clips = [(linear_latents(v, student.config.latent_channels, time, space, drops_first), v) for v in videos]
+    fit_start(student, clips)
+    assert all(torch.isfinite(parameter).all() for parameter in student.parameters())
+    with torch.no_grad():
+        assert all(torch.isfinite(student(latents)).all() for latents, _ in clips)
+    assert are_flat(videos) == (colours == (0.0,))
+
+
+def test_clips_with_less_than_a_level_of_noise_are_flat():
+    noise = torch.randn(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert are_flat([0.2 + noise / 255]) and not are_flat([0.2 + 4 * noise / 255])
+    assert not are_flat([torch.full((1, 3, 5, 16, 16), 0.2), torch.full((1, 3, 5, 16, 16), 0.3)])
 
 
 def test_principal_components_of_large_blocks_are_those_of_small_ones():

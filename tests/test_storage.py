@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from conftest import HANG_S
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.latents import LatentCache
@@ -35,13 +36,14 @@ def s3(tmp_path_factory):
     try:
         import s3fs
 
-        for _ in range(300):
+        deadline, is_up = time.monotonic() + HANG_S, False
+        while not is_up:
             time.sleep(0.1)
             try:
                 s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
-                break
+                is_up = True
             except Exception:
-                assert server.poll() is None, log.name
+                assert server.poll() is None and time.monotonic() < deadline, log.name
         yield s3fs.S3FileSystem()
     finally:
         os.environ.clear()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from golden import NAMES, TEACHER_FILES, load_golden, write_teacher
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import (
     FrameCountError,
@@ -17,7 +17,7 @@ from turbovaed_cli.errors import (
     WeightFileError,
 )
 from turbovaed_cli.models.student import num_params
-from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry import MODELS, find_model
 
@@ -162,3 +162,154 @@ def test_a_near_miss_is_suggested():
     with pytest.raises(UnknownModelError) as error:
         find_model("hunyan")
     assert "hunyuan" in error.value.hint
+
+
+# --- the files of a local folder ---
+
+
+def copied(source, target):
+    """A folder of its own with the config of `source` and its weights as a state dict."""
+    target.mkdir()
+    (target / "config.json").write_text((source / "config.json").read_text())
+    return target, load_file(source / "diffusion_pytorch_model.safetensors")
+
+
+def sharded(folder, state, index="diffusion_pytorch_model.safetensors.index.json"):
+    """Write `state` as two shards with an index, as diffusers' save_pretrained(max_shard_size=...) does."""
+    names = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    weight_map = {key: names[i % 2] for i, key in enumerate(sorted(state))}
+    for name in names:
+        save_file({key: value for key, value in state.items() if weight_map[key] == name}, folder / name)
+    (folder / index).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return names
+
+
+def same_decode(teacher, other):
+    latents = torch.randn(1, 6, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    return torch.equal(teacher.decode(latents), other.decode(latents))
+
+
+def test_shards_are_read_and_each_is_part_of_the_identity(ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "sharded")
+    names = sharded(folder, state)
+    teacher = load_teacher(folder)
+    assert same_decode(teacher, load_teacher(ltx_teacher))
+    before = teacher.identity()["weights_sha256"]
+    assert decoder_params_of(find_model(folder)) == decoder_params(teacher)
+    assert find_model(folder).teacher.num_bytes == sum((folder / name).stat().st_size for name in names)
+    for name in names:
+        shard = load_file(folder / name)
+        key = next(key for key in sorted(shard) if shard[key].is_floating_point())
+        save_file(shard | {key: shard[key] + 1e-3}, folder / name)
+        now = load_teacher(folder).identity()["weights_sha256"]
+        assert now != before
+        before = now
+
+
+def test_diffusers_own_shards_are_read(ltx_teacher, tmp_path):
+    vae = load_teacher(ltx_teacher).vae
+    vae.save_pretrained(tmp_path / "vae", max_shard_size="200KB")
+    assert len(list((tmp_path / "vae").glob("*-of-*.safetensors"))) > 2
+    assert same_decode(load_teacher(tmp_path / "vae"), load_teacher(ltx_teacher))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda index: index["weight_map"].update(a="../../secret.safetensors"), "no safetensors file of its folder"),
+        (lambda index: index["weight_map"].update(a="/etc/passwd"), "no safetensors file of its folder"),
+        (lambda index: index["weight_map"].update(a="evil.bin"), "no safetensors file of its folder"),
+        (lambda index: index["weight_map"].update(a="diffusion_pytorch_model-00001-of-00002.safetensors"), "disagree on a"),
+        (lambda index: index["weight_map"].update(a="gone.safetensors"), "holds no gone.safetensors"),
+        (lambda index: index["weight_map"].popitem(), "disagree on"),
+        (lambda index: index.pop("weight_map"), "no weight_map"),
+        (lambda index: index.update(weight_map=[1]), "no weight_map"),
+    ],
+)
+def test_an_index_that_is_none_or_leaves_its_folder_is_refused(change, said, ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "sharded")
+    sharded(folder, state)
+    path = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises((SettingsError, MissingError), match=said):
+        load_teacher(folder)
+
+
+def test_shards_without_their_index_say_what_is_missing(ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "sharded")
+    sharded(folder, state)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").unlink()
+    with pytest.raises(MissingError, match=r"index\.json"):
+        load_teacher(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["diffusion_pytorch_model.fp16.safetensors", "my-vae.safetensors", "my-vae.pt", "pytorch_model.bin"]
+)
+def test_a_variant_or_a_single_file_is_read(name, ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "single")
+    half = {key: value.half() for key, value in state.items()}
+    save_file(half, folder / name) if name.endswith(".safetensors") else torch.save(half, folder / name)
+    teacher = load_teacher(folder)
+    assert torch.equal(teacher.vae.decoder.conv_in.conv.weight, half["decoder.conv_in.conv.weight"].float())
+    assert len(teacher.identity()["weights_sha256"]) == 64
+    assert decoder_params_of(find_model(folder)) == decoder_params(teacher)
+
+
+def test_of_several_files_one_has_to_be_named(ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "vae")
+    for variant in ("bf16", "fp16"):
+        save_file({key: value.to(getattr(torch, f"{'b' * (variant == 'bf16')}float16")) for key, value in state.items()},
+                  folder / f"diffusion_pytorch_model.{variant}.safetensors")  # fmt: skip
+    with pytest.raises(SettingsError, match=r"bf16\.safetensors, .*fp16\.safetensors") as error:
+        find_model(folder)
+    assert error.value.hint == f"--teacher {folder / 'diffusion_pytorch_model.bf16.safetensors'}"
+    named = folder / "diffusion_pytorch_model.fp16.safetensors"
+    spec = find_model(named)
+    assert (spec.name, spec.teacher.where) == ("vae", str(named))
+    assert torch.equal(load_teacher(spec).vae.decoder.conv_in.conv.weight, state["decoder.conv_in.conv.weight"].half().float())
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")  # diffusers' own name goes first
+    assert same_decode(load_teacher(folder), load_teacher(ltx_teacher))
+
+
+def test_weights_without_a_config_are_named(ltx_teacher, tmp_path):
+    _, state = copied(ltx_teacher, tmp_path / "vae")
+    (tmp_path / "vae" / "config.json").unlink()
+    save_file(state, tmp_path / "vae" / "my-vae.safetensors")
+    for where in (tmp_path / "vae", tmp_path / "vae" / "my-vae.safetensors"):
+        with pytest.raises(SettingsError, match=r"my-vae\.safetensors and no config\.json") as error:
+            find_model(where)
+        assert "config.json" in error.value.hint
+
+
+def test_a_vae_inside_a_larger_checkpoint_is_found_by_its_prefix(ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "vae")
+    save_file({f"vae.{key}": value for key, value in state.items()}, folder / "my-vae.safetensors")
+    assert same_decode(load_teacher(folder), load_teacher(ltx_teacher))
+    assert decoder_params_of(find_model(folder)) == decoder_params(load_teacher(ltx_teacher))
+
+
+def test_a_checkpoint_of_another_layout_is_refused_with_the_way_to_convert_it(ltx_teacher, tmp_path):
+    folder, state = copied(ltx_teacher, tmp_path / "vae")
+    save_file({f"decoder.up.{i}": value for i, value in enumerate(state.values())}, folder / "ltx-video-2b.safetensors")
+    with pytest.raises(WeightFileError, match=r"ltx-video-2b\.safetensors is not in diffusers' layout") as error:
+        load_teacher(folder)
+    assert "from_single_file" in error.value.hint
+
+
+def test_a_single_file_with_code_in_it_is_refused_and_not_run(ltx_teacher, tmp_path):
+    import pickle
+
+    folder, _ = copied(ltx_teacher, tmp_path / "vae")
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self):
+            return (canary.touch, ())
+
+    (folder / "evil.pt").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(WeightFileError, match=r"evil\.pt"):
+        load_teacher(folder)
+    assert not canary.exists()

@@ -1,10 +1,12 @@
 """What `--log` writes beside metrics.jsonl, read back with the trackers' own readers; and what is said of a batch that does not come."""
 
 import json
-import time
+import re
+import threading
 from dataclasses import replace
 
 import pytest
+from conftest import HANG_S
 from test_resume import StopsAfter
 
 from turbovaed_cli.distill import distill
@@ -62,9 +64,7 @@ def test_tensorboard_has_every_number_of_every_step_once(teach, settings, tmp_pa
 
 def test_wandb_keeps_a_run_in_its_folder_without_a_network(wandb, teach, settings, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    began = time.monotonic()
     rows = stop_and_go_on(teach, replace(settings, log=("wandb",)))
-    assert time.monotonic() - began < 60
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2 and len({file.name for file in files}) == 1  # one run, gone on with
     found = [row for file in files for row in history(file)]
@@ -127,20 +127,21 @@ def test_a_service_that_does_not_answer_is_an_error_with_the_way_round(wandb, te
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody is there
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setattr(trackers, "_PATIENCE_S", 3)
-    began = time.monotonic()
+    given, settings_class = [], wandb.Settings
+    monkeypatch.setattr(wandb, "Settings", lambda **options: given.append(options["init_timeout"]) or settings_class(**options))
     with pytest.raises(MissingError, match="--log wandb does not start") as refused:
         teach(replace(settings, log=("wandb",)))
     assert "WANDB_MODE=offline" in refused.value.hint
-    assert time.monotonic() - began < 60
+    assert given == [3]  # seconds that it may take, instead of wandb's own 90
 
 
 def test_a_batch_that_does_not_come_is_named_and_the_run_goes_on_when_it_comes(teach, settings, cache, tmp_path, monkeypatch):
-    read, slow = LatentCache.read, {"index": 2}
+    read, slow, named_twice = LatentCache.read, {"index": 2}, threading.Event()
 
     def read_slowly(self, index, place=None):
         if index == slow.get("index"):
             del slow["index"]
-            time.sleep(1.8)
+            assert named_twice.wait(HANG_S)
         return read(self, index, place)
 
     class Listens:
@@ -153,11 +154,13 @@ def test_a_batch_that_does_not_come_is_named_and_the_run_goes_on_when_it_comes(t
         def note(self, text="", *, warning=False, **values):
             if warning:
                 self.warnings.append(text)
+                if len([text for text in self.warnings if name in text]) == 2:
+                    named_twice.set()
 
-    monkeypatch.setattr(LatentCache, "read", read_slowly)
-    result = teach(replace(settings, stall_seconds=0.7, workers=0), report=(listens := Listens()))
-    assert result.step == 5 and len(listens.warnings) == 2
     clip = LatentCache(cache).clips[2]
-    assert all(f"{clip['path']} from frame {clip['start']}" in text for text in listens.warnings)
-    assert all(text.startswith("no batch for 1 s; being read: ") for text in listens.warnings)
-    assert (tmp_path / "run" / "train.log").read_text().count("warning: no batch for") == 2
+    name = f"{clip['path']} from frame {clip['start']}"
+    monkeypatch.setattr(LatentCache, "read", read_slowly)
+    result = teach(replace(settings, stall_seconds=0.2, workers=0), report=(listens := Listens()))
+    assert result.step == 5 and len([text for text in listens.warnings if name in text]) >= 2
+    assert all(re.match(r"no batch for \d+ s; being read: ", text) for text in listens.warnings)
+    assert (tmp_path / "run" / "train.log").read_text().count("warning: no batch for") == len(listens.warnings)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import HANG_S
 from golden import load_golden, write_student, write_teacher
 from hub import Hub
 
@@ -48,7 +49,7 @@ def turbovaed(hub, tmp_path):
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            timeout=120,
+            timeout=HANG_S,
         )
 
     return run
@@ -132,6 +133,56 @@ def test_offline_says_so(turbovaed):
     done = turbovaed("models", "pull", "ltx", "--yes", HF_HUB_OFFLINE="1")
     assert done.returncode == 3
     assert "cannot be reached" in done.stderr
+
+
+@pytest.mark.parametrize("endpoint", ["http://hub.invalid", "http://127.0.0.1:9"])
+def test_without_network_one_line_says_what_to_fetch_elsewhere(endpoint, turbovaed):
+    """At once: neither a line nor a wait of the client's own retries."""
+    done = turbovaed("models", "pull", "ltx", "--yes", HF_ENDPOINT=endpoint)
+    assert done.returncode == 3
+    assert "thrown while requesting" not in done.stderr and "Retry" not in done.stderr
+    error, hint = done.stderr.strip().splitlines()[-2:]
+    assert "cannot be reached" in error
+    assert "hf download Lightricks/LTX-Video vae/diffusion_pytorch_model.safetensors vae/config.json --local-dir DIR" in hint
+    assert "--teacher DIR/vae" in hint and "--model DIR/Turbo-VAED-LTX.pth" in hint
+
+
+def test_a_hub_that_fails_is_one_line_too(hub, turbovaed):
+    hub.error = (503, "")
+    done = turbovaed("models", "pull", "ltx", "--yes")
+    assert done.returncode == 3 and "thrown while requesting" not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("export", "--out", "out.onnx"), ("reconstruct", "in.mp4")])
+def test_a_missing_student_is_not_asked_for_as_a_teacher(command, turbovaed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.mp4").touch()
+    done = turbovaed(*command, "--model", "ltx")
+    assert done.returncode == 3
+    hint = done.stderr.strip().splitlines()[-1]
+    assert "--yes downloads these 169 MB (MIT)" in hint and "--model DIR/Turbo-VAED-LTX.pth" in hint and "--teacher" not in hint
+
+
+def test_a_published_file_that_was_carried_over_needs_no_config(tmp_path):
+    """It is known by its name; its shapes are checked all the same."""
+    import torch
+
+    from turbovaed_cli.errors import SettingsError, WeightFileError
+    from turbovaed_cli.models.student import build_student, load_student
+
+    published = MODELS["hunyuan"].student
+    weights = build_student(published.config).state_dict()
+    path = tmp_path / published.published.filename
+    torch.save(weights, path)
+    student = load_student(path)
+    assert student.config.teacher == "hunyuan" and student.config.scaling_factor == 0.476986
+    path.rename(tmp_path / "mine.pth")
+    with pytest.raises(SettingsError, match="JSON config") as error:
+        load_student(tmp_path / "mine.pth")
+    assert "models show" in error.value.hint
+    (tmp_path / "mine.pth").rename(tmp_path / MODELS["ltx"].student.published.filename)
+    with pytest.raises(WeightFileError):
+        load_student(tmp_path / MODELS["ltx"].student.published.filename)
 
 
 def test_an_lpips_backbone_is_checked_against_the_hash_in_its_name(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def load(path: Path) -> np.ndarray:
 
 def moving_stills(seed: int, num_frames: int = 33) -> Iterator[np.ndarray]:
     """Photographs from installed packages, each panned, zoomed and turned: (num_frames, 256, 256, 3) uint8."""
-    rng = random.Random(f"stills/{seed}")  # noqa: S311 - reproducible, not secret
+    rng = random.Random(f"stills/{seed}")
     packages = Path(np.__file__).parent.parent
     for pattern in STILLS:
         for path in sorted(packages.glob(pattern)):
@@ -315,7 +315,7 @@ def _start_decoder(
 
 def batch_at(clips: list[np.ndarray], extra: list[np.ndarray], seed: int, step: int, progress: float) -> Tensor:
     """The batch of a step, (B, 3, FRAMES, crop, crop): random place, flips, half scale, double speed, both directions of time."""
-    rng = random.Random(f"{seed}-{step}")  # noqa: S311 - reproducible, not secret
+    rng = random.Random(f"{seed}-{step}")
     _, size, crop = next(stage for stage in STAGES if progress <= stage[0])
     batch = []
     for _ in range(size):

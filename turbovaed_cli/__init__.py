@@ -8,7 +8,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from turbovaed_cli.streams import reserve_descriptors
+
 __version__ = "0.1.0"
+
+reserve_descriptors()  # before anything is opened: a video on descriptor 0 would be the stdin of every ffmpeg
 
 _HOME_OF = {
     "MODELS": "registry",

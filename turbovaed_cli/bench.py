@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from turbovaed_cli import __version__
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import apple_device, forget_peak, peak_mb, resolve_dtype, torch_device
+from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -38,7 +40,7 @@ from turbovaed_cli.export import MIN_PSNR_DB, export_student, first_videos, late
 from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.coreml import runs_here
 from turbovaed_cli.exporters.cost import cost
-from turbovaed_cli.models.export_form import LAYOUTS, export_form
+from turbovaed_cli.models.export_form import export_form
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
@@ -47,11 +49,11 @@ from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import read_json, room_for, whole_folder, write_json
-from turbovaed_cli.settings import BenchSettings, ExportSettings
+from turbovaed_cli.settings import LAYOUTS, BenchSettings, ExportSettings
 from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
 from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
-from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, why_no_estimate
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
 from turbovaed_cli.training.data import Skipped
 from turbovaed_cli.video import VideoInfo, read_clip
@@ -113,6 +115,7 @@ def bench(
             for form in ("whole clip", "streamed")
             for frames in report.track(settings.memory_frames, f"memory, {form}")
         ]
+    gmacs = _gmacs(student, settings) if "coreml" in settings.targets else None
     return BenchResult(
         model,
         _header(settings),
@@ -122,7 +125,8 @@ def bench(
         loads,
         memory,
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
-        estimate_on_phone(_gmacs(student, settings), settings.frames) if "coreml" in settings.targets else None,
+        estimate_on_phone(gmacs, settings.frames) if gmacs is not None else None,
+        why_no_estimate(gmacs) if gmacs is not None else "",
         failures,
         skipped,
     )
@@ -158,7 +162,7 @@ def write_ios_project(
         with torch.no_grad():
             video = student(example)
         case = {
-            "model": model,
+            "model": names_only(model),
             "params": num_params(student),
             "precision": precision,
             "layout": layout,
@@ -201,7 +205,8 @@ def _check_attached(settings: BenchSettings) -> None:
         raise SettingsError(f"--device {settings.device} is for Core ML", "--target coreml")
     if not settings.apple_team:
         raise SettingsError(
-            f"--device {settings.device}: coremltools signs an app for it", "--apple-team ID, of your developer account"
+            f"--device {settings.device} needs --apple-team",
+            "--apple-team ID, the development team with which coremltools signs the app that it runs there",
         )
     if not runs_here():
         raise UnavailableError(
@@ -219,8 +224,7 @@ def _check(settings: BenchSettings) -> list[Target]:
     """The chosen rows of the table; SettingsError for what is not in it."""
     table = targets()
     for name in settings.targets:
-        if name not in table:
-            raise SettingsError(f"--target {name} is unknown", f"one of: {', '.join(table)}, all")
+        check_choice("--target", name, [*table, "all"])
         if settings.precisions and not set(settings.precisions) & set(table[name].precisions):
             raise SettingsError(
                 f"--target {name} has no {' or '.join(settings.precisions)}", f"--dtype {' or '.join(table[name].precisions)}"
@@ -249,8 +253,7 @@ def _check(settings: BenchSettings) -> list[Target]:
 
 def _check_layouts(chosen: Sequence[Target], settings: BenchSettings) -> None:
     for layout in settings.layouts or ("",):
-        if layout not in LAYOUTS:
-            raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
+        check_choice("--layout", layout, LAYOUTS)
         for target in chosen:
             taken = exporters()[target.name].layouts if target.name in exporters() else LAYOUTS
             if layout not in taken:
@@ -298,6 +301,7 @@ def _export_settings(settings: BenchSettings, precision: str = "", layout: str =
     return ExportSettings(
         settings.frames, (settings.size,), (precision,) if precision else (), layout,
         seed=settings.seed, latents=settings.latents, data=settings.data, clips=settings.clips,
+        latents_are=settings.latents_are, latents_shape=settings.latents_shape,
     )  # fmt: skip
 
 
@@ -352,7 +356,8 @@ def _in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
             [sys.executable, "-P", "-m", "turbovaed_cli.bench"],  # -P: nothing of the folder it is started in is imported
             input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             env=os.environ | dict.fromkeys(pools, threads),
         )

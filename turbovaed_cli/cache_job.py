@@ -230,9 +230,9 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
         manifests = {out: read_sealed(out / "manifest.json"), **manifests}
     (first, wanted), *others = manifests.items()
     for source, manifest in others:
-        for name in manifest_differences(wanted, manifest):
+        if unlike := manifest_differences(wanted, manifest):
             raise SettingsError(
-                f"{source} was made with another {name} than {first}: {manifest.get(name)!r}, not {wanted.get(name)!r}",
+                f"{source} was made with other settings than {first}: {'; '.join(unlike)}",
                 "merge what was made by one command with several --shard",
             )
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):

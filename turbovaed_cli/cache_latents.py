@@ -86,6 +86,7 @@ def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
     """What a cache's manifest says of how its latents came about."""
     return {
         "teacher": teacher.identity(),
+        "teacher_name": teacher.name,  # for people: who asks for the teacher that made these latents
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
         "reading": reading_identity(settings.hdr),

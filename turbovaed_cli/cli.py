@@ -13,27 +13,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from turbovaed_cli import __version__, console
-from turbovaed_cli.errors import CheckFailedError, InterruptedRunError, OutputExistsError, SettingsError, TurboVaedError
-from turbovaed_cli.launch import end_with_launcher, is_beside_another, launch
-from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, ModelSpec, find_model
+from turbovaed_cli.choices import check_choice, check_choices
+from turbovaed_cli.errors import (
+    CheckFailedError,
+    DifferentRunError,
+    InterruptedRunError,
+    MissingWeightsError,
+    OutputExistsError,
+    SettingsError,
+    TurboVaedError,
+    UnwritableError,
+)
+from turbovaed_cli.launch import command_line, end_with_launcher, is_beside_another, launch
+from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model, with_licence
+from turbovaed_cli.rundir import UNWRITABLE, RunDir, check_place
 from turbovaed_cli.settings import (
+    APPLE_DEVICES,
     DEFAULT_RECIPE,
+    DEVICES,
+    DTYPES,
+    FORMATS,
+    LAYOUTS,
+    OPTIMIZERS,
+    PRECISIONS,
+    TARGETS,
     BenchSettings,
     CacheSettings,
     DistillSettings,
     EvalSettings,
     ExportSettings,
     ReconstructSettings,
+    check_device,
+    check_dtype,
+    check_reconstruct,
     read_recipe,
 )
 from turbovaed_cli.signals import signals_handled_by
+from turbovaed_cli.streams import lost_output, open_standard_streams
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
     from turbovaed_cli.cache_job import CacheEstimate
     from turbovaed_cli.cache_parts import Shard
+    from turbovaed_cli.distill import DistillResult
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
@@ -41,19 +67,40 @@ if TYPE_CHECKING:
     from turbovaed_cli.reconstruct_folder import FolderResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
+
+class PlainHelp(TyperGroup):
+    """A group whose help texts are no rich markup: `[[stages]]` is printed as it is written."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for command in (self, *self.commands.values()):
+            if command is self or not isinstance(command, PlainHelp):
+                command.help = command.help and escape(command.help)
+                for param in command.params:
+                    if text := getattr(param, "help", None):
+                        setattr(param, "help", escape(text))  # noqa: B010 - click's parameters have none in their type
+
+
 app = typer.Typer(
+    cls=PlainHelp,
     help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(
-    help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
+    cls=PlainHelp, help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
 )
 app.add_typer(models_app, name="models")
 
 Command = TypeVar("Command", bound=Callable[..., None])
+Result = TypeVar("Result")
+
+
+def _one_of(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
 
 # Common flags mean the same everywhere; sizes are WIDTHxHEIGHT for people, (height, width) inside.
 Data = Annotated[Path, typer.Option("--data", help="A folder of videos, or one video.")]
@@ -69,8 +116,20 @@ TeacherOf = Annotated[
 ]
 Frames = Annotated[int, typer.Option("--frames", help="Pixel frames per clip.")]
 Size = Annotated[str, typer.Option("--size", help="WIDTHxHEIGHT in pixels, or 720p, or one number for a square.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16.")]
+Device = Annotated[str, typer.Option("--device", help=f"{_one_of(DEVICES)}.")]
+Dtype = Annotated[str, typer.Option("--dtype", help=f"{_one_of(DTYPES)}.")]
+LatentsAre = Annotated[
+    str,
+    typer.Option(
+        "--latents-are", help="What the latents file holds: raw, as a VAE encodes, or normalised, as pipelines compute."
+    ),
+]
+LatentsShape = Annotated[
+    str,
+    typer.Option(
+        "--latents-shape", help="Latent frames, rows, columns of packed latents, as LTX's pipeline gives them: 16,15,22."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 Params = Annotated[
     str | None, typer.Option("--params", help="Design the student: decoder parameters at most, such as 8M or 800k.")
@@ -86,6 +145,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only results, warnings and errors.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More notes.")]
 
+_MOST_NAME_BYTES = 160  # of the data's name in the name of an evaluation
 _NAMED_SIZES = {"480p": (480, 832), "720p": (704, 1280), "1080p": (1056, 1920)}
 
 
@@ -106,18 +166,30 @@ def _signals_as_exceptions() -> Iterator[list[int]]:
         yield received
 
 
+# What is left of a command that did not come to its end, by function. `distill` has its own words after a checkpoint.
+NOTHING_WRITTEN = "nothing was written; run it again"
+LOST_OUTPUT = "files that it names are whole; run it again for what it prints"
+GOES_ON = "what was finished is kept; the same command goes on"
+LEFT_BY = {
+    "cache_latents": GOES_ON,
+    "distill": GOES_ON,
+    "models_pull": GOES_ON,
+    "export": "what export.json lists is whole, nothing else was written; run it again for the rest",
+}
+
+
 def command(function: Command) -> Command:
-    """Turn our errors into one line, a hint and an exit code, and signals into theirs."""
+    """Turn our errors into one line, a hint and an exit code, and signals into theirs; expand ~ in what was given."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         with _signals_as_exceptions() as received:
             try:
-                function(*args, **kwargs)
+                function(*args, **{name: _expanded(value) for name, value in kwargs.items()})
             except typer.Exit:  # a RuntimeError by birth
                 raise
             except BaseException as error:
-                code = _say(error, received)
+                code = _say(error, received, LEFT_BY.get(function.__name__, NOTHING_WRITTEN))
                 if code is None or (os.environ.get("TURBOVAED_DEBUG") and code not in (130, 143)):
                     raise
                 raise typer.Exit(code) from None
@@ -125,28 +197,39 @@ def command(function: Command) -> Command:
     return run  # type: ignore[return-value]
 
 
-def _say(error: BaseException, received: Sequence[int]) -> int | None:
-    """What ended a command, in one line and a hint, and its exit code; None for what is a mistake of ours."""
+def _expanded(value: Any) -> Any:
+    """The value of an option with ~ and ~user replaced, which shells leave alone in --data=~/videos."""
+    if isinstance(value, list):
+        return [_expanded(item) for item in value]
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # noqa: PTH111 - which leaves an unknown user's alone
+    return value
+
+
+def _say(error: BaseException, received: Sequence[int], left: str) -> int | None:
+    """Print what ended a command, and `left`, what is left of it; returns its exit code, None for a mistake of ours."""
     if isinstance(error, TurboVaedError) and (not received or isinstance(error, InterruptedRunError)):
         console.print_error(error)
         return error.exit_code
     if received or isinstance(error, KeyboardInterrupt):
         number = received[0] if received else signal.SIGINT
         what = "interrupted" if number == signal.SIGINT else "terminated"
-        console.print_error(TurboVaedError(what, "what was finished is kept; the same command goes on"))
+        console.print_error(TurboVaedError(what, left))
         return 128 + number
-    if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is not None:
+        where = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else error.filename
+        what = f"cannot read or write {where}: {UNWRITABLE[error.errno]}"
+        console.print_error(TurboVaedError(what, "give another place, such as with --out, --report or --run"))
+        return UnwritableError.exit_code
     if isinstance(error, MemoryError | RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "TURBOVAED_DEBUG=1 shows where; please report it"
         if "memory" in lines[0].lower():
             hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
         elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            hint = "free some space; what was finished is kept, and the same command goes on"
-        elif isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            hint = "give a shorter name, such as with --out"
+            hint = f"free some space; {left}"
+        elif lines[0].startswith("[Errno 2] No usable temporary directory"):  # tempfile's words
+            hint = "set TMPDIR to a folder that can be written"
         console.print_error(TurboVaedError(lines[0], hint))
         return 1
     return None
@@ -197,7 +280,12 @@ def _consent(yes: bool) -> Callable[[Sequence[RemoteFile], int], bool]:
         if yes:
             console.note(f"downloading {console.human_bytes(total_bytes)}")
             return True
-        return console.confirm(f"Download {console.human_bytes(total_bytes)}?")
+        if not console.confirm(f"Download {console.human_bytes(total_bytes)}?"):
+            raise MissingWeightsError(
+                f"nothing was downloaded, as you chose; this needs {', '.join(dict.fromkeys(file.label for file in files))}",
+                "run it again and answer y, or add --yes",
+            )
+        return True
 
     return ask
 
@@ -223,23 +311,48 @@ def _model_or_default(model: str | None) -> str:
 def _finish(skipped: list[Any], check: Callable[[], None] = lambda: None) -> None:
     """Name what was skipped, whatever `check` then raises, and end with 5 if anything was."""
     for item in skipped:
-        console.warn(f"skipped: {item.path}: {item.reason.removeprefix(f'{item.path}: ')}")
+        console.warn(f"skipped: {item.path}: {item.reason_alone}")
     check()
     if skipped:
         raise typer.Exit(5)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _check_file(path: Path, option: str, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, or that is there already, before any work."""
+    check_place(path, option)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+
+
+def _check_folder(place: str, option: str) -> None:
+    """Refuse a local folder in which nothing can be written, before any work."""
+    if "://" not in place:
+        check_place(Path(place), option, folder=True)
+
+
+def _show_version(*, json: bool) -> None:
+    if json:
+        console.print_json({"turbovaed": __version__})
+    else:
         typer.echo(f"turbovaed {__version__}")
-        raise typer.Exit
 
 
 @app.callback()
+@command
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
+    json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them."""
+    if version:
+        _show_version(json=json)
+        raise typer.Exit
+    if json:
+        raise SettingsError("--json is an option of commands", "write it after the command, as in: turbovaed models --json")
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(SettingsError.exit_code)
 
 
 @models_app.callback()
@@ -303,6 +416,9 @@ def _in_words(value: object) -> str:
 
 def _describe(spec: ModelSpec) -> dict[str, Any]:
     teacher, student = spec.teacher, spec.student
+    decoder, params = teacher.decoder_params_m, student.params_m
+    if params is None:  # of a local folder, whose own networks are counted
+        decoder, params = _counted(spec)
     return {
         "name": spec.name,
         "aliases": list(spec.aliases),
@@ -312,24 +428,39 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "weights": str(teacher.path)
             if teacher.path
             else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
-            "size": console.human_bytes(teacher.num_bytes),
+            "size": console.human_bytes(teacher.num_bytes) if teacher.num_bytes is not None else "no weights in it",
             "latent channels": teacher.latent_channels,
             "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
             "frames": str(teacher.frames),
             "height and width": f"multiples of {teacher.space_ratio}",
-            "decoder": f"{teacher.decoder_params_m} M parameters",
+            "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
             "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
             "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
         },
         "student": {
-            "parameters": f"{student.params_m} M",
+            "parameters": f"{params} M",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
+            "published results": {
+                **{name: f"{ours:g} (teacher {theirs:g})" for name, (theirs, ours) in spec.published_results.items()},
+                "measured on": PUBLISHED_ON,
+            }
+            if spec.published_results and teacher.repo
+            else None,
             "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
             if student.published
             else None,
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
         },
     }
+
+
+def _counted(spec: ModelSpec) -> tuple[float | None, float]:
+    """Millions of parameters: of a local teacher's decoder (None without its weights), and of its student."""
+    from turbovaed_cli.models.design import cost_of  # noqa: PLC0415 - it imports torch, which rows of the registry do not need
+    from turbovaed_cli.models.teacher import decoder_params_of  # noqa: PLC0415
+
+    found = decoder_params_of(spec)
+    return None if found is None else round(found / 1e6, 3), round(cost_of(spec.student.config, (1, 1, 1)).params / 1e6, 3)
 
 
 @models_app.command("design")
@@ -359,7 +490,7 @@ def _show_design(design: "Design", *, on_stderr: bool = False) -> None:
     from turbovaed_cli.models.design import as_rows, as_sentence  # noqa: PLC0415 - help stays quick
 
     title = f"Students of {design.model} for {design.budget}"
-    columns = ["channels", "layers", "M params", "GFLOPs", "published", "teacher", "change", "fits"]
+    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
     console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
     console.note(as_sentence(design))
 
@@ -440,6 +571,10 @@ def cache_latents(
     verbose: Verbose = False,
 ) -> None:
     """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
+    check_dtype(dtype)
+    check_device(device)
+    if not status:
+        _check_folder(out, "--out")
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
     from turbovaed_cli.devices import device_of_rank  # noqa: PLC0415
@@ -522,7 +657,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
     if found.clips_per_s is not None:
         rows.append(("speed", f"{found.clips_per_s:.3g} clips/s over the last ten minutes"))
     if found.seconds_left is not None:
-        rows.append(("left", console.human_duration(found.seconds_left)))
+        rows.append(("left", console.human_span(found.seconds_left)))
     console.print_table(f"Latent cache {out}", ["", ""], rows)
     for item in found.failed:
         console.warn(f"failed: {item.path}: {item.reason}")
@@ -577,7 +712,9 @@ def _launch(nproc: int) -> NoReturn:
 
 
 def _time_in_words(found: "CacheEstimate | DistillEstimate") -> str:
-    return "not measured" if found.seconds is None else f"about {console.human_duration(found.seconds)} on this {found.device}"
+    if found.seconds is None:
+        return "not measured"
+    return f"about {console.human_span(found.seconds)} on this {found.device}" if found.seconds else "nothing is left to do"
 
 
 def _download_in_words(found: "CacheEstimate | DistillEstimate") -> str:
@@ -628,7 +765,7 @@ def distill(
     lr: Annotated[float | None, typer.Option("--lr", help="Learning rate, in every stage.")] = None,
     lr_schedule: Annotated[str | None, typer.Option("--lr-schedule", help="constant or cosine.")] = None,
     warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw or muon.")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help=f"{_one_of(OPTIMIZERS)}.")] = None,
     ema_decay: Annotated[float | None, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")] = None,
     perceptual: Annotated[str | None, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = None,
     perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")] = None,
@@ -651,6 +788,9 @@ def distill(
     ] = None,
     params: Params = None,
     gflops: Gflops = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Licence of a local teacher whose folder states none; its student carries it.")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
     save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
     sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
@@ -672,9 +812,9 @@ def distill(
         int, typer.Option("--nproc", help="Processes on this machine, each with a device and --batch-size of its own.")
     ] = 1,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="fp32, bf16, fp16; auto takes bf16 where the device has it.")
+        str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}; auto takes bf16 where the device has it.")
     ] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help=f"{_one_of(DEVICES)}.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time some steps of every stage, say what it would take, write nothing.")
     ] = False,
@@ -684,6 +824,14 @@ def distill(
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    spec = with_licence(find_model(teacher), licence)
+    folder = run or f"runs/{spec.name}"
+    settings = read_recipe(recipe)
+    check_choice("--dtype", dtype or "auto", (*DTYPES, "auto"))
+    check_choice("--optimizer", optimizer or settings.optimizer, OPTIMIZERS)
+    check_device(device or "auto")
+    if not is_beside_another():
+        _check_folder(folder, "--run")
     if nproc != 1 and not dry_run:
         _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
@@ -692,12 +840,12 @@ def distill(
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
     if data is not None:
         _warn_of_old_ffmpeg()
 
-    spec = find_model(teacher)
     given = {
         "steps": steps, "batch_size": batch_size, "accumulation": accumulation, "crop": parse_size(crop) if crop else None,
         "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,
@@ -708,14 +856,12 @@ def distill(
         "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
         "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
     }  # fmt: skip
-    settings = read_recipe(recipe)
     if optimizer not in (None, settings.optimizer) and lr is None:
         raise SettingsError(
             f"the learning rates of recipe {settings.recipe} are {settings.optimizer}'s, and {optimizer} needs others",
             "give --lr too: muon takes about 2e-3, adamw 1e-4",
         )
     settings = settings.with_changes(**{name: value for name, value in given.items() if value is not None})
-    folder = run or f"runs/{spec.name}"
     report = _reporter(quiet, verbose)
     design = None
     if params is not None or gflops is not None:
@@ -725,14 +871,16 @@ def distill(
             )
         budget = Budget(parse_count(params) if params else None, gflops, settings.frames, settings.size)
         design = design_student(spec, budget)
-        if not quiet:
+        if not quiet and (verbose or not RunDir.is_run(Path(folder))):  # a resume has shown it before
             _show_design(design, on_stderr=True)
     given_config = read_config(student_config) if student_config else None
     if val is not None:
         list_videos(val)  # before hours of training, not behind them
     if dry_run:
         _show_distill_estimate(
-            estimate_distill(
+            _with_changes_listed(
+                verbose,
+                estimate_distill,
                 spec,
                 folder,
                 data=data,
@@ -740,12 +888,16 @@ def distill(
                 settings=settings,
                 student_config=design.config if design else given_config,
                 init=init,
+                processes=int(os.environ.get("WORLD_SIZE") or nproc),
+                command_line=command_line(),
                 report=report,
             ),
             json=json,
         )
         return
-    result = teach(
+    result = _with_changes_listed(
+        verbose,
+        teach,
         spec,
         folder,
         data=data,
@@ -753,6 +905,7 @@ def distill(
         settings=settings,
         student_config=design.config if design else given_config,
         init=init,
+        command_line=command_line(),
         consent=_consent(yes),
         report=report,
     )
@@ -761,18 +914,33 @@ def distill(
         extras = {"design": design, "evaluation": measured and as_document(measured)}
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
     else:
-        share = 100 * result.student_params / result.teacher_decoder_params
-        rows = [
-            ("steps", str(result.step) + (f" (resumed from {result.resumed_from})" if result.resumed_from else "")),
-            *((name, f"{value:.5f}") for name, value in result.losses.items() if name not in ("lr", "grad_norm")),
-            ("student", f"{result.student_params / 1e6:.3f} M parameters, {share:.1f} % of the teacher's decoder"),
-            ("model", str(result.model)),
-        ]
-        console.print_table("Distilled", ["", ""], rows)
+        _show_distilled(result)
         for table in as_tables([measured], val) if measured and val else ():
             console.print_table(table.title, table.columns, table.rows)
         console.note(f"next: turbovaed eval --model {folder} --data DIR; turbovaed reconstruct IN.mp4 --model {folder}")
     _finish(result.skipped)
+
+
+def _show_distilled(result: "DistillResult") -> None:
+    """What a finished distillation came to."""
+    share = 100 * result.student_params / result.teacher_decoder_params
+    rows = [
+        ("steps", str(result.step) + (f" (resumed from {result.resumed_from})" if result.resumed_from else "")),
+        *((name, f"{value:.5f}") for name, value in result.losses.items() if name not in ("lr", "grad_norm")),
+        ("student", f"{result.student_params / 1e6:.3f} M parameters, {share:.1f} % of the teacher's decoder"),
+        ("model", str(result.model)),
+    ]
+    console.print_table("Distilled", ["", ""], rows)
+
+
+def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """The same call; with `verbose`, every setting that a run was started with otherwise is listed before the error."""
+    try:
+        return work(*arguments, **options)
+    except DifferentRunError as error:
+        for change in error.changes if verbose else ():
+            console.note(change)
+        raise
 
 
 def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
@@ -780,7 +948,7 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
     if json:
         console.print_json(found)
     else:
-        columns = ["stage", "steps", "clips a step", "s a step", "waiting for data", "memory MB"]
+        columns = ["stage", "steps left", "clips a step", "s a step", "waiting for data", "memory MB"]
         rows = [
             (
                 stage.name,
@@ -799,7 +967,9 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
             ("time", _time_in_words(found)),
             (
                 "disk",
-                f"at most {console.human_bytes(found.disk_bytes)}{_free_in_words(found)}" if found.disk_bytes else "not measured",
+                "not measured"
+                if found.disk_bytes is None
+                else f"at most {console.human_bytes(found.disk_bytes)}{_free_in_words(found)}",
             ),
             ("download", _download_in_words(found)),
         ]
@@ -835,7 +1005,10 @@ def _measure_run(
 def reconstruct(
     source: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="A video, a latents .safetensors, or a folder of them (then --out is one too)."),
+        typer.Argument(
+            metavar="INPUT",
+            help="A video, a latents file (.safetensors, .latent, .pt), or a folder of them (then --out is one too).",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -860,6 +1033,8 @@ def reconstruct(
     fps: Annotated[
         float, typer.Option("--fps", help="Frame rate for latents and for folders of frames, which have none.")
     ] = ReconstructSettings.fps,
+    latents_are: LatentsAre = ReconstructSettings.latents_are,
+    latents_shape: LatentsShape = "",
     codec: Annotated[
         str, typer.Option("--codec", help="h264 or h265 (.mp4, .mov, .mkv), prores (.mov, .mkv), or ffv1 (.mkv, lossless).")
     ] = ReconstructSettings.codec,
@@ -878,31 +1053,36 @@ def reconstruct(
     verbose: Verbose = False,
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
-    from turbovaed_cli.reconstruct import check_settings, is_latents, output_path  # noqa: PLC0415
-    from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
-    from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder  # noqa: PLC0415
-    from turbovaed_cli.video import check_output, frames_in  # noqa: PLC0415
-
-    _warn_of_old_ffmpeg()
-
-    if not source.exists():
-        raise SettingsError(f"{source} is not there", "give a video, a latents .safetensors, or a folder of them")
     settings = ReconstructSettings(
         memory=parse_bytes(memory) if memory else 0, fast=fast, compare=compare, window=window, overlap=overlap, fps=fps, hdr=hdr,
         codec=codec, bits=_given(bits, "bits"), crf=crf, sound=sound, dtype=dtype, device=device,
+        latents_are=latents_are, latents_shape=_latents_shape(latents_shape),
     )  # fmt: skip
+    check_reconstruct(settings)
+    if not source.exists():
+        raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
+    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
+    from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
+    from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
+    from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
+    from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder  # noqa: PLC0415
+    from turbovaed_cli.video import frames_in  # noqa: PLC0415
+
+    report = _reporter(quiet, verbose)
+    _warn_of_old_ffmpeg()
+    place = output_path(source, out, settings)
     is_folder = source.is_dir() and not frames_in(source)
     if is_folder:
         if out is None:
             raise SettingsError(f"{source} is a folder: name the folder to write to", "--out FOLDER")
-        needs_teacher = not all(is_latents(path) for path in plan_folder(source, out, settings))
+        needs_teacher = not all(is_latents_file(path) for path in plan_folder(source, out, settings))
     else:
-        out = output_path(source, out, settings)
-        check_settings(settings, out)
-        check_output(out, overwrite=overwrite)
-        needs_teacher = not is_latents(source)
+        check_settings(settings, place)
+        _check_file(place, "--out", overwrite=overwrite)
+        needs_teacher = not is_latents_file(source)
+        if out is None:
+            console.note(f"--out not given: writing {place.absolute()}")
     pair = load_pair(
         _model_or_default(model),
         teacher,
@@ -913,9 +1093,9 @@ def reconstruct(
         consent=_consent(yes),
     )
     if is_folder:
-        _show_folder(reconstruct_folder(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose)), json)
+        _show_folder(reconstruct_folder(source, out or Path(), pair, settings, overwrite=overwrite, report=report), json)
         return
-    result = run(source, out, pair, settings, overwrite=overwrite, report=_reporter(quiet, verbose))
+    result = run(source, place, pair, settings, overwrite=overwrite, report=report)
     if json:
         console.print_json({**asdict(result), "fps": float(result.fps)})
         return
@@ -1003,8 +1183,24 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
+    check_dtype(dtype)
+    check_device(device)
+    if report is not None and (compare or more):
+        raise SettingsError("--report shows one model, --compare asks for several", "one eval --model M --report FILE for each")
+    if report is not None:
+        _check_file(report, "--report", overwrite=overwrite)
+    for name in filter(None, (model, *(compare or ()), *(more or ()))):
+        _check_run_folder(Path(name))
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.evaluate import SPEED_REPEATS, as_document, check_settings, evaluate_all, find_misses, parse_thresholds  # noqa: PLC0415
+    from turbovaed_cli.evaluate import (  # noqa: PLC0415
+        SPEED_REPEATS,
+        as_document,
+        check_settings,
+        evaluate_all,
+        find_misses,
+        met_thresholds,
+        parse_thresholds,
+    )
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
@@ -1016,10 +1212,6 @@ def evaluate(
         tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
     )  # fmt: skip
     check_settings(settings)
-    if report is not None and (compare or more):
-        raise SettingsError("--report shows one model, --compare asks for several", "one eval --model M --report FILE for each")
-    if report is not None and report.exists() and not overwrite:
-        raise OutputExistsError(f"{report} is there already", "add --overwrite to replace it")
     on, precision, consent = resolve_device(device), resolve_dtype(dtype), _consent(yes)
     others = [*(compare or ()), *(more or ())]
     if others and not compare:
@@ -1046,6 +1238,8 @@ def evaluate(
     for pair, result in zip(pairs, results, strict=True):
         _keep(result, pair, settings, data, report)
     misses = [miss for result in results for miss in find_misses(result, thresholds)]
+    for line in met_thresholds(results, thresholds):
+        console.note(line)
 
     def check() -> None:
         if misses:
@@ -1057,6 +1251,19 @@ def evaluate(
     _finish(results[0].skipped, check)
 
 
+def _check_run_folder(path: Path) -> None:
+    """Refuse a run folder in which the result cannot be kept, before anything is measured."""
+    if not RunDir.is_run(path):
+        return
+    run = RunDir(path)
+    try:
+        check_place(run.eval, folder=True)
+        check_place(run.report)
+    except UnwritableError as error:
+        hint = f"--model {run.model} measures the same student and keeps nothing in the run folder"
+        raise UnwritableError(error.what, hint) from error
+
+
 def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path, report: Path | None = None) -> None:
     """Into the run folder, where the model is one: the document and report.html; the page to `report` too."""
     from turbovaed_cli.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
@@ -1064,7 +1271,7 @@ def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path
     from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
     if pair.run is not None:
-        name = f"{data.name or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
+        name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
         write_json(pair.run.eval / name, as_document(result))
         console.note(f"kept in {pair.run.eval / name}")
     pages = [page for page in (report, pair.run.report if pair.run else None) if page is not None]
@@ -1082,7 +1289,7 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="onnx, coreml, executorch, executorch-coreml, litert, coreai, torch-export, safetensors; several by commas. Default: onnx.",
+            help=f"{', '.join(FORMATS)}; several by commas. Default: onnx.",
         ),
     ] = None,
     model: Model = None,
@@ -1093,9 +1300,9 @@ def export(
         ExportSettings.sizes[0]
     ),
     dtype: Annotated[
-        str, typer.Option("--dtype", help="fp32, fp16, bf16, int8, 6bit; several by commas. Default: each format's own.")
+        str, typer.Option("--dtype", help=f"{', '.join(PRECISIONS)}; several by commas. Default: each format's own.")
     ] = "",
-    layout: Annotated[str, typer.Option("--layout", help="4d-cat, 4d-sum or 5d.")] = ExportSettings.layout,
+    layout: Annotated[str, typer.Option("--layout", help=f"{_one_of(LAYOUTS)}.")] = ExportSettings.layout,
     chunk: Annotated[
         int, typer.Option("--chunk", help="Also write a graph of so many latent frames, which decodes any length piece by piece.")
     ] = ExportSettings.chunk,
@@ -1107,6 +1314,8 @@ def export(
     ] = None,
     hdr: Hdr = ExportSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to calibrate and check on instead.")] = None,
+    latents_are: LatentsAre = ExportSettings.latents_are,
+    latents_shape: LatentsShape = "",
     seed: Annotated[int, typer.Option("--seed", help="Of the random latents it is checked on otherwise.")] = ExportSettings.seed,
     overwrite: Overwrite = False,
     yes: Yes = False,
@@ -1115,14 +1324,20 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the student for other runtimes, and check each written file right away as far as this machine can."""
+    names = _listed(formats or ["onnx"])
+    precisions = _listed([dtype])
+    check_choices("--format", names, FORMATS)
+    check_choices("--dtype", precisions, PRECISIONS)
+    check_choice("--layout", layout, LAYOUTS)
+    settings = ExportSettings(
+        frames, tuple(parse_size(part) for part in size.split(",")), precisions, layout, chunk,
+        states, seed=seed, latents=latents, data=data, overwrite=overwrite,
+        latents_are=latents_are, latents_shape=_latents_shape(latents_shape), hdr=hdr,
+    )  # fmt: skip
+    check_place(out, folder=None, longest_suffix=".unverified" if out.suffix else "")  # what a missed check adds
     from turbovaed_cli.export import export_student, next_commands, raise_for_misses  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
-    settings = ExportSettings(
-        frames, tuple(parse_size(part) for part in size.split(",")), tuple(filter(None, dtype.split(","))), layout, chunk,
-        states, seed=seed, latents=latents, data=data, overwrite=overwrite, hdr=hdr
-    )  # fmt: skip
-    names = tuple(name for item in formats or ["onnx"] for name in item.split(",") if name)
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
     result = export_student(pair.student, names, out, settings, _reporter(quiet, verbose), teacher=pair.teacher)
     if json:
@@ -1153,7 +1368,7 @@ def export(
 def bench(
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", help="torch, onnx, coreml, executorch, litert or all; several by commas. Default: torch,onnx."),
+        typer.Option("--target", help=f"{', '.join(TARGETS)} or all; several by commas. Default: torch,onnx."),
     ] = None,
     model: Model = None,
     config: ModelConfig = None,
@@ -1161,14 +1376,16 @@ def bench(
     frames: Frames = BenchSettings.frames,
     size: Size = format_size(BenchSettings.size),
     dtype: Annotated[
-        str, typer.Option("--dtype", help="fp32, fp16, bf16, int8, 6bit; several by commas. Default: each target's own.")
+        str, typer.Option("--dtype", help=f"{', '.join(PRECISIONS)}; several by commas. Default: each target's own.")
     ] = "",
-    layout: Annotated[str, typer.Option("--layout", help="4d-cat, 4d-sum, 5d; several by commas.")] = BenchSettings.layouts[0],
+    layout: Annotated[str, typer.Option("--layout", help=f"{', '.join(LAYOUTS)}; several by commas.")] = BenchSettings.layouts[0],
     data: Annotated[
         Path | None, typer.Option("--data", help="Videos to encode: real latents, and quality against the videos.")
     ] = None,
     hdr: Hdr = BenchSettings.hdr,
     latents: Annotated[Path | None, typer.Option("--latents", help="A latents file to decode instead of random ones.")] = None,
+    latents_are: LatentsAre = BenchSettings.latents_are,
+    latents_shape: LatentsShape = "",
     compiled: Annotated[bool, typer.Option("--compile", help="A row for torch.compile too; a minute or more.")] = False,
     warmup: Annotated[int, typer.Option("--warmup", help="Calls before the clock counts.")] = BenchSettings.warmup,
     repeats: Annotated[int, typer.Option("--repeats", help="Timed calls.")] = BenchSettings.repeats,
@@ -1202,18 +1419,25 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
+    names = _listed(target) or BenchSettings.targets
+    check_choices("--target", names, (*TARGETS, "all"))
+    check_choices("--dtype", _listed([dtype]), PRECISIONS)
+    check_choices("--layout", _listed([layout]), LAYOUTS)
+    check_choice("--device", device.partition(":")[0], (*DEVICES, *APPLE_DEVICES))
+    if report is not None:
+        _check_file(report, "--report", overwrite=overwrite)
+    if ios_project is not None:
+        check_place(ios_project, "--ios-project", folder=True)
+        check_place(ios_project.parent, "--ios-project", folder=True)  # where the old and the new one change places
     from turbovaed_cli.bench import bench as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.bench import write_ios_project  # noqa: PLC0415
-    from turbovaed_cli.targets import results, targets  # noqa: PLC0415
+    from turbovaed_cli.targets import results  # noqa: PLC0415
 
-    names = _listed(target) or BenchSettings.targets
-    if report is not None and report.exists() and not overwrite:
-        raise OutputExistsError(f"{report} is there already", "add --overwrite to replace it")
     least, earlier = results.thresholds(_listed(fail_under)), [results.read_document(path) for path in compare or []]
     settings = BenchSettings(
-        tuple(targets()) if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
+        TARGETS if "all" in names else names, frames, parse_size(size), _listed([dtype]), _listed([layout]), warmup,
         repeats, threads, device, apple_team, not no_teacher, compiled, data, latents, seed=seed,
-        memory_frames=_lengths(memory_frames), hdr=hdr
+        memory_frames=_lengths(memory_frames), latents_are=latents_are, latents_shape=_latents_shape(latents_shape), hdr=hdr,
     )  # fmt: skip
     if ios_project is not None:
         skipped = write_ios_project(
@@ -1245,6 +1469,8 @@ def bench(
         console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
         for title, columns, rows in results.tables(result, compared):
             console.print_table(title, columns, rows)
+        if result.no_estimate:
+            console.note(result.no_estimate)
         console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")
         for line in dict.fromkeys(f"{row.target}: {line}" for row in result.rows for line in results.said(row)):
             console.note(line)
@@ -1266,6 +1492,13 @@ def bench(
     _finish(result.skipped, check)
 
 
+def _short(name: str) -> str:
+    """The beginning of a file's name, which leaves room for more in a name of 255 bytes."""
+    while len(os.fsencode(name)) > _MOST_NAME_BYTES:
+        name = name[:-1]
+    return name
+
+
 def _listed(items: Sequence[str] | None) -> tuple[str, ...]:
     """Of an option that is repeated, or takes several by commas."""
     return tuple(name for item in items or () for name in item.split(",") if name)
@@ -1276,6 +1509,13 @@ def _lengths(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part)
     except ValueError:
         raise SettingsError(f"--memory-frames {text} is no list of numbers", "such as 17,33,65") from None
+
+
+def _latents_shape(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace("x", ",").split(",") if text else []
+    if text and not (len(parts) == 3 and all(part.strip().isdecimal() and len(part) <= 9 and int(part) for part in parts)):
+        raise SettingsError(f"--latents-shape {text} is not three numbers", "latent frames, rows and columns, such as 16,15,22")
+    return tuple(map(int, parts))
 
 
 def _loads(loads: Mapping[str, tuple[float, float]]) -> str:
@@ -1332,8 +1572,26 @@ def env(json: Json = False) -> None:
     console.print_table("Environment", ["", ""], [(key, str(value)) for key, value in [*facts.items(), *packages.items()]])
 
 
+@app.command("help")
+def show_help(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command, such as distill or models show.")
+    ] = None,
+) -> None:
+    """Show the help of a command, as its --help does."""
+    app([*(names or ()), "--help"], prog_name="turbovaed", standalone_mode=False)
+
+
+@app.command("version")
+@command
+def show_version(json: Json = False) -> None:
+    """Print the version, as --version does."""
+    _show_version(json=json)
+
+
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
+    open_standard_streams()
     if sys.argv[1:2] == ["distill"]:
         end_with_launcher()
         if is_beside_another():
@@ -1349,4 +1607,8 @@ def main() -> None:
         where = getattr(getattr(error, "ctx", None), "command_path", "turbovaed")
         console.print_error(SettingsError(error.format_message(), f"{where} --help"))
         code = 2
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if (lost := lost_output()) is not None:
+        console.print_error(TurboVaedError(f"stdout could not be written: {(lost.strerror or str(lost)).lower()}", LOST_OUTPUT))
+        code = code or TurboVaedError.exit_code
+    sys.exit(code)

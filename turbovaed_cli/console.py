@@ -7,21 +7,25 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.prompt import Confirm
 from rich.table import Table
+from rich.text import Text
 
 from turbovaed_cli.errors import TurboVaedError
+from turbovaed_cli.streams import fitting, is_utf8
 
 SCHEMA_VERSION = 1
 _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal
+_PIPE_WIDTH = 10_000  # columns: wider than any table
 
 Item = TypeVar("Item")
 
@@ -36,7 +40,7 @@ def print_json(value: object) -> None:
         if isinstance(plain, dict)
         else {"schema_version": SCHEMA_VERSION, "items": plain}
     )
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document, indent=2, ensure_ascii=not is_utf8(sys.stdout), allow_nan=False)
     # Bytes of a file name that are no UTF-8 are \udcff in Python, in JSON too, and cannot be written as they are.
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     sys.stdout.flush()
@@ -55,24 +59,52 @@ def _plain(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on_stderr: bool = False) -> None:
-    """One table on stdout, or beside the notes. Numbers line up on the right; a table without column names is a list of facts."""
-    texts = [["" if cell is None else str(cell) for cell in row] for row in rows]
-    table = Table(
-        title=escape(one_line(title)),
-        title_justify="left",
-        title_style="bold",
-        show_header=any(columns),
-        box=None,
-        pad_edge=False,
-    )
+    """One table on stdout, or beside the notes, below its title. Numbers line up on the right; a table without column names is a list of facts."""
+    stream = sys.stderr if on_stderr else sys.stdout
+    texts = [["" if cell is None else _shown_in_cell(str(cell), stream) for cell in row] for row in rows]
+    columns = [fitting(column, stream) for column in columns]
+    console = Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else _width_of_a_pipe())
+    widths, gap = _widths([[name, *(row[i] for row in texts)] for i, name in enumerate(columns)], console.width)
+    table = Table(show_header=any(columns), box=None, pad_edge=False, collapse_padding=gap == 1)
     for i, column in enumerate(columns):
         is_numeric = bool(texts) and all(_looks_numeric(row[i]) for row in texts)
-        table.add_column(escape(column), justify="right" if is_numeric else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if is_numeric else "left", overflow="fold", width=widths[i])
     for row in texts:
-        table.add_row(*(escape("\n".join(map(one_line, cell.split("\n")))) for cell in row))
-    # A pipe has no width: nothing may be folded or cut there.
-    stream = sys.stderr if on_stderr else sys.stdout
-    Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else 240).print(table)
+        table.add_row(*map(escape, row))
+    with console.capture() as captured:
+        if title:
+            console.print(Text(fitting(one_line(title), stream), style="bold"), soft_wrap=not stream.isatty())
+        console.print(table)
+    text = captured.get()
+    stream.write(text if stream.isatty() else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
+    stream.flush()
+
+
+def _widths(columns: Sequence[Sequence[str]], most: int) -> tuple[list[int | None], int]:
+    """Widths of columns with these cells, and of the gaps between them, so that lines break between words.
+
+    None leaves a width to rich, which breaks words: where the longest word of every column do not fit beside each other.
+    """
+    widths = [max(map(cell_len, "\n".join(cells).split("\n"))) for cells in columns]
+    words = [max(map(cell_len, " ".join(cells).split()), default=0) for cells in columns]
+    gap = 2 if sum(words) + 2 * (len(columns) - 1) <= most else 1
+    room = most - gap * (len(columns) - 1)
+    if sum(words) > room:
+        return [None] * len(columns), gap
+    while sum(widths) > room:
+        widest = max((i for i in range(len(columns)) if widths[i] > words[i]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return list(widths), gap
+
+
+def _shown_in_cell(cell: str, stream: TextIO) -> str:
+    return fitting("\n".join(map(one_line, cell.split("\n"))), stream)
+
+
+def _width_of_a_pipe() -> int:
+    """What COLUMNS asks for; without it a pipe has no width, and nothing is folded or cut there."""
+    asked = os.environ.get("COLUMNS", "")
+    return min(int(asked), _PIPE_WIDTH) if asked.isdecimal() and int(asked) else _PIPE_WIDTH
 
 
 def _looks_numeric(cell: str) -> bool:
@@ -152,6 +184,15 @@ def human_age(seconds: float) -> str:
     return f"{int(seconds)} s"
 
 
+def human_span(seconds: float) -> str:
+    """66_720 as "18 h 32 min", 744 as "12 min 24 s": its two largest units."""
+    whole = max(round(seconds), 1)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class ConsoleReporter:
     """Draws progress: a live bar on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
 
@@ -159,14 +200,13 @@ class ConsoleReporter:
         self.quiet = quiet
         self.verbose = verbose
         self._values = ""
-        self._bar: Progress | None = None
 
     def track(self, items: Iterable[Item], label: str, total: int | None = None, start: int = 0) -> Iterator[Item]:
         """Yield `items` unchanged and show how many of `total` are done; see Reporter."""
         if total is None and isinstance(items, Sized):
             total = len(items)
         self._values = ""
-        if self.quiet:
+        if self.quiet or (total is not None and start >= total):  # nothing to watch
             yield from items
         elif stderr.is_terminal:
             yield from self._with_bar(items, label, total, start)
@@ -189,28 +229,92 @@ class ConsoleReporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _TimeColumn(pace := Pace(total, start)),
             TextColumn("{task.fields[values]}"),
         )
         with Progress(*columns, console=stderr, transient=not self.verbose) as bar:
             task = bar.add_task(label, total=total, completed=start, values="")
             for item in items:
                 yield item
+                pace.advance()
                 bar.update(task, advance=1, values=self._values)
 
     def _with_lines(self, items: Iterable[Item], label: str, total: int | None, start: int) -> Iterator[Item]:
-        began = last_said = time.monotonic()
-        done = start
+        pace, last_shown = Pace(total, start), time.monotonic()
         for item in items:
             yield item
-            done += 1
-            now = time.monotonic()
-            if now - last_said >= _PLAIN_INTERVAL_S:
-                last_said = now
-                left = f", {human_duration((now - began) / (done - start) * (total - done))} left" if total else ""
-                stderr.print(escape(f"{label}: {done}{f'/{total}' if total else ''}{left}  {self._values}".rstrip()))
+            pace.advance()
+            if time.monotonic() - last_shown >= _PLAIN_INTERVAL_S:
+                last_shown = time.monotonic()
+                of = f"/{total}" if total else ""
+                stderr.print(escape(f"{label}: {pace.done}{of}, {pace}  {self._values}".rstrip()))
+
+
+class Pace:
+    """How long something has taken, and how long the rest will take, once that can be known.
+
+    The first item does not count: it pays for planning, compiling and warming up. There is no estimate before 5 % or ten
+    seconds have gone by, while the rate of the last half differs from that of the whole, and after the last item.
+    """
+
+    def __init__(self, total: int | None, start: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._start, self._clock = total, start, clock
+        self.done = start
+        self._began = clock()
+        self._marks: list[tuple[float, int]] = []  # (time, items done) after the first item and after some of the others
+
+    def advance(self) -> None:
+        """Count one more item that is done."""
+        self.done += 1
+        now = self._clock()
+        if not self._marks or now - self._marks[-1][0] >= (now - self._marks[0][0]) / _MOST_MARKS:
+            self._marks.append((now, self.done))
+
+    def gone(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    def left(self) -> float | None:
+        """Seconds until the end at the rate of the items so far; None while that is not known, and after the last item."""
+        if self._total is None or self.done >= self._total or not self._marks:
+            return None
+        if self.done - self._start < _SHARE * (self._total - self._start) and self.gone() < _SECONDS:
+            return None
+        now, (first, _) = self._clock(), self._marks[0]
+        middle = next(mark for mark in reversed(self._marks) if mark[0] <= (first + now) / 2)
+        whole, half = self._seconds_per_item(self._marks[0], now), self._seconds_per_item(middle, now)
+        if whole is None or half is None or not 1 / _STEADY <= half / whole <= _STEADY:
+            return None
+        return (whole + half) / 2 * (self._total - self.done)
+
+    def _seconds_per_item(self, since: tuple[float, int], now: float) -> float | None:
+        items = self.done - since[1]
+        return (now - since[0]) / items if items >= _FEWEST_ITEMS and now > since[0] else None
+
+    def __str__(self) -> str:
+        """`0:12 gone, 1:30 left`, or how much time is gone alone."""
+        left = self.left()
+        return f"{human_duration(self.gone())} gone" + ("" if left is None else f", {human_duration(left)} left")
+
+
+_SHARE, _SECONDS = 0.05, 10.0  # of the items, and of time: no estimate before either
+_FEWEST_ITEMS = 2  # that a rate is made of
+_STEADY = 1.5  # by which factor the last half may differ from the whole
+_MOST_MARKS = 64  # that a Pace spreads over its time
+
+
+class _TimeColumn(ProgressColumn):
+    """What a Pace says, beside a bar."""
+
+    max_refresh = 0.5
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, _task: Task) -> Text:
+        """The times as text."""
+        return Text(str(self._pace))
 
 
 def _figure(value: object) -> str:
@@ -218,7 +322,7 @@ def _figure(value: object) -> str:
 
 
 def human_duration(seconds: float) -> str:
-    """7_300 as "2:01:40"; what is less than a second as "0:01"."""
+    """90 as "1:30", 7_300 as "2 h 01 min"; what is less than a second as "0:01"."""
     minutes, seconds = divmod(max(int(seconds), 1), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{seconds:02}"

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from turbovaed_cli import __version__
-from turbovaed_cli.errors import SettingsError, UnavailableError
+from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import APPLE_DEVICES, check_device, check_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
@@ -49,9 +50,8 @@ def resolve_device(name: str) -> torch.device:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
+    check_device(name)
     kind = name.partition(":")[0]
-    if kind not in available:
-        raise SettingsError(f"--device {name} is unknown", f"one of: auto, {', '.join(available)}")
     if not available[kind]:
         raise UnavailableError(f"--device {name}: this machine has none that torch can use", "--device auto takes what is there")
     return torch.device(name)
@@ -68,7 +68,7 @@ def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
 def apple_device(asked: str) -> tuple[str, str] | None:
     """("iphone" or "ipad", a name or "") where --device asks for an attached one, which is only Core ML's; else None."""
     kind, _, name = asked.partition(":")
-    return (kind, name) if kind in ("iphone", "ipad") else None
+    return (kind, name) if kind in APPLE_DEVICES else None
 
 
 def torch_device(asked: str) -> torch.device:
@@ -78,8 +78,7 @@ def torch_device(asked: str) -> torch.device:
 
 def resolve_dtype(name: str) -> torch.dtype:
     """fp32, bf16 or fp16 to a torch dtype; SettingsError for anything else."""
-    if name not in DTYPES:
-        raise SettingsError(f"--dtype {name} is unknown", f"one of: {', '.join(DTYPES)}")
+    check_dtype(name)
     return DTYPES[name]
 
 

@@ -23,19 +23,21 @@ from turbovaed_cli.devices import (
     resolve_device,
     resolve_dtype,
 )
-from turbovaed_cli.errors import InterruptedRunError, SettingsError
+from turbovaed_cli.documents import shown
+from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
-from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, RESUMABLE_CHANGES, DistillSettings
+from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings
 from turbovaed_cli.signals import signals_handled_by
-from turbovaed_cli.storage import free_bytes, is_url, local_videos, open_run
+from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages, check_ratios, check_settings, check_sizes
+from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.losses import (
@@ -44,6 +46,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.outputs import draw_sample, losses_in_words, training_clip, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.training.resume import check_resume
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
@@ -78,12 +81,14 @@ def distill(
     settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
+    command_line: str = "",
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> DistillResult:
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
 
-    `init` names a student (as load_student takes it) to start from instead of random weights. Places may be fsspec URLs.
+    `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
+    config.json, for messages about a resume. Places may be fsspec URLs.
     Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
     processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
@@ -96,7 +101,7 @@ def distill(
     with ranks.together(), open_run(run) if ranks.is_first else nowhere as (root, publish):
         folder = RunDir(root, publish)
         trainer, skipped = prepare(ranks, spec, folder, data, latents, settings, student_config, init, consent, report)
-        resumed_from, losses = _run(trainer, folder, spec, init, report)
+        resumed_from, losses = _run(trainer, folder, spec, init, run, command_line, report)
         damaged = {path: reason for found in ranks.gather(trainer.streams[0].damaged) for path, reason in found.items()}
     skipped += [Skipped(path, reason) for path, reason in damaged.items()]
     student, teacher = trainer.state.student, trainer.teacher
@@ -116,23 +121,37 @@ def estimate_distill(
     settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
+    processes: int = 1,
+    command_line: str = "",
     report: Reporter = quiet,
 ) -> DistillEstimate:
-    """What `distill` with the same arguments would take in one process: some of its steps, timed; nothing is written.
+    """What is left of `distill` with the same arguments, in one process: some of its steps, timed; nothing is written.
 
-    Raises what `distill` would for settings, data and weights; only a teacher that is not here is no error.
+    Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
+    teacher that is not here is no error.
     """
     check_settings(settings)
+    if latents is not None:
+        _cache_of(latents, spec)
     download = missing_bytes(spec)
     if download:
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
     ranks = alone(resolve_device(settings.device))
-    folder = RunDir(Path(str(run)))
-    trainer, skipped = prepare(
-        ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=SAMPLE_VIDEOS
-    )
-    return estimate(trainer, run, skipped, report)
+    with look_at_run(run) as root:
+        folder = RunDir(root)
+        if holder := folder.holder():
+            raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
+        first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
+        trainer, skipped = prepare(
+            ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=first
+        )
+        over_all = _over_all(trainer.settings, processes)
+        config = _config_of(trainer, spec, init, over_all, processes, folder, command_line)
+        check_resume(folder, config, over_all, processes, run)
+        if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
+            trainer.state.load(checkpoint)
+        return estimate(trainer, run, folder, skipped, report)
 
 
 def prepare(
@@ -161,16 +180,18 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+    cache = None if latents is None else _cache_of(latents, spec)  # before a download that would be of no use
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
-    settings = ranks.share(lambda: _settle(_over_all(settings, ranks), folder, device, report))
+    settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
-    if latents is None:
+    if cache is None:
         assert data is not None
         streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
     else:
-        cache = _cache_of(latents, teacher)
+        if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(cache, spec)
         check_sizes(settings, cache)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
@@ -187,18 +208,28 @@ def prepare(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {device.type}, {settings.dtype}" + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
+    if ranks.is_first and num_params(student) > decoder_params(teacher):
+        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     return Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks), skipped
 
 
+def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
+    """What to say of a student that is no smaller than what it replaces, and what mends it."""
+    ours, theirs = num_params(student), decoder_params(teacher)
+    smaller = suggested_params(spec, theirs)
+    cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
+    return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
+
+
 def _run(
-    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, report: Reporter
+    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
 ) -> tuple[int | None, dict[str, float]]:
     """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
-        config = ranks.share(lambda: _begin(folder, trainer, spec, init))
+        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
@@ -225,34 +256,50 @@ def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
     return pair
 
 
-def _over_all(settings: DistillSettings, ranks: Ranks) -> DistillSettings:
-    """The settings with the clips of a forward pass on all ranks, as config.json has them, where those of one were given."""
-    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * ranks.count) for stage in settings.stages))
+def _over_all(settings: DistillSettings, processes: int) -> DistillSettings:
+    """The settings with the clips of a forward pass on all processes, as config.json has them, where those of one were given."""
+    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * processes) for stage in settings.stages))
 
 
-def _begin(folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None) -> dict[str, Any]:
+def _begin(
+    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str
+) -> dict[str, Any]:
     """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
-    settings, student, teacher, ranks = trainer.settings, trainer.state.student, trainer.teacher, trainer.ranks
-    config = {
+    config = _config_of(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
+    check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
+    folder.snapshot(config, environment())
+    folder.clean_leftovers()
+    return config
+
+
+def _config_of(
+    trainer: Trainer,
+    spec: ModelSpec,
+    init: str | None,
+    settings: DistillSettings,
+    processes: int,
+    folder: RunDir,
+    command_line: str,
+) -> dict[str, Any]:
+    """config.json of a run; `settings` have the clips of a forward pass on all processes."""
+    student, teacher = trainer.state.student, trainer.teacher
+    first = folder.read_config().get("command_line") if folder.config.exists() else None
+    return {
         "command": "distill",
+        "command_line": first or command_line or None,
         "settings": asdict(settings),
-        "ranks": ranks.count,
+        "ranks": processes,
         "model": spec.name,
         "teacher": {
             **teacher.identity(),
-            "where": str(spec.teacher.path.resolve()) if spec.teacher.path and not spec.embedded else spec.name,
+            "where": spec.teacher.where or spec.name,
         },
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(student) if init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
+        # Of videos; a cache has its own.
+        **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
     }
-    if not trainer.streams[0].is_encoded:  # a cache has its own
-        config["reading"] = reading_identity(settings.hdr)
-    check_finished_stages(folder, settings)
-    check_clips_per_pass(folder, settings, ranks)
-    folder.snapshot(config, environment(), RESUMABLE_CHANGES)
-    folder.clean_leftovers()
-    return config
 
 
 def _resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
@@ -350,7 +397,8 @@ def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, rep
         f"{data['clips']} clips of {data['frames']} frames {data['width']}x{data['height']}, {losses_in_words(stage)}, lr {stage.lr} {stage.lr_schedule}"
     )
     if stage.crop_latents and min(data["height"], data["width"]) < stage.crop_latents * trainer.teacher.spec.space_ratio:
-        text += f" (whole clips: {stage.crop_latents} latents are more)"
+        taken = "whole clips" if trainer.crops[index] is None else f"{data['width']}x{data['height']} of them"
+        text += f"; clips are smaller than the crop of {stage.crop_latents} latents: {taken}"
     _log(folder, text)
     report.note(text)
 
@@ -431,22 +479,37 @@ def _video_streams(
     return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
 
 
-def _cache_of(latents: str | Path, teacher: Teacher) -> LatentCache:
+def _cache_of(latents: str | Path, spec: ModelSpec) -> LatentCache:
+    """The cache, if it can be this teacher's as far as is known without its weights."""
     cache = LatentCache(latents)
-    made_with = cache.manifest.get("teacher", {}).get("weights_sha256")
-    if made_with != teacher.identity()["weights_sha256"]:
-        raise SettingsError(f"the latents in {latents} were made by another teacher", "cache them again with this --teacher")
+    made_by = cache.manifest.get("teacher") or {}
+    if (made_by.get("class"), made_by.get("latent_channels")) != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(cache, spec)
     return cache
+
+
+def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    """The error for a cache of another teacher; the hint names that one, as far as the cache does."""
+    made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
+    what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
+    if name is None:
+        option = "--teacher with the one that made them"
+    else:
+        option = f"--teacher {name}" if is_model_name(str(name)) else f"--teacher DIR, with the folder {name}"
+    return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
+    config_of_teacher = teacher.vae.config
     inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
     for name in ("latents_mean", "latents_std"):
-        value = dict(teacher.vae.named_buffers()).get(name)
+        value = dict(teacher.vae.named_buffers()).get(name, getattr(config_of_teacher, name, None))
         if isinstance(value, Tensor):
             inherited[name] = value.float().cpu().tolist()
-    scaling = getattr(teacher.vae.config, "scaling_factor", None)
+        elif value is not None:
+            inherited[name] = [float(one) for one in value]
+    scaling = getattr(config_of_teacher, "scaling_factor", None)
     if scaling is not None:
         inherited["scaling_factor"] = scaling
     return {**config, **inherited}

@@ -6,7 +6,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Union, get_args, get_origin
 
 from turbovaed_cli.errors import CorruptFileError
@@ -14,6 +14,8 @@ from turbovaed_cli.errors import CorruptFileError
 MOST_BYTES = 256_000_000  # of a document; the largest of ours, an evaluation of many clips, has some
 _MOST = 2**53  # whole numbers up to which a float is exact
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+# The folders of an absolute path inside of a text.
+_FOLDERS = re.compile(r"(?<![\w:/.~])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:()]+[/\\])+")
 _RESTORE = "it was changed or damaged; restore it, or remove it if you can do without"
 
 
@@ -98,3 +100,19 @@ def shown(value: object) -> str:
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:57]}..."
     return f"a {type(value).__name__}"
+
+
+def names_only(value: Any) -> Any:
+    """`value` with names in place of absolute paths, within texts too: a page is shared, its maker's folders are not."""
+    if isinstance(value, Mapping):
+        return {name: names_only(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [names_only(item) for item in value]
+    if isinstance(value, Path):
+        return names_only(str(value))
+    if not isinstance(value, str):
+        return value
+    whole = PureWindowsPath(value) if re.match(r"[A-Za-z]:[/\\]", value) else PurePosixPath(value)
+    if "\n" not in value and (whole.is_absolute() or value.startswith("~/")):
+        return whole.name
+    return _FOLDERS.sub("", value.replace(f"{Path.home()}/", "~/"))

@@ -78,8 +78,18 @@ class OutputExistsError(SettingsError):
     """The output is there already and --overwrite was not given."""
 
 
+class UnwritableError(SettingsError):
+    """An output cannot be written where it was asked for: a read-only place, a folder in the way, a name that is too long."""
+
+
 class RunFolderError(SettingsError):
     """A run folder made with other settings, in use by another process, or not a run folder at all."""
+
+
+class DifferentRunError(RunFolderError):
+    """A run that was started with other settings; `changes` names each of them."""
+
+    changes: tuple[str, ...] = ()
 
 
 class MissingError(TurboVaedError):

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.cache_latents import plan_clips
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import resolve_device
 from turbovaed_cli.errors import MissingError, SettingsError, VideoError
 from turbovaed_cli.latents import ClipSource
 from turbovaed_cli.metrics import fvd, metric_name, paper
 from turbovaed_cli.metrics.gauges import Gauges, open_gauges
-from turbovaed_cli.metrics.published import published_scores, recognise
+from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
 from turbovaed_cli.metrics.scores import (
     PROTOCOLS,
     ClipScores,
@@ -27,6 +28,7 @@ from turbovaed_cli.metrics.scores import (
     Scores,
     as_document,
     find_misses,
+    met_thresholds,
     parse_thresholds,
     summarise,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "find_misses",
+    "met_thresholds",
     "parse_thresholds",
 ]
 
@@ -131,8 +134,7 @@ def evaluate_all(
 
 def check_settings(settings: EvalSettings) -> None:
     """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
-    if settings.protocol not in PROTOCOLS:
-        raise SettingsError(f"--protocol {settings.protocol} is unknown", f"one of: {', '.join(PROTOCOLS)}")
+    check_choice("--protocol", settings.protocol, PROTOCOLS)
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
         raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
     recognise(settings.dataset, [])
@@ -359,6 +361,7 @@ def _result(
         weights=gauges.weights,
         dataset=dataset,
         published=published_scores(pair.spec, pair.name, dataset, settings),
+        published_missing=why_not_published(pair.spec, dataset, settings),
         decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats and first is not None else None,
         skipped=skipped,
     )

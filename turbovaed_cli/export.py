@@ -12,24 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli import __version__
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import environment
 from turbovaed_cli.documents import check_fields, plain_name
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
-from turbovaed_cli.exporters.readme import MARK, decoding_page, loading_instructions
+from turbovaed_cli.exporters.readme import LATENTS_FILE, MARK, decoding_page, loading_instructions
+from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
-from turbovaed_cli.models.export_form import LAYOUTS, FoldedDecoder, export_form
+from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, sha256_of, whole_folder, write_json, write_whole
-from turbovaed_cli.settings import ExportSettings
+from turbovaed_cli.rundir import check_place, hidden_name, read_json, sha256_of, whole_folder, write_json, write_whole
+from turbovaed_cli.settings import LAYOUTS, ExportSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
 from turbovaed_cli.video import VideoInfo, read_clip
 
@@ -40,6 +43,7 @@ MAX_ABS_FP32 = 1e-3  # of a range of 2
 # Against the fp32 student, on the latents it was checked with: least PSNR of [-1, 1] by precision.
 MIN_PSNR_DB = {"fp16": 55.0, "bf16": 40.0, "int8": 32.0, "6bit": 28.0}
 CHECKED_ON_RANDOM = "random latents of the usual spread"
+_WRITTEN_BY = "turbovaed export"
 _KEPT_BYTES = 2**30  # of videos that were decoded to compare with
 
 
@@ -109,7 +113,8 @@ def export_student(
 ) -> ExportResult:
     """Write `student` in each of `formats` and compare each written artefact with it, on as much as this machine can run.
 
-    `out` is the artefact, or a folder for several; export.json and a README with loading code lie beside. One that misses
+    `out` is the artefact, or a folder for several; export.json, a README with loading code and the latents that were checked
+    with are written beside. One that misses
     (fp32: max abs above 1e-3; others below MIN_PSNR_DB) is kept as `.unverified` and is in `missed`. `settings.data` is
     encoded by `teacher`; `latents` (by size, and what they are) take the place of both. Raises ShapeError
     for sizes the student cannot make, SettingsError for what cannot be written.
@@ -117,7 +122,9 @@ def export_student(
     jobs = _plan(student, tuple(dict.fromkeys(formats)), out, settings)
     folder = out if jobs[0].path != out else out.parent
     readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
-    _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], settings)
+    beside = folder / LATENTS_FILE if folder == out else out.with_name(f"{out.name}.{LATENTS_FILE}")
+    check_place(folder, folder=True)
+    _refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], beside, settings)
     if (folder / "export.json").is_file():
         _earlier(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
     student = student.float().cpu().eval()
@@ -129,15 +136,26 @@ def export_student(
         made.append(_make(job, reference, settings, report))
         known = _beside(folder / "export.json", made)  # after each, so that one that fails leaves the others with their record
         write_json(folder / "export.json", _document(student, known))
+    example = _example(student, found[settings.sizes[0]][0])
+    write_whole(beside, lambda temporary: save_file(example, temporary, metadata={"written_by": _WRITTEN_BY}))
     if folder == out:
-        example = found[settings.sizes[0]][0]
-        write_whole(folder / "latents.safetensors", lambda temporary: save_file({"latents": example}, temporary))
         html = decoding_page(known)
         if html is not None:
             write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
-    text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name])
+    text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name], beside.name)
     write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return ExportResult(made, folder / "export.json", skipped)
+
+
+def _example(student: StudentDecoder, latents: Tensor) -> dict[str, Tensor]:
+    """Latents, and what makes those of a pipeline such ones."""
+    mean, std = (value.float().cpu() for value in (student.latents_mean, student.latents_std))
+    return {
+        "latents": latents,
+        "latents_mean": mean,
+        "latents_std": std,
+        "scaling_factor": torch.tensor(student.config.scaling_factor or 1.0),
+    }
 
 
 def raise_for_misses(result: ExportResult) -> None:
@@ -181,8 +199,7 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     for size in settings.sizes:
         student.latent_shape(settings.frames, size)
     for name in formats:
-        if name not in table:
-            raise SettingsError(f"--format {name} is unknown", f"one of: {', '.join(table)}")
+        check_choice("--format", name, table)
         table[name].check_installed()
         if settings.layout in LAYOUTS and settings.layout not in table[name].layouts:
             raise SettingsError(
@@ -241,13 +258,25 @@ def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chu
     return "-".join(parts) + row.suffix
 
 
-def _refuse_to_replace(jobs: Sequence[_Job], pages: Sequence[Path], settings: ExportSettings) -> None:
+def _refuse_to_replace(jobs: Sequence[_Job], pages: Sequence[Path], latents: Path, settings: ExportSettings) -> None:
     for job in jobs:
+        check_place(job.path, folder=None if job.row.is_package else False)  # a folder of somebody's is no artefact to replace
         if job.path.exists() and not settings.overwrite:
             raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
     for page in pages:
         if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
             raise OutputExistsError(f"{page} is there and not of an export", "give a folder of its own as --out")
+    if latents.exists() and not _is_of_an_export(latents):
+        raise OutputExistsError(f"{latents} is there and not of an export", "give a folder of its own as --out")
+
+
+def _is_of_an_export(latents: Path) -> bool:
+    """Whether a latents file is one that an export wrote: by its header, or (earlier versions) by the record beside it."""
+    try:
+        with safe_open(latents, framework="pt") as file:
+            return (file.metadata() or {}).get("written_by") == _WRITTEN_BY or latents.with_name("export.json").is_file()
+    except (SafetensorError, OSError):
+        return False
 
 
 # --- what to check on ---------------------------------------------------------------------------------------------
@@ -271,9 +300,19 @@ def latents_for(
     shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
-        return {size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes}, f"latents of {settings.data}"
+        return {
+            size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes
+        }, f"latents of {settings.data.resolve().name}"
     if settings.latents is not None:
-        return {size: [_cut(settings.latents, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents}"
+        read = read_latents(
+            settings.latents,
+            LatentSpace.of(student),
+            latents_are=settings.latents_are,
+            shape=settings.latents_shape,
+            expected=shapes[settings.sizes[0]][1:],
+            report=report,
+        )
+        return {size: [_cut(read, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
     mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
     random = {}
     for size, shape in shapes.items():
@@ -282,13 +321,11 @@ def latents_for(
     return random, CHECKED_ON_RANDOM
 
 
-def _cut(path: Path, shape: tuple[int, ...]) -> Tensor:
-    from turbovaed_cli.latents import read_latents  # noqa: PLC0415 - exported files rarely come with latents
-
-    found = read_latents(path)
+def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
+    found = read.latents
     if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
         raise SettingsError(
-            f"{path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+            f"{read.path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
         )
     return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
 
@@ -316,7 +353,7 @@ def _make(job: _Job, reference: "_Reference", settings: ExportSettings, report: 
     graphs, plan = _graphs(job, student, latents, settings)
     samples = [item for size in job.sizes for item in latents[size]]
     # Converted inside a folder of its own: what a kill leaves half-done has another name.
-    aside = job.path.with_name(f".{job.path.name}.export")
+    aside = job.path.with_name(hidden_name(job.path, "export"))
     with whole_folder(aside, overwrite=True) as folder:
         written = folder / job.path.name
         spent = cost(graphs[0], 4 if job.precision == "fp32" else 2)  # before a writer turns the module into halves

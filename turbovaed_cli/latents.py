@@ -25,8 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbovaed_cli.changes import arrow, differences, option_of
 from turbovaed_cli.documents import check_fields, plain_name, shown
-from turbovaed_cli.errors import CorruptFileError, SettingsError, ShapeError
+from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
 from turbovaed_cli.video import to_model
@@ -247,19 +248,28 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
-    for name in manifest_differences(before, manifest):
-        if name == "parts":  # the first command says how many
-            continue
-        raise SettingsError(
-            f"{root} was made with another {name}: {before.get(name)!r}, now {manifest.get(name)!r}",
-            "give another folder as --out",
-        )
+    # The first command decides the number of parts.
+    if found := manifest_differences({**before, "parts": None}, {**manifest, "parts": None}):
+        raise SettingsError(f"{root} was made with other settings: {'; '.join(found)}", "give another folder as --out")
     return before
 
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of what two manifests say differently, but for what belongs to the document alone."""
-    return [name for name in sorted((a.keys() | b.keys()) - {"schema_version", "seal"}) if a.get(name) != b.get(name)]
+    """What two manifests say differently, as options of `cache-latents`, but for what belongs to the document alone."""
+    a, b = (
+        {name: value for name, value in one.items() if name not in ("schema_version", "seal", "teacher_name")} for one in (a, b)
+    )
+    changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
+    weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
+    if weights is not None:
+        items = [arrow("weights of --teacher", str(weights.before)[:12], str(weights.now)[:12])]
+    else:
+        items = ["the config of --teacher differs"] * any(change.name.startswith("teacher") for change in changes)
+    others = [change for change in changes if not change.name.startswith("teacher")]
+    for change in others:
+        is_option = change.name.startswith("clip.") or change.name == "dtype"
+        items.append(arrow(option_of(change.field) if is_option else change.field, change.before, change.now, change.field))
+    return items
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
@@ -286,7 +296,7 @@ class LatentCache:
     def __init__(self, root: str | Path) -> None:
         """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
         self._remote: RemoteFolder | None = None
-        shown = str(root)
+        self.where = shown = str(root)
         if is_url(root):
             self._remote = RemoteFolder(str(root))
             root = cache_home() / hashlib.sha256(self._remote.url.encode()).hexdigest()[:16]
@@ -300,7 +310,7 @@ class LatentCache:
         self.manifest = read_sealed(root / "manifest.json")
         check_fields(
             self.manifest,
-            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None},
+            {"clip": {"frames": int, "size": tuple[int, int]}, "teacher": dict[str, Any] | None, "teacher_name": str | None},
             root / "manifest.json",
         )
         shards = list(committed_shards(root))
@@ -398,39 +408,3 @@ class LatentCache:
         """The clips of that batch, for people."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
-
-
-def read_latents(path: Path) -> Tensor:
-    """The latents (C, t, h, w), fp32, of a .safetensors file: its tensor `latents`, or the only one in it that is or ends in `mean`.
-
-    Raises SettingsError where there is none or more than one, or the shape is not that of latents.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            found = ["latents"] if "latents" in names else [name for name in names if name == "mean" or name.endswith(".mean")]
-            if len(names) == 1:
-                found = names
-            if len(found) != 1:
-                what = "no latents" if not found else f"{len(found)} clips"
-                raise SettingsError(
-                    f"{path} holds {what}", "a latents file has one tensor named latents: (C, t, h, w) or (1, C, t, h, w)"
-                )
-            tensor: Tensor = file.get_tensor(found[0])
-            if not tensor.is_floating_point():
-                raise SettingsError(f"{found[0]} in {path} is {tensor.dtype}", "latents are fp32, fp16 or bf16")
-            latents = tensor.float()
-    except (SafetensorError, OSError, RuntimeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} is not a readable safetensors file: {error}", "a latents file has one tensor named latents, (C, t, h, w)"
-        ) from error
-    if latents.ndim == 5 and latents.shape[0] == 1:
-        latents = latents[0]
-    if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(
-            f"{found[0]} in {path} is {tuple(latents.shape)}; latents are (C, t, h, w) or (1, C, t, h, w)",
-            "turbovaed reconstruct takes a video too",
-        )
-    if not torch.isfinite(latents).all():
-        raise SettingsError(f"{found[0]} in {path} holds NaN or infinity", "encode the video again")
-    return latents

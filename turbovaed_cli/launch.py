@@ -4,6 +4,7 @@ Not torch's own launcher, which tells no exit codes apart, gives a checkpoint ha
 """
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 from turbovaed_cli.signals import signals_handled_by
 
+COMMAND_LINE = "TURBOVAED_COMMAND_LINE"  # the command that started several processes, as it was typed
 WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reads its end when the launcher has gone
 _GRACE_S = 30.0  # that the others have to end by themselves when one has failed
 _POLL_S = 0.05
@@ -31,7 +33,7 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
-    shared |= {WATCH_FD: str(watch), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    shared |= {WATCH_FD: str(watch), COMMAND_LINE: command_line(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
     options: dict[str, Any] = {"pass_fds": (watch,), "start_new_session": True} if os.name == "posix" else {}
     ranks: list[subprocess.Popen[bytes]] = []
     passed_on: list[int] = []
@@ -45,7 +47,7 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
         try:
             for number in range(nproc):
                 environment = os.environ | shared | {"RANK": str(number), "LOCAL_RANK": str(number)}
-                ranks.append(subprocess.Popen([sys.executable, "-m", "turbovaed_cli", *words], env=environment, **options))
+                ranks.append(subprocess.Popen([sys.executable, "-P", "-m", "turbovaed_cli", *words], env=environment, **options))
             return _watched(ranks, passed_on)
         finally:
             for rank in ranks:
@@ -54,6 +56,11 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
                 rank.wait()
             os.close(watch)
             os.close(held)
+
+
+def command_line() -> str:
+    """Return the command of this process as it was typed, before `--nproc` made several of it."""
+    return os.environ.get(COMMAND_LINE) or shlex.join(["turbovaed", *sys.argv[1:]])
 
 
 def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int]) -> tuple[int, str | None]:

@@ -1,6 +1,5 @@
 """`reconstruct`: video in, video out, through the teacher's encoder and the student's decoder; or latents in, video out."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from torch import Tensor
 from turbovaed_cli.background import Background
 from turbovaed_cli.devices import give_back_free_memory
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents import read_latents
+from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
@@ -24,7 +23,7 @@ from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import ReconstructSettings
+from turbovaed_cli.settings import ReconstructSettings, check_reconstruct
 from turbovaed_cli.video import (
     Timing,
     VideoWriter,
@@ -36,7 +35,6 @@ from turbovaed_cli.video import (
     to_uint16,
 )
 
-LATENTS_SUFFIX = ".safetensors"
 _PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
 
 
@@ -60,7 +58,7 @@ def reconstruct(
     overwrite: bool = False,
     report: Reporter = quiet,
 ) -> ReconstructResult:
-    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents .safetensors.
+    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents file.
 
     Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
@@ -69,7 +67,7 @@ def reconstruct(
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
-        way = _decode_file if is_latents(source) else _reconstruct
+        way = _decode_file if is_latents_file(source) else _reconstruct
         return way(source, out, pair, settings, overwrite=overwrite, report=report)
     finally:
         pair.student.fast = before
@@ -103,15 +101,10 @@ def _reconstruct(
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
 
-def is_latents(path: Path) -> bool:
-    """Whether an input is a latents file rather than a video."""
-    return path.suffix == LATENTS_SUFFIX
-
-
 def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:
     """How many frames the output of an input will have. Raises what reading it raises."""
-    if is_latents(source):
-        return int(pair.student.pixel_frames(read_latents(source).shape[1]))
+    if is_latents_file(source):
+        return int(pair.student.pixel_frames(_latents_of(source, pair.student, settings).shape[1]))
     return probe(source, hdr=settings.hdr, fps=_fps_of(settings)).num_frames
 
 
@@ -136,19 +129,8 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
 
 def check_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
     """Raise SettingsError for settings that cannot work, alone or for this output."""
+    check_reconstruct(settings)
     find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)
-    if settings.sound not in ("keep", "drop"):
-        raise SettingsError(f"--sound {settings.sound} is not known", "keep or drop")
-    if settings.overlap < 0 or settings.window < 0:
-        raise SettingsError("--overlap and --window cannot be below 0")
-    if settings.memory and settings.compare:
-        raise SettingsError(
-            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
-        )
-    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
-        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
-    if not 0 < settings.fps < math.inf:
-        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
 
 
 def reconstructed_frames(
@@ -250,11 +232,17 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
     return frame
 
 
+def _latents_of(source: Path, student: StudentDecoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
+    """The raw latents (C, t, h, w) in a file."""
+    space = LatentSpace.of(student)
+    return read_latents(source, space, latents_are=settings.latents_are, shape=settings.latents_shape, report=report).latents
+
+
 def _decode_file(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
-    latents = read_latents(source)
     student = pair.student
+    latents = _latents_of(source, student, settings, report)
     if latents.shape[0] != student.config.latent_channels:
         raise ShapeError(
             f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",

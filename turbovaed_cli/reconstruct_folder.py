@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, TurboVaedError
+from turbovaed_cli.latent_files import SUFFIXES as LATENTS_SUFFIXES
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.reconstruct import LATENTS_SUFFIX, ReconstructResult, check_settings, is_latents, num_frames_of, reconstruct
+from turbovaed_cli.reconstruct import ReconstructResult, check_settings, num_frames_of, reconstruct
 from turbovaed_cli.reporting import Item, Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VIDEO_SUFFIXES, check_output, find_codec, list_videos
@@ -123,16 +124,10 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
 
 def _inputs_under(folder: Path, report: Reporter) -> list[Path]:
     """Videos and latents files, sorted; hidden ones are left out."""
-    latents = [
-        path
-        for path in folder.rglob(f"*{LATENTS_SUFFIX}")
-        if is_latents(path) and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
     try:
-        videos = list_videos(folder, report, also=LATENTS_SUFFIX)
+        return list_videos(folder, report, suffixes=(*VIDEO_SUFFIXES, *LATENTS_SUFFIXES))
     except SettingsError:
-        videos = []
-    return sorted((*videos, *latents), key=lambda path: path.parts)
+        return []
 
 
 def _item(path: Path, out: Path, pair: Pair, settings: ReconstructSettings, overwrite: bool, report: "_Progress") -> FolderItem:

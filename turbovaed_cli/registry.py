@@ -1,18 +1,18 @@
 """The model registry: one row per teacher and its student. A new model is one row, and no `if` anywhere else."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import fits, parse_json, read_text, shown
-from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
+from turbovaed_cli.errors import FrameCountError, MissingError, SettingsError, ShapeError, UnknownModelError
+from turbovaed_cli.teacher_files import WEIGHTS_FILE, licence_of, weight_files
 
 ASSETS = Path(__file__).parent / "assets"
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # that a local teacher's config may name
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,33 @@ class TeacherSpec:
     class_name: str
     repo: str | None
     folder: str
-    num_bytes: int
+    num_bytes: int | None  # of the weights; None for a local folder that holds none
     latent_channels: int
     time_ratio: int
     space_ratio: int
     frames: FrameRule
-    decoder_params_m: float
+    decoder_params_m: float | None  # None for a local folder: models/teacher.py counts them
     licence: str
     licence_note: str = ""
     required: tuple[RequiredSetting, ...] = ()
     weights_file: str = WEIGHTS_FILE
     ratios: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None  # (time, space) of a local folder's config
     path: Path | None = None  # a local folder, when the weights do not come from the hub
+    file: str | None = None  # the weight file of that folder that was named
+
+    @property
+    def where(self) -> str | None:
+        """What names this teacher again from anywhere: its absolute path; None for a registry row."""
+        if self.path is None or self.path.is_relative_to(ASSETS):
+            return None
+        return str(self.path.resolve() / self.file if self.file else self.path.resolve())
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, without a path: this is for cards and pages, which are published."""
+        if self.path is None:
+            return f"{self.repo} {self.folder}".rstrip()
+        return "embedded in turbovaed" if self.path.is_relative_to(ASSETS) else f"local folder {self.path.resolve().name}"
 
     def latent_frames(self, frames: int) -> int:
         """T for T pixel frames; raises FrameCountError with the nearest valid counts."""
@@ -143,7 +158,7 @@ class StudentSpec:
 
     config: dict[str, Any]
     pairs: tuple[AlignmentPair, ...]
-    params_m: float
+    params_m: float | None  # None for a local folder: models/design.py counts them
     published: Published | None = None
 
 
@@ -156,7 +171,9 @@ class ModelSpec:
     teacher: TeacherSpec
     student: StudentSpec
     aliases: tuple[str, ...] = ()
-    published_results: Mapping[str, object] = field(default_factory=dict)
+    published_results: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # metric: (teacher, student), on PUBLISHED_ON
 
     @property
     def embedded(self) -> bool:
@@ -164,7 +181,11 @@ class ModelSpec:
         return self.teacher.path is not None and self.teacher.path.is_relative_to(ASSETS)
 
 
+PUBLISHED_ON = "arXiv:2508.09136, UCF-101, 17 frames of 256x256"
 _MIT = "MIT"
+# What pipelines divide latents by before they decode. LTX has statistics per channel instead, in its weight files; no
+# pipeline of diffusers has Video DC-AE (Open-Sora's own divides its latents by 0.493, which is no property of the VAE).
+_HUNYUAN_SCALING, _COGVIDEOX_SCALING = 0.476986, 0.7
 _STUDENT_REPO = "hustvl/Turbo-VAED"
 
 
@@ -176,6 +197,7 @@ def _student_config(
     patch_size: int,
     spatio_only: bool,
     dc: bool = False,
+    scaling_factor: float = 1.0,
 ) -> dict[str, Any]:
     return {
         "latent_channels": latent_channels,
@@ -187,6 +209,7 @@ def _student_config(
         "decoder_spatio_only": (spatio_only,) + (False,) * (len(channels) - 1),
         "patch_size": patch_size,
         "is_video_dc_ae": dc,
+        "scaling_factor": scaling_factor,
     }
 
 
@@ -256,7 +279,9 @@ _HUNYUAN = ModelSpec(
         ratios=_hunyuan_ratios,
     ),
     student=StudentSpec(
-        config=_student_config(16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True),
+        config=_student_config(
+            16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True, scaling_factor=_HUNYUAN_SCALING
+        ),
         pairs=(
             AlignmentPair("mid_block", "decoder.mid_block"),
             AlignmentPair("up_blocks.0", "decoder.up_blocks.0", head=True, transform="shuffle2d"),
@@ -293,7 +318,9 @@ _COGVIDEOX = ModelSpec(
         ratios=_cogvideox_ratios,
     ),
     student=StudentSpec(
-        config=_student_config(16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True),
+        config=_student_config(
+            16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True, scaling_factor=_COGVIDEOX_SCALING
+        ),
         pairs=(
             AlignmentPair("mid_block", "decoder.mid_block"),
             AlignmentPair("up_blocks.0", "decoder.up_blocks.0", head=True, transform="shuffle3d"),
@@ -374,31 +401,40 @@ def is_model_name(name: str) -> bool:
     return name in _BY_ANY_NAME
 
 
+def names_of_models() -> list[str]:
+    """Every registry name and alias."""
+    return list(_BY_ANY_NAME)
+
+
 def find_model(name: str | Path) -> ModelSpec:
     """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
 
+    The name of a local teacher is its folder's. One weight file of a folder names the folder and the file to take.
     Raises UnknownModelError with the nearest names, SettingsError where the folder cannot be a teacher.
     """
     if str(name) in _BY_ANY_NAME:
         return _BY_ANY_NAME[str(name)]
-    folder = Path(name)
-    if folder.is_dir():
-        return _spec_of_folder(folder)
-    near = difflib.get_close_matches(str(name), _BY_ANY_NAME, n=2, cutoff=0.5)
+    where = Path(name)
+    if where.is_dir():
+        return _spec_of_folder(where)
+    if where.is_file():
+        return _spec_of_folder(where.parent, where.name)
     raise UnknownModelError(
         f"no model is called {str(name)!r}, and it is not a folder",
-        f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(MODELS)}",
+        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}"),
     )
 
 
-def _spec_of_folder(folder: Path) -> ModelSpec:
-    """The registry row of the folder's class, with the folder's own channels and ratios."""
-    config_path = folder / "config.json"
+def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
+    """A row for the folder's class, with the folder's own name, channels, ratios, size and licence."""
+    given, config_path = folder, folder / "config.json"
     if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
         folder, config_path = folder / "vae", folder / "vae" / "config.json"
     lone = [spec for spec in MODELS.values() if not spec.teacher.folder and (folder / spec.teacher.weights_file).is_file()]
     if not config_path.is_file() and lone and not lone[0].embedded:
-        return replace(lone[0], teacher=replace(lone[0].teacher, path=folder, repo=None))  # published without a config
+        return _local(lone[0], given, folder, file, {})  # published without a config
+    if not config_path.is_file():
+        _refuse_without_config(folder, file)
     config = read_diffusers_config(config_path)
     class_name = config["_class_name"]
     rows = [spec for spec in (_LTX, _HUNYUAN, _COGVIDEOX, _VIDEO_DC_AE) if spec.teacher.class_name == class_name]
@@ -428,20 +464,63 @@ def _spec_of_folder(folder: Path) -> ModelSpec:
         )
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
-    teacher = replace(
-        row.teacher,
-        path=folder,
-        repo=None,
-        latent_channels=latent_channels,
-        time_ratio=time_ratio,
-        space_ratio=space_ratio,
-        frames=frames,
-    )
-    config = dict(row.student.config, latent_channels=latent_channels)
+    own = {"latent_channels": latent_channels, "time_ratio": time_ratio, "space_ratio": space_ratio, "frames": frames}
+    spec = _local(row, given, folder, file, own)
+    config_of_student = dict(row.student.config, latent_channels=latent_channels)
     if not same_ratios:
-        config |= _upsampling_for(time_ratio, space_ratio, config)
-    student = replace(row.student, config=config, published=None)
-    return replace(row, name=row.name, title=f"{row.title} class in {folder}", teacher=teacher, student=student)
+        config_of_student |= _upsampling_for(time_ratio, space_ratio, config_of_student)
+    return replace(spec, student=replace(spec.student, config=config_of_student | _scaling_of(config)))
+
+
+def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Mapping[str, Any]) -> ModelSpec:
+    """`row` for the VAE in `folder`: of the row it keeps what its class says, and nothing that is true of the published weights only."""
+    name = given.resolve().name or "teacher"
+    if is_model_name(name):  # a student of ./ltx must not pass for one of the registry's ltx
+        name = f"{name}-folder"
+    try:
+        num_bytes = weight_files(folder, file or row.teacher.weights_file).num_bytes
+    except MissingError:  # said by those who need the weights
+        num_bytes = None
+    teacher = replace(
+        row.teacher, path=folder, file=file, repo=None, num_bytes=num_bytes, decoder_params_m=None, licence=licence_of(folder),
+        licence_note="", **own,
+    )  # fmt: skip
+    student = replace(row.student, published=None, params_m=None)
+    return ModelSpec(name, f"{name} ({row.teacher.class_name})", teacher, student)
+
+
+def _scaling_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The scaling factor that a VAE's own config states; 1 for a VAE that states none."""
+    value = config.get("scaling_factor")
+    return {"scaling_factor": float(value) if fits(value, float) and value else 1.0}
+
+
+def _refuse_without_config(folder: Path, file: str | None) -> None:
+    """SettingsError for weights that lie alone: nothing says of which class they are."""
+    try:
+        found = folder / file if file else weight_files(folder).name
+    except (MissingError, SettingsError):
+        return  # there are none: config.json is what is missing first
+    raise SettingsError(
+        f"{folder} holds {found.name} and no config.json, which says which VAE it is",
+        "put the config.json of the same VAE beside it (in a pipeline's repository: vae/config.json)",
+    )
+
+
+def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
+    """`spec` of a local folder with a licence that its user states, if any.
+
+    Raises SettingsError for a registry row, whose licence is known.
+    """
+    if licence is None:
+        return spec
+    if spec.name in MODELS:
+        raise SettingsError(
+            f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out --licence, which is for local folders"
+        )
+    if not licence.strip() or "\n" in licence:
+        raise SettingsError("--licence is the name of a licence, on one line", 'such as --licence "Apache-2.0"')
+    return replace(spec, teacher=replace(spec.teacher, licence=licence.strip()))
 
 
 def read_diffusers_config(path: Path) -> dict[str, Any]:

@@ -15,10 +15,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from turbovaed_cli.changes import Change, differences
 from turbovaed_cli.documents import check_fields, fits, parse_json, plain_name, read_text
-from turbovaed_cli.errors import CorruptFileError, DiskFullError, OutputExistsError, RunFolderError, UnavailableError
+from turbovaed_cli.errors import (
+    CorruptFileError,
+    DiskFullError,
+    OutputExistsError,
+    RunFolderError,
+    UnavailableError,
+    UnwritableError,
+)
 
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
@@ -49,12 +57,99 @@ def fsync_folder(folder: Path) -> None:
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
+# Why a place cannot be written, in words. A name that is too long is in the same table: another place mends it too.
+UNWRITABLE = {
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "not permitted",
+    errno.ENOTDIR: "a part of its path is a file",
+    errno.EEXIST: "a part of its path is a file",  # of a folder that was to be made there
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "its name is too long",
+    errno.ELOOP: "its links lead in a circle",
+}
+_MOST_NAME_BYTES = 255  # of a file's name, if the system does not report its own limit
+
+
+def unwritable(path: Path, error: OSError, option: str = "--out, --report or --run") -> UnwritableError | None:
+    """The error for an output that the system refuses to write at `path`; None if `error` is about something else."""
+    if error.errno not in UNWRITABLE:
+        return None
+    what = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another place"
+    return UnwritableError(f"cannot write {path}: {UNWRITABLE[error.errno]}", f"give {what} with {option}")
+
+
+def check_place(path: Path, option: str = "--out", *, folder: bool | None = False, longest_suffix: str = "") -> None:
+    """Raise UnwritableError unless a file can be written at `path`; with `folder`, unless files can be written in it.
+
+    `folder` is None for a path that may be either. Creates a file without a name there, as permissions alone do not show
+    that a disk is read-only. `longest_suffix` is what is added to its name for files beside it, which have to fit as well.
+    """
+    place = path.absolute()
+    try:
+        folder = place.is_dir() if folder is None else folder
+        if folder and place.exists() and not place.is_dir():
+            raise UnwritableError(f"cannot write {path}: it is a file, and {option} is a folder", f"give a folder with {option}")
+        if not folder and place.is_dir():
+            raise UnwritableError(f"cannot write {path}: it is a folder", f"give a file with {option}, such as {path / 'NAME'}")
+        if not folder and place.exists() and not place.is_file():  # a device, which a rename would replace
+            raise UnwritableError(f"cannot write {path}: it is no regular file", f"give another place with {option}")
+        there = next(above for above in (place, *place.parents) if above.exists())
+        if there == place and not folder:
+            there = place.parent
+        elif not there.is_dir():
+            raise UnwritableError(f"cannot write {path}: {there} is a file", f"give another place with {option}")
+        most = _most_name_bytes(there)
+        for name in (*place.parts[len(there.parts) :], f"{place.name}{longest_suffix}"):
+            if (length := len(os.fsencode(name))) > most:
+                raise UnwritableError(
+                    f"cannot write {name}: its name has {length} bytes, and the file system takes {most}",
+                    f"give a shorter name with {option}",
+                )
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        if (found := unwritable(path, error, option)) is not None:
+            raise found from error
+        if isinstance(error, FileNotFoundError):  # /proc and the like, which make no files
+            raise UnwritableError(
+                f"cannot write {path}: no file can be made there", f"give another place with {option}"
+            ) from error
+        raise
+
+
+def _most_name_bytes(folder: Path) -> int:
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return _MOST_NAME_BYTES
+
+
+def hidden_name(path: Path, ending: str = "", more: int = 0) -> str:
+    """A name for something beside `path` that is not complete: a dot, the beginning of its name, and `ending`.
+
+    No longer than the file system allows with `more` bytes added to it, whatever the length of the name itself.
+    """
+    place = path.parent
+    room = _most_name_bytes(place if place.exists() else Path()) - len(os.fsencode(f"..{ending}")) - more
+    name = path.name
+    while name and len(os.fsencode(name)) > room:
+        name = name[:-1]
+    return f".{name}.{ending}"
+
+
+_RANDOM_BYTES = 8  # that tempfile puts between a prefix and a suffix
+_MOST_SUFFIX_BYTES = 32  # of a suffix that a temporary file shares with its final name, as some writers look at it
+
+
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Turn what systems and libraries say when a disk is full into one error that names the file."""
+    """Turn what systems and libraries raise when a disk is full or cannot be written into one error that names the file."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and _is_at(path, error) and (found := unwritable(path, error)) is not None:
+            raise found from error
         # safetensors has an error of its own, which ends in the system's number.
         told = isinstance(error, OSError) and error.errno in _FULL
         told = told or any(f"(os error {number})" in str(error) for number in _FULL)
@@ -65,11 +160,18 @@ def room_for(path: Path) -> Iterator[None]:
         ) from error
 
 
+def _is_at(path: Path, error: OSError) -> bool:
+    """Whether an error is about what is written at or beside `path`, not about something that is read meanwhile."""
+    return not isinstance(error.filename, str) or Path(error.filename).absolute().is_relative_to(path.parent.absolute())
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then fsync and rename it there: whole or absent."""
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        suffix = path.suffix if len(os.fsencode(path.suffix)) <= _MOST_SUFFIX_BYTES else ""
+        prefix = hidden_name(path, more=_RANDOM_BYTES + len(os.fsencode(suffix)))
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -94,8 +196,9 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary folder beside `path` to fill; on a clean exit fsync its files and rename it to `path`."""
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=hidden_name(path, more=_RANDOM_BYTES), dir=path.parent))
     temporary.chmod(0o755)
     try:
         with room_for(path):
@@ -122,7 +225,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
     elif not _exchange(temporary, path):
-        old = path.with_name(f".{path.name}.swapped")
+        old = path.with_name(hidden_name(path, "swapped"))
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
         temporary.rename(path)
@@ -222,12 +325,12 @@ class RunDir:
             check_fields(settings, {"steps": int}, self.config, "settings.")
         return config
 
-    def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any], may_differ: frozenset[str]) -> bool:
-        """Record what this run is, or check that it is the same run; returns whether it was there before.
+    def changes(self, config: Mapping[str, Any], may_differ: frozenset[str]) -> list[Change]:
+        """What differs between this run and `config` and may not; none where there is no run yet. Writes nothing.
 
-        Raises RunFolderError naming every setting that differs and may not.
+        `may_differ` has names of fields, at any place, or with their place in front of them, dotted. Raises RunFolderError
+        if the folder holds other things.
         """
-        config = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config}))
         if not self.config.exists():
             items = [item.name for item in self.root.iterdir()] if self.root.exists() else []
             others = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
@@ -235,23 +338,19 @@ class RunDir:
                 raise RunFolderError(
                     f"{self.root} holds other things ({others[0]}) and no run", "give a new or empty folder as --run"
                 )
+            return []
+        found = differences(self.read_config(), _as_written(config))
+        return [change for change in found if not {change.name, change.field} & may_differ]
+
+    def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any]) -> bool:
+        """Record what this run is; returns whether it was there before. Only after `changes` found none."""
+        config = _as_written(config)
+        was_there = self.config.exists()
+        if not was_there:
             write_json(self.env, env)
+        if not was_there or self.read_config() != config:
             write_json(self.config, config)
-            return False
-        before = self.read_config()
-        changes = [
-            f"{name}: {before_value!r} -> {now_value!r}"
-            for name, before_value, now_value in _differences(before, config)
-            if name.rpartition(".")[2] not in may_differ
-        ]
-        if changes:
-            raise RunFolderError(
-                f"{self.root} was started otherwise; " + "; ".join(changes),
-                "repeat the first command to resume, or give another --run",
-            )
-        if before != config:
-            write_json(self.config, config)
-        return True
+        return was_there
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -324,6 +423,11 @@ class RunDir:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
+def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as config.json has it."""
+    return cast(dict[str, Any], json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config})))
+
+
 def metrics_row(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None for one that no step of ours wrote whole."""
     try:
@@ -365,32 +469,16 @@ def _remove_folder(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _differences(before: object, now: object, name: str = "") -> Iterator[tuple[str, object, object]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if key not in before and now[key] is False:
-                continue  # a switch that is off, and that the version which started the run did not have
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif (
-        isinstance(before, list)
-        and isinstance(now, list)
-        and len(before) == len(now)
-        and isinstance(before[:1] and before[0], dict)
-    ):
-        for index, (old, new) in enumerate(zip(before, now, strict=True)):
-            yield from _differences(old, new, f"{name}.{index + 1}")
-    elif before != now:
-        yield name, before, now
-
-
 @contextmanager
 def held(path: Path) -> Iterator[str | None]:
     """Hold a lock file while the context lasts, and yield None; where somebody holds it, yield who and since when.
 
     The system drops the lock when the process ends, however it ends. Raises UnavailableError where the file system has none.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+", encoding="utf-8")
+    with opened as file:
         if not _try_lock(file.fileno(), path):
             file.seek(0)
             yield file.read().strip() or "another process"

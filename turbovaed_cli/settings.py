@@ -1,13 +1,36 @@
 """One frozen settings class per long command; every default is typed here and nowhere else. Sizes are (height, width)."""
 
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from turbovaed_cli.choices import check_choice, hint_for
 from turbovaed_cli.documents import fits, read_text, shown
 from turbovaed_cli.errors import SettingsError
+
+# What the values of options are chosen from, for help and for refusing others before anything heavy is loaded.
+DTYPES = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "6bit")  # of exported artefacts
+DEVICES = ("auto", "cpu", "cuda", "mps")
+HDR_CHOICES = ("tonemap", "refuse")  # what happens to PQ and HLG videos
+APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
+FORMATS = ("onnx", "coreml", "executorch", "executorch-coreml", "litert", "coreai", "torch-export", "safetensors")
+TARGETS = ("torch", "onnx", "coreml", "executorch", "litert")
+OPTIMIZERS = ("adamw", "muon")
+LAYOUTS = ("4d-cat", "4d-sum", "5d")
+
+
+def check_device(name: str) -> None:
+    """Raise SettingsError unless `name` is a kind of device; cuda:1 is one too. Whether it is there is another question."""
+    check_choice("--device", name.partition(":")[0], DEVICES)
+
+
+def check_dtype(name: str) -> None:
+    """Raise SettingsError unless `name` is a precision that networks run in."""
+    check_choice("--dtype", name, DTYPES)
 
 
 @dataclass(frozen=True)
@@ -184,7 +207,8 @@ def read_recipe(name: str) -> DistillSettings:
     if path.suffix == ".toml" and not path.is_file():
         raise SettingsError(f"{path} is not there", f"a TOML file with [[stages]], or one of: {', '.join(RECIPES)}")
     if path.suffix != ".toml":
-        raise SettingsError(f"no recipe is called {name!r}", f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]")
+        every = f"one of: {', '.join(RECIPES)}, or a .toml file with [[stages]]"
+        raise SettingsError(f"no recipe is called {name!r}", hint_for(name, RECIPES, every))
     try:
         table = tomllib.loads(read_text(path))
     except (ValueError, RecursionError) as error:  # also of numbers and nests that are too large
@@ -236,7 +260,7 @@ def _typed(settings_class: type, table: dict[str, Any], where: str) -> dict[str,
 RESUMABLE_CHANGES = frozenset(
     {
         "recipe", "steps", "save_every", "sample_every", "keep_checkpoints", "workers", "stall_seconds", "log", "device", "ranks", "where",
-        "gradient_checkpointing", "hdr",
+        "gradient_checkpointing", "command_line", "hdr", "model", "teacher.licence", "student_config.teacher",
     }
 )  # fmt: skip
 
@@ -265,6 +289,26 @@ class ReconstructSettings:
     dtype: str = "fp32"  # fp32, bf16 or fp16
     device: str = "auto"  # auto, cpu, cuda or mps
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
+
+
+def check_reconstruct(settings: ReconstructSettings) -> None:
+    """Raise SettingsError naming the first value that makes no sense."""
+    if settings.overlap < 0 or settings.window < 0:
+        raise SettingsError("--overlap and --window cannot be below 0")
+    if settings.memory and settings.compare:
+        raise SettingsError(
+            "--compare works in windows, whose memory is not planned", "--window 17 bounds it; or leave out --memory"
+        )
+    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
+        raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
+    if not 0 < settings.fps < math.inf:
+        raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
+    check_choice("--sound", settings.sound, ("keep", "drop"))
+    check_choice("--hdr", settings.hdr, HDR_CHOICES)
+    check_dtype(settings.dtype)
+    check_device(settings.device)
 
 
 @dataclass(frozen=True)
@@ -303,6 +347,8 @@ class ExportSettings:
     clips: int = 4  # of so many videos
     overwrite: bool = False  # replace an artefact that is there
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
 @dataclass(frozen=True)
@@ -327,3 +373,5 @@ class BenchSettings:
     seed: int = 0  # of the random latents without either
     memory_frames: tuple[int, ...] = ()  # clip lengths to measure the peak memory of a decode at, whole and streamed
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    latents_are: str = "raw"  # what the latents file holds: raw, as a VAE encodes, or normalised, as diffusion pipelines compute
+    latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so

@@ -268,6 +268,17 @@ def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Pat
             mirror.push(remove=True)
 
 
+@contextmanager
+def look_at_run(run: str | Path) -> Iterator[Path]:
+    """The local folder of a run, to look at: behind a URL its documents alone are brought here, and nothing goes back."""
+    if not is_url(run):
+        yield Path(run)
+        return
+    with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
+        Mirror(str(run), Path(room)).fetch(lambda name: _is_for_others(name) and name.endswith(".json"))
+        yield Path(room)
+
+
 def local_videos(data: str | Path, report: Reporter = quiet, *, first: int | None = None) -> Path:
     """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again.
 
@@ -300,4 +311,9 @@ def cache_home() -> Path:
     """Where copies of shards from behind URLs are kept: $TURBOVAED_CACHE, or turbovaed in the user's cache folder."""
     if chosen := os.environ.get("TURBOVAED_CACHE"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "turbovaed"
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "turbovaed"
+    home = os.path.expanduser("~")  # noqa: PTH111 - which does not fail for a user without one
+    if home == "~":
+        raise SettingsError("this user has no home folder to keep copies in", "set TURBOVAED_CACHE to a folder, or HOME")
+    return Path(home) / ".cache" / "turbovaed"

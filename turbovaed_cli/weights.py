@@ -4,22 +4,36 @@ Nothing here touches the network before consent. Downloads are huggingface_hub's
 hub's resumed after a cut (by the same process: what another left half-done begins again), in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
 """
 
+import logging
+import socket
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from turbovaed_cli.errors import CorruptFileError, DiskFullError, MissingWeightsError, UnknownModelError, WeightFileError
-from turbovaed_cli.registry import ASSETS, MODELS, WEIGHTS_FILE, ModelSpec, find_model
+from turbovaed_cli.errors import (
+    CorruptFileError,
+    DiskFullError,
+    MissingWeightsError,
+    UnknownModelError,
+    UnwritableError,
+    WeightFileError,
+)
+from turbovaed_cli.registry import ASSETS, MODELS, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import room_for, sha256_of
+from turbovaed_cli.rundir import check_place, room_for, sha256_of
+from turbovaed_cli.teacher_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _SHA256_DIGITS = 64
 _CONFIG_BYTES = 2_000
+_ANSWER_S = 10.0  # for the hub to answer at all
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,8 @@ def teacher_folder(spec: ModelSpec, consent: Consent = no_consent) -> Path:
     """
     if spec.teacher.path is not None:
         return spec.teacher.path
-    return _fetch(spec.name, _teacher_files(spec), consent)[0].parent
+    offer = f"turbovaed models pull {spec.name} --yes downloads them ({spec.teacher.licence})"
+    return _fetch(spec.name, _teacher_files(spec), consent, offer, _teacher_by_hand(spec))[0].parent
 
 
 def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
@@ -86,7 +101,23 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
         raise MissingWeightsError(
             f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
         )
-    return _fetch(spec.name, _student_files(spec), consent)[0]
+    files, published = _student_files(spec), spec.student.published
+    offer = f"--yes downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
+    return _fetch(spec.name, files, consent, offer, _student_by_hand(spec))[0]
+
+
+def _teacher_by_hand(spec: ModelSpec) -> str:
+    """How a teacher comes to a machine without network."""
+    names = " ".join(file.filename for file in _teacher_files(spec))
+    folder = f"DIR/{spec.teacher.folder}" if spec.teacher.folder else "DIR"
+    return f"on a machine with network: hf download {spec.teacher.repo} {names} --local-dir DIR; then here: --teacher {folder}"
+
+
+def _student_by_hand(spec: ModelSpec) -> str:
+    """How a student comes to a machine without network; its config is the registry's, which knows the file by its name."""
+    published = spec.student.published
+    assert published is not None
+    return f"on a machine with network: hf download {published.repo} {published.filename} --local-dir DIR; then here: --model DIR/{published.filename}"
 
 
 def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
@@ -100,7 +131,11 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
         return PullResult(name, [_pull_trunk(name, consent)])
     if name == "i3d":
         return PullResult(
-            name, [_checked(path, again) for path in _fetch(name, [I3D_FILE], consent, "eval takes one as --i3d FILE")]
+            name,
+            [
+                _checked(path, again)
+                for path in _fetch(name, [I3D_FILE], consent, _offer(again, I3D_FILE), "eval takes one as --i3d FILE")
+            ],
         )
     spec = find_model(name)
     if spec.name not in MODELS:
@@ -111,13 +146,19 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
         report.note(f"{name} comes with the package")
         paths = [ASSETS / spec.name / part / WEIGHTS_FILE for part in ("teacher", "student")]
     else:
-        paths = _fetch(spec.name, _teacher_files(spec) + _student_files(spec), consent)
+        files = _teacher_files(spec) + _student_files(spec)
+        by_hand = f"{_teacher_by_hand(spec)}; or the student alone: {_student_by_hand(spec)}"
+        paths = _fetch(spec.name, files, consent, _offer(again, files[0]), by_hand)
     return PullResult(name, [_checked(path, again) for path in paths])
+
+
+def _offer(again: str, file: RemoteFile) -> str:
+    return f"{again} downloads them ({file.licence})"
 
 
 def _teacher_files(spec: ModelSpec) -> list[RemoteFile]:
     teacher = spec.teacher
-    assert teacher.repo is not None
+    assert teacher.repo is not None and teacher.num_bytes is not None
     label, prefix = f"teacher of {spec.name}", f"{teacher.folder}/" if teacher.folder else ""
     files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, teacher.num_bytes, teacher.licence)]
     if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file lies alone in its repository
@@ -139,10 +180,11 @@ def missing_bytes(spec: ModelSpec) -> int:
     return sum(file.num_bytes for file in _teacher_files(spec) if cached_file(file) is None)
 
 
-def _fetch(
-    name: str, files: Sequence[RemoteFile], consent: Consent, instead: str = "give --teacher DIR, a local VAE folder"
-) -> list[Path]:
-    """Paths of `files` in the hub cache; those missing are downloaded after consent."""
+def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str, by_hand: str) -> list[Path]:
+    """Paths of `files` in the hub cache; those missing are downloaded after consent.
+
+    `offer` names the command that downloads them, `by_hand` the way without it: both are for hints.
+    """
     missing = [file for file in files if cached_file(file) is None]
     if missing:
         total = sum(file.num_bytes for file in missing)
@@ -153,10 +195,13 @@ def _fetch(
             )
             raise MissingWeightsError(
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
-                f"turbovaed models pull {name} --yes downloads them ({missing[0].licence}), or {instead}",
+                f"{offer}; or {by_hand}",
             )
+        from huggingface_hub import constants  # noqa: PLC0415
+
+        check_place(Path(constants.HF_HUB_CACHE), "HF_HOME", folder=True)
         for file in missing:
-            _download(file, f"turbovaed models pull {name} --yes")
+            _download(file, f"turbovaed models pull {name} --yes", by_hand)
     return [path for path in (cached_file(file) for file in files) if path is not None]
 
 
@@ -168,8 +213,29 @@ def cached_file(file: RemoteFile) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(file: RemoteFile, again: str) -> Path:
-    """Fetch a file into the hub's cache and check it there; `again` is the command that repeats it."""
+def _check_reachable(endpoint: str) -> None:
+    """Raise OSError at once if nothing answers at the hub's address: its own client would try five times, half a minute long."""
+    place = urlsplit(endpoint)
+    by_proxy = {place.scheme, "all"} & getproxies().keys()
+    if place.hostname is None or (by_proxy and not proxy_bypass(place.hostname)):  # then it is the proxy that knows the name
+        return
+    socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), timeout=_ANSWER_S).close()
+
+
+@contextmanager
+def _without_retry_log() -> Iterator[None]:
+    """Keep the hub's client from printing every failed request: what came of it is said once, by us."""
+    log = logging.getLogger("huggingface_hub.utils._http")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
+    """Fetch a file into the hub's cache and check it there; `again` is the command that repeats it, `by_hand` the way without network."""
     from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         EntryNotFoundError,
@@ -180,8 +246,16 @@ def _download(file: RemoteFile, again: str) -> Path:
     )
 
     where = f"{file.repo} {file.filename}"
+    unreachable = f"{where} is not in the cache and the hub cannot be reached"
+    hint_offline = f"check the network and HF_HUB_OFFLINE, then: {again}; or {by_hand}"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            _check_reachable(constants.ENDPOINT)
+        except OSError as error:
+            reason = error.strerror or str(error) or type(error).__name__
+            raise MissingWeightsError(f"{unreachable} ({reason})", hint_offline) from error
     try:
-        with room_for(Path(constants.HF_HUB_CACHE)):
+        with room_for(Path(constants.HF_HUB_CACHE)), _without_retry_log():
             path = Path(hf_hub_download(file.repo, file.filename))
     except GatedRepoError as error:
         raise MissingWeightsError(
@@ -192,14 +266,12 @@ def _download(file: RemoteFile, again: str) -> Path:
             f"{file.repo} is not on the hub, or private", f"set HF_TOKEN if it is yours, then: {again}"
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise MissingWeightsError(
-            f"{where} is not in the cache and the hub cannot be reached", f"check the network and HF_HUB_OFFLINE, then: {again}"
-        ) from error
+        raise MissingWeightsError(unreachable, hint_offline) from error
     except EntryNotFoundError as error:
         raise MissingWeightsError(
             f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
         ) from error
-    except DiskFullError:
+    except (DiskFullError, UnwritableError):
         raise
     except Exception as error:  # of the hub's client, and of the HTTP client that it uses
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -242,6 +314,7 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
                 f"turbovaed models pull {name} --yes",
             )
         path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file_name
+        check_place(path, "TORCH_HOME")
         path.parent.mkdir(parents=True, exist_ok=True)
         prefix = trunk.file_name.rpartition("-")[2].partition(".")[0]
         try:
@@ -262,29 +335,36 @@ def read_weights(path: Path) -> dict[str, "Tensor"]:
 
     Nothing in it may be larger than the file says: no compressed records, no views beyond their storage.
     """
+    loaded = load_safely(path)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain_tensor(value) for key, value in state.items()):
+        raise WeightFileError(
+            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
+        )
+    return state
+
+
+def load_safely(path: Path) -> object:
+    """What a file of tensors holds, on the CPU: a table for .safetensors and .latent, anything but code for the pickles of torch.
+
+    Raises WeightFileError for what cannot be read so.
+    """
     import torch  # noqa: PLC0415 - a download needs none
     from safetensors.torch import load_file  # noqa: PLC0415
 
     if not path.is_file():
         raise WeightFileError(f"{path} is not there, or no file", "give a .safetensors, or a .pth state dict")
     try:
-        if path.suffix == ".safetensors":
-            loaded = load_file(path)
-        else:
-            _check_not_compressed(path)
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix.lower() in (".safetensors", ".latent"):
+            return load_file(path)
+        _check_not_compressed(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightFileError(
             f"{path} is not a weight file that can be read safely: {reason}",
             "give a .safetensors, or a .pth that holds a state dict of tensors and no code",
         ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) and _is_plain(value) for key, value in state.items()):
-        raise WeightFileError(
-            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
-        )
-    return state
 
 
 def _check_not_compressed(path: Path) -> None:
@@ -296,7 +376,7 @@ def _check_not_compressed(path: Path) -> None:
             raise ValueError("its records are compressed, which torch.save never does")
 
 
-def _is_plain(value: object) -> bool:
+def is_plain_tensor(value: object) -> bool:
     """Whether it is a dense tensor in memory, all of whose elements the file holds."""
     import torch  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of all parsers: `python guided.py FOLDER SEED SECONDS [CRASH]`; with a crash file, that one alone."""
+"""Coverage-guided fuzzing of all parsers: `python guided.py FOLDER SEED RUNS [CRASH]`; with a crash file, that one alone."""
 
 import importlib
 import sys
@@ -35,21 +35,21 @@ def one(data: bytes) -> None:
         parsers.verdict(name, content)
     except BaseException:
         print(
-            f"{name} broke on {content!r}\nreplay: {sys.executable} {__file__} FOLDER SEED SECONDS CRASH (the file named below)",
+            f"{name} broke on {content!r}\nreplay: {sys.executable} {__file__} FOLDER SEED RUNS CRASH (the file named below)",
             flush=True,
         )
         raise
 
 
 def main() -> None:
-    folder, seed, seconds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder, seed, runs = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     parsers.FOLDER = folder / "work"
     corpus = folder / "corpus"
     corpus.mkdir(exist_ok=True)
     for index, name in enumerate(NAMES):
         for number, content in enumerate(parsers.seeds(name)):
             (corpus / f"{name}-{number}").write_bytes(bytes([index]) + content)
-    options = [f"-seed={seed}", f"-max_total_time={seconds}", "-max_len=4096", "-timeout=20", "-rss_limit_mb=4096", "-verbosity=1",
+    options = [f"-seed={seed}", f"-runs={runs}", "-max_len=4096", "-timeout=600", "-rss_limit_mb=4096", "-verbosity=1",
                f"-artifact_prefix={folder}/"]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, *(sys.argv[4:] or [str(corpus)])], one)
     atheris.Fuzz()

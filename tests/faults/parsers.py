@@ -45,7 +45,7 @@ def run_config(content: bytes) -> None:
         flatten(config)
         key_figures(None, [{"step": 1}], config["settings"])
         _teacher_of("no name", run, None)  # type: ignore[arg-type]
-        run.snapshot({"settings": {}}, {}, frozenset())
+        run.changes({"settings": {}}, frozenset())
     read_json(run.config)
 
 
@@ -97,7 +97,7 @@ def teacher_config(content: bytes) -> None:
 
 
 def latents_file(content: bytes) -> None:
-    from turbovaed_cli.latents import read_latents
+    from turbovaed_cli.latent_files import read_latents
 
     read_latents(laid("z.safetensors", content))
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import HANG_S
 from faulty import count_of
 from hub import Hub
 
@@ -66,7 +67,7 @@ def puller(hub: Hub, folder: Path):
             *(words or ("ltx", "--yes")),
         ]
         return subprocess.run(
-            command, env=environment | more, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=120,
+            command, env=environment | more, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=HANG_S,
             preexec_fn=limit if room is not None else None,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import parsers
 import pytest
+from conftest import HANG_S
 from faulty import count_of
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -133,13 +134,13 @@ def test_structured_recipes_end_in_errors_of_ours(tmp_path, request, tally, monk
 
 
 def test_guided_by_coverage(tmp_path, request, tally):
-    """atheris for half a minute, over all parsers in turn; an input that breaks one is printed, and replays alone."""
+    """atheris over all parsers in turn; an input that breaks one is printed, and replays alone."""
     pytest.importorskip("atheris", reason="no atheris here (Linux on x86-64: pip install atheris)")
-    seconds = count_of(request, quick=2, full=30)
+    attempts = count_of(request, quick=1000, full=20_000)
     child = Path(__file__).with_name("guided.py")
-    command = [sys.executable, str(child), str(tmp_path), str(request.config.getoption("--fault-seed")), str(seconds)]
+    command = [sys.executable, str(child), str(tmp_path), str(request.config.getoption("--fault-seed")), str(attempts)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=seconds + 120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, check=False, timeout=HANG_S, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     runs = [int(line.split()[1]) for line in done.stderr.splitlines() if line.startswith("Done ")]
     covered = max([int(line.split("cov: ")[1].split()[0]) for line in done.stderr.splitlines() if "cov: " in line], default=0)

@@ -18,6 +18,7 @@ import hostile_videos
 import numpy as np
 import psutil
 import pytest
+from conftest import HANG_S
 from faulty import count_of
 
 from turbovaed_cli import cli
@@ -25,7 +26,7 @@ from turbovaed_cli.errors import VideoError
 from turbovaed_cli.video import as_text, ffmpeg, probe, read_clip_uint8, read_frames
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc and inotify")]
-MOST_SECONDS = 10  # for one file
+MOST_SECONDS = 10  # of one ffmpeg on a processor, for one file
 MOST_MEMORY_MB = 1024  # of an ffmpeg, for pictures as small as these
 
 
@@ -55,11 +56,11 @@ class Canary:
         self._server.close()
 
 
-class PeakMemory:
-    """The largest resident memory, in MB, of any ffmpeg that this process or its children started meanwhile."""
+class Peaks:
+    """The largest resident memory, in MB, and the most seconds on a processor of any ffmpeg that was started meanwhile."""
 
-    def __enter__(self) -> "PeakMemory":
-        self.mb, self._ends = 0.0, threading.Event()
+    def __enter__(self) -> "Peaks":
+        self.mb, self.seconds, self._ends = 0.0, 0.0, threading.Event()
         self._thread = threading.Thread(target=self._look)
         self._thread.start()
         return self
@@ -76,6 +77,7 @@ class PeakMemory:
                     if child.name().startswith("ffmpeg"):
                         peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{child.pid}/status").read_text())
                         self.mb = max(self.mb, int(peak[1]) / 1024 if peak else 0.0)
+                        self.seconds = max(self.seconds, sum(child.cpu_times()[:2]))
                 except (psutil.NoSuchProcess, OSError):
                     continue
 
@@ -120,7 +122,7 @@ def test_a_thousand_mutated_videos_are_read_or_refused(originals, canary, tmp_pa
     def attempt(number: int) -> tuple[bool, str]:
         """Whether it could be read, and what went wrong if anything did."""
         made = hostile_videos.mutant(originals, seed, number)
-        path, began, could_be_read, wrong = tmp_path / made.name, time.monotonic(), True, ""
+        path, could_be_read, wrong = tmp_path / made.name, True, ""
         path.write_bytes(made.content)
         try:
             read_as_commands_do(path)
@@ -130,17 +132,15 @@ def test_a_thousand_mutated_videos_are_read_or_refused(originals, canary, tmp_pa
         except Exception as error:
             wrong = repr(error)
         path.unlink()
-        took = time.monotonic() - began
-        wrong = wrong or (f"{took:.1f} s" if took > MOST_SECONDS else "")
         return could_be_read, wrong and f"seed {seed} number {number} ({made.done}): {wrong}"
 
-    with PeakMemory() as peak, ThreadPoolExecutor(2) as pool:
+    with Peaks() as peak, ThreadPoolExecutor(2) as pool:
         outcomes = list(pool.map(attempt, range(count)))
     lost = [wrong for _, wrong in outcomes if wrong]
     tally("mutated videos", count, count - len(lost))
     print(f"{sum(could for could, _ in outcomes)} of {count} could be read; largest ffmpeg {peak.mb:.0f} MB")
     assert lost == []
-    assert peak.mb < MOST_MEMORY_MB
+    assert peak.mb < MOST_MEMORY_MB and peak.seconds < MOST_SECONDS
     assert not canary.disturbed()
     assert 0 < sum(could for could, _ in outcomes) < count
 
@@ -182,12 +182,12 @@ def run(name: str, data: Path, out: Path) -> tuple[dict, dict[str, str]]:
     """The command's document and what it skipped, with reasons: as JSON says, which its warnings repeat, one line each."""
     words = [word.format(data=data, out=out) for word in COMMANDS[name]]
     command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", name, *words]
-    with PeakMemory() as peak:
-        done = subprocess.run(command, capture_output=True, timeout=240, check=False)
+    with Peaks() as peak:
+        done = subprocess.run(command, capture_output=True, timeout=HANG_S, check=False)
     said = done.stderr.decode()
     assert done.returncode == 5, said
     assert "Traceback" not in said
-    assert peak.mb < MOST_MEMORY_MB
+    assert peak.mb < MOST_MEMORY_MB and peak.seconds < MOST_SECONDS
     document = json.loads(done.stdout)
     skipped = {item["path"]: item["reason"] for item in document["skipped"]}
     assert len([line for line in said.splitlines() if line.startswith("warning: skipped: ")]) == len(document["skipped"]) > 0
@@ -255,14 +255,13 @@ def test_each_hostile_file_alone_through_reconstruct(handmade, canary, tmp_path,
     _, bad, good = handmade
     step = count_of(request, quick=20, full=1)
     chosen = [*list(bad)[::step], *list(good)[::step]]
-    with PeakMemory() as peak:
+    with Peaks() as peak:
         for number, path in enumerate(chosen):
-            out, began = tmp_path / f"{number}.mp4", time.monotonic()
+            out = tmp_path / f"{number}.mp4"
             monkeypatch.setattr(sys, "argv", ["turbovaed", "reconstruct", "--out", str(out), "--json", "--", str(path)])
             with pytest.raises(SystemExit) as ended:
                 cli.main()
             printed, said = capfd.readouterr()
-            assert time.monotonic() - began < MOST_SECONDS + 5, path  # encoding takes its time too
             if path in good or path.name == "one-frame.mp4":
                 assert ended.value.code == 0, said
                 assert json.loads(printed)["num_frames"] == probe(out).num_frames == (good[path].frames if path in good else 1)
@@ -272,7 +271,7 @@ def test_each_hostile_file_alone_through_reconstruct(handmade, canary, tmp_path,
                 lines = [line for line in said.splitlines() if line.startswith("error: ")]
                 assert len(lines) == 1 and len(said.splitlines()) <= 3, said
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-    assert peak.mb < MOST_MEMORY_MB
+    assert peak.mb < MOST_MEMORY_MB and peak.seconds < MOST_SECONDS
     assert not canary.disturbed()
     tally("hostile files", len(chosen), len(chosen))
 
@@ -328,7 +327,7 @@ def test_a_strip_is_refused_where_it_would_take_gigabytes(tmp_path):
         source="testsrc2=size=1280x720:rate=25:duration=0.08",
     )  # fmt: skip
     assert next(read_frames(path, size=(32, 32))).shape == (32, 32, 3)
-    with PeakMemory() as peak:
+    with Peaks() as peak:
         for options in ({}, {"size": (1088, 1088)}):
             with pytest.raises(VideoError, match="would be scaled to"):
                 next(read_frames(path, **options))
@@ -352,7 +351,7 @@ def test_the_canary_sings(handmade, canary):
         assert canary.disturbed(), options
     text = baits["http-ffconcat.mp4"]
     called = subprocess.Popen([*plain, "-safe", "0", "-protocol_whitelist", "file,http,tcp", "-i", text, "-f", "null", "-"])
-    until = time.monotonic() + MOST_SECONDS
+    until = time.monotonic() + HANG_S
     while not (noticed := canary.disturbed()) and time.monotonic() < until:
         time.sleep(0.02)
     called.kill()
@@ -375,7 +374,7 @@ def test_its_limits_hold_while_it_reads(originals, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "behaviour", ["kill -STOP $$", "exec 1>&-; exec sleep 60"], ids=["stopped", "silent after its last byte"]
+    "behaviour", ["kill -STOP $$", "exec 1>&-; exec sleep 86400"], ids=["stopped", "silent after its last byte"]
 )
 @pytest.mark.parametrize("read", [probe, lambda path: list(read_frames(path))], ids=["probe", "read_frames"])
 def test_one_that_hangs_is_ended(behaviour, read, originals, tmp_path, request, monkeypatch):
@@ -388,10 +387,8 @@ def test_one_that_hangs_is_ended(behaviour, read, originals, tmp_path, request, 
     if read is not probe or not behaviour.startswith("kill") or not count_of(request, quick=0, full=1):
         monkeypatch.setattr(ffmpeg, "STALL_S", 0.6)
     monkeypatch.setattr(ffmpeg, "executable", lambda: str(script))
-    began = time.monotonic()
-    with pytest.raises(VideoError):
+    with pytest.raises(VideoError):  # and not after a day, which is the hang that pytest's own limit would name
         read(path)
-    assert time.monotonic() - began < MOST_SECONDS
 
 
 @pytest.mark.slow

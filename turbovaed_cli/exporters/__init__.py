@@ -59,6 +59,7 @@ class Exporter:
     dynamic: bool = False  # one artefact takes other frame counts and sizes than it was made with
     multisize: bool = False  # one artefact may hold graphs of several sizes
     stateful: bool = False  # can hold a graph's state
+    is_package: bool = False  # its artefact is a folder
     is_graph: bool = True  # otherwise the student's weights: no export form, no chunks
     calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None

@@ -41,5 +41,5 @@ def verified_by() -> str:
 
 EXPORTER = Exporter(
     "coreai", ".aimodel", ("fp32", "fp16"), write, None, verified_by, anatomy,
-    needs=("coreai_torch",), extra="coreai",
+    needs=("coreai_torch",), extra="coreai", is_package=True,
 )  # fmt: skip

@@ -192,5 +192,6 @@ EXPORTER = Exporter(
     anatomy,
     multisize=True,
     stateful=True,
+    is_package=True,
     first_non_finite=first_non_finite,
 )

@@ -7,8 +7,9 @@ from typing import Any
 
 ORT_WEB = "1.30.0"  # onnxruntime-web; the Makefile installs the same for the tests
 MARK = "<!-- written by turbovaed export -->"
+LATENTS_FILE = "latents.safetensors"  # in a folder of artefacts
 
-# Blocks of code by format and kind of graph: (language, lines). $file is the artefact's name.
+# Blocks of code by format and kind of graph: (language, lines). $file is the artefact's name, $latents that of the latents beside it.
 _CODE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("onnx", "clip"): [
         (
@@ -18,7 +19,7 @@ import onnxruntime
 from safetensors.numpy import load_file
 
 session = onnxruntime.InferenceSession("$file")
-latents = load_file("latents.safetensors")["latents"]  # (1, C, t, h, w), float32: any t, h and w
+latents = load_file("$latents")["latents"]  # (1, C, t, h, w), float32: any t, h and w
 (video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1]; may go a little beyond
 """,
         ),
@@ -55,7 +56,7 @@ import onnxruntime
 from safetensors.numpy import load_file
 
 session = onnxruntime.InferenceSession("$file")
-latents = load_file("latents.safetensors")["latents"]  # (1, C, t, h, w): any t, of this h and w
+latents = load_file("$latents")["latents"]  # (1, C, t, h, w): any t, of this h and w
 total, chunk = latents.shape[2], $chunk
 kept = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("kept_")}
 frames, start = [], 0
@@ -94,7 +95,7 @@ import coremltools
 from safetensors.numpy import load_file
 
 model = coremltools.models.MLModel("$file")
-video = model.predict({"latents": load_file("latents.safetensors")["latents"]})["video"]
+video = model.predict({"latents": load_file("$latents")["latents"]})["video"]
 """,
         ),
     ],
@@ -137,7 +138,7 @@ from executorch.runtime import Runtime
 from safetensors.torch import load_file
 
 method = Runtime.get().load_program("$file").load_method("forward")
-latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+latents = load_file("$latents")["latents"]  # exactly ($shape), float32
 (video,) = method.execute([latents])  # (1, 3, T, H, W) in [-1, 1]
 """,
         ),
@@ -171,7 +172,7 @@ from safetensors.numpy import load_file
 
 interpreter = Interpreter(model_path="$file")
 interpreter.allocate_tensors()
-latents = load_file("latents.safetensors")["latents"]  # exactly ($shape), float32
+latents = load_file("$latents")["latents"]  # exactly ($shape), float32
 interpreter.set_tensor(interpreter.get_input_details()[0]["index"], latents)
 interpreter.invoke()
 video = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])  # (1, 3, T, H, W) in [-1, 1]
@@ -218,7 +219,7 @@ from safetensors.torch import load_file
 
 decode = torch.export.load("$file").module()
 with torch.no_grad():
-    video = decode(load_file("latents.safetensors")["latents"])  # (1, 3, T, H, W) in [-1, 1]; any t, h and w
+    video = decode(load_file("$latents")["latents"])  # (1, 3, T, H, W) in [-1, 1]; any t, h and w
 """,
         )
     ],
@@ -232,28 +233,45 @@ from turbovaed_cli import load_student
 
 student = load_student("$file")  # config and latent statistics are in its header; a drop-in for pipe.vae's decode
 with torch.no_grad():
-    video = student.decode(load_file("latents.safetensors")["latents"]).sample  # (B, 3, T, H, W) in [-1, 1]
+    video = student.decode(load_file("$latents")["latents"]).sample  # (B, 3, T, H, W) in [-1, 1]
 """,
         )
     ],
 }
 
 
-def loading_instructions(records: Sequence[Mapping[str, Any]]) -> str:
-    """The README for these records of export.json."""
-    lines = [MARK, "# Exported decoders", "", _ABOUT, ""]
+def loading_instructions(records: Sequence[Mapping[str, Any]], latents: str = LATENTS_FILE) -> str:
+    """The README for these records of export.json; `latents` is the name of the latents file beside them."""
+    lines = [MARK, "# Exported decoders", "", Template(_ABOUT).substitute(latents=latents), ""]
     for record in records:
-        lines += _section(record)
+        lines += _section(record, latents)
     return "\n".join(lines) + "\n"
 
 
 _ABOUT = """\
-`export.json` says of each file what was run to check it, and how close it came. Latents are raw, as the teacher's `encode` returns
-them; `latents.safetensors` holds those that were checked with. Every file carries the **teacher's** licence.
-Of the lines below, those in Python and JavaScript are run by the tests of turbovaed; the others follow the runtimes' documentation and were not compiled."""
+`export.json` has what was run to check each file, and how close it came. `$latents` holds the latents that were checked with, and the
+statistics of the latent space. Every file carries the **teacher's** licence.
+Of the lines below, those in Python and JavaScript are run by the tests of turbovaed; the others follow the runtimes' documentation and were not compiled.
+
+## Latents of a pipeline
+The decoders take **raw** latents, as the teacher's `encode` returns them. Diffusion pipelines compute with **normalised** ones: what
+`output_type="latent"` returns has to be made raw first, and LTX's pipeline also packs it, as `(1, t * h * w, C)`:
+```python
+from safetensors.numpy import load_file
 
 
-def _section(record: Mapping[str, Any]) -> list[str]:
+def raw_latents(latents, shape=None):
+    # Latents of a pipeline, float32; `shape` is (t, h, w) of packed ones: latent frames, rows and columns.
+    about = load_file("$latents")
+    mean, std = (about[name].reshape(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    if latents.ndim == 3:  # packed by LTX's pipeline
+        latents = latents.reshape(1, *shape, -1).transpose(0, 4, 1, 2, 3)
+    return latents * std / about["scaling_factor"] + mean
+```
+CogVideoX's pipeline returns frames before channels: `latents.transpose(0, 2, 1, 3, 4)` first. `turbovaed reconstruct FILE --latents-are normalised` does all of it."""
+
+
+def _section(record: Mapping[str, Any], latents: str) -> list[str]:
     verdict = record["status"]
     if record["psnr_db"] is not None:
         figures = (
@@ -271,6 +289,7 @@ def _section(record: Mapping[str, Any]) -> list[str]:
     function = f'configuration.functionName = "{functions[0]}"  // one of {", ".join(functions)}\n' if functions else ""
     known = {
         "file": record["path"],
+        "latents": latents,
         "version": ORT_WEB,
         "shape": ", ".join(map(str, shape)),
         "function": function,
@@ -300,7 +319,7 @@ LiteRT calls them `args_0`, `args_1`, ... in this order, and what comes out `out
 
 
 def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """A page that decodes latents.safetensors beside it with the README's own lines; None without an ONNX file for whole clips."""
+    """A page that decodes the latents file beside it with the README's own lines; None without an ONNX file for whole clips."""
     rows = [item for item in records if (item["format"], item["graph"], item["precision"]) == ("onnx", "clip", "fp32")]
     if not rows or rows[0]["verified"] is not True:
         return None

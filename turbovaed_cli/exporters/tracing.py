@@ -29,9 +29,17 @@ def exported_program(graph: Graph, precision: str, *, any_size: bool = True) -> 
         latents, open_sizes = _dynamic_example(graph)
         example, sizes = (latents,), (open_sizes,)
     if precision != "fp16":
-        return torch.export.export(graph.module, example, dynamic_shapes=sizes)
+        return _without_paths(torch.export.export(graph.module, example, dynamic_shapes=sizes))
     # Of *inputs, which it takes, sizes are given as one tuple.
-    return torch.export.export(_HalfInside(graph.module), example, dynamic_shapes=(sizes,) if sizes else None)
+    return _without_paths(torch.export.export(_HalfInside(graph.module), example, dynamic_shapes=(sizes,) if sizes else None))
+
+
+def _without_paths(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The same program without where its lines of code are on this machine, which writers put into their files."""
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def _dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from turbovaed_cli import __version__
 from turbovaed_cli.devices import environment
+from turbovaed_cli.documents import names_only
 from turbovaed_cli.html_report import tables
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
@@ -67,7 +68,7 @@ def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
     of_teacher, of_student = decoder_params(teacher), num_params(student)
     row = teacher.spec
     return {
-        "Teacher": f"{row.class_name} ({row.repo or row.path})",
+        "Teacher": f"{row.class_name} ({row.origin})",
         "Its decoder": f"{of_teacher:,} parameters",
         "Latents": f"{row.latent_channels} channels, {row.time_ratio}x in time, {row.space_ratio}x in height and width",
         "Student": f"{of_student:,} parameters, {100 * of_student / of_teacher:.1f} % of the teacher's decoder",
@@ -83,14 +84,14 @@ def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[Show
         title=run.root.resolve().name,
         facts=facts,
         lead=f"Measured before the last steps, in {newest.name}: turbovaed eval measures the student of now" if newest else "",
-        evaluation=tables.read_evaluation(newest) if newest else None,
+        evaluation=names_only(tables.read_evaluation(newest)) if newest else None,
         clips=clips,
         clips_note=clips_note,
         metrics=run.read_metrics(),
         no_metrics="No step has been logged yet.",
-        settings={name: value for name, value in _read(run.config).items() if name != "schema_version"},
+        settings=names_only({name: value for name, value in _config(run).items() if name != "schema_version"}),
         environment=_read(run.env),
-        next_command=f"turbovaed eval --model {run.root} --data DIR",
+        next_command=f"turbovaed eval --model {names_only(str(run.root))} --data DIR",
     )
 
 
@@ -105,21 +106,29 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
     noteworthy = noteworthy_clips(result)
     return Report(
         title=pair.run.root.resolve().name if pair.run else Path(pair.name).name,
-        facts={"Model": pair.name, **model_facts(pair.student, pair.teacher)},
-        lead=f"{len(result.clips)} clips of {result.frames} frames at {width}x{height} from {data}; {document['protocol_label']}",
-        evaluation=document,
+        facts={"Model": names_only(pair.name), **model_facts(pair.student, pair.teacher)},
+        lead=f"{len(result.clips)} clips of {result.frames} frames at {width}x{height} from {data.resolve().name}; "
+        f"{document['protocol_label']}",
+        evaluation=names_only(document),
         clips=[_shown(role, clip, frames_of, settings) for role, clip in noteworthy],
         clips_note=f"By the student's {METRICS[_by(result)].label}: {', '.join(role for role, _ in noteworthy)}."
         if noteworthy
         else "",
         metrics=pair.run.read_metrics() if pair.run else (),
-        settings={"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_read(pair.run.config) if pair.run else {}),
+        settings=names_only(
+            {"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_config(pair.run) if pair.run else {})
+        ),
         environment=environment(),
     )
 
 
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
+
+
+def _config(run: RunDir) -> dict[str, Any]:
+    """The config of a run without its command line, whose paths are private."""
+    return {name: value for name, value in _read(run.config).items() if name != "command_line"}
 
 
 def _by(result: EvalResult) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup
 
 from turbovaed_cli import __version__
+from turbovaed_cli.documents import names_only
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.curves import Tick, even_ticks
 from turbovaed_cli.rundir import write_whole
@@ -70,6 +71,7 @@ def write_page(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
 
 def render(documents: Sequence[Mapping[str, Any]]) -> str:
     """As HTML."""
+    documents = [names_only(document) for document in documents]
     first = documents[0]
     shape = _shape(first)
     left_out = [str(document["model"]) for document in documents if _shape(document) != shape]

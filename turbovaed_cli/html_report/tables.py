@@ -9,6 +9,7 @@ from typing import Any
 from turbovaed_cli.documents import check_fields, shown
 from turbovaed_cli.errors import CorruptFileError
 from turbovaed_cli.metrics import METRICS
+from turbovaed_cli.metrics.scores import interval_note
 from turbovaed_cli.rundir import read_json
 
 Evaluation = Mapping[str, Any]  # the document of `eval --json`
@@ -89,15 +90,22 @@ def score_text(name: str, value: float | None) -> str:
 def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
     """Every metric that was measured, with 95 % intervals where the evaluation has them."""
     means, rows = evaluation["means"], []
+    intervals = {} if interval_missing(evaluation) else evaluation.get("intervals") or {}
     for name in means["student"]:
         metric = METRICS[name]
-        spans = {side: ((evaluation.get("intervals") or {}).get(side) or {}).get(name) for side in (*SIDES, "ratio")}
+        spans = {side: (intervals.get(side) or {}).get(name) for side in (*SIDES, "ratio")}
         known = [value for side in SIDES for value in (means[side][name], *(spans[side] or ())) if value is not None]
         axis = (min(known), max(known)) if known else (0.0, 1.0)
         teacher, student = (_cell(name, means[side][name], spans[side], axis) for side in SIDES)
         ratio = _percent(means["ratio"].get(name), spans["ratio"])
         rows.append(MetricRow(metric.label, metric.better == "up", metric.unit, teacher, student, ratio))
     return rows
+
+
+def interval_missing(evaluation: Evaluation) -> str:
+    """Why no figure has an interval; empty where they have. Documents of earlier versions had some over two videos."""
+    num_videos = evaluation.get("num_videos")
+    return interval_note(num_videos) if isinstance(num_videos, int) else ""
 
 
 def _cell(name: str, mean: float | None, span: Sequence[float] | None, axis: tuple[float, float]) -> Cell:

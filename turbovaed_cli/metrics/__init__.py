@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, load_lpips, lpips_video, trunk_path
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
@@ -57,5 +58,5 @@ def metric_name(text: str) -> str:
     name = text.strip().lower().replace("-", "_")
     name = "lpips" if name == "lpips_alex" else name
     if name not in METRICS:
-        raise SettingsError(f"no metric is called {text.strip()!r}", f"one of: {', '.join(METRICS)}")
+        raise SettingsError(f"no metric is called {text.strip()!r}", hint_for(name, METRICS))
     return name

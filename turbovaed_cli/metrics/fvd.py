@@ -16,6 +16,9 @@ from turbovaed_cli.weights import I3D_FILE, cached_file
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
 
 
+MIN_FRAMES = 10  # of a clip: I3D halves time until nothing is left of fewer
+
+
 class Detector:
     """I3D trained on Kinetics-400, as TorchScript: clips to 400 logits.
 
@@ -41,7 +44,7 @@ class Detector:
             words = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise WeightFileError(
                 f"{self.label} does not take clips of {video.shape[1]} frames: {words[-1] if words else error}",
-                "I3D needs 10 frames or more; see docs/METRICS.md for the detector that is meant",
+                f"I3D needs {MIN_FRAMES} frames or more; see docs/METRICS.md for the detector that is meant",
             ) from error
         if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[0] != 1 or not bool(torch.isfinite(found).all()):
             raise WeightFileError(

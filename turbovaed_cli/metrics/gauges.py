@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from turbovaed_cli.errors import MissingError, VideoError
-from turbovaed_cli.metrics import METRICS, fvd, metric_name, paper
+from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
+from turbovaed_cli.metrics import METRICS, TRUNKS, fvd, metric_name, paper
 from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
-from turbovaed_cli.metrics.pixels import flicker, psnr, ssim
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
+from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
 from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
 from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
 from turbovaed_cli.rundir import sha256_of
@@ -19,7 +20,6 @@ from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import ffmpeg
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
-_IN_PAPER = ("psnr", "ssim", "lpips", "rfvd")  # what the published script measures
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) ->
     detector = None
     for name in names:
         try:
-            if settings.protocol == "paper" and name not in _IN_PAPER:
+            if settings.protocol == "paper" and name not in paper.IN_PAPER:
                 gauges.not_measured[name] = (
                     "not measured: the published script has no such metric (--protocol standard measures it)"
                 )
@@ -65,6 +65,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
     if name == "psnr":
         return paper.psnr if as_published else psnr
     if name == "ssim":
+        _check_side(name, paper.MIN_SIDE if as_published else SSIM_WINDOW, settings)
         return paper.ssim if as_published else ssim
     if name == "flicker":
         if settings.frames < 2:
@@ -72,6 +73,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         return flicker
     if name == "vmaf":
         check_vmaf()
+        _check_side(name, VMAF_MIN_SIDE, settings)
         blank = torch.zeros(3, min(settings.frames, 2), *settings.size)
         try:
             vmaf(blank, blank)
@@ -80,8 +82,19 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         label = f"ffmpeg {ffmpeg.version()}, {VMAF_MODEL} built in"
         gauges.weights[name] = [{"file": label, "sha256": sha256_of(Path(ffmpeg.executable()))}]
         return vmaf
-    network, gauges.weights[name] = _open_lpips({"lpips": "alex", "lpips_vgg": "vgg"}[name], settings, device)
+    backbone = {"lpips": "alex", "lpips_vgg": "vgg"}[name]
+    _check_side(name, TRUNKS[backbone].min_side, settings)
+    network, gauges.weights[name] = _open_lpips(backbone, settings, device)
     return partial(_lpips, network, device, as_published)
+
+
+def _check_side(name: str, least: int, settings: EvalSettings) -> None:
+    """Raise MissingError where the clips have a side of fewer pixels than a metric can look at."""
+    height, width = settings.size
+    if min(height, width) < least:
+        raise MissingError(
+            f"{METRICS[name].label} needs {least}x{least} pixels at least; these clips are {width}x{height}", "a larger --size"
+        )
 
 
 def _open_lpips(backbone: str, settings: EvalSettings, device: torch.device) -> tuple[Lpips, list[dict[str, str]]]:
@@ -101,6 +114,12 @@ def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int,
         if settings.i3d is None:
             return None
     detector, path = fvd.load_detector(settings.i3d, settings.i3d_sha256, device)
-    detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file says so before the work begins
+    try:
+        detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file is named before the work begins
+    except WeightFileError as error:
+        if settings.frames >= fvd.MIN_FRAMES:
+            raise
+        what = f"rFVD needs clips of {fvd.MIN_FRAMES} frames at least; these have {settings.frames}"
+        raise MissingError(what, "more --frames") from error
     gauges.weights["rfvd"] = [{"file": path.name, "sha256": settings.i3d_sha256.lower()}]
     return detector if enough else None

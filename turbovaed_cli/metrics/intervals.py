@@ -5,12 +5,13 @@ from collections.abc import Hashable, Sequence
 from functools import cache
 
 CONFIDENCE = 0.95
+MIN_GROUPS = 5  # with fewer, t and a spread from so few make an interval that says nothing: of two, 12.7 times the standard error
 
 
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], groups: Sequence[Hashable]
 ) -> tuple[float, float] | None:
-    """The 95 % interval of sum(numerators) / sum(denominators) over independent groups; None with fewer than two of them.
+    """The 95 % interval of sum(numerators) / sum(denominators) over independent groups; None with fewer than MIN_GROUPS of them.
 
     Clips of one video are not independent, so `groups` names the video of each. A mean is the ratio to ones. The ratio
     of student to teacher is *paired*: a clip that is hard for both moves neither end. Source: the linearised ratio
@@ -25,7 +26,7 @@ def ratio_interval(
     for numerator, denominator, group in zip(numerators, denominators, groups, strict=True):
         residuals[group] = residuals.get(group, 0.0) + numerator - ratio * denominator
     n = len(residuals)
-    if n < 2 or not math.isfinite(ratio):
+    if n < MIN_GROUPS or not math.isfinite(ratio):
         return None
     error = math.sqrt(n / (n - 1) * math.fsum(value**2 for value in residuals.values())) / abs(total)
     half = t_quantile(n - 1) * error

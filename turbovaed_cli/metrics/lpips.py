@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
+from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
 from turbovaed_cli.rundir import sha256_of
 from turbovaed_cli.weights import read_weights
 
@@ -27,6 +27,7 @@ class Trunk:
     pools_before: frozenset[int]  # indices of the convolutions that follow a max pool
     pool_kernel: int
     taps: frozenset[int]  # indices of the convolutions whose ReLU is compared
+    min_side: int  # pixels: of smaller images nothing is left for the last layers
 
 
 def _vgg_layers() -> tuple[tuple[int, int, int, int, int, int], ...]:
@@ -44,6 +45,7 @@ TRUNKS = {
         frozenset({5, 10, 17, 24}),
         2,
         frozenset({2, 7, 14, 21, 28}),
+        16,
     ),
     "alex": Trunk(
         "alexnet-owt-7be5be79.pth",
@@ -53,6 +55,7 @@ TRUNKS = {
         frozenset({3, 6}),
         3,
         frozenset({0, 3, 6, 8, 10}),
+        31,
     ),
 }
 
@@ -90,7 +93,10 @@ class Lpips(nn.Module):
         return distance
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The compared layers, each (N, C, h, w)."""
+        """The compared layers, each (N, C, h, w). ShapeError for images below the backbone's least size."""
+        height, width = images.shape[2:]
+        if min(height, width) < (least := self.trunk.min_side):
+            raise ShapeError(f"LPIPS needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger --size")
         x = (images - cast(Tensor, self.shift)) / cast(Tensor, self.scale)
         found = []
         for name, convolution in self.convolutions.items():
@@ -103,7 +109,8 @@ class Lpips(nn.Module):
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    return x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)
+    # Clamped below its root: where all channels are zero, the root of zero would have no gradient, and NaN would spread.
+    return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
 
 
 @dataclass(frozen=True)

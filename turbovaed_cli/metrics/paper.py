@@ -15,8 +15,10 @@ from torch.nn import functional
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW
 from turbovaed_cli.metrics.pixels import ssim as ssim_of_signed
 
+IN_PAPER = frozenset({"psnr", "ssim", "lpips", "rfvd"})  # the metrics of the published script
 BATCH_SIZE = 4  # clips normalised together
 MAX_PSNR_DB = 200.0  # of a frame without any error, where the formula says infinity and JSON cannot
+MIN_SIDE = SSIM_WINDOW // 2 + 1  # pixels, for SSIM: fewer cannot be reflected as far as its window reaches
 _EPSILON = 1e-10
 
 

@@ -4,11 +4,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics.scores import PublishedScores
-from turbovaed_cli.registry import ModelSpec, is_model_name
+from turbovaed_cli.registry import MODELS, PUBLISHED_ON, ModelSpec, is_model_name
 from turbovaed_cli.settings import EvalSettings
 
 
@@ -31,7 +31,7 @@ DATASETS = {
         17,
         (256, 256),
         3783,  # in the published script
-        "arXiv:2508.09136, UCF-101, 17 frames of 256x256",
+        PUBLISHED_ON,
     )
 }
 
@@ -44,12 +44,26 @@ def recognise(asked: str, paths: Sequence[Path]) -> str | None:
     if asked:
         name = asked.lower().replace("-", "")
         if name not in DATASETS:
-            raise SettingsError(f"no published data set is called {asked!r}", f"one of: {', '.join(DATASETS)}")
+            raise SettingsError(f"no published data set is called {asked!r}", hint_for(asked, DATASETS))
         return name
     for name, dataset in DATASETS.items():
         if paths and all(dataset.file_name.fullmatch(path.stem) for path in paths):
             return name
     return None
+
+
+def why_not_published(spec: ModelSpec | None, dataset: str | None, settings: EvalSettings) -> str:
+    """Why no published figures stand beside ours; empty where they do, and for data that nothing was published on."""
+    if dataset is None:
+        return ""
+    data = DATASETS[dataset]
+    if spec is None or spec.teacher.repo is None or not spec.published_results:
+        # A local folder takes its row's architecture, not its results.
+        named = ", ".join(name for name, row in MODELS.items() if row.published_results)
+        return f"none for this model; the paper has {named} on {data.title} (turbovaed models show NAME)"
+    if (settings.frames, settings.size, settings.stride) != (data.frames, data.size, 1):
+        return f"none for these clips: the paper measured {data.frames} frames of {data.size[1]}x{data.size[0]}"
+    return ""
 
 
 def published_scores(spec: ModelSpec | None, model: str, dataset: str | None, settings: EvalSettings) -> PublishedScores | None:
@@ -58,13 +72,10 @@ def published_scores(spec: ModelSpec | None, model: str, dataset: str | None, se
     The published figures were made by the script that `--protocol paper` repeats. Where `model` is another student of that
     teacher, the label says whose they are.
     """
-    if spec is None or dataset is None or spec.teacher.repo is None or not spec.published_results:
-        return None  # a local folder takes its row's architecture, not its results
-    data = DATASETS[dataset]
-    if (settings.frames, settings.size, settings.stride) != (data.frames, data.size, 1):
+    if spec is None or dataset is None or why_not_published(spec, dataset, settings):
         return None
-    means = {name: cast(tuple[float, float], figures) for name, figures in spec.published_results.items()}
+    data = DATASETS[dataset]
     label = "published" if settings.protocol == "paper" else "published, other protocol"
     if not is_model_name(model):
         label += f", {spec.name}'s own student"
-    return PublishedScores(means, label, f"{data.source}, {data.num_clips:,} clips")
+    return PublishedScores(dict(spec.published_results), label, f"{data.source}, {data.num_clips:,} clips")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics import METRICS, metric_name
-from turbovaed_cli.metrics.intervals import CONFIDENCE, ratio_interval
+from turbovaed_cli.metrics.intervals import CONFIDENCE, MIN_GROUPS, ratio_interval
 from turbovaed_cli.training.data import Skipped
 
 Scores = dict[str, float]
@@ -94,6 +94,7 @@ class EvalResult:
     weights: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # what a metric was measured with: file, sha256
     dataset: str | None = None
     published: PublishedScores | None = None
+    published_missing: str = ""  # why there are none, where the data set is one with published figures
     decode_times: DecodeTimes | None = None
     skipped: list[Skipped] = field(default_factory=list)
 
@@ -125,6 +126,12 @@ def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | No
     kept = {name: _kept(name, means) for name in means["ratio"]}
     worst = {name: worst_clips(clips, name) for name in names}
     return Summary(means, intervals, kept, worst, len(set(groups)))
+
+
+def interval_note(num_videos: int) -> str:
+    """Why there is no interval; empty where there is one."""
+    videos = f"{num_videos} video{'s' if num_videos != 1 else ''}"
+    return f"{videos}: too few for an interval" if num_videos < MIN_GROUPS else ""
 
 
 def _weights(clips: Sequence[ClipScores]) -> list[float]:
@@ -221,6 +228,16 @@ def find_misses(result: EvalResult, thresholds: Mapping[str, float]) -> list[Mis
     return misses
 
 
+def met_thresholds(results: Sequence[EvalResult], thresholds: Mapping[str, float]) -> list[str]:
+    """A line for every threshold that a model's means reach: "psnr 1.117 >= 0.969: met"."""
+    return [
+        f"{f'{result.model} ' if len(results) > 1 else ''}{name} {result.kept[name]:.3f} >= {wanted:g}: met"
+        for result in results
+        for name, wanted in thresholds.items()
+        if result.kept.get(name, math.nan) >= wanted
+    ]
+
+
 # --- the document -------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +255,12 @@ def as_document(result: EvalResult) -> dict[str, Any]:
         "num_clips": len(result.clips),
         "num_videos": result.num_videos,
         "means": result.means,
-        "intervals": {"confidence": CONFIDENCE, "method": INTERVAL_METHOD, **result.intervals},
+        "intervals": {
+            "confidence": CONFIDENCE,
+            "method": INTERVAL_METHOD,
+            "reason": interval_note(result.num_videos) or None,
+            **result.intervals,
+        },
         "kept": result.kept,
         "decoder_params": {
             **result.decoder_params,
@@ -248,6 +270,7 @@ def as_document(result: EvalResult) -> dict[str, Any]:
         if result.decode_times
         else None,
         "published": asdict(result.published) if result.published else None,
+        "published_missing": result.published_missing or None,
         "worst": {name: _named(clips, name) for name, clips in result.worst.items()},
         "furthest_behind": {name: _named(furthest_behind(result.clips, name), name) for name in result.worst},
         "clips": [{"path": c.path, "start": c.start, "teacher": c.teacher, "student": c.student} for c in result.clips],

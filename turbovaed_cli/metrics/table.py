@@ -6,10 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from turbovaed_cli.metrics import METRICS, Metric
-from turbovaed_cli.metrics.scores import PROTOCOLS, SIDES, ClipScores, EvalResult, Interval, furthest_behind, worst_clips
+from turbovaed_cli.metrics.paper import IN_PAPER
+from turbovaed_cli.metrics.scores import (
+    PROTOCOLS,
+    SIDES,
+    ClipScores,
+    EvalResult,
+    Interval,
+    furthest_behind,
+    interval_note,
+    worst_clips,
+)
 
 _MOST_INLINE = 4  # metrics that fit 80 columns with their intervals beside them rather than below
 _RATIO_DIGITS = 4
+_NOT_IN_PAPER = METRICS.keys() - IN_PAPER
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = F
     clips = _every_clip if every_clip else _worst_clips
     return [
         _scores_table(results),
-        _facts_table(results),
+        _facts_table(results, every_reason=every_clip),
         *(clips(result, data) for result in results if result.clips[0].student),
     ]
 
@@ -80,17 +91,12 @@ def _published_rows(result: EvalResult, metrics: Sequence[Metric]) -> list[tuple
     return [*rows, ("  ratio", *ratios)]
 
 
-def _facts_table(results: Sequence[EvalResult]) -> TextTable:
+def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> TextTable:
     first = results[0]
     rows = [("protocol", f"{first.protocol}: {PROTOCOLS[first.protocol]}")]
     rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
     units = _count(first.num_videos, "video") + (f" ({len(first.clips)} clips)" if first.num_videos != len(first.clips) else "")
-    told = (
-        f"95 % confidence, Student's t over {units}; the ratio's is paired"
-        if first.num_videos > 1
-        else "none: one video has no spread"
-    )
-    rows.append(("±", told))
+    rows.append(("±", interval_note(first.num_videos) or f"95 % confidence, Student's t over {units}; the ratio's is paired"))
     for result in results:
         prefix = f"{result.model} " if len(results) > 1 else ""
         teacher, student = result.decoder_params["teacher"], result.decoder_params["student"]
@@ -103,12 +109,24 @@ def _facts_table(results: Sequence[EvalResult]) -> TextTable:
             rows.append((f"{prefix}speed", f"decodes {times.ratio:.2f} times as fast as the teacher ({turns})"))
         if result.published:
             rows.append((f"{prefix}published", f"{result.published.label}: {result.published.source}"))
-    rows += [(METRICS[name].label, reason) for name, reason in first.not_measured.items()]
+        elif result.published_missing:
+            rows.append((f"{prefix}published", result.published_missing))
+    rows += _missing(first, every_reason=every_reason)
     rows += [
         (f"{METRICS[name].label} with", "; ".join(f"{item['file']}, sha256 {item['sha256'][:16]}..." for item in items))
         for name, items in first.weights.items()
     ]
     return TextTable("", ["", ""], [(label, text) for label, text in rows])
+
+
+def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]:
+    """The metrics without a figure: one line, or with `every_reason` a line each."""
+    reasons = result.not_measured
+    if not every_reason and result.protocol == "paper" and reasons.keys() >= _NOT_IN_PAPER:
+        reasons = {name: reason for name, reason in reasons.items() if name not in _NOT_IN_PAPER}  # not asked for by name
+    if every_reason or len(reasons) < 2:
+        return [(METRICS[name].label, reason) for name, reason in reasons.items()]
+    return [("not measured", f"{', '.join(METRICS[name].label for name in reasons)} (-v says why, and what to run)")]
 
 
 def _worst_clips(result: EvalResult, data: Path) -> TextTable:
@@ -127,7 +145,7 @@ def _how_far(clip: ClipScores, name: str) -> str:
     is_ahead = (
         clip.student[name] > clip.teacher[name] if METRICS[name].better == "up" else clip.student[name] < clip.teacher[name]
     )
-    return "least ahead" if is_ahead else "furthest behind"
+    return "least ahead of teacher" if is_ahead else "furthest behind teacher"
 
 
 def _every_clip(result: EvalResult, data: Path) -> TextTable:

@@ -9,6 +9,7 @@ from turbovaed_cli.errors import MissingError, VideoError
 from turbovaed_cli.video import ffmpeg, messages, to_uint8
 
 MODEL = "vmaf_v0.6.1"  # libvmaf's default, built in
+MIN_SIDE = 17  # pixels; frames of 16 crash libvmaf
 _PATIENCE_S = 120.0  # seconds for one frame: a large one on a busy machine
 # VMAF was fitted on limited-range luma. Without chroma subsampling and with exact rounding nothing else is lost.
 _TO_YUV = "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int,format=yuv444p"

@@ -143,6 +143,14 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
     )
 
 
+def suggested_params(spec: ModelSpec, teacher_params: int) -> int:
+    """A --params that works: half of the teacher's decoder, or the least that any candidate takes."""
+    sizes = [
+        cost_of(_config_of(spec, channels, layers), (1, 1, 1)).params for channels in _widths(spec) for layers in _depths(spec)
+    ]
+    return max(teacher_params // 2, min(sizes))
+
+
 def _config_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> dict[str, Any]:
     lists = {"decoder_block_out_channels": tuple(channels), "decoder_layers_per_block": tuple(layers)}
     return {**spec.student.config, **lists, "latent_channels": spec.teacher.latent_channels}
@@ -212,7 +220,7 @@ def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candi
 
 
 def as_rows(design: Design) -> list[tuple[str, ...]]:
-    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it fits."""
+    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
     return [
         (
             listed(one.channels),
@@ -221,7 +229,7 @@ def as_rows(design: Design) -> list[tuple[str, ...]]:
             f"{one.gflops:.1f}",
             f"{one.of_published:.1%}",
             f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
-            f"{one.change:.2f}",
+            f"{2**one.change:.2f}x",
             "chosen" if one == design.chosen else "yes" if one.fits else "no",
         )
         for one in design.table
@@ -232,8 +240,8 @@ def as_sentence(design: Design) -> str:
     """What the choice was made by, and where the bottom is."""
     least = design.smallest
     return (
-        f"chosen: of {design.num_candidates} candidates those that use the budget, of these the least changed from the published "
-        f"one (change: octaves, root mean square); GFLOPs are for {design.budget.decode}; "
+        f"chosen from {design.num_candidates} candidates: of those that use the budget, the one whose channels and layers differ least "
+        f"from the published student's (by the factor in the column change, on average); GFLOPs are for {design.budget.decode}; "
         f"the smallest possible has {count(least.params)} parameters, {least.gflops:.1f} GFLOPs"
     )
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.models.layers import (
     LAYER_NORM_EPS,
     RMS_EPS,
@@ -25,8 +25,7 @@ from turbovaed_cli.models.layers import (
     Upsampler3d,
 )
 from turbovaed_cli.models.student import StudentDecoder
-
-LAYOUTS = ("4d-cat", "4d-sum", "5d")
+from turbovaed_cli.settings import LAYOUTS
 
 
 def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
@@ -34,8 +33,7 @@ def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
 
     "5d" keeps the 3-D convolutions. Raises SettingsError for an unknown layout.
     """
-    if layout not in LAYOUTS:
-        raise SettingsError(f"--layout {layout} is unknown", f"one of: {', '.join(LAYOUTS)}")
+    check_choice("--layout", layout, LAYOUTS)
     return copy.deepcopy(student) if layout == "5d" else FoldedDecoder(student, concatenate=layout == "4d-cat").eval()
 
 

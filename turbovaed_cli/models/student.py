@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
-from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name
+from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name, names_of_models
 from turbovaed_cli.rundir import RunDir, verify_manifest
 from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, student_weights
 
@@ -416,7 +417,8 @@ def load_student(
     """Load a student, fp32 on the CPU, in eval mode, from
 
     a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
-    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file).
+    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file; files that
+    are called as those of the registry need none).
 
     Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
     are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
@@ -432,7 +434,9 @@ def load_student(
         return load_published(path, _read_config(path, config))
     raise UnknownModelError(
         f"no model answers to {str(where)!r}",
-        f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}",
+        hint_for(
+            str(where), names_of_models(), f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+        ),
     )
 
 
@@ -482,10 +486,13 @@ def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -
         if inside is not None:
             return inside
     path = Path(config) if config else weights.with_name("config.json")
+    known = [spec for spec in MODELS.values() if spec.student.published and spec.student.published.filename == weights.name]
+    if config is None and known and not path.is_file():  # shapes are checked all the same
+        return {**known[0].student.config, "teacher": known[0].name}
     if not path.is_file():
         raise SettingsError(
             f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
-            "pass config=... (--config FILE)",
+            "pass config=... (--config FILE); `turbovaed models show NAME --json` prints those of the registry, as student.config",
         )
     return read_config(path)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.student import num_params
-from turbovaed_cli.registry import WEIGHTS_FILE, ModelSpec, TeacherSpec, find_model, read_diffusers_config
+from turbovaed_cli.registry import MODELS, ModelSpec, TeacherSpec, find_model, read_diffusers_config
 from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.teacher_files import WeightFiles, decoder_size, key_prefix, weight_files
 from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, teacher_folder
 
 
@@ -65,6 +64,12 @@ class Teacher(nn.Module):
     def dtype(self) -> torch.dtype:
         """Precision of the weights."""
         return next(self.vae.parameters()).dtype
+
+    @property
+    def name(self) -> str:
+        """What it is called: its registry name, or the name of its folder."""
+        rows = (name for name, row in MODELS.items() if row.teacher == self.spec)
+        return next(rows, self.spec.path.resolve().name if self.spec.path else self.spec.class_name)
 
     def drop_encoder(self) -> None:
         """Free the encoder's memory, for good: whoever has the latents needs only the decoder."""
@@ -118,18 +123,33 @@ class Teacher(nn.Module):
         return decoded, found
 
     def identity(self) -> dict[str, Any]:
-        """What makes this teacher this teacher: class, config, settings and the sha256 of its weights."""
-        weights = self.folder / (self.spec.weights_file) if self.folder else None
-        if weights is not None and not weights.is_file() and self.folder is not None:
-            weights = self.folder / WEIGHTS_FILE
+        """What makes this teacher this teacher: class, config, settings and the sha256 of its weights (of every shard)."""
         return {
             "class": self.spec.class_name,
             "config_sha256": _hash_of_config(self.vae),
             "required_settings": {setting.name: setting.value for setting in self.spec.required},
-            "weights_sha256": sha256_of(weights) if weights is not None and weights.is_file() else hash_of_state(self.vae),
+            "weights_sha256": self._weights_sha256(),
             "latent_channels": self.spec.latent_channels,
             "licence": self.spec.licence,
         }
+
+    def _weights_sha256(self) -> str:
+        if self.folder is None:
+            return hash_of_state(self.vae)
+        try:
+            return weights_sha256(_weights_in(self.spec, self.folder))
+        except MissingError:  # removed since they were read
+            return hash_of_state(self.vae)
+
+
+def weights_sha256(weights: WeightFiles) -> str:
+    """Hex sha256 of a teacher's weight file; of shards, over the sha256 of each in the order of their names."""
+    digests = [sha256_of(path) for path in weights.files]
+    return digests[0] if weights.index is None else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _weights_in(spec: TeacherSpec, folder: Path) -> WeightFiles:
+    return weight_files(folder, spec.file or spec.weights_file)
 
 
 def _hash_of_config(vae: Any) -> str:
@@ -193,30 +213,64 @@ def load_teacher(
     return Teacher(nn.Module.to(vae, device=device, dtype=dtype), spec.teacher, folder)
 
 
-def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
+def _class_of(spec: TeacherSpec) -> Any:
     if spec.class_name == "VideoDCAE":
         from turbovaed_cli.models.video_dc_ae import VideoDCAE  # noqa: PLC0415 - only one teacher needs it
 
-        teacher_class: Any = VideoDCAE
-    else:
-        import diffusers  # noqa: PLC0415 - its class table loads lazily
+        return VideoDCAE
+    import diffusers  # noqa: PLC0415 - its class table loads lazily
 
-        teacher_class = getattr(diffusers, spec.class_name)
+    return getattr(diffusers, spec.class_name)
+
+
+def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
+    """The network that the folder's config describes, with random weights, on torch's default device."""
     config_path = folder / "config.json"
-    config = read_diffusers_config(config_path) if config_path.is_file() else {}
-    candidates = [path for path in (folder / spec.weights_file, folder / WEIGHTS_FILE) if path.is_file()]
-    if not candidates:
-        raise MissingError(f"{folder} holds no {spec.weights_file}", "a teacher folder has config.json and the weights beside it")
-    state = read_weights(candidates[0])
-    if "decoder.conv_in.conv.weight" not in state and not any(key.startswith("decoder.") for key in state):
+    return _make(_class_of(spec), read_diffusers_config(config_path) if config_path.is_file() else {}, config_path)
+
+
+def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
+    weights = _weights_in(spec, folder)
+    state = _read_state(weights)
+    if not any(key.startswith("decoder.") for key in state):
         raise WeightFileError(
-            f"{candidates[0]} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"
+            f"{weights.name} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"
         )
     with torch.device("meta"):  # the config is believed only where the weights are as large as it says
-        check_fit(_make(teacher_class, config, config_path), state, candidates[0])
-    vae = _make(teacher_class, config, config_path)
-    load_strictly(vae, state, candidates[0])
+        outline = _outline(spec, folder)
+    _check_layout(outline, state, weights, spec)
+    check_fit(outline, state, weights.name)
+    vae = _outline(spec, folder)
+    load_strictly(vae, state, weights.name)
     return vae
+
+
+def _read_state(weights: WeightFiles) -> dict[str, Tensor]:
+    """The tensors of a weight file or of all shards, by the names that diffusers gives them within a VAE."""
+    state: dict[str, Tensor] = {}
+    for path in weights.files:
+        part = read_weights(path)
+        if weights.keys is not None:
+            stated = {key for key, name in weights.keys.items() if name == path.name}
+            if wrong := sorted(stated ^ part.keys()):
+                raise WeightFileError(
+                    f"{path.name} and {weights.name.name} disagree on {wrong[0]}", "take both from where the weights come from"
+                )
+        state |= part
+    prefix = key_prefix(state)
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _check_layout(outline: nn.Module, state: dict[str, Tensor], weights: WeightFiles, spec: TeacherSpec) -> None:
+    """Raise WeightFileError for a checkpoint of the model's authors, whose names and shapes are not diffusers'."""
+    own = outline.state_dict()
+    shared = sum(key in own for key in state)
+    if 2 * shared < len(own) and spec.class_name != "VideoDCAE":
+        foreign = next(key for key in state if key not in own)
+        raise WeightFileError(
+            f"{weights.name.name} is not in diffusers' layout: {shared} of {len(own)} names are those of {spec.class_name}, {foreign} is none",
+            f"diffusers converts it: {spec.class_name}.from_single_file({weights.name.name!r}).save_pretrained(DIR); then --teacher DIR",
+        )
 
 
 def _make(teacher_class: Any, config: dict[str, Any], path: Path) -> nn.Module:
@@ -236,23 +290,19 @@ def decoder_params(teacher: Teacher) -> int:
 
 
 def decoder_params_of(spec: ModelSpec) -> int | None:
-    """The same without loading it: of a local folder from the header of its weights, of a registry row as published.
+    """The same without loading it: of a local folder from the headers of its weights or its config, of a registry row as published.
 
-    None where the folder holds no weights.
+    None if the folder holds no weights.
     """
-    if spec.teacher.path is None:
+    if spec.teacher.decoder_params_m is not None and spec.teacher.repo is not None:
         return round(spec.teacher.decoder_params_m * 1e6)
-    files = [spec.teacher.path / name for name in (spec.teacher.weights_file, WEIGHTS_FILE)]
-    path = next((file for file in files if file.is_file()), None)
-    if path is None:
-        return None
+    assert spec.teacher.path is not None
     try:
-        with safe_open(path, "pt") as file:
-            return _size_of_decoder(file)
-    except (SafetensorError, OSError) as error:
-        raise WeightFileError(f"{path} is not a readable safetensors file: {error}", "give the folder of a whole VAE") from error
-
-
-def _size_of_decoder(file: Any) -> int:
-    shapes = [file.get_slice(key).get_shape() for key in file.keys() if key.startswith("decoder.")]  # noqa: SIM118 - not a dict
-    return sum(math.prod(shape) for shape in shapes)
+        weights = _weights_in(spec.teacher, spec.teacher.path)
+    except MissingError:
+        return None
+    size = decoder_size(weights)
+    if size is None:  # no safetensors: as the config has it
+        with torch.device("meta"):
+            size = num_params(cast(nn.Module, _outline(spec.teacher, spec.teacher.path).decoder))
+    return size

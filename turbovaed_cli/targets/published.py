@@ -46,12 +46,23 @@ def phone_rates() -> list[float]:
     return [speed.gmacs / speed.frames * speed.phone[1] for rows in SPEEDS.values() for speed in rows]
 
 
-def estimate_on_phone(gmacs: float, frames: int) -> Estimate:
-    """A roofline: `gmacs` of one decode of `frames` frames, over the slowest and the fastest published rate."""
+def smallest_gmacs() -> float:
+    """GMACs of the smallest graph with published figures of the phone."""
+    return min(speed.gmacs for rows in SPEEDS.values() for speed in rows)
+
+
+def why_no_estimate(gmacs: float) -> str:
+    """Why a roofline cannot speak of a graph; empty where it can. Small graphs are bound by latency, and stay far below it."""
+    if gmacs >= (least := smallest_gmacs()):
+        return ""
+    return f"no estimate for an iPhone: the graph has {gmacs:.3g} GMAC, the smallest with published figures {least:.0f}"
+
+
+def estimate_on_phone(gmacs: float, frames: int) -> Estimate | None:
+    """A roofline: `gmacs` of one decode of `frames` frames, over the slowest and the fastest published rate; see why_no_estimate."""
+    if why_no_estimate(gmacs):
+        return None
     rates = phone_rates()
     low, high = (frames * rate / gmacs for rate in (min(rates), max(rates)))
-    how = (
-        f"of {gmacs:.1f} GMAC per decode, at the {2 * min(rates) / 1e3:.1f} to {2 * max(rates) / 1e3:.1f} TFLOP/s that the published "
-        f"frames per second imply ({SOURCE}); small graphs are bound by latency and stay far below"
-    )
+    how = f"{gmacs:.0f} GMAC a decode, at {2 * min(rates) / 1e3:.1f} to {2 * max(rates) / 1e3:.1f} TFLOP/s ({SOURCE})"
     return Estimate("iPhone 16 Pro", low, high, how)

@@ -9,6 +9,7 @@ from typing import Any, cast, get_type_hints
 
 import numpy as np
 
+from turbovaed_cli.choices import hint_for
 from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError, TurboVaedError, UnavailableError
 from turbovaed_cli.rundir import read_json
@@ -81,6 +82,7 @@ class BenchResult:
     memory: list[MemoryRow] = field(default_factory=list)
     published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
     estimate: Estimate | None = None
+    no_estimate: str = ""  # why there is none, where one was to be had
     failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
     skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
 
@@ -113,6 +115,7 @@ def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[
             for speed in speeds
         ],
         "estimates": [asdict(result.estimate)] if result.estimate else [],
+        "no_estimate": result.no_estimate or None,
         "skipped": [asdict(item) for item in result.skipped],
     }
 
@@ -130,7 +133,9 @@ def read_document(path: Path) -> dict[str, Any]:
             check_fields(record, hints, path, f"rows.{number_}.")
         rows = [row_of(record) for record in document["rows"]]
     except (OSError, CorruptFileError) as error:
-        raise SettingsError(f"{path} is no result of bench --json: {error}", "turbovaed bench --json > old.json") from error
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        why = why.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
+        raise SettingsError(f"{path} is no result of bench --json: {why}", "turbovaed bench --json > old.json") from error
     if not rows or not all(map(_is_sound, rows)):
         raise SettingsError(
             f"{path} is no result of bench --json: rows without samples, or none", "turbovaed bench --json > old.json"
@@ -186,7 +191,10 @@ def thresholds(asked: Sequence[str]) -> dict[str, float]:
             found[name] = float(value)
         if name not in THRESHOLDS or not math.isfinite(found.get(name, math.nan)):
             raise SettingsError(
-                f"--fail-under {item} is not understood", f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}"
+                f"--fail-under {item} is not understood",
+                hint_for(name, THRESHOLDS, f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}")
+                if name not in THRESHOLDS
+                else f"NAME=NUMBER, such as {name}=24",
             )
     return found
 
@@ -280,9 +288,17 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
             ],
         ),
         (
-            "Estimated, not measured: frames per second",
-            ["device", "from", "to", "how"],
-            [(item.device, number(item.fps_low), number(item.fps_high), item.how) for item in filter(None, [result.estimate])],
+            "Estimated, not measured",
+            ["", ""],
+            [
+                row
+                for item in filter(None, [result.estimate])
+                for row in (
+                    (item.device, f"{number(item.fps_low)} to {number(item.fps_high)} frames per second"),
+                    ("from", item.how.partition(" (")[0]),
+                    ("published in", SOURCE),
+                )
+            ],
         ),
     ]
     return [table for table in found if table[2]]

@@ -4,16 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import DistillSettings, check_counts
+from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts
 from turbovaed_cli.training.losses import (
     PERCEPTUAL,
 )
-from turbovaed_cli.training.ranks import Ranks
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.start import STARTS
 
@@ -32,7 +32,7 @@ def check_settings(settings: DistillSettings) -> None:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
     if not 0 <= settings.ema_decay < 1:
         raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
-    _check_choices(settings, {"optimizer": ("adamw", "muon"), "start": STARTS})
+    _check_choices(settings, {"optimizer": OPTIMIZERS, "start": STARTS})
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
     _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
@@ -54,13 +54,10 @@ def _check_not_negative(settings: object, names: Sequence[str]) -> None:
 
 def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
     for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise SettingsError(
-                f"--{name.replace('_', '-')} {getattr(settings, name)} is unknown", f"one of: {', '.join(allowed)}"
-            )
+        check_choice(f"--{name.replace('_', '-')}", getattr(settings, name), allowed)
 
 
-def check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
+def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:
     """Steps may change on a resume, but not so that the checkpoint comes to lie elsewhere in the schedule."""
     done = folder.steps()[-1] if folder.steps() else 0
     if not done or not folder.config.exists():
@@ -74,27 +71,27 @@ def check_finished_stages(folder: RunDir, settings: DistillSettings) -> None:
         wanted = ", ".join(f"{stage.name} {stage.steps}" for stage in settings.stages)
         raise RunFolderError(
             f"{folder.root} is at step {done}, in stage {old.stage.name} of {', '.join(map(str, lengths))} steps; not in {wanted}",
-            "repeat the first command to resume, or give another --run",
+            way_on,
         )
 
 
-def check_clips_per_pass(folder: RunDir, settings: DistillSettings, ranks: Ranks) -> None:
-    """A run goes on with other ranks exactly where a forward pass has the same clips on all of them together."""
+def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: int) -> None:
+    """A run goes on with other processes exactly where a forward pass has the same clips on all of them together."""
     before = folder.read_config() if folder.config.exists() else {}
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
-    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == ranks.count:
+    if len(clips) != len(now) or clips == now or before.get("ranks", 1) == processes:
         return  # else the snapshot names it
-    if any(count % ranks.count for count in clips):
+    if any(count % processes for count in clips):
         hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
     elif len(set(clips)) == 1:
-        hint = f"--batch-size {clips[0] // ranks.count} on {ranks.count} processes goes on with it"
+        hint = f"--batch-size {clips[0] // processes} on {processes} processes goes on with it"
     else:
-        shares = ", ".join(str(count // ranks.count) for count in clips)
-        hint = f"on {ranks.count} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
+        shares = ", ".join(str(count // processes) for count in clips)
+        hint = f"on {processes} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
     raise RunFolderError(
         f"{folder.root} was started with {_in_words(clips)} clips in a forward pass over {before.get('ranks', 1)} processes; "
-        f"now {_in_words(now)} over {ranks.count}",
+        f"now {_in_words(now)} over {processes}",
         hint,
     )
 

@@ -30,6 +30,11 @@ class Skipped:
     path: str
     reason: str
 
+    @property
+    def reason_alone(self) -> str:
+        """The reason without the path, with which many begin."""
+        return self.reason.removeprefix(self.path).lstrip(": ")
+
 
 def usable_videos(
     data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None, hdr: str = ClipSettings.hdr
@@ -69,7 +74,7 @@ def too_short(num_frames: int, needed: int) -> str:
 
 def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
     """What to say where every video was skipped."""
-    reasons = "; ".join(f"{Path(item.path).name}: {item.reason}" for item in skipped[:3])
+    reasons = "; ".join(f"{Path(item.path).name}: {item.reason_alone}" for item in skipped[:3])
     return SettingsError(
         f"none of {len(skipped)} videos can be used ({reasons})",
         "give readable videos of at least that many frames, or lower --frames",

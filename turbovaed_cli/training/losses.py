@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import autocast
-from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import Stage
@@ -28,8 +28,7 @@ class Losses:
 
 def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
     """`auto` to lpips where its weights are on this machine, else to ssim, said out loud; others as they are."""
-    if name not in PERCEPTUAL:
-        raise SettingsError(f"--perceptual {name} is unknown", f"one of: {', '.join(PERCEPTUAL)}")
+    check_choice("--perceptual", name, PERCEPTUAL)
     if name != "auto":
         return name
     if trunk_path("vgg") is not None:

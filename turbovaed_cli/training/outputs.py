@@ -15,6 +15,7 @@ from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.rundir import RunDir, whole_folder, write_manifest
 from turbovaed_cli.settings import Stage
+from turbovaed_cli.teacher_files import is_known, yaml_text
 from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import to_model, to_uint8
@@ -84,17 +85,15 @@ def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
     """The model card: what it is, of what, trained how, under whose licence."""
     settings, teacher = trainer.settings, spec.teacher
     note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
-    origin = teacher.repo or ("embedded in turbovaed" if spec.embedded else "a local folder")
     schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
     return f"""---
-license: other
-license_name: {teacher.licence}
+{_licence_tags(teacher.licence)}
 tags: [turbo-vaed, video, vae, decoder]
 ---
 # Student decoder of {spec.title}
 
 A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} from the decoder of {teacher.class_name}
-({origin}, weights sha256 `{config["teacher"]["weights_sha256"]}`).
+({teacher.origin}, weights sha256 `{config["teacher"]["weights_sha256"]}`).
 
 - Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
 - Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
@@ -108,6 +107,17 @@ Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
     student = load_student("path/to/this/folder")
     video = student.decode(latents).sample
 """
+
+
+_LICENCE_IDS = {"apache-2.0": "apache-2.0", "mit": "mit"}  # of the hub, where ours is the same word for word
+
+
+def _licence_tags(licence: str) -> str:
+    """The licence as the head of a card has it: an id of the hub, or a name; no name for one that nobody stated."""
+    if not is_known(licence):
+        return "license: unknown"
+    found = _LICENCE_IDS.get(licence.lower())
+    return f"license: {found}" if found else f"license: other\nlicense_name: {yaml_text(licence)}"
 
 
 def _stage_in_words(trainer: Trainer, index: int) -> str:

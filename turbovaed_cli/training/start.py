@@ -25,8 +25,16 @@ _MOST_FEATURES = 2048  # a neighbourhood of more is fitted without other frames,
 _RIDGE = 1e-5  # of the mean diagonal
 # Signals small enough for SiLU to be nearly straight, beside a constant that outweighs them in the norms; the best of nine tried.
 _SIGNAL, _CONSTANT = 0.25, 8.0
+_LEAST_SPREAD = 1e-4  # of the signals' targets: less is rounding, which no scale may raise to a signal
+_FLAT = 2 / 255  # standard deviation of pixels in [-1, 1]: one level of 8 bits
 
 Layer = Callable[[Tensor], Tensor]
+
+
+def are_flat(videos: Sequence[Tensor]) -> bool:
+    """Whether clips (1, 3, T, H, W) in [-1, 1] all show one colour, so that there is nothing to fit a decoder to."""
+    pixels = torch.cat([video.movedim(1, -1).reshape(-1, 3) for video in videos])
+    return bool((pixels - pixels.mean(dim=0)).square().mean().sqrt() < _FLAT)
 
 
 @torch.no_grad()
@@ -114,7 +122,7 @@ class _Fit:
         rows = rows.double() if rows.shape[1] <= _MOST_FEATURES else rows[:: max(1, len(rows) // _MOST_FEATURES)]
         center = rows.mean(dim=0)
         basis = _principal(rows - center, num_signals)
-        scale = _SIGNAL / ((rows - center) @ basis).square().mean().sqrt()
+        scale = _SIGNAL / ((rows - center) @ basis).square().mean().sqrt().clamp(min=_LEAST_SPREAD)
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
             signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from turbovaed_cli.errors import MissingError, SettingsError
+from turbovaed_cli.choices import check_choice
+from turbovaed_cli.errors import MissingError
 from turbovaed_cli.reporting import Reporter, hushed, quiet
 from turbovaed_cli.rundir import RunDir
 
@@ -52,8 +53,7 @@ TRACKERS: dict[str, Callable[[RunDir, str, int], Any]] = {"tensorboard": _tensor
 def check_trackers(names: Sequence[str]) -> None:
     """Raise SettingsError for a tracker that is unknown, MissingError for one that is not installed."""
     for name in names:
-        if name not in TRACKERS:
-            raise SettingsError(f"--log {name} is unknown", f"one or several of: {', '.join(TRACKERS)}")
+        check_choice("--log", name, TRACKERS)
         if find_spec(name) is None:
             raise MissingError(
                 f"--log {name} needs {name}, which is not installed", f"pip install {name}, or turbovaed[trackers]"

@@ -26,7 +26,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.ranks import Ranks, alone
 from turbovaed_cli.training.schedule import crop_of, learning_rate, position_at
-from turbovaed_cli.training.start import NUM_CLIPS, fit_start
+from turbovaed_cli.training.start import NUM_CLIPS, are_flat, fit_start
 from turbovaed_cli.training.state import TrainingState
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
@@ -117,7 +117,10 @@ class Trainer:
         )
 
     def fit_start(self, report: Reporter) -> None:
-        """Fit the fresh student to the first clips, in fp32; its average starts there too."""
+        """Fit the fresh student to the first clips, in fp32; its average starts there too.
+
+        Where they all show one flat colour there is nothing to fit: a warning names that, and the random weights stay.
+        """
         clips = []
         side = Stage("", crop_latents=max(FIT_PIXELS // self.teacher.spec.space_ratio, 2))
         crop = crop_of(side, self.teacher.spec, self.streams[0].size)
@@ -127,6 +130,10 @@ class Trainer:
             source = batch.video.to(self.device)
             mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
             clips.append((mean, source))
+        if are_flat([source for _, source in clips]):
+            text = f"the first {NUM_CLIPS} clips show one flat colour: the start cannot be fitted to them and is random (--start plain)"
+            report.note(text, warning=True)
+            return
         fit_start(self.state.student, clips)
         self.state.forget_average()
 

@@ -2,7 +2,7 @@
 
 from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
-from turbovaed_cli.video.probing import HDR_CHOICES, Track, VideoInfo, notes_on, probe
+from turbovaed_cli.video.probing import Track, VideoInfo, notes_on, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
 from turbovaed_cli.video.sources import (
     VIDEO_SUFFIXES,
@@ -17,7 +17,6 @@ from turbovaed_cli.video.timing import Timing
 from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
 __all__ = [
-    "HDR_CHOICES",
     "VIDEO_SUFFIXES",
     "WRITABLE_SUFFIXES",
     "Timing",

@@ -15,7 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
-from turbovaed_cli.errors import SettingsError, VideoError
+from turbovaed_cli.choices import check_choice
+from turbovaed_cli.errors import VideoError
+from turbovaed_cli.settings import HDR_CHOICES
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.colour import Colour, colour_of, how_it_is_shown
 from turbovaed_cli.video.images import demuxer_of, joined
@@ -169,8 +171,7 @@ def probe(path: Path, *, hdr: str = "tonemap", fps: Fraction = Fraction(24)) -> 
     path = Path(path)
     if (name := as_text(path)) != str(path):
         raise VideoError(f"{name}: its name is not UTF-8", "rename it")
-    if hdr not in HDR_CHOICES:
-        raise SettingsError(f"--hdr {hdr} is unknown", f"one of: {', '.join(HDR_CHOICES)}")
+    check_choice("--hdr", hdr, HDR_CHOICES)
     info = _probe_folder(path, fps) if path.is_dir() else _probe_file(path)
     check_showable(info, hdr)
     return info
@@ -249,9 +250,6 @@ def _info(
         decoder={"vp9": "libvpx-vp9", "vp8": "libvpx"}.get(picture.codec, "") if has_alpha_mode else "",
         images=images,
     )
-
-
-HDR_CHOICES = ("tonemap", "refuse")
 
 
 def check_showable(info: VideoInfo, hdr: str) -> None:

@@ -23,19 +23,19 @@ def as_text(path: Path | str) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def list_videos(data: Path, report: Reporter = quiet, *, also: str = "") -> list[Path]:
+def list_videos(data: Path, report: Reporter = quiet, *, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[Path]:
     """Every video under a folder, sorted, or the one given; hidden files and folders are left out, other files counted in a note.
 
-    Files with the suffix `also`, which the caller reads, are not counted. Raises SettingsError if there is no video.
+    Raises SettingsError if there is none.
     """
     if data.is_dir():
-        return [data / name for name in names_of_videos(data, report, also=also)]
+        return [data / name for name in names_of_videos(data, report, suffixes=suffixes)]
     if not data.exists():
         raise SettingsError(f"{data} is not there", "give a folder of videos, or one video")
     return [data]
 
 
-def names_of_videos(folder: Path, report: Reporter = quiet, *, also: str = "") -> list[str]:
+def names_of_videos(folder: Path, report: Reporter = quiet, *, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[str]:
     """The same as names relative to the folder, with slashes: paths of a hundred thousand would take seconds."""
     names = []
     others: Counter[str] = Counter()
@@ -48,9 +48,9 @@ def names_of_videos(folder: Path, report: Reporter = quiet, *, also: str = "") -
         for name in (*files, *folders):
             if name.startswith(".") or name in frames:
                 continue
-            if name.lower().endswith(VIDEO_SUFFIXES):
+            if name.lower().endswith(suffixes):
                 names.append(name if within == "." else f"{within}/{name}")
-            elif name in files and not (also and name.lower().endswith(also)):
+            elif name in files:
                 others[Path(name).suffix.lower() or "no suffix"] += 1
     if others:
         report.note(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import DiskFullError, OutputExistsError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import fsync_folder
+from turbovaed_cli.rundir import check_place, fsync_folder
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.codecs import DEFAULT_CODEC, DEFAULT_CRF, find_codec
 from turbovaed_cli.video.colour import SWS
@@ -280,27 +280,14 @@ def _is_about_a_full_disk(child: ffmpeg.Child) -> bool:
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Make the folder of an output, and raise SettingsError if the output cannot be written there.
+    """Make the folder of an output. Raises UnwritableError if nothing can be written there.
 
     OutputExistsError if it is there already and not to be replaced.
     """
-    try:
-        try:
-            is_there = bool(os.lstat(path))
-        except FileNotFoundError:
-            is_there = False
-        if is_there and path.is_dir():
-            raise SettingsError(f"{path} is a folder", "name the video to write in it")
-        if is_there and not overwrite:
-            raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        if error.errno in _FULL:
-            raise DiskFullError(f"{path} cannot be written: {reason}", "free some space") from error
-        raise SettingsError(f"{path} cannot be written: {reason}", "give another place or a shorter name with --out") from error
+    check_place(path)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_video(

@@ -1,0 +1,45 @@
+"""A name that must be one of a list: refused with the nearest ones, or with what other tools' word for it is here."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from turbovaed_cli.errors import SettingsError
+
+# What people call these elsewhere. Only suggested, never taken for it.
+OTHER_WORDS = {
+    "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32", "f32": "fp32",
+    "full": "fp32", "w8a8": "int8", "6-bit": "6bit", "palettized": "6bit",
+    "mlpackage": "coreml", "mlmodel": "coreml", "core-ml": "coreml", "tflite": "litert", "tensorflow-lite": "litert",
+    "pte": "executorch", "xnnpack": "executorch", "ort": "onnx", "onnxruntime": "onnx", "pt2": "torch-export",
+    "tensorrt": "onnx", "trt": "onnx", "pytorch": "torch", "eager": "torch", "gpu": "cuda", "metal": "mps", "adam": "adamw",
+}  # fmt: skip
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The one or two of `known` that somebody who typed `name` may have meant; none where nothing is like it."""
+    names, typed = list(known), name.strip().lower()
+    if OTHER_WORDS.get(typed) in names:
+        return [OTHER_WORDS[typed]]
+    return difflib.get_close_matches(typed, names, n=2, cutoff=0.6)
+
+
+def hint_for(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The hint below an unknown name: what was probably meant, and all there is."""
+    names = list(known)
+    every = otherwise or f"one of: {', '.join(names)}"
+    found = nearest(name, names)
+    return f"did you mean {' or '.join(found)}? {every}" if found else every
+
+
+def check_choice(option: str, name: str, known: Iterable[str], otherwise: str = "") -> None:
+    """Raise SettingsError unless `name`, the value of `option`, is one of `known`."""
+    names = list(known)
+    if name not in names:
+        raise SettingsError(f"{option} {name} is unknown", hint_for(name, names, otherwise))
+
+
+def check_choices(option: str, chosen: Iterable[str], known: Mapping[str, object] | Iterable[str]) -> None:
+    """Raise SettingsError for the first of several values that is not one of `known`."""
+    names = list(known)
+    for name in chosen:
+        check_choice(option, name, names)

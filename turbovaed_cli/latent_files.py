@@ -1,0 +1,259 @@
+"""Latents in a file: what pipelines, ComfyUI and this tool write, as the raw latents (C, t, h, w) that a decoder takes.
+
+Raw latents are what a VAE's `encode` returns. Diffusion pipelines compute with normalised ones, and LTX's packs them too:
+
+    normalised = (raw - mean) * scaling_factor / std          raw = normalised * std / scaling_factor + mean
+
+Nothing is guessed: `latents_are` says which of the two a file holds, and a spread that speaks for the other is a warning.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import SettingsError, ShapeError, WeightFileError
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.weights import is_plain_tensor, load_safely
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.student import StudentDecoder
+
+SUFFIXES = (".safetensors", ".latent", ".pt", ".pth")
+LATENTS_ARE = ("raw", "normalised")
+HOW_TO_SAVE = 'safetensors.torch.save_file({"latents": latents.contiguous()}, "latents.safetensors") saves (1, C, t, h, w)'
+_USUAL_NAMES = ("latents", "latent_tensor", "samples", "latent", "mean")
+_COMFY_TENSOR, _COMFY_MARK = "latent_tensor", "latent_format_version_0"
+_STATISTICS = ("latents_mean", "latents_std", "scaling_factor")  # beside the latents of an export
+_COMFY_OLD_SCALE = 1 / 0.18215  # what ComfyUI multiplies a file without its mark by
+_SPREAD_SLACK = math.log(1.25)  # normalised and raw channels that differ by less cannot be told apart
+_CLOSE = math.log(2)  # a channel whose spread is within this of what it should be is as it should be
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents of one decoder: how many channels, how pipelines normalise them, and how many pixels one stands for."""
+
+    channels: int
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]
+    scaling_factor: float = 1.0
+    time_ratio: int = 1
+    space_ratio: int = 1
+
+    @classmethod
+    def of(cls, student: "StudentDecoder") -> "LatentSpace":
+        """The latent space of a student."""
+        mean, std = (tuple(value.float().tolist()) for value in (student.latents_mean, student.latents_std))
+        config = student.config
+        time, space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
+        return cls(config.latent_channels, mean, std, config.scaling_factor or 1.0, time, space)
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of each channel of raw latents, (C,): normalised ones have about 1."""
+        return torch.tensor(self.std) / self.scaling_factor
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether raw and normalised latents are the same."""
+        return bool((self.spread == 1).all()) and not any(self.mean)
+
+    def raw(self, normalised: Tensor) -> Tensor:
+        """Normalised latents (C, t, h, w) as raw ones: what diffusers pipelines do before they decode."""
+        return normalised * self._column(self.std) / self.scaling_factor + self._column(self.mean)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """The inverse of `raw`."""
+        return (raw - self._column(self.mean)) * self.scaling_factor / self._column(self.std)
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values).view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class LatentsFile:
+    """What a latents file came to: raw latents (C, t, h, w) in fp32, and what was done to those in the file."""
+
+    path: Path
+    latents: Tensor
+    name: str  # of the tensor in the file
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def is_latents_file(path: Path) -> bool:
+    """Whether a file is one of latents, by its name: .safetensors, .pt, .pth, or ComfyUI's .latent."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_latents(
+    path: Path,
+    space: LatentSpace | None = None,
+    *,
+    latents_are: str = "raw",
+    shape: Sequence[int] = (),
+    expected: Sequence[int] = (),
+    report: Reporter = quiet,
+) -> LatentsFile:
+    """Read one clip's latents from a .safetensors, .latent, .pt or .pth file; code in pickles is never run.
+
+    The tensor may be (C, t, h, w) or (1, C, t, h, w), frames first as CogVideoX's pipeline gives them, an image's (1, C, h, w), or packed as
+    LTX's pipeline gives them, (1, t * h * w, C). `shape` is (t, h, w) of packed latents; without it, `expected` is taken if it has as
+    many tokens. `space` is needed for all but (1, C, t, h, w) and (C, t, h, w), and for `latents_are="normalised"`.
+    Raises SettingsError for a file without latents or with those of several clips, ShapeError for a shape that is none of these.
+    """
+    if latents_are not in LATENTS_ARE:
+        raise SettingsError(f"--latents-are {latents_are} is unknown", f"one of: {', '.join(LATENTS_ARE)}")
+    if shape and (len(shape) != 3 or min(shape) < 1):
+        raise SettingsError(
+            "--latents-shape is not three numbers above 0", "latent frames, rows and columns: --latents-shape 16,15,22"
+        )
+    notes: list[str] = []
+    name, found, scale = _tensor_of(path)
+    if scale != 1:
+        notes.append(f"{path.name} is an older ComfyUI file: its latents are multiplied by {scale:.5g}, as ComfyUI does")
+    latents = _as_clip(found.float() * scale, name, path, space, tuple(shape), tuple(expected), notes)
+    if shape and tuple(latents.shape[1:]) != tuple(shape):
+        raise ShapeError(
+            f"{name} in {path} is {tuple(latents.shape[1:])} in frames, rows and columns, not {tuple(shape)}",
+            "leave out --latents-shape",
+        )
+    if not torch.isfinite(latents).all():
+        raise SettingsError(f"{name} in {path} holds NaN or infinity", "encode the video, or generate it, again")
+    warnings = _doubts(latents, space, latents_are, path) if space is not None else []
+    if latents_are == "normalised":
+        assert space is not None, "normalised latents are those of a decoder"
+        latents = space.raw(latents)
+        same = " (this model's raw latents are the same)" if space.is_normalised else ""
+        notes.append(f"{path.name}: normalised latents made raw by the model's mean, std and scaling factor{same}")
+    for text in notes:
+        report.note(text)
+    for text in warnings:
+        report.note(text, warning=True)
+    return LatentsFile(path, latents.contiguous(), name, tuple(notes), tuple(warnings))
+
+
+# --- the tensor ---------------------------------------------------------------------------------------------------
+
+
+def _tensor_of(path: Path) -> tuple[str, Tensor, float]:
+    """(name, tensor, what to multiply it by) of the clip in a file."""
+    try:
+        loaded = load_safely(path)
+    except WeightFileError as error:
+        raise SettingsError(
+            error.what.replace("is not a weight file that can be read", "is not a latents file that can be read"), HOW_TO_SAVE
+        ) from error
+    if isinstance(loaded, Tensor):
+        loaded = {"the tensor": loaded}
+    if not isinstance(loaded, Mapping):
+        raise SettingsError(f"{path} holds a {type(loaded).__name__} and no latents", HOW_TO_SAVE)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    names = [name for name in tensors if name not in (_COMFY_MARK, *_STATISTICS)]
+    found = names if len(names) == 1 else [name for name in _USUAL_NAMES if name in names][:1]
+    found = found or [name for name in names if name.endswith(".mean")]  # a shard of a cache
+    if len(found) != 1:
+        what = f"{len(found)} clips" if found else f"no latents: {_listed(names)}"
+        raise SettingsError(f"{path} holds {what}", f"a latents file has one tensor, or one named latents: {HOW_TO_SAVE}")
+    (name,) = found
+    tensor = tensors[name]
+    if not is_plain_tensor(tensor) or not tensor.is_floating_point():
+        raise SettingsError(
+            f"{name} in {path} is {tensor.dtype}, {tensor.layout}", f"latents are fp32, fp16 or bf16: {HOW_TO_SAVE}"
+        )
+    is_old = name == _COMFY_TENSOR and _COMFY_MARK not in tensors
+    return name, tensor.detach(), _COMFY_OLD_SCALE if is_old else 1.0
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "no tensor at all"
+
+
+# --- its shape ----------------------------------------------------------------------------------------------------
+
+
+def _as_clip(
+    found: Tensor,
+    name: str,
+    path: Path,
+    space: LatentSpace | None,
+    shape: tuple[int, ...],
+    expected: tuple[int, ...],
+    notes: list[str],
+) -> Tensor:
+    """(C, t, h, w) of a tensor in one of the layouts that pipelines give."""
+    channels = space.channels if space is not None else None
+    what = f"{name} in {path} is {tuple(found.shape)}"
+    if 0 in found.shape or found.ndim not in (2, 3, 4, 5):
+        raise ShapeError(f"{what}; latents are (1, C, t, h, w), or packed (1, t * h * w, C)", HOW_TO_SAVE)
+    is_image = found.ndim == 3 and found.shape[0] == channels
+    if found.ndim in (3, 5) and not is_image:
+        if len(found) != 1:
+            raise ShapeError(f"{what}: latents of {len(found)} clips", f"one file per clip, such as latents[:1]: {HOW_TO_SAVE}")
+        found = found[0]
+    if found.ndim == 2:
+        return _unpacked(found, what, space, shape, expected, notes)
+    if is_image:
+        return found[:, None]
+    if channels == found.shape[0] == found.shape[1]:
+        notes.append(f"{what}: as many frames as channels, read as channels first")
+    elif channels == found.shape[1]:  # also of an image, (1, C, h, w)
+        if len(found) > 1:
+            notes.append(f"{what}: read as frames before channels, as CogVideoX's pipeline gives them")
+        return found.transpose(0, 1)
+    return found
+
+
+def _unpacked(
+    tokens: Tensor, what: str, space: LatentSpace | None, shape: tuple[int, ...], expected: tuple[int, ...], notes: list[str]
+) -> Tensor:
+    """(t * h * w, C) as diffusers' LTXPipeline packs latents, in patches of 1, to (C, t, h, w)."""
+    num_tokens, channels = tokens.shape
+    if space is not None and channels != space.channels:
+        raise ShapeError(
+            f"{what}: packed latents of {channels} channels; this model decodes {space.channels}",
+            "name the model they belong to: --model NAME",
+        )
+    if not shape and expected and math.prod(expected) == num_tokens:
+        shape = expected
+        notes.append(f"{what}: packed, unpacked as {', '.join(map(str, shape))} by --frames and --size")
+    if not shape:
+        ratios = (space.time_ratio, space.space_ratio) if space is not None else (8, 32)
+        raise ShapeError(
+            f"{what}: packed latents, whose frames, rows and columns are not in the file",
+            f"--latents-shape T,H,W, which are (num_frames - 1) / {ratios[0]} + 1, height / {ratios[1]} and width / {ratios[1]} of the pipeline's call",
+        )
+    if math.prod(shape) != num_tokens:
+        raise ShapeError(
+            f"{what}: {num_tokens} tokens are not {' x '.join(map(str, shape))}",
+            "the product of --latents-shape (latent frames, rows, columns) is the number of tokens",
+        )
+    return tokens.view(*shape, channels).permute(3, 0, 1, 2)
+
+
+# --- raw or normalised --------------------------------------------------------------------------------------------
+
+
+def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -> list[str]:
+    """A warning if the spread of the channels speaks for the other convention, as far as the two can be told apart."""
+    if len(latents) != space.channels or latents[0].numel() < 2:
+        return []
+    found = latents.flatten(1).std(dim=1).clamp_min(1e-6).log()
+    raw = space.spread.log()
+    if raw.abs().median() < _SPREAD_SLACK:
+        return []
+    off = {"raw": (found - raw).abs().median().item(), "normalised": found.abs().median().item()}
+    other = "normalised" if latents_are == "raw" else "raw"
+    if off[other] >= min(off[latents_are], _CLOSE):
+        return []
+    spreads = {"raw": raw.exp().median().item(), "normalised": 1.0}
+    return [
+        f"{path.name} is read as {latents_are} latents, and looks {other}: its channels have a standard deviation of about "
+        f"{found.exp().median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
+        f"--latents-are {other} reads them so"
+    ]

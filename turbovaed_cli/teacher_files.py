@@ -1,0 +1,188 @@
+"""The files of a local teacher: which of them hold its weights, how large they are, and under which licence they came."""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.documents import fits, parse_json, plain_name, read_text
+from turbovaed_cli.errors import MissingError, SettingsError, WeightFileError
+
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+_STEM = WEIGHTS_FILE.removesuffix(".safetensors")
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_MOST_SHARDS = 1000
+_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself reads at most
+_LICENCE_FILE = re.compile(r"(licen[sc]e|copying)([-_.].*)?", re.IGNORECASE)
+_MOST_LETTERS = 100  # of a licence's name
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The file, or the shards, that hold a teacher's weights."""
+
+    files: tuple[Path, ...]
+    keys: dict[str, str] | None = None  # of shards: which file holds which tensor, as their index has it
+    index: Path | None = None
+
+    @property
+    def name(self) -> Path:
+        """The file that errors name."""
+        return self.index or self.files[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all of them."""
+        return sum(path.stat().st_size for path in self.files)
+
+
+def weight_files(folder: Path, name: str = WEIGHTS_FILE) -> WeightFiles:
+    """The weights of a VAE folder: `name`, else diffusers' own file, its shards, one variant such as fp16, or the only weight file.
+
+    Raises MissingError for a folder without weights, SettingsError for several files of which none is the obvious one, and for
+    an index whose shards are missing or outside of the folder.
+    """
+    for path in (folder / name, folder / WEIGHTS_FILE):
+        if path.is_file():
+            return _shards(path) if path.suffix == ".json" else WeightFiles((path,))
+    indexes = sorted(folder.glob(f"{_STEM}.safetensors.index*.json"))
+    plain = folder / f"{_STEM}.safetensors.index.json"
+    if plain in indexes or len(indexes) == 1:
+        return _shards(plain if plain in indexes else indexes[0])
+    shards = re.compile(r".*-\d{5}-of-\d{5}\..*")
+    others = sorted(
+        path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file() and not shards.fullmatch(path.name)
+    )
+    variants = [path for path in others if path.name.startswith(f"{_STEM}.") and path.suffix == ".safetensors"]
+    for found in (variants, others):
+        if len(found) == 1 and not indexes:
+            return WeightFiles((found[0],))
+    names = ", ".join(path.name for path in (*indexes, *(variants or others)))
+    if names:
+        raise SettingsError(
+            f"{folder} holds several weight files and no {name}: {names}",
+            f"--teacher {folder / (variants or others or indexes)[0].name}",
+        )
+    if lone := sorted(path.name for path in folder.iterdir() if shards.fullmatch(path.name)):
+        raise MissingError(
+            f"{folder} holds {lone[0]} and no {plain.name}", "the index lies where the shards come from: put it beside them"
+        )
+    raise MissingError(f"{folder} holds no {name}", "a teacher folder has config.json and the weights beside it")
+
+
+def _shards(index: Path) -> WeightFiles:
+    """The shards that an index names, all of them files of its own folder."""
+    hint = "take the index and its shards from where the weights come from"
+    try:
+        document = parse_json(read_text(index))
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{index} is not an index of shards: {error}", hint) from error
+    keys = document.get("weight_map") if isinstance(document, dict) else None
+    if not fits(keys, dict[str, str]) or not keys:
+        raise SettingsError(f"{index} is not an index of shards: it has no weight_map", hint)
+    names = sorted(set(keys.values()))
+    for name in names:
+        if not plain_name(name) or not name.endswith(".safetensors"):
+            raise SettingsError(f"{index} names {name!r}, which is no safetensors file of its folder", hint)
+    if len(names) > _MOST_SHARDS:
+        raise SettingsError(f"{index} names {len(names)} shards", f"{_MOST_SHARDS} are possible")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise MissingError(f"{index.parent} holds no {missing[0]}{more}, which {index.name} names", hint)
+    return WeightFiles(tuple(index.parent / name for name in names), keys, index)
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in a .safetensors file, by its header alone; WeightFileError where it has none."""
+    try:
+        with path.open("rb") as file:
+            length = min(int.from_bytes(file.read(8), "little"), _MOST_HEADER_BYTES)
+            header = parse_json(file.read(length).decode())
+        shapes = {name: item["shape"] for name, item in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightFileError(f"{path} is not a readable safetensors file: {error}", "give the folder of a whole VAE") from error
+    if not all(fits(shape, list[int]) for shape in shapes.values()):
+        raise WeightFileError(f"{path} is not a readable safetensors file: a shape is none", "give the folder of a whole VAE")
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def decoder_size(weights: WeightFiles) -> int | None:
+    """Number of parameters of the decoder, from the headers of the weight files; None for files that have none."""
+    if any(path.suffix != ".safetensors" for path in weights.files):
+        return None
+    shapes = {name: shape for path in weights.files for name, shape in tensor_shapes(path).items()}
+    prefix = key_prefix(shapes)
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(f"{prefix}decoder."))
+
+
+def key_prefix(names: Any) -> str:
+    """The prefix that every tensor of a VAE has in the checkpoint of a larger model, or ''."""
+    return next((prefix for prefix in ("vae.", "first_stage_model.", "module.") if _all_begin(names, prefix)), "")
+
+
+def _all_begin(names: Any, prefix: str) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+# --- licence ------------------------------------------------------------------------------------------------------
+
+
+def licence_of(folder: Path) -> str:
+    """The licence that a VAE folder states: of its card or its LICENSE file, or of the pipeline it is a part of.
+
+    Without one it is "unknown: that of the VAE in NAME"; nothing is concluded from the class of the VAE.
+    """
+    places = [folder] + ([folder.parent] if (folder.parent / "model_index.json").is_file() else [])
+    for place in places:
+        for found in (_licence_of_card(place / "README.md"), *_licences_of_files(place)):
+            if found:
+                return found
+    return f"unknown: that of the VAE in {folder.resolve().name}"
+
+
+def is_known(licence: str) -> bool:
+    """Whether it was read or given, and not said to be unknown."""
+    return not licence.startswith("unknown")
+
+
+def _licence_of_card(path: Path) -> str | None:
+    """`license_name`, else `license`, of the block at the head of a model card."""
+    text = _text_of(path)
+    if text is None or not text.startswith("---\n"):
+        return None
+    block = text[4:].partition("\n---")[0]
+    named = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*?)[ \t]*$", block, re.MULTILINE))
+    value = named.get("license_name") or named.get("license") or ""
+    return _short(value.strip("\"'")) if value.strip("\"'") not in ("", "other", "unknown") else None
+
+
+def _licences_of_files(folder: Path) -> Iterator[str | None]:
+    """The first line of each file that is called LICENSE or the like, with the version that may stand in the second."""
+    for path in sorted(folder.iterdir()):
+        if _LICENCE_FILE.fullmatch(path.name) and path.is_file():
+            lines = [line.strip(" #*\t") for line in (_text_of(path) or "").splitlines()]
+            lines = [line for line in lines if line]
+            if lines:
+                version = f", {lines[1]}" if len(lines) > 1 and lines[1].lower().startswith("version") else ""
+                yield _short(lines[0] + version)
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return read_text(path) if path.is_file() else None
+    except (ValueError, OSError):
+        return None
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
+
+
+def yaml_text(text: str) -> str:
+    """A text as YAML takes it, whatever is in it."""
+    return json.dumps(text, ensure_ascii=False)

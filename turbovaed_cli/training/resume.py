@@ -1,0 +1,169 @@
+"""Whether a run goes on with the settings at hand, and what differs where it does not, in the words of the command line."""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.changes import Change, arrow, option_of, shortened
+from turbovaed_cli.errors import DifferentRunError
+from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
+from turbovaed_cli.storage import is_url
+from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
+
+MOST_CHANGES = 5  # that an error lists
+# What only a recipe's file can set: people know it by the name it has there.
+ONLY_IN_RECIPES = frozenset(
+    {
+        "name", "betas", "eps", "weight_decay", "clip_grad_norm", "discriminator_channels", "discriminator_lr", "crop_latents",
+        "crop_margin", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
+    }
+)  # fmt: skip
+_OF_STUDENTS = ("--params", "--gflops", "--student-config", "--init")  # options that decide which student it is
+_OF_DATA = ("--data", "--latents")
+
+
+def check_resume(folder: RunDir, config: Mapping[str, Any], settings: DistillSettings, processes: int, run: str | Path) -> None:
+    """Raise RunFolderError where `folder` holds a run that goes on with other settings only, or no run but other things.
+
+    `config` is what config.json would hold now. Writes nothing.
+    """
+    changes = folder.changes(config, RESUMABLE_CHANGES)
+    way_on = _way_on(folder, run)
+    check_finished_stages(folder, settings, way_on)
+    check_clips_per_pass(folder, settings, processes)
+    if changes:
+        items = in_options(changes, folder.read_config(), config)
+        error = DifferentRunError(f"{run} was started with other settings: {shortened(items, MOST_CHANGES)}", way_on)
+        error.changes = tuple(items)
+        raise error
+
+
+def _way_on(folder: RunDir, run: str | Path) -> str:
+    """What mends a run that was started otherwise: its first command, if that is known, or a free place for another run."""
+    first = folder.read_config().get("command_line") if folder.config.is_file() else None
+    known = f": {first}" if isinstance(first, str) and first else ""
+    return f"repeat the first command to resume{known}; or start another with {free_run(run)}"
+
+
+def free_run(run: str | Path) -> str:
+    """`--run` with a name like `run` that is not taken: runs/ltx-2 after runs/ltx. A URL is not looked at."""
+    if is_url(run):
+        return "another --run"
+    stem, number = re.fullmatch(r"(.*?)(?:-(\d{1,9}))?", str(run), re.DOTALL).groups()  # type: ignore[union-attr]
+    names = (f"{stem}-{n}" for n in count(int(number or 1) + 1))
+    return f"--run {shlex.quote(next(name for name in names if not Path(name).exists()))}"
+
+
+def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Changes of config.json as options of `distill`, the telling ones first; what follows from a named one is left out."""
+    old, new = before["settings"], now["settings"]
+    lines = [str(config.get("command_line") or "") for config in (before, now)]
+    recipes = [RECIPES.get(str(settings.get("recipe"))) for settings in (old, new)]
+    of_recipe = [change for change in changes if _is_of_recipes(change, recipes)]
+    left = [change for change in changes if change not in of_recipe]
+    has_other_recipe = old.get("recipe") != new.get("recipe") and any(change.name.startswith("settings.") for change in changes)
+    items = [arrow("recipe", old.get("recipe"), new.get("recipe"))] if has_other_recipe else []
+    by_group: dict[str, list[Change]] = {}
+    for change in left:
+        by_group.setdefault(change.name.partition(".")[0], []).append(change)
+    if by_group.keys() & {"teacher", "model"}:
+        items += _of_teacher(before, now)
+        by_group.pop("student_config", None)  # it follows its teacher
+    if "data_fingerprint" in by_group:
+        items += _by_options(lines, _OF_DATA) or ["the contents of --data or --latents differ"]
+    items += _of_settings(by_group.get("settings", []), new)
+    if by_group.keys() & {"student_config", "init_sha256"}:
+        named = _by_options(lines, _OF_STUDENTS)
+        items += named or [arrow(f"student's {c.field}", c.before, c.now) for c in by_group.get("student_config", [])]
+        items += ["the student of --init differs"] if "init_sha256" in by_group and not named else []
+    known = {"teacher", "model", "data_fingerprint", "settings", "student_config", "init_sha256"}
+    return items + [arrow(c.name, c.before, c.now, c.field) for c in left if c.name.partition(".")[0] not in known]
+
+
+def _is_of_recipes(change: Change, recipes: Sequence[DistillSettings | None]) -> bool:
+    """Whether a change is no more than that of one preset to another."""
+    was, becomes = recipes
+    if was is None or becomes is None or was is becomes or not change.name.startswith("settings."):
+        return False
+    if change.name == "settings.stages":
+        return True
+    return _value_at(was, change.name) == change.before and _value_at(becomes, change.name) == change.now
+
+
+def _value_at(recipe: DistillSettings, name: str) -> object:
+    """What a preset has where config.json has `name`."""
+    value: Any = json.loads(json.dumps({"settings": asdict(recipe)}))
+    for part in name.split("."):
+        value = value[int(part) - 1] if isinstance(value, list) else value.get(part)
+    return value
+
+
+def _of_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    old, new = (config["teacher"] if isinstance(config.get("teacher"), dict) else {} for config in (before, now))
+    if old.get("where") != new.get("where"):
+        return [arrow("--teacher", old.get("where"), new.get("where"))]
+    prints = [str(teacher.get("weights_sha256"))[:12] for teacher in (old, new)]
+    return [arrow("weights of the teacher", *prints) if prints[0] != prints[1] else "the config of the teacher differs"]
+
+
+def _by_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Those of `options` that two command lines give with other values; none where one of the lines is not known."""
+    if not all(lines):
+        return []
+    values = {option: [_given(line, option) for line in lines] for option in options}
+    return [arrow(option, before, now) for option, (before, now) in values.items() if before != now]
+
+
+def _given(line: str, option: str) -> str | None:
+    try:
+        words = shlex.split(line)
+    except ValueError:  # edited by hand
+        return None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else following
+    return None
+
+
+def _of_settings(changes: Sequence[Change], new: Mapping[str, Any]) -> list[str]:
+    """Run-wide settings in the order of their class, then those of stages: once, where all stages changed alike."""
+    order = [field.name for field in (*fields(DistillSettings), *fields(Stage))]
+    of_stages: dict[str, list[Change]] = {}
+    items: list[tuple[str, str]] = []  # field, text
+    for change in changes:
+        if change.name == "settings.stages":
+            items.append(("stages", f"stages: {_schedule(change.before)} -> {_schedule(change.now)}"))
+        elif change.name.startswith("settings.stages."):
+            of_stages.setdefault(change.field, []).append(change)
+        else:
+            items.append((change.field, _of_field(change)))
+    names = [str(stage.get("name")) for stage in new.get("stages") or []]
+    for field, found in of_stages.items():
+        values = {json.dumps([change.before, change.now]) for change in found}
+        if len(found) == len(names) and len(values) == 1:
+            items.append((field, _of_field(found[0])))
+        else:
+            items += [(field, f"stage {names[_index(change)]}: {_of_field(change)}") for change in found]
+    return [text for _, text in sorted(items, key=lambda item: order.index(item[0]) if item[0] in order else len(order))]
+
+
+def _of_field(change: Change) -> str:
+    what = change.field if change.field in ONLY_IN_RECIPES else option_of(change.field)
+    return arrow(what, change.before, change.now, change.field)
+
+
+def _index(change: Change) -> int:
+    return int(change.name.split(".")[2]) - 1
+
+
+def _schedule(stages: object) -> str:
+    """Stages of config.json as "reconstruct 450, adversarial 50"."""
+    listed = stages if isinstance(stages, list) else []
+    return ", ".join(f"{stage.get('name')} {stage.get('steps')}" for stage in listed if isinstance(stage, dict)) or "none"
