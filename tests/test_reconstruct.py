@@ -7,11 +7,13 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_video
+from PIL import Image
 from safetensors.torch import save_file
 
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
@@ -220,6 +222,20 @@ def test_a_folder_becomes_the_same_tree_of_videos(folder, pair, tmp_path):
     assert (probe(out / "a.mp4").width, probe(out / "a.mov.mp4").width) == (64, 48)
     written = next(item for item in result.items if item.path.name == "a.mp4")
     assert written.result is not None and (written.result.num_frames, written.out) == (9, out / "a.mp4")
+
+
+def test_what_is_no_input_is_counted_and_a_folder_of_frames_is_one_video(folder, tmp_path):
+    frames = folder / "more" / "walk"
+    frames.mkdir()
+    for number in range(5):
+        Image.new("RGB", (32, 24), (50 * number, 0, 0)).save(frames / f"{number:05}.png")
+    said = []
+    counting = SimpleNamespace(note=lambda text="", **_: said.append(text))
+    planned = plan_folder(folder, tmp_path / "out", ReconstructSettings(), counting)
+    assert said == ["left out: 1 files that are no videos (.txt)"]
+    assert planned[frames] == tmp_path / "out" / "more" / "walk.mp4"
+    planned = plan_folder(frames, tmp_path / "out", ReconstructSettings())
+    assert list(planned.values()) == [tmp_path / "out" / "walk.mp4"]
 
 
 def test_a_folder_is_gone_on_with_and_done_again_only_if_asked(folder, pair, tmp_path):

@@ -3,6 +3,7 @@
 import random
 import re
 import subprocess
+import sys
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from turbovaed_cli import write_video
 from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, VideoError
 from turbovaed_cli.video import Timing, VideoWriter, codecs, ffmpeg, probe, read_frames, to_uint8, to_uint16
 
-REPORTED = Path(__file__).resolve().parents[1] / "shared" / "videos" / "reported"
+REPORTED = Path(__file__).resolve().parents[2] / "shared" / "videos" / "reported"
 SIZE = (48, 64)
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=1"]
 SOUND = ["-f", "lavfi", "-i", "sine=duration=1"]
@@ -423,6 +424,27 @@ def test_an_encoder_that_dies_is_not_called_a_full_disk(tmp_path):
         for _ in range(1000):
             writer.write(np.zeros((16, 16, 3), np.uint8))
     assert "disk" not in f"{failed.value.what} {failed.value.hint}" and list(tmp_path.iterdir()) == []
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from turbovaed_cli import write_video
+from turbovaed_cli.errors import DiskFullError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_video(Path(sys.argv[1]), torch.rand(3, 30, 64, 64) * 2 - 1, fps=24)
+except DiskFullError as error:
+    print(error.hint)
+"""
+
+
+def test_a_full_disk_is_called_one(tmp_path):
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path / "a.mp4"], capture_output=True, text=True, check=True)
+    assert "free some space" in done.stdout and list(tmp_path.iterdir()) == []
 
 
 # --- write_video ---

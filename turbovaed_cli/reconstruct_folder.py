@@ -113,7 +113,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
     planned: dict[Path, Path] = {}
     taken: set[Path] = set()
     for path in sorted(found, key=lambda path: path.suffix.lower() != suffix):  # those that keep their names first
-        name = path.relative_to(folder)
+        name = path.relative_to(folder) if path != folder else Path(folder.resolve().name)  # itself a folder of frames
         while name.suffix.lower() != suffix or name in taken:
             name = name.with_name(name.name + suffix)
         taken.add(name)

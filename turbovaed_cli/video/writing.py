@@ -7,8 +7,8 @@ wrong with them cannot end the picture.
 import contextlib
 import errno
 import os
+import signal
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -137,8 +137,10 @@ class VideoWriter:
 
     def _failure(self, child: ffmpeg.Child) -> TurboVaedError:
         """Why ffmpeg could not write: a full disk only if it names one."""
-        what = f"{self.path} could not be written: {messages.first_error(child.messages) or 'ffmpeg ended early'}"
-        if _names_a_full_disk(child.messages):
+        reason = messages.first_error(child.messages)
+        code = child.process.returncode or 0
+        what = f"{self.path} could not be written: {reason or f'ffmpeg ended with {code}'}"
+        if _is_about_a_full_disk(child):
             return DiskFullError(what, "free some space; the same command begins again")
         return VideoError(what)
 
@@ -251,7 +253,7 @@ class VideoWriter:
             while child.read(1 << 16, whole=False):
                 pass
             code = child.finish()
-            if code and _names_a_full_disk(child.messages):
+            if code and _is_about_a_full_disk(child):
                 raise self._failure(child)
             complaint = messages.first_error(child.messages)
         return code == 0, complaint or (f"ffmpeg ended with {code}" if code else "")
@@ -271,9 +273,10 @@ class VideoWriter:
         return written
 
 
-def _names_a_full_disk(lines: Sequence[str]) -> bool:
-    """Whether ffmpeg names a full disk among its messages."""
-    return any(sign in line for line in lines for sign in _SIGNS_OF_FULL)
+def _is_about_a_full_disk(child: ffmpeg.Child) -> bool:
+    """Whether ffmpeg names a full disk, or was ended for a file beyond the limit of this process."""
+    beyond_limit = -getattr(signal, "SIGXFSZ", 0) or None  # not on Windows
+    return child.process.returncode == beyond_limit or any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL)
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
