@@ -295,14 +295,27 @@ class Child:
             self._waiting_since = None
 
     def _watch(self) -> None:
-        """Only time that we spend waiting counts: a slow consumer is not a stalled ffmpeg."""
+        """Only time that we spend waiting counts, and that it could have used: on a busy machine, neither is a stalled ffmpeg."""
+        since = self._waiting_since
+        starved_s = 0.0  # by then
         while self.process.poll() is None:
-            since = self._waiting_since
-            if since is not None and time.monotonic() - max(since, self._last_alive) > self.patience_s:
+            now = self._waiting_since and max(self._waiting_since, self._last_alive)
+            if now != since:
+                since, starved_s = now, _starved_s(self.process.pid)
+            if since is not None and time.monotonic() - since > self.patience_s + _starved_s(self.process.pid) - starved_s:
                 self.stalled = True
                 self.process.kill()
                 return
             time.sleep(0.2)
+
+
+def _starved_s(pid: int) -> float:
+    """How long a process was ready to run and got no processor: that of its threads that waited longest. 0 if not known."""
+    waits_ns = [0]
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            waits_ns.append(int(path.read_text().split()[1]))
+    return max(waits_ns) / 1e9
 
 
 def _limit(pid: int, *, may_write: bool) -> None:
