@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_video_reading import CODECS, X264, Notes, draw, hashes, run_ffmpeg, wrong_starts
+from test_video_reading import CODECS, X264, Notes, draw, run_ffmpeg, wrong_starts
 
 from turbovaed_cli.errors import VideoError
-from turbovaed_cli.reporting import quiet
-from turbovaed_cli.video import ffmpeg, messages, probe, read_frames
+from turbovaed_cli.video import messages, probe, read_frames
 
 # --- messages -------------------------------------------------------------------------------------------------------
 
@@ -152,7 +151,9 @@ def test_what_is_opaque_keeps_its_exact_colours(tmp_path):
     given = np.random.default_rng(1).integers(0, 256, (48, 64, 4), np.uint8)
     given[:24, :, 3] = 255
     (tmp_path / "a.raw").write_bytes(given.tobytes())
-    run_ffmpeg("-f", "rawvideo", "-pix_fmt", "rgba", "-s", "64x48", "-i", tmp_path / "a.raw", "-c:v", "ffv1", "-pix_fmt", "bgra", path)
+    run_ffmpeg(
+        "-f", "rawvideo", "-pix_fmt", "rgba", "-s", "64x48", "-i", tmp_path / "a.raw", "-c:v", "ffv1", "-pix_fmt", "bgra", path
+    )
     frame = next(read_frames(path)).astype(float)
     assert np.array_equal(frame[:24], given[:24, :, :3])
     assert np.abs(frame[24:] - given[24:, :, :3] * (given[24:, :, 3:] / 255)).max() < 1
@@ -205,7 +206,9 @@ def with_exif(number: int, path: Path, orientation: int) -> None:
 
 def test_pictures_are_turned_as_their_exif_says(tmp_path):
     for orientation in (3, 6, 8):
-        folder = folder_of(tmp_path / str(orientation), "jpg", lambda number, path, turn=orientation: with_exif(number, path, turn))
+        folder = folder_of(
+            tmp_path / str(orientation), "jpg", lambda number, path, turn=orientation: with_exif(number, path, turn)
+        )
         turned = picture(2).rotate({3: 180, 6: 270, 8: 90}[orientation], expand=True)
         frame = next(read_frames(folder, start=2)).astype(float)
         assert frame.shape == np.asarray(turned).shape
@@ -216,7 +219,7 @@ def test_pictures_that_are_turned_differently_are_refused(tmp_path):
     folder = folder_of(tmp_path / "a", "jpg", lambda number, path: with_exif(number, path, 6 if number == 2 else 1))
     assert len(list(read_frames(folder, count=2))) == 2
     for start in (0, 2):
-        with pytest.raises(VideoError, match="00002.jpg: its EXIF turns it"):
+        with pytest.raises(VideoError, match=r"00002.jpg: its EXIF turns it"):
             list(read_frames(folder, start=start))
 
 
@@ -261,5 +264,5 @@ def test_a_picture_that_is_cut_off_is_named(suffix, tmp_path):
 
     folder = folder_of(tmp_path / "a", suffix, save)
     assert len(list(read_frames(folder, count=2))) == 2
-    with pytest.raises(VideoError, match="00002.*cut off"):
+    with pytest.raises(VideoError, match=r"00002.*cut off"):
         list(read_frames(folder))

@@ -337,7 +337,6 @@ class _Watch:
             self._sizes.append(size)
             self.report.note(f"{self.info.path.name}: {size_change(self.info, [size])}")
 
-
     def _judge_format(self, pixels: str) -> None:
         """Transparency that the first frame does not have: pictures are ready for it, videos are not."""
         if not has_alpha(pixels) or self.info.has_alpha or self._has_noted_alpha:
