@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_video_reading import CODECS, X264, Notes, draw, run_ffmpeg, wrong_starts
+from test_video_reading import CODECS, X264, Notes, draw, hashes, run_ffmpeg, wrong_starts
 
 from turbovaed_cli.errors import VideoError
 from turbovaed_cli.video import messages, probe, read_frames
@@ -94,6 +94,30 @@ def test_times_that_matroska_rounded_leave_a_standard_rate(rate, suffix, tmp_pat
     info = probe(tmp_path / f"a{suffix}")
     assert info.fps == Fraction(rate)
     assert info.has_constant_rate
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_damage_costs_only_the_clips_that_meet_it(codec, tmp_path):
+    """What is before and after the damaged GOPs comes, what is in them is refused, and nothing is wrong."""
+    path = draw(tmp_path / "a.mp4", *CODECS[codec], frames=90, size="128x96", filters="noise=alls=10:allf=t")
+    whole = hashes(probe(path))
+    data = bytearray(path.read_bytes())
+    rng = np.random.default_rng(3)
+    for place in range(len(data) * 45 // 100, len(data) * 55 // 100, 40):
+        data[place] ^= int(rng.integers(1, 256))
+    path.write_bytes(data)
+    info = probe(path)
+    refused = []
+    for start in range(0, 88, 3):
+        try:
+            assert hashes(info, start=start, count=3) == whole[start : start + 3]
+        except VideoError:
+            refused.append(start)
+    assert refused
+    assert min(refused) > 20
+    assert max(refused) < 70
+    with pytest.raises(VideoError):
+        hashes(info)
 
 
 # --- colours --------------------------------------------------------------------------------------------------------

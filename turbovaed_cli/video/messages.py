@@ -16,6 +16,8 @@ _OUTPUT = re.compile(
     r"(out#|vost#|aost#|sost#|ost#|enc:|vf#|af#|fc#|graph|Parsed_|swscaler|auto_scale|AVFilter|"
     r"(rawvideo|framecrc|framehash|null|wrapped_avframe|image2pipe)\b)"
 )
+# Parts that look into packets when these are only counted.
+_INSIDE = re.compile(r"(h264|hevc|vp9|av1|libdav1d|filter_units)\b")
 # Without the prefix of older releases, by their words.
 OUTPUT_WORDS = re.compile(
     r"non.?monoton\w+ (increasing )?dts|Invalid DTS|Timestamps are unset in a packet|Queue input is backward|"
@@ -98,9 +100,13 @@ def is_complaint(line: str) -> bool:
     return about(line) is not About.NOTHING
 
 
-def damage(lines: Iterable[str]) -> str:
-    """The first line about damage in the file that is read, without its prefix; "" if there is none."""
-    return next((parse(line).text for line in lines if about(line) is About.INPUT), "")
+def damage(lines: Iterable[str], *, in_container: bool = False) -> str:
+    """The first line about damage in the file that is read, without its prefix; "" if there is none.
+
+    `in_container` leaves out what is wrong inside of packets.
+    """
+    found = (parse(line) for line in lines if about(line) is About.INPUT)
+    return next((one.text for one in found if not (in_container and any(_INSIDE.match(writer) for writer in one.writers))), "")
 
 
 def first_error(lines: Iterable[str]) -> str:

@@ -388,11 +388,18 @@ def _frames_of(path: Path, picture: Track, keeps_time: bool, text: str) -> _Fram
         # be the first of several that refresh the picture.
         second = ["-map", where, "-bsf:v:1", "filter_units=pass_types=5"] if picture.codec == "h264" else []
         try:
-            packets = _frame_table(path, where, [*second, "-c", "copy"], clock)
+            packets = _frame_table(path, where, [*second, "-c", "copy"], clock, of_packets=True)
         except VideoError:
             packets = None  # decoding will say what is wrong, if anything is
-    are_frames = packets is not None and not _may_hide_frames(packets, picture, text)
-    shown = packets if are_frames else _frame_table(path, where, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"], clock)
+    may_be_frames = packets is not None and not _may_hide_frames(packets, picture, text)
+    shown = packets
+    if packets is None or not may_be_frames or any(messages.is_complaint(line) for line in packets.log):
+        try:
+            shown = _frame_table(path, where, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"], clock)
+        except VideoError:
+            if not may_be_frames:
+                raise
+            # Damage inside of packets, which those who read there will meet; the rest of the video is whole.
     assert shown is not None
     if not shown.packets:
         raise VideoError(f"{path}: no frame could be decoded")
@@ -434,7 +441,7 @@ def _may_hide_frames(table: _Table, picture: Track, text: str) -> bool:
         or numbers[0] < 0  # the hidden lead-in of a cut
         or times[0] != numbers[0]  # frames that look back to before the first
         or any(packet.flags & _DISCARD or packet.num_bytes == 0 for packet in table.packets)
-        or any(messages.is_complaint(line) or messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
+        or any(messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
         or "multilayer" in picture.dispositions
         or bool(re.search(r"DOVI configuration record:.*el flag: 1", text))
         or _Pixels.of(picture.description).field_order not in ("", "progressive")  # a packet may be a field
@@ -448,14 +455,24 @@ def _sizes_in(log: Sequence[str]) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys(size for line in log if (size := messages.filtered_size(line))))
 
 
-def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = ()) -> _Table:
-    """Run ffmpeg to a table of frames; VideoError if it gives up, complains of the file, or finds more frames than there can be."""
+def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = (), *, of_packets: bool = False) -> _Table:
+    """Run ffmpeg to a table of frames, or `of_packets`, whose contents do not count.
+
+    Raises VideoError if it gives up, complains of the file, or finds more frames than there can be.
+    """
     with ffmpeg.open_regular(path) as file:
-        return _table_of(path, file, where, options, clock)
+        return _table_of(path, file, where, options, clock, of_packets=of_packets)
 
 
 def _table_of(
-    path: Path, file: IO[bytes], where: str, options: list[str], clock: Sequence[str] = (), *, demuxer: str = ""
+    path: Path,
+    file: IO[bytes],
+    where: str,
+    options: list[str],
+    clock: Sequence[str] = (),
+    *,
+    demuxer: str = "",
+    of_packets: bool = False,
 ) -> _Table:
     header: dict[str, str] = {}
     packets: list[_Packet] = []
@@ -480,7 +497,7 @@ def _table_of(
         log = child.messages
     if code != 0:
         raise VideoError(f"{path}: {_reason(log)}")
-    if damage := messages.damage(log):
+    if damage := messages.damage(log, in_container=of_packets):
         raise VideoError(f"{path}: damaged: {damage}")
     if "tb" not in header:
         raise VideoError(f"{path}: no video in it")
