@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.pop("COLUMNS", None)  # which pytest-xdist sets for its workers, and tables in a pipe obey
 sys.path.insert(0, str(Path(__file__).parent))
 from golden import load_golden, write_teacher
 

@@ -234,5 +234,5 @@ def test_a_cache_of_another_way_of_reading_is_not_continued(ltx_teacher, videos,
     """HDR refused or tone-mapped, or a version that read otherwise: other pixels under the same name."""
     spec, out = find_model(ltx_teacher), tmp_path / "latents"
     cache_latents(spec, videos / "a.mp4", out, CacheSettings(frames=9, size=(64, 64)))
-    with pytest.raises(SettingsError, match="reading"):
+    with pytest.raises(SettingsError, match="hdr: tonemap -> refuse"):
         cache_latents(spec, videos / "a.mp4", out, CacheSettings(frames=9, size=(64, 64), hdr="refuse"))

@@ -273,8 +273,8 @@ def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, video
             settings=TINY.with_changes(lr=5e-4, seed=9),
             student_config=small_student,
         )
-    assert "settings.stages.1.lr: 0.001 -> 0.0005" in error.value.what
-    assert "settings.seed: 0 -> 9" in error.value.what
+    assert "--lr 0.001 -> 0.0005" in error.value.what
+    assert "--seed 0 -> 9" in error.value.what
 
 
 def test_a_second_process_on_the_same_run_is_refused(run, ltx_teacher, videos, small_student):

@@ -164,7 +164,7 @@ def test_a_compiled_run_resumes_as_one_and_is_not_mixed_with_others(teach, setti
     for name, chosen in (("plain", short), ("once", compiled)):
         teach(tmp_path / name, settings=chosen)
     teach(tmp_path / "twice", 1, compiled)
-    with pytest.raises(RunFolderError, match="compile: True -> False"):
+    with pytest.raises(RunFolderError, match="--compile on -> off"):
         teach(tmp_path / "twice", settings=short)
     teach(tmp_path / "twice", settings=compiled)
     plain, once, twice = (everything(tmp_path / name, step=2) for name in ("plain", "once", "twice"))
@@ -303,7 +303,9 @@ def test_ctrl_c_reaches_the_whole_group_and_still_ends_at_a_checkpoint(ltx_teach
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=HANG_S)
     assert process.returncode == 130, errors
-    assert "goes on from there" in errors and "warning" not in errors
+    assert "goes on from there" in errors
+    warnings = [line for line in errors.splitlines() if line.startswith("warning")]
+    assert all("its teacher's decoder" in line for line in warnings), warnings  # the small teacher's student is larger
 
 
 def test_a_damaged_checkpoint_is_named_not_used(teach, tmp_path):

@@ -50,6 +50,7 @@ from turbovaed_cli.settings import (
     check_device,
     check_dtype,
     check_reconstruct,
+    check_video_name,
     read_recipe,
 )
 from turbovaed_cli.signals import signals_handled_by
@@ -1061,6 +1062,9 @@ def reconstruct(
     check_reconstruct(settings)
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
+    if out is not None and not out.is_dir() and not source.is_dir():
+        check_video_name(out)
+        _check_file(out, "--out", overwrite=overwrite)
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
@@ -1126,7 +1130,9 @@ def _show_folder(result: "FolderResult", json: bool) -> None:
     else:
         rows = [_row_of(item.result) if item.result else (item.out, "", "", item.status) for item in result.items]
         console.print_table("Reconstructed", ["file", "frames", "size", "fps"], rows)
-    _finish(list(result.of_status("failed")))
+    from turbovaed_cli.training.data import Skipped  # noqa: PLC0415 - help stays quick
+
+    _finish([Skipped(str(item.path), item.reason) for item in result.of_status("failed")])
 
 
 @app.command("eval")

@@ -15,6 +15,8 @@ from turbovaed_cli.errors import SettingsError
 DTYPES = ("fp32", "bf16", "fp16")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "6bit")  # of exported artefacts
 DEVICES = ("auto", "cpu", "cuda", "mps")
+WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")  # of videos that are written
+MOST_CRF = 51  # the least quality of h264 and h265
 HDR_CHOICES = ("tonemap", "refuse")  # what happens to PQ and HLG videos
 APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
 FORMATS = ("onnx", "coreml", "executorch", "executorch-coreml", "litert", "coreai", "torch-export", "safetensors")
@@ -293,6 +295,12 @@ class ReconstructSettings:
     latents_shape: tuple[int, ...] = ()  # latent frames, rows and columns of packed latents, which do not say so
 
 
+def check_video_name(path: Path) -> None:
+    """Raise SettingsError unless the name is one of a video that can be written."""
+    if path.suffix.lower() not in WRITABLE_SUFFIXES:
+        raise SettingsError(f"{path} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
+
+
 def check_reconstruct(settings: ReconstructSettings) -> None:
     """Raise SettingsError naming the first value that makes no sense."""
     if settings.overlap < 0 or settings.window < 0:
@@ -305,6 +313,8 @@ def check_reconstruct(settings: ReconstructSettings) -> None:
         raise SettingsError("--window and --overlap are for --compare: all else has no windows", "--memory 4GB bounds the memory")
     if not 0 < settings.fps < math.inf:
         raise SettingsError(f"--fps {settings.fps} is not a frame rate", "a number above 0, such as 24")
+    if settings.crf is not None and not 0 <= settings.crf <= MOST_CRF:
+        raise SettingsError(f"--crf {settings.crf} is not a quality", f"0 (best) to {MOST_CRF}")
     check_choice("--sound", settings.sound, ("keep", "drop"))
     check_choice("--hdr", settings.hdr, HDR_CHOICES)
     check_dtype(settings.dtype)

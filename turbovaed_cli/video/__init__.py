@@ -1,6 +1,6 @@
 """Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them."""
 
-from turbovaed_cli.video.codecs import WRITABLE_SUFFIXES, find_codec
+from turbovaed_cli.video.codecs import find_codec
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
 from turbovaed_cli.video.probing import Track, VideoInfo, notes_on, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
@@ -18,7 +18,6 @@ from turbovaed_cli.video.writing import VideoWriter, check_output, write_video
 
 __all__ = [
     "VIDEO_SUFFIXES",
-    "WRITABLE_SUFFIXES",
     "Timing",
     "Track",
     "VideoInfo",

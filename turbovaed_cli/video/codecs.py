@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 
 from turbovaed_cli.errors import MissingError, SettingsError
+from turbovaed_cli.settings import MOST_CRF, check_video_name
 from turbovaed_cli.video import ffmpeg
 
 DEFAULT_CRF = 16
-_MOST_CRF = 51
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ VIDEO_CODECS = {
     )
 }
 DEFAULT_CODEC = "h264"
-WRITABLE_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 
 def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, path: Path | None = None) -> VideoCodec:
@@ -91,8 +90,8 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, pa
         raise SettingsError(f"--codec {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
     codec = VIDEO_CODECS[name]
     suffix = codec.suffixes[0] if path is None else path.suffix.lower()
-    if suffix not in WRITABLE_SUFFIXES:
-        raise SettingsError(f"{path} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
+    if path is not None:
+        check_video_name(path)
     if suffix not in codec.suffixes:
         raise SettingsError(f"{suffix} files do not hold {name}", f"{name} is written to {' or '.join(codec.suffixes)}")
     if bits is not None and bits not in codec.bits:
@@ -101,8 +100,8 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, pa
     if crf is not None and not codec.has_crf:
         with_crf = " or ".join(other.name for other in VIDEO_CODECS.values() if other.has_crf)
         raise SettingsError(f"--crf is not for {name}, which has one quality", f"leave out --crf, or take --codec {with_crf}")
-    if crf is not None and not 0 <= crf <= _MOST_CRF:
-        raise SettingsError(f"--crf {crf} is not a quality", f"0 (best) to {_MOST_CRF}")
+    if crf is not None and not 0 <= crf <= MOST_CRF:
+        raise SettingsError(f"--crf {crf} is not a quality", f"0 (best) to {MOST_CRF}")
     if codec.encoder not in coders("encoders"):
         raise MissingError(
             f"this ffmpeg has no {codec.encoder}, which writes {name}",

@@ -4,7 +4,7 @@ Players' rules for what a file does not say: BT.709 from 720 lines up, BT.601 be
 that the same file gives the same bytes on every machine.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SWS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _HD_LINES = 720
@@ -12,6 +12,9 @@ _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 _WIDE = {"bt2020": "BT.2020", "smpte428": "CIE XYZ", "smpte431": "DCI-P3", "smpte432": "Display P3"}
 # Matrices and transfers that only come with BT.2020.
 _OF_BT2020 = ("bt2020nc", "bt2020c", "bt2020-10", "bt2020-12", "bt2020_10bit", "bt2020_12bit", "ictcp")
+# Matrices by what can undo them: the scaler, or only zscale.
+_SCALER_MATRICES = ("bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "bt2020nc")
+_OTHER_MATRICES = ("ycgco", "bt2020c", "chroma-derived-nc", "chroma-derived-c", "ictcp")
 # ITU-R BT.2408: reference white of HDR is at 203 nits; most material is graded on 1000-nit displays.
 _WHITE_NITS = 203
 _PEAK_NITS = 1000
@@ -34,9 +37,26 @@ class Colour:
         return self.transfer in _HDR
 
     @property
-    def needs_conversion(self) -> bool:
+    def is_converted(self) -> bool:
         """Whether its colours are not those of BT.709, so that another matrix is not enough."""
         return self.is_hdr or self.primaries in _WIDE
+
+    @property
+    def has_odd_matrix(self) -> bool:
+        """Whether the scaler cannot make R'G'B' of it."""
+        return not self.is_rgb and self.matrix not in _SCALER_MATRICES
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything here can make R'G'B' of it."""
+        if self.is_hdr and self.matrix in ("bt2020c", "chroma-derived-c"):  # a luminance that PQ and HLG do not have
+            return False
+        return not self.has_odd_matrix or self.matrix in _OTHER_MATRICES
+
+    @property
+    def needs_zscale(self) -> bool:
+        """Whether the scaler alone is not enough."""
+        return self.is_converted or self.has_odd_matrix
 
     @property
     def name(self) -> str:
@@ -62,19 +82,22 @@ def how_it_is_shown(colour: Colour) -> tuple[str, ...]:
     """The note on colours that change, if they do."""
     if colour.is_hdr:
         return (f"{colour.name}: tone-mapped to SDR",)
-    return (f"{colour.name}: converted to BT.709",) if colour.needs_conversion else ()
+    return (f"{colour.name}: converted to BT.709",) if colour.is_converted else ()
 
 
 def to_rgb(colour: Colour, size: tuple[int, int] | None, *, has_alpha: bool = False) -> list[str]:
     """Filters to R'G'B' of BT.709 for rgb24, scaled to (height, width) if given, with transparent parts over black."""
     scale = f"scale={size[1]}:{size[0]}:flags={SWS}" if size else f"scale=flags={SWS}"
+    filters = []
     if has_alpha:  # multiplied before scaling: colours of what cannot be seen would bleed into their neighbours
-        opaque = ["format=gbrap", "premultiply=inplace=1", "format=gbrp"]
-        return [_with_matrix(colour, f"scale=flags={SWS}"), *opaque, scale]
-    if not colour.needs_conversion:
-        return [_with_matrix(colour, scale)]
+        # In whole numbers, premultiply darkens what is opaque. To floats, only rgba converts exactly.
+        filters += [_with_matrix(colour, f"scale=flags={SWS}"), *([] if colour.needs_zscale else ["format=rgba"])]
+        filters += ["format=gbrapf32le", "premultiply=inplace=1", "format=gbrpf32le"]
+        colour = replace(colour, is_rgb=True)
+    if not colour.needs_zscale:
+        return [*filters, _with_matrix(colour, scale)]
     # zscale wants sizes that chroma divides; without chroma to divide, any will do.
-    filters = [scale, f"format={'gbrp12le' if colour.is_rgb else 'yuv444p12le'}"]
+    filters += [scale, f"format={'gbrp12le' if colour.is_rgb else 'yuv444p12le'}"]
     given = f"zscale=min={'gbr' if colour.is_rgb else colour.matrix}:pin={colour.primaries or 'bt709'}"
     given += f":tin={colour.transfer if colour.is_hdr else 'bt709'}"
     if not colour.is_hdr:
@@ -88,6 +111,11 @@ def to_rgb(colour: Colour, size: tuple[int, int] | None, *, has_alpha: bool = Fa
         "zscale=t=bt709:m=gbr:r=full",
         "format=gbrp",
     ]
+
+
+def readable(colour: Colour) -> list[str]:
+    """The filter before any other, after which the scaler takes the picture; to_rgb gives zscale the true matrix."""
+    return ["setparams=colorspace=bt709"] if colour.has_odd_matrix else []
 
 
 def _with_matrix(colour: Colour, scale: str) -> str:

@@ -157,6 +157,7 @@ class Child:
         self._news = threading.Condition()  # guards both, and what of their pipes is being read
         self._has_ended = False  # that thread
         self._num_seen = 0  # of messages, by new_messages
+        self._level = ""  # of the last message
         self._waiting_since: float | None = None
         self._last_alive = 0.0
         self.stalled = False
@@ -274,6 +275,11 @@ class Child:
         if not are_reports:
             for line in lines:
                 text = line.decode(errors="replace").rstrip()[:500]
+                # With levels, a line without one goes on with the message before it.
+                if level := messages.parse(text).level:
+                    self._level = level
+                elif self._level:
+                    text = f"[{self._level}] {text}"
                 if "[verbose]" in text and messages.filtered_size(text) is None:
                     continue
                 if len(self._messages) < _MOST_MESSAGES or (

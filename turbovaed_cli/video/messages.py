@@ -22,6 +22,8 @@ _OTHER_TRACKS = re.compile(
     r"vorbis|wma|wavpack|mpegaudio|ass|dvb_?sub|dvdsub|mov_text|pgssub|srt|subrip|webvtt|xsub)[\w-]*( parser)? @",
     re.IGNORECASE,
 )
+# Parts that look into packets when these are only counted.
+_INSIDE = re.compile(r"(h264|hevc|vp9|av1|libdav1d|filter_units)\b")
 # Without the prefix of older releases, by their words.
 OUTPUT_WORDS = re.compile(
     r"non.?monoton\w+ (increasing )?dts|Invalid DTS|Timestamps are unset in a packet|Queue input is backward|"
@@ -33,13 +35,19 @@ _HARMLESS = re.compile(
     r"chapter track not found|timescale not set|Last message repeated|Consider increasing the value for the 'analyzeduration'",
     re.IGNORECASE,
 )
-# What H.264, HEVC and VP9 decoders write of frames whose references came before the point where decoding began.
+# Written at warning level, and yet about a frame that is wrong.
+_COMPLAINTS_AT_WARNING = ("corrupt decoded frame",)
+# What decoders write of frames whose references or parameter sets came before the point where decoding began, as at the start
+# of a recording.
 _MISSING_REFERENCES = re.compile(
     r"mmco: unref short failure|co located POCs unavailable|Missing reference picture|reference picture missing during reorder|"
-    r"number of reference frames .* exceeds max|Frame num gap|illegal short term buffer state|no frame!|"  # h264
-    r"Could not find ref with POC|Error constructing the frame RPS|Skipping invalid undecodable NALU|"  # hevc
+    r"mmco: unref long failure|number of reference frames .* exceeds max|Frame num gap|illegal short term buffer state|no frame!|"
+    r"non-existing [SP]PS \d+ referenced|decode_slice_header error|"  # h264
+    r"Could not find ref with POC|Error constructing the frame RPS|Skipping invalid undecodable NALU|PPS id out of range|"  # hevc
+    r"[VSP]PS id \d+ (is )?not available|"  # vvc
     r"Requested reference \d+ not available|Not all references are available|"  # vp9
-    r"Discarding interframe without a prior keyframe|first frame is no keyframe",  # vp8, mpeg4
+    r"Discarding interframe without a prior keyframe|first frame is no keyframe|Missing reference frame|"  # vp8, mpeg4
+    r"corrupt decoded frame",  # any: pixels that the decoder made up
     re.IGNORECASE,
 )
 
@@ -77,10 +85,17 @@ def filtered_size(line: str) -> tuple[int, int] | None:
     return (int(found[2]), int(found[1])) if found else None
 
 
+def filtered_format(line: str) -> str:
+    """The pixel format in such a line."""
+    found = re.search(r" pixfmt:(\w+)", line)
+    return found[1] if found else ""
+
+
 def about(line: str) -> About:
     """Judge one line of ffmpeg's. Lines without a level come from `-loglevel error` and are complaints."""
     message = parse(line)
-    if not message.text or message.level not in ("", "panic", "fatal", "error") or _HARMLESS.search(message.text):
+    is_complaint = message.level in ("", "panic", "fatal", "error") or message.text in _COMPLAINTS_AT_WARNING
+    if not message.text or not is_complaint or _HARMLESS.search(message.text):
         return About.NOTHING
     if message.writers and _OTHER_TRACKS.match(message.writers[-1]):
         return About.OTHER_TRACKS
@@ -94,9 +109,13 @@ def is_complaint(line: str) -> bool:
     return about(line) is not About.NOTHING
 
 
-def damage(lines: Iterable[str]) -> str:
-    """The first line about damage in the file that is read, without its prefix; "" if there is none."""
-    return next((parse(line).text for line in lines if about(line) is About.INPUT), "")
+def damage(lines: Iterable[str], *, in_container: bool = False) -> str:
+    """The first line about damage in the file that is read, without its prefix; "" if there is none.
+
+    `in_container` leaves out what is wrong inside of packets.
+    """
+    found = (parse(line) for line in lines if about(line) is About.INPUT)
+    return next((one.text for one in found if not (in_container and any(_INSIDE.match(writer) for writer in one.writers))), "")
 
 
 def first_error(lines: Iterable[str]) -> str:

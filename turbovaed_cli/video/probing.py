@@ -29,15 +29,17 @@ _COUNTABLE_CODECS = ("h264", "hevc", "av1", "vp9")
 _SEEKABLE_CONTAINERS = ("mov,mp4", "matroska")
 # In these, every track has its own timestamps; in others, when a picture starts is a matter of decoding order.
 _TIMED_CONTAINERS = (*_SEEKABLE_CONTAINERS, "mpegts", "mpeg", "flv", "asf", "ogg")
-_FIRST_FRAME = ["-frames:v", "1", "-enc_time_base", "demux", "-c:v", "rawvideo", "-pix_fmt", "rgb24"]
+_FIRST_FRAME = ["-frames:v", "1", "-enc_time_base", "demux", "-c:v", "wrapped_avframe"]
 _COMMON_RATES = [Fraction(n) for n in (1, 5, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)] + [
     Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120, 240)
 ]
 # 23 hours at 60 a second. Nor has a video more frames than bytes, but its tables can say so: what it costs is bounded by its size.
 _MAX_FRAMES = 5_000_000
 _MOST_DRIFT_S = 0.005  # of a constant rate: more than any container rounds, and a quarter of what keeps sound in sync
+_COARSEST_TICK_S = Fraction(1, 900)  # a millisecond, of Matroska and FLV, and a little more
 _DISCARD = 4  # flag of a packet that is decoded and not shown
 _NO_PICTURES = {"attached pic", "still image", "timed thumbnails"}
+TRANSPARENT = "transparent parts are shown over black"
 _FIELD_ORDERS = ("progressive", "top first", "bottom first", "top coded first (swapped)", "bottom coded first (swapped)")
 
 
@@ -139,8 +141,8 @@ class VideoInfo:
         found = list(how_it_is_shown(self.colour))
         if self.is_interlaced:
             found.append(f"interlaced ({self.field_order}): deinterlaced, one frame for each")
-        if self.has_alpha:
-            found.append("transparent parts are shown over black")
+        if self.has_alpha and not (self.images and self.pixel_format == "gbrap"):  # which is what ffmpeg makes of CMYK
+            found.append(TRANSPARENT)
         if self.sizes:
             found.append(size_change(self, self.sizes))
         return tuple(found)
@@ -185,7 +187,7 @@ def _probe_folder(folder: Path, fps: Fraction) -> VideoInfo:
             f"{folder} is not a regular file",
             "a folder of frames holds numbered .png or .jpg files, all alike but for the number",
         )
-    with joined(images[:1]) as file:
+    with joined(images[:1], images[0]) as file:
         first = _table_of(folder, file, "0:V:0", _FIRST_FRAME, demuxer=demuxer_of(images))
     base = 1 / fps
     return _info(folder, first, _Frames(tuple(range(len(images))), base), keeps_time=False, images=images)
@@ -228,7 +230,8 @@ def _info(
         path=path,
         width=width,
         height=height,
-        sample_aspect_ratio=_aspect_of(first.header.get("sar", "")),
+        # Of pictures, it is the density of print.
+        sample_aspect_ratio=Fraction(1) if images else _aspect_of(first.header.get("sar", "")),
         fps=1 / frames.base if images else _rate_of(frames.ticks, frames.base, _stated_rate(picture.description)),
         ticks=frames.ticks,
         time_base=frames.base,
@@ -261,7 +264,9 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
         )
     if info.colour.is_hdr and hdr == "refuse":
         raise VideoError(f"{info.path}: {info.colour.name}, and --hdr refuse", "--hdr tonemap shows it in SDR")
-    if info.colour.needs_conversion and not (ffmpeg.has_filter("zscale") and ffmpeg.has_filter("tonemap")):
+    if not info.colour.is_known or (info.colour.has_odd_matrix and info.has_alpha):
+        raise VideoError(f"{info.path}: its colour matrix, {info.colour.matrix}, is one that cannot be converted here")
+    if info.colour.needs_zscale and not (ffmpeg.has_filter("zscale") and ffmpeg.has_filter("tonemap")):
         raise VideoError(
             f"{info.path}: {info.colour.name} needs the filters zscale and tonemap, which this ffmpeg does not have",
             "pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE",
@@ -381,11 +386,18 @@ def _frames_of(path: Path, picture: Track, keeps_time: bool, text: str) -> _Fram
         # be the first of several that refresh the picture.
         second = ["-map", where, "-bsf:v:1", "filter_units=pass_types=5"] if picture.codec == "h264" else []
         try:
-            packets = _frame_table(path, where, [*second, "-c", "copy"], clock)
+            packets = _frame_table(path, where, [*second, "-c", "copy"], clock, of_packets=True)
         except VideoError:
             packets = None  # decoding will say what is wrong, if anything is
-    are_frames = packets is not None and not _may_hide_frames(packets, picture, text)
-    shown = packets if are_frames else _frame_table(path, where, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"], clock)
+    may_be_frames = packets is not None and not _may_hide_frames(packets, picture, text)
+    shown = packets
+    if packets is None or not may_be_frames or any(messages.is_complaint(line) for line in packets.log):
+        try:
+            shown = _frame_table(path, where, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"], clock)
+        except VideoError:
+            if not may_be_frames:
+                raise
+            # Damage inside of packets, which those who read there will meet; the rest of the video is whole.
     assert shown is not None
     if not shown.packets:
         raise VideoError(f"{path}: no frame could be decoded")
@@ -427,7 +439,7 @@ def _may_hide_frames(table: _Table, picture: Track, text: str) -> bool:
         or numbers[0] < 0  # the hidden lead-in of a cut
         or times[0] != numbers[0]  # frames that look back to before the first
         or any(packet.flags & _DISCARD or packet.num_bytes == 0 for packet in table.packets)
-        or any(messages.is_complaint(line) or messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
+        or any(messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
         or "multilayer" in picture.dispositions
         or bool(re.search(r"DOVI configuration record:.*el flag: 1", text))
         or _Pixels.of(picture.description).field_order not in ("", "progressive")  # a packet may be a field
@@ -441,14 +453,24 @@ def _sizes_in(log: Sequence[str]) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys(size for line in log if (size := messages.filtered_size(line))))
 
 
-def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = ()) -> _Table:
-    """Run ffmpeg to a table of frames; VideoError if it gives up, complains of the file, or finds more frames than there can be."""
+def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = (), *, of_packets: bool = False) -> _Table:
+    """Run ffmpeg to a table of frames, or `of_packets`, whose contents do not count.
+
+    Raises VideoError if it gives up, complains of the file, or finds more frames than there can be.
+    """
     with ffmpeg.open_regular(path) as file:
-        return _table_of(path, file, where, options, clock)
+        return _table_of(path, file, where, options, clock, of_packets=of_packets)
 
 
 def _table_of(
-    path: Path, file: IO[bytes], where: str, options: list[str], clock: Sequence[str] = (), *, demuxer: str = ""
+    path: Path,
+    file: IO[bytes],
+    where: str,
+    options: list[str],
+    clock: Sequence[str] = (),
+    *,
+    demuxer: str = "",
+    of_packets: bool = False,
 ) -> _Table:
     header: dict[str, str] = {}
     packets: list[_Packet] = []
@@ -473,7 +495,7 @@ def _table_of(
         log = child.messages
     if code != 0:
         raise VideoError(f"{path}: {_reason(log)}")
-    if damage := messages.damage(log):
+    if damage := messages.damage(log, in_container=of_packets):
         raise VideoError(f"{path}: damaged: {damage}")
     if "tb" not in header:
         raise VideoError(f"{path}: no video in it")
@@ -560,7 +582,10 @@ def _rate_of(ticks: Sequence[int], base: Fraction, stated: Fraction | None) -> F
     if len(ticks) < 2 or ticks[-1] == ticks[0]:
         return stated or Fraction(24)
     rate = Fraction(len(ticks) - 1, ticks[-1] - ticks[0]) / base
-    slack = max(Fraction(1, ticks[-1] - ticks[0]), Fraction(1, 1_000_000))  # relative: one tick over the whole length
+    gaps = [after - before for before, after in pairwise(ticks)]
+    spread = max(gaps) - min(gaps)  # of times that another container rounded to milliseconds before
+    rounding = spread if spread * base <= _COARSEST_TICK_S else 1
+    slack = max(Fraction(max(rounding, 1), ticks[-1] - ticks[0]), Fraction(1, 1_000_000))  # relative, over the whole length
     fitting = [common for common in _COMMON_RATES if abs(common / rate - 1) <= slack]
     if stated is not None and (stated in fitting or (not fitting and abs(stated / rate - 1) <= slack)):
         return stated

@@ -20,10 +20,10 @@ from torch import Tensor
 from turbovaed_cli.errors import VideoError
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.video import ffmpeg, messages
-from turbovaed_cli.video.colour import SWS, to_rgb
+from turbovaed_cli.video.colour import SWS, readable, to_rgb
 from turbovaed_cli.video.images import demuxer_of, joined
 from turbovaed_cli.video.pixels import to_model
-from turbovaed_cli.video.probing import VideoInfo, probe, size_change
+from turbovaed_cli.video.probing import TRANSPARENT, VideoInfo, has_alpha, probe, size_change
 
 # Changes whenever other pixels are made of the same file. Caches and runs keep it, so that two versions are not mixed.
 POLICY = 2
@@ -135,14 +135,16 @@ class _Shape:
     def filters(self, *, fits: bool) -> list[str]:
         """Ffmpeg's filters from the upright stored frame; `fits`: frames of any size become the first one's, with borders."""
         info, scaled = self.info, self.scaled
-        filters = []
+        filters = readable(info.colour)
         if fits:
             filters += [f"scale={info.width}:{info.height}:flags={SWS}:force_original_aspect_ratio=decrease"]
             filters += [
                 f"pad={info.width}:{info.height}:-1:-1",
                 f"setsar={info.sample_aspect_ratio.numerator}/{info.sample_aspect_ratio.denominator}",
             ]
-        filters += to_rgb(info.colour, None if scaled == (info.height, info.width) else scaled, has_alpha=info.has_alpha)
+        # Any picture of a folder may have it, whether or not the first one does.
+        may_have_alpha = info.has_alpha or demuxer_of(info.images) == "png_pipe"
+        filters += to_rgb(info.colour, None if scaled == (info.height, info.width) else scaled, has_alpha=may_have_alpha)
         if self.size is not None and scaled != self.size:
             top, left = (
                 math.floor(share * (have - want) + 0.5) for share, have, want in zip(self.crop, scaled, self.size, strict=True)
@@ -199,7 +201,7 @@ def _decoded(clip: _Clip, shape: _Shape, jump: int | None, fits: bool, report: R
     # Filters count frames only if they do not begin anew half-way; otherwise what they let pass is sorted out here.
     arriving = range(clip.first if info.has_exact_times else 0, clip.wanted[-1] + 1) if fits and clip.wanted else clip.wanted
     with (
-        joined(clip.images) if clip.images else ffmpeg.open_regular(info.path) as file,
+        joined(clip.images, info.images[0]) if clip.images else ffmpeg.open_regular(info.path) as file,
         ffmpeg.Child(
             lambda reporting: _arguments(clip, shape, jump, fits, len(arriving), file.fileno(), reporting),
             descriptors=[file.fileno()],
@@ -270,6 +272,7 @@ class _Watch:
         self._num_reports = 0
         self._sizes: list[tuple[int, int]] = []
         self._has_filters = False
+        self._has_noted_alpha = False
 
     def await_frame(self, number: int) -> None:
         """Wait until frame `number` was decoded. VideoError, or _LandedElsewhereError, if others come in its place."""
@@ -304,6 +307,7 @@ class _Watch:
         for line in self.child.new_messages():
             if size := messages.filtered_size(line):
                 self._judge_size(size)
+                self._judge_format(messages.filtered_format(line))
                 continue
             about = messages.about(line)
             if about is messages.About.REFERENCES and not self._is_before_what_counts():
@@ -332,6 +336,15 @@ class _Watch:
         if size != self.info.stored_size and not self.info.sizes and size not in self._sizes:
             self._sizes.append(size)
             self.report.note(f"{self.info.path.name}: {size_change(self.info, [size])}")
+
+    def _judge_format(self, pixels: str) -> None:
+        """Transparency that the first frame does not have: pictures are ready for it, videos are not."""
+        if not has_alpha(pixels) or self.info.has_alpha or self._has_noted_alpha:
+            return
+        if pixels == "gbrap" or not self.info.images:
+            raise VideoError(f"{self.info.path}: its pixels change to {pixels}, unlike those of its first frame")
+        self._has_noted_alpha = True
+        self.report.note(f"{self.info.path.name}: {TRANSPARENT}")
 
 
 def read_clip_uint8(
