@@ -167,7 +167,8 @@ def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, vi
     code, _, err = turbovaed(*command, "--steps", "2")
     assert code == 2 and is_two_lines(err) and "was started with other settings: student" in err
     code, out, err = turbovaed(*command, "--params", params, "--steps", "2", "-q")
-    assert code == 0 and json.loads(out)["resumed_from"] == 1 and err == ""
+    assert code == 0 and json.loads(out)["resumed_from"] == 1
+    assert all(line.startswith("warning: the student has") for line in err.splitlines()), err  # larger than its small teacher
 
 
 @pytest.mark.parametrize(

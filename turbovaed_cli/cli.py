@@ -1062,7 +1062,7 @@ def reconstruct(
     check_reconstruct(settings)
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
-    if out is not None and not out.is_dir() and not source.is_dir():
+    if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
         check_video_name(out)
         _check_file(out, "--out", overwrite=overwrite)
     from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
