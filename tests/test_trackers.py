@@ -162,5 +162,6 @@ def test_a_batch_that_does_not_come_is_named_and_the_run_goes_on_when_it_comes(t
     monkeypatch.setattr(LatentCache, "read", read_slowly)
     result = teach(replace(settings, stall_seconds=0.2, workers=0), report=(listens := Listens()))
     assert result.step == 5 and len([text for text in listens.warnings if name in text]) >= 2
-    assert all(re.match(r"no batch for \d+ s; being read: ", text) for text in listens.warnings)
-    assert (tmp_path / "run" / "train.log").read_text().count("warning: no batch for") == len(listens.warnings)
+    stalls = [text for text in listens.warnings if "its teacher's decoder" not in text]
+    assert all(re.match(r"no batch for \d+ s; being read: ", text) for text in stalls)
+    assert (tmp_path / "run" / "train.log").read_text().count("warning: no batch for") == len(stalls)

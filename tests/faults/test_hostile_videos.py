@@ -282,8 +282,8 @@ def test_a_name_too_long_for_its_output_says_what_to_do(handmade, tmp_path, monk
     monkeypatch.setattr(sys, "argv", ["turbovaed", "reconstruct", str(path)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 1
-    assert "hint: give a shorter name, such as with --out" in capfd.readouterr().err
+    assert ended.value.code == 2
+    assert "hint: give a shorter name with --out" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

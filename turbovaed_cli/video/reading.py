@@ -29,7 +29,7 @@ from turbovaed_cli.video.probing import TRANSPARENT, VideoInfo, has_alpha, probe
 POLICY = 2
 _DEINTERLACER = "bwdif=mode=send_frame:parity=auto:deint=interlaced"
 _NEIGHBOURS = 4  # frames before the first one wanted that the deinterlacer is given too
-_LEAD_IN = 32  # frames at the start of a file that was cut there, of which some may lack what they were predicted from
+_LEAD_IN = 8  # frames at the start of a file that was cut there, of which some may lack what they were predicted from
 
 
 def reading_identity(hdr: str) -> dict[str, object]:
