@@ -166,7 +166,8 @@ def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, vi
     code, _, err = turbovaed(*command, "--steps", "2")
     assert code == 2 and is_two_lines(err) and "student_config.decoder_block_out_channels" in err
     code, out, err = turbovaed(*command, "--params", params, "--steps", "2", "-q")
-    assert code == 0 and json.loads(out)["resumed_from"] == 1 and err == ""
+    assert code == 0 and json.loads(out)["resumed_from"] == 1
+    assert [line for line in err.splitlines() if "its teacher's decoder" not in line] == []  # which these small teachers have
 
 
 @pytest.mark.parametrize(
