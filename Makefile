@@ -24,7 +24,7 @@ test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 faults: install        ## kills, flips and other mishaps in full: minutes
-	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults
+	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/test_video_reading.py
 
 two-machines: install  ## docs/SCALE.md on two network namespaces; Linux and root, two minutes on 2 cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh

@@ -256,7 +256,7 @@ def test_an_attached_iphone_is_measured_by_name(one_block_folder, monkeypatch):
     ("device", "targets", "team", "said"),
     [
         ("iphone", ("coreml",), "TEAM", "2 are attached"),
-        ("iphone:Lab", ("coreml",), "", "needs --apple-team"),
+        ("iphone:Lab", ("coreml",), "", "iphone:Lab needs --apple-team"),
         ("iphone:Bob's", ("coreml",), "TEAM", "no such device"),
         ("ipad", ("coreml",), "TEAM", "attached: none"),
         ("iphone:Lab", ("torch", "onnx"), "TEAM", "is for Core ML"),
