@@ -108,7 +108,7 @@ RATES = {
     "60": [],
     "30000/1001": ["-enc_time_base", "1001:30000"],
     "120": [],
-    "varying": ["-vf", "setpts='PTS+if(mod(N,3),0,0.3/25/TB)'", "-enc_time_base", "1:90000"],
+    "varying": ["-vf", "setpts='PTS+if(mod(N,3),0,0.3/25/TB)'", "-enc_time_base", "1:30000"],
 }
 CASES = [(container, codec) for container, codecs in HELD.items() for codec in codecs]
 # What make test tries of them: every codec, every container; make faults tries all, at every rate.
