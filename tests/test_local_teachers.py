@@ -43,7 +43,7 @@ def turbovaed(monkeypatch, capsys, *words):
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A VAE of somebody's own, in a folder below a home folder."""
+    """A user's own VAE, in a folder below a home folder."""
     return write_teacher(load_golden("ltx"), tmp_path_factory.mktemp("home-of-erika") / "secret" / "myvae")
 
 
@@ -133,7 +133,7 @@ def test_its_licence_is_what_its_folder_states(file, text, licence, place, own, 
 
 
 def test_a_folder_above_that_is_no_pipeline_states_nothing(own, tmp_path):
-    """Such as the LICENSE of a repository in which somebody keeps a VAE."""
+    """The LICENSE of a repository that holds a VAE is read too, for example."""
     shutil.copytree(own, tmp_path / "code" / "vae")
     (tmp_path / "code" / "LICENSE").write_text("MIT License")
     assert "unknown" in find_model(tmp_path / "code" / "vae").teacher.licence

@@ -69,13 +69,6 @@ def has_filter(name: str) -> bool:
     return any(name in line.split()[:2] for line in text.splitlines())
 
 
-@cache
-def has_decoder(name: str) -> bool:
-    """Whether this ffmpeg was built with a decoder, such as "libvpx-vp9"."""
-    text = subprocess.run([executable(), "-hide_banner", "-decoders"], capture_output=True, text=True, check=True).stdout
-    return any(name in line.split()[1:2] for line in text.splitlines())
-
-
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading; VideoError for anything else (a FIFO would hang, a device is not a video)."""
     try:

@@ -19,6 +19,7 @@ from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import VideoError
 from turbovaed_cli.settings import HDR_CHOICES
 from turbovaed_cli.video import ffmpeg, messages
+from turbovaed_cli.video.codecs import coders
 from turbovaed_cli.video.colour import Colour, colour_of, how_it_is_shown
 from turbovaed_cli.video.images import demuxer_of, joined
 from turbovaed_cli.video.sources import as_text, frames_in
@@ -271,7 +272,7 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
             f"{info.path}: {info.colour.name} needs the filters zscale and tonemap, which this ffmpeg does not have",
             "pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE",
         )
-    if info.decoder and not ffmpeg.has_decoder(info.decoder):
+    if info.decoder and info.decoder not in coders("decoders"):
         raise VideoError(
             f"{info.path}: its transparency needs the decoder {info.decoder}, which this ffmpeg does not have",
             "pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE",
