@@ -3,16 +3,22 @@
 import pytest
 import torch
 
+from turbovaed_cli.training import muon
 from turbovaed_cli.training.muon import Muon, orthogonal
 
 
+@pytest.mark.parametrize("native_bf16", [True, False])
 @pytest.mark.parametrize("shape", [(8, 64), (64, 8), (32, 32)])
-def test_orthogonal_brings_all_singular_values_near_one(shape):
+def test_orthogonal_brings_all_singular_values_near_one(shape, native_bf16, monkeypatch):
+    """Whatever the precision that the processor is quick in."""
+    monkeypatch.setattr(muon, "multiplies_bf16", lambda device: native_bf16)
     torch.manual_seed(0)
     matrix = torch.randn(shape) @ torch.diag(torch.logspace(0, -1, shape[1]))
     values = torch.linalg.svdvals(orthogonal(matrix))
     assert values.max() < 1.35 and values.min() > 0.3
     assert orthogonal(matrix).dtype == matrix.dtype
+    rounded = torch.equal(orthogonal(matrix), orthogonal(matrix).bfloat16().float())
+    assert rounded == native_bf16
 
 
 def test_a_step_does_not_grow_with_the_gradient_and_biases_take_small_ones():

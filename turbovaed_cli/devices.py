@@ -82,14 +82,17 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 natively; elsewhere bf16 is emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
     """What `--dtype auto` of a training means here, said out loud: bf16 where the device multiplies it natively, else fp32."""
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-        native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-    name = "bf16" if native else "fp32"
+    name = "bf16" if multiplies_bf16(device) else "fp32"
     report.note(f"--dtype auto: {name} on this {device.type}")
     return name
 

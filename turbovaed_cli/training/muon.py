@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from turbovaed_cli.devices import multiplies_bf16
+
 _BIAS_SHARE = 0.03  # of the learning rate, for what is no matrix: Adam's steps have the size of the rate itself
 _SQUARE_DECAY = 0.99
 _EPS = 1e-8
@@ -44,9 +46,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the orthogonal matrix nearest to (M, N): five Newton-Schulz steps in bf16 bring all singular values near one."""
+    """Roughly the orthogonal matrix nearest to (M, N): five Newton-Schulz steps bring all singular values near one.
+
+    In bf16 if the device multiplies it natively, else in fp32, which is several times as fast there.
+    """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).bfloat16()
+    x = (matrix.T if tall else matrix).to(torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32)
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         gram = x @ x.T
