@@ -2,19 +2,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test faults two-machines check format bench bench-gpu clean
+.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu clean
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
-	@# Converters of other devices: where they cannot be had, their tests are skipped and say so.
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[executorch,litert,coreai]' || echo "without executorch, litert and coreai"
 	@# pip would compile on one core; some packages bring files that are no Python, which it passes over too.
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
 	@# For the test that decodes in a browser, which says so and is skipped where this could not be had.
 	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=30000 --prefix .venv/web onnxruntime-web@1.30.0 || true
+	@touch $@
+
+extras: .venv/extras    ## converters for ExecuTorch, LiteRT and Core AI: a gigabyte, which is not part of install
+
+.venv/extras: .venv/installed
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev,executorch,litert,coreai]'
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
 	@touch $@
 
 demo: install          ## the whole path on generated clips with the embedded pair: demo-out/
@@ -22,6 +27,8 @@ demo: install          ## the whole path on generated clips with the embedded pa
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-all: extras test  ## also the tests that need these converters, which `make test` skips without them
 
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/test_video_reading.py
