@@ -19,7 +19,7 @@ from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
-from turbovaed_cli.training.data import VideoClips, Waited
+from turbovaed_cli.training.data import Skipped, VideoClips, Waited
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
@@ -740,3 +740,15 @@ def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, t
             call(find_model("ltx"), tmp_path / "run", latents=tmp_path / "tiny", settings=TINY, **more)
         assert error.value.hint == "name their teacher: --teacher tiny"
     assert asked == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason", "alone"),
+    [
+        ("d/a.mp4", "d/a.mp4: damaged: x", "damaged: x"),
+        ("d/a.mp4 (from frame 30)", "d/a.mp4: damaged: x", "damaged: x"),
+        ("d/a.mp4", "3 frames, 17 needed", "3 frames, 17 needed"),
+    ],
+)
+def test_a_reason_stands_without_the_path_that_is_named_before_it(path, reason, alone):
+    assert Skipped(path, reason).reason_alone == alone

@@ -32,8 +32,8 @@ class Skipped:
 
     @property
     def reason_alone(self) -> str:
-        """The reason without the path, with which many begin."""
-        return self.reason.removeprefix(self.path).lstrip(": ")
+        """The reason without the path of the video, with which many begin; `path` may name a frame after it."""
+        return self.reason.removeprefix(self.path.partition(" (from frame ")[0]).lstrip(": ")
 
 
 def usable_videos(
