@@ -1,4 +1,6 @@
-"""LPIPS as a loss says the same in bf16 as in fp32, within what bf16 can."""
+"""Perceptual losses: LPIPS in bf16 is that in fp32, within what bf16 can; chunks of frames give what whole videos give."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,16 +13,28 @@ from turbovaed_cli.training.losses import perceptual_loss
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def vgg(monkeypatch) -> Lpips:
-    """The backbone's shapes with random weights of a scale that keeps signals alive."""
+def random_lpips(divisor: int) -> Lpips:
+    """The backbone's shapes, with channels divided, and random weights of a scale that keeps signals alive."""
     torch.manual_seed(0)
-    trunk, state = TRUNKS["vgg"], {}
+    layers = [(i, a if a == 3 else a // divisor, b // divisor, *rest) for i, a, b, *rest in TRUNKS["vgg"].convolutions]
+    trunk, state = replace(TRUNKS["vgg"], convolutions=tuple(layers)), {}
     for index, inputs, outputs, kernel, *_ in trunk.convolutions:
         weight = torch.randn(outputs, inputs, kernel, kernel) * (2 / (inputs * kernel**2)) ** 0.5
         state |= {f"features.{index}.weight": weight, f"features.{index}.bias": torch.rand(outputs)}
     taps = [outputs for index, _, outputs, *_ in trunk.convolutions if index in trunk.taps]
-    network = Lpips(trunk, state, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(taps)})
+    return Lpips(trunk, state, {f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1) for i, width in enumerate(taps)})
+
+
+@pytest.fixture
+def vgg(monkeypatch) -> Lpips:
+    network = random_lpips(1)
+    monkeypatch.setattr(losses, "load_lpips", lambda name: network)
+    return network
+
+
+@pytest.fixture
+def narrow_vgg(monkeypatch) -> Lpips:
+    network = random_lpips(16)
     monkeypatch.setattr(losses, "load_lpips", lambda name: network)
     return network
 
@@ -45,3 +59,58 @@ def test_lpips_in_bf16_points_where_lpips_in_fp32_does(vgg):
     assert bf16[0].item() == pytest.approx(fp32[0].item(), rel=0.01)
     assert torch.cosine_similarity(bf16[1], fp32[1], dim=0) > 0.995
     assert torch.equal(fp16[1], fp32[1])
+
+
+def clips(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(2)
+    source = torch.nn.functional.interpolate(torch.rand(2, 3, frames, 8, 8), size=(frames, 32, 24), mode="trilinear") * 2 - 1
+    return (source + 0.1 * torch.randn_like(source)).requires_grad_(), source
+
+
+def value_and_gradient(loss, video, source, **options):
+    value = loss(video, source, **options)
+    return value.detach(), *torch.autograd.grad(value, video)
+
+
+@pytest.mark.parametrize("name", ["ssim", "lpips"])
+def test_chunks_of_frames_give_the_loss_and_gradient_of_whole_videos(name, narrow_vgg):
+    """In a number of frames that chunks do not divide."""
+    video, source = clips(frames=5)
+    whole = replace(perceptual_loss(name, CPU), pixels_at_once=10 * 32 * 24)
+    chunks = replace(whole, pixels_at_once=3 * 32 * 24)
+    seen = []
+    spied = replace(chunks, distance=lambda a, b: seen.append(tuple(a.shape)) or chunks.distance(a, b))
+    value, gradient = value_and_gradient(whole, video, source)
+    found, pull = value_and_gradient(spied, video, source)
+    assert seen == [(3, 3, 1, 32, 24)] * 3 + [(1, 3, 1, 32, 24)] + [(1, 3, 1, 32, 24)] + [(3, 3, 1, 32, 24)] * 3  # and again
+    assert found.item() == pytest.approx(value.item(), rel=1e-6)
+    assert (pull - gradient).norm() < 1e-5 * gradient.norm()
+
+
+@pytest.mark.parametrize("name", ["ssim", "lpips"])
+@pytest.mark.parametrize("at_once", [2, 100])
+def test_gradient_checkpointing_changes_no_bit_of_a_perceptual_loss(name, at_once, narrow_vgg):
+    video, source = clips(frames=3)
+    loss = replace(perceptual_loss(name, CPU), pixels_at_once=at_once * 32 * 24)
+    plain, saving = (value_and_gradient(loss, video, source, checkpointed=checkpointed) for checkpointed in (False, True))
+    assert all(map(torch.equal, plain, saving))
+
+
+def test_checkpointing_keeps_no_activations_of_lpips(narrow_vgg):
+    """Only what goes in, so that a chunk is computed again on the way back."""
+    video, source = clips(frames=2)
+    loss = perceptual_loss("lpips", CPU)
+    kept = {}
+    for checkpointed in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
+            loss(video, source, checkpointed=checkpointed)
+        kept[checkpointed] = sum(sizes)
+    assert kept[True] <= video.numel() + source.numel() < 0.1 * kept[False]
+
+
+def test_lpips_gives_no_gradient_to_the_source(narrow_vgg):
+    video, source = clips(frames=1)
+    frames = source[:, :, 0].requires_grad_()
+    narrow_vgg(video[:, :, 0], frames).sum().backward()
+    assert video.grad is not None and frames.grad is None

@@ -25,6 +25,7 @@ from turbovaed_cli.metrics import (
     lpips,
     lpips_video,
     paper,
+    pixels,
     psnr,
     ssim,
     ssim_value,
@@ -165,6 +166,20 @@ def test_vmaf_equals_libvmaf_on_luma_made_by_hand(tmp_path):
     assert 0 < wanted < 95
     assert vmaf.vmaf(video, source) == pytest.approx(wanted, abs=0.3)  # swscale's luma differs by a level here and there
     assert vmaf.vmaf(source, source) > 95
+
+
+def test_the_window_as_convolutions_is_the_window_as_sums():
+    """Which is what an accelerator computes; values and gradients, within the rounding of fp64."""
+    torch.manual_seed(0)
+    image = torch.rand(3, 1, 24, 31, dtype=torch.float64, requires_grad=True)
+    weights = pixels._window()
+    found = pixels._Blur.apply(image, torch.tensor(weights, dtype=image.dtype))
+    wanted = pixels._blurred_by_sums(image, weights)
+    assert found.shape == wanted.shape == (3, 1, 14, 21)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-14)
+    pull = torch.rand_like(wanted)
+    gradients = [torch.autograd.grad((one * pull).sum(), image)[0] for one in (found, wanted)]
+    assert torch.allclose(*gradients, rtol=0, atol=1e-14)
 
 
 def test_ssim_has_a_gradient_that_leads_to_the_source():

@@ -957,7 +957,8 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
                 stage.clips_per_step,
                 f"{stage.seconds_per_step:.3g}",
                 f"{stage.data_share:.0%}",
-                f"{stage.peak_mb:.0f}" if stage.peak_mb else "-",
+                (f"{stage.peak_mb:.0f}" if stage.peak_mb else "-")
+                + (f" ({stage.reserved_mb:.0f} reserved)" if stage.reserved_mb else ""),
             )
             for stage in found.stages
         ]

@@ -44,7 +44,7 @@ from turbovaed_cli.training.losses import (
     perceptual_loss,
     resolve_perceptual,
 )
-from turbovaed_cli.training.outputs import draw_sample, losses_in_words, training_clip, write_model, write_run_report
+from turbovaed_cli.training.outputs import Samples, losses_in_words, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
 from turbovaed_cli.training.resume import check_resume
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
@@ -151,7 +151,7 @@ def estimate_distill(
         check_resume(folder, config, over_all, processes, run)
         if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
             trainer.state.load(checkpoint)
-        return estimate(trainer, run, folder, skipped, report)
+        return estimate(trainer, run, folder, skipped, report, fits=init is None)
 
 
 def prepare(
@@ -235,12 +235,13 @@ def _run(
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
+        samples = Samples(trainer, report)
         with trackers_of(settings.log if ranks.is_first else (), folder, config, state.step, report) as trackers:
-            losses = _train(trainer, folder, trackers, report)
+            losses = _train(trainer, folder, trackers, samples, report)
         if ranks.is_first:
             write_model(folder, trainer, spec, config)
             if losses or not folder.report.exists():
-                write_run_report(folder, trainer, [training_clip(trainer)] if settings.sample_every else [])
+                write_run_report(folder, trainer, samples.clips())
     return resumed_from, losses
 
 
@@ -312,7 +313,7 @@ def _resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fi
     return resumed_from
 
 
-def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, report: Reporter) -> dict[str, float]:
+def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, samples: Samples, report: Reporter) -> dict[str, float]:
     """Run the steps that are left, logging and saving; returns the last step's losses."""
     settings, state, ranks = trainer.settings, trainer.state, trainer.ranks
     losses: dict[str, float] = {}
@@ -351,17 +352,20 @@ def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, report: Reporte
                 _log_step(trainer, at.index, losses, figures, folder)
                 trackers.log(state.step, {**losses, **figures})
                 report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
-                if settings.sample_every and (state.step % settings.sample_every == 0 or last):
-                    draw_sample(trainer, folder)
             # Read once: what comes later belongs to the next step.
             asked_to_stop = int(ranks.most([max(list(stop), default=0)])[0])
-            if state.step % settings.save_every == 0 or last or asked_to_stop:
+            saves = state.step % settings.save_every == 0 or last or asked_to_stop
+            if saves:
                 if ranks.count > 1:
                     ranks.check_same(f"the state behind step {state.step}", state.digest())
                 if ranks.is_first:
                     folder.save_checkpoint(state.step, state.save, settings.keep_checkpoints)
                     write_run_report(folder, trainer)
                     _log(folder, f"saved step {state.step}, loss {losses['loss']:.5f}")
+            if ranks.is_first:  # after the checkpoint: a sample takes memory of its own
+                if settings.sample_every and (state.step % settings.sample_every == 0 or last):
+                    samples.draw(folder)
+                if saves:
                     folder.publish()
             if asked_to_stop and not last:
                 hint = "the same command goes on from there"

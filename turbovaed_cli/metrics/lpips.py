@@ -83,9 +83,14 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
-        """Distance of each pair, (N,). `spatial` brings every layer to the size of the image before its mean is taken."""
+        """Distance of each pair, (N,), with a gradient to `images` alone.
+
+        `spatial` brings every layer to the size of the image before its mean is taken.
+        """
         distance = torch.zeros(images.shape[0], device=images.device)
-        for i, (a, b) in enumerate(zip(self.features(images), self.features(others), strict=True)):
+        with torch.no_grad():
+            compared_with = self.features(others)
+        for i, (a, b) in enumerate(zip(self.features(images), compared_with, strict=True)):
             weighted = functional.conv2d((_unit_length(a) - _unit_length(b)) ** 2, cast(Tensor, getattr(self, f"linear_{i}")))
             if spatial:
                 weighted = functional.interpolate(weighted, size=images.shape[2:], mode="bilinear", align_corners=False)

@@ -1,14 +1,20 @@
-"""What a distillation would take: a few real steps of every stage, timed and weighed, and nothing written."""
+"""What a distillation would take: a few real steps of every stage and what comes with them, timed and weighed; nothing is written."""
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from turbovaed_cli.devices import forget_peak, peak_mb
+from turbovaed_cli.latents import Batch
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.storage import free_bytes, is_url
 from turbovaed_cli.training.data import Skipped, Waited, read_ahead
+from turbovaed_cli.training.outputs import Samples
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.trainer import Trainer
 
@@ -25,7 +31,9 @@ class StageEstimate:
     clips_per_step: int  # of this process
     seconds_per_step: float
     data_share: float  # of that time, spent waiting for clips
-    peak_mb: float | None  # memory: of a GPU its tensors, else the process
+    # Most memory, in MB, that its steps, a sample and (of the first stage) a fitted start take: of a GPU its tensors, else the process.
+    peak_mb: float | None
+    reserved_mb: float | None  # what torch's allocator took of a GPU for that, with what lies between tensors; None elsewhere
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,12 @@ class DistillEstimate:
 
 
 def estimate(
-    trainer: Trainer, run: str | Path, folder: RunDir, skipped: list[Skipped], report: Reporter = quiet
+    trainer: Trainer, run: str | Path, folder: RunDir, skipped: list[Skipped], report: Reporter = quiet, *, fits: bool = True
 ) -> DistillEstimate:
-    """Make some steps of every stage that is not finished, with a trainer that is for nothing else, as the weights change."""
+    """Make some steps of every stage that is not finished, with a trainer that is for nothing else, as the weights change.
+
+    And what else takes memory: a sample, and the fitted start of a run that has not begun (`fits`: its student is a fresh one).
+    """
     settings, done = trainer.settings, max(folder.steps(), default=0)
     if trainer.streams[0].is_encoded:
         trainer.teacher.drop_encoder()
@@ -57,7 +68,10 @@ def estimate(
         end = first + stage.steps
         if done < end:
             report.note(f"timing some steps of stage {stage.name}")
-            stages.append(_time_stage(trainer, index, max(first, done), end))
+            forget_peak(trainer.device)
+            if not (done or index) and settings.start == "fitted" and fits:
+                trainer.fit_start(report)
+            stages.append(_time_stage(trainer, index, max(first, done), end, report))
         first = end
     state = sum(value.nbytes for table in trainer.state.tables().values() for value in table.values())
     model = sum(value.nbytes for value in trainer.state.ema.values())
@@ -71,13 +85,12 @@ def estimate(
     )  # fmt: skip
 
 
-def _time_stage(trainer: Trainer, index: int, first: int, end: int) -> StageEstimate:
-    """Time some of the steps from `first` up to `end`, all of one stage."""
+def _time_stage(trainer: Trainer, index: int, first: int, end: int, report: Reporter) -> StageEstimate:
+    """Time some of the steps from `first` up to `end`, all of one stage; the peak of memory counts from before the call."""
     stage = trainer.settings.stages[index]
     trainer.state.step = first
     reading = read_ahead(trainer.batch_at, passes_from(trainer.settings.stages, first), trainer.settings.workers)
     batches = Waited(reading)
-    forget_peak(trainer.device)
     began, waited, steps = time.perf_counter(), 0.0, min(TIMED_STEPS + 1, end - first)
     for number in range(steps):
         if number == 1:
@@ -86,5 +99,23 @@ def _time_stage(trainer: Trainer, index: int, first: int, end: int) -> StageEsti
     seconds = (time.perf_counter() - began) / max(steps - 1, 1)
     reading.close()  # nothing is read ahead any more
     share = min((batches.seconds - waited) / max(steps - 1, 1) / seconds, 1.0)
+    trainer.state.step = first
+    trainer.learn(_all_read_ahead(trainer, first))
+    Samples(trainer, report).videos()
     clips = trainer.data_of(index)["clips"]
-    return StageEstimate(stage.name, end - first, clips, seconds, share, peak_mb(trainer.device))
+    peak = peak_mb(trainer.device)
+    return StageEstimate(stage.name, end - first, clips, seconds, share, peak, _reserved_mb(trainer.device))
+
+
+def _all_read_ahead(trainer: Trainer, first: int) -> Iterator[tuple[tuple[int, int], Batch]]:
+    """The batches from step `first` on, with as many on the device beside each as threads may have read meanwhile."""
+    waiting: deque[tuple[tuple[int, int], Batch]] = deque()
+    for which in passes_from(trainer.settings.stages, first):
+        waiting.append((which, trainer.batch_at(which)))
+        if len(waiting) > trainer.settings.workers:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _reserved_mb(device: torch.device) -> float | None:
+    return torch.cuda.max_memory_reserved(device) / 1e6 if device.type == "cuda" else None

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import autocast
@@ -13,8 +15,37 @@ from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import Stage
 
-PerceptualLoss = Callable[[Tensor, Tensor], Tensor]
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
+# Pixels of video, times frames, whose activations are kept at once: about a gigabyte of them, with LPIPS in bf16.
+LPIPS_PIXELS = 8 * 256 * 256
+SSIM_PIXELS = 96 * 256 * 256
+
+
+@dataclass(frozen=True)
+class PerceptualLoss:
+    """The mean over frames of a distance between videos (B, 3, T, H, W) in [-1, 1], with a gradient to the first.
+
+    More than `pixels_at_once` are compared in chunks of frames, whose activations are computed again on the way back. The
+    chunks depend on the size of the videos alone, so that gradient checkpointing changes no bit.
+    """
+
+    distance: Callable[[Tensor, Tensor], Tensor]
+    pixels_at_once: int
+
+    def __call__(self, video: Tensor, source: Tensor, *, checkpointed: bool = False) -> Tensor:
+        """The distance, a scalar; `checkpointed` keeps no activations of a single chunk either."""
+        batch, _, frames, height, width = video.shape
+        num_frames, at_once = batch * frames, max(self.pixels_at_once // (height * width), 1)
+        again = torch.is_grad_enabled() and (checkpointed or num_frames > at_once)
+        if num_frames <= at_once:
+            return self._checkpointed(video, source) if again else self.distance(video, source)
+        distance = self._checkpointed if again else self.distance
+        chunks = [x.movedim(2, 1).flatten(0, 1).unsqueeze(2).split(at_once) for x in (video, source)]  # (N, 3, 1, H, W)
+        parts = [distance(a, b) * (len(a) / num_frames) for a, b in zip(*chunks, strict=True)]
+        return torch.stack(parts).sum()
+
+    def _checkpointed(self, video: Tensor, source: Tensor) -> Tensor:
+        return cast(Tensor, checkpoint(self.distance, video, source, use_reentrant=False, preserve_rng_state=False))
 
 
 @dataclass(frozen=True)
@@ -38,7 +69,7 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
 
 
 def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PerceptualLoss | None:
-    """A distance between videos (B, 3, T, H, W) in [-1, 1]; None for "none". MissingWeightsError when lpips has no weights.
+    """The perceptual loss of that name; None for "none". MissingWeightsError when lpips has no weights.
 
     Where bf16 trains, LPIPS is computed in it too, as more than half of a small student's step would be spent there. Not in
     fp16, in which the squares it sums up overflow.
@@ -46,7 +77,7 @@ def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.
     if name == "none":
         return None
     if name == "ssim":
-        return lambda video, source: 1 - ssim_value(video, source)
+        return PerceptualLoss(lambda video, source: 1 - ssim_value(video, source), SSIM_PIXELS)
     network = load_lpips("vgg").to(device)
     precision = dtype if dtype == torch.bfloat16 else torch.float32
 
@@ -55,7 +86,7 @@ def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.
             distances = network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1))
         return distances.float().mean()
 
-    return lpips
+    return PerceptualLoss(lpips, LPIPS_PIXELS * torch.bfloat16.itemsize // precision.itemsize)
 
 
 def reconstruction_losses(
@@ -74,7 +105,7 @@ def reconstruction_losses(
     parts = {"l1": functional.l1_loss(decoded, source)}
     total = parts["l1"]
     if perceptual is not None and stage.perceptual_weight:
-        parts["perceptual"] = perceptual(decoded, source)
+        parts["perceptual"] = perceptual(decoded, source, checkpointed=stage.gradient_checkpointing)
         total = total + stage.perceptual_weight * parts["perceptual"]
     if features:
         parts |= {f"feature_{block}": loss.float() for block, loss in features.items()}

@@ -1,6 +1,7 @@
 """Muon: momentum made orthogonal, for convolutions; what it is worth on a small student stands in benchmarks/recipes.md."""
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ class Muon(torch.optim.Optimizer):
     """Every weight, seen as a matrix (out, in * kernel), takes a step whose singular values are all about `lr`; biases take Adam's.
 
     A step cannot grow with the number of inputs, so a network that starts well stays well. Weights decay by `lr * weight_decay`.
+    Parameters are stepped together, and matrices of equal shape as one batch: a GPU waits for launches, not for arithmetic.
     Source: K. Jordan et al., 2024, kellerjordan.github.io/posts/muon.
     """
 
@@ -28,32 +30,57 @@ class Muon(torch.optim.Optimizer):
         assert closure is None
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                average = state.setdefault("average", torch.zeros_like(parameter))
-                average.lerp_(parameter.grad, 1 - momentum)
-                parameter.mul_(1 - lr * group["weight_decay"])
-                if parameter.ndim < 2:
-                    square = state.setdefault("square", torch.zeros_like(parameter))
-                    square.lerp_(parameter.grad.square(), 1 - _SQUARE_DECAY)
-                    parameter.sub_(_BIAS_SHARE * lr * average / (square.sqrt() + _EPS))
-                else:
-                    update = orthogonal(parameter.grad.lerp(average, momentum).flatten(1))
-                    scale = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
-                    parameter.sub_(lr * scale * update.view_as(parameter))
+            parameters: list[Tensor] = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            averages = self._kept("average", parameters)
+            torch._foreach_lerp_(averages, _gradients(parameters), 1 - momentum)
+            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+            self._step_biases([p for p in parameters if p.ndim < 2], lr)
+            self._step_weights([p for p in parameters if p.ndim >= 2], lr, momentum)
+
+    def _kept(self, name: str, parameters: list[Tensor]) -> list[Tensor]:
+        """The tensors of that name in the state of `parameters`; zeros at the first step."""
+        for parameter in parameters:
+            if name not in self.state[parameter]:
+                self.state[parameter][name] = torch.zeros_like(parameter)
+        return [self.state[parameter][name] for parameter in parameters]
+
+    def _step_biases(self, parameters: list[Tensor], lr: float) -> None:
+        if not parameters:
+            return
+        gradients, squares = _gradients(parameters), self._kept("square", parameters)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - _SQUARE_DECAY)
+        sizes = torch._foreach_add(torch._foreach_sqrt(squares), _EPS)
+        steps = torch._foreach_mul(self._kept("average", parameters), _BIAS_SHARE * lr)
+        torch._foreach_sub_(parameters, torch._foreach_div(steps, sizes))
+
+    def _step_weights(self, parameters: list[Tensor], lr: float, momentum: float) -> None:
+        alike: dict[torch.Size, list[Tensor]] = {}
+        for parameter in parameters:
+            alike.setdefault(parameter.shape, []).append(parameter)
+        for shape, some in alike.items():
+            ahead = torch.stack(torch._foreach_lerp(_gradients(some), self._kept("average", some), momentum))
+            updates = orthogonal(ahead.flatten(2))
+            updates *= lr * max(1.0, shape[0] / shape[1:].numel()) ** 0.5
+            torch._foreach_sub_(some, updates.view_as(ahead).unbind())
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the orthogonal matrix nearest to (M, N): five Newton-Schulz steps bring all singular values near one.
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    return [cast(Tensor, parameter.grad) for parameter in parameters]
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Roughly the orthogonal matrix nearest to each of (K, M, N): five Newton-Schulz steps bring all singular values near one.
 
     In bf16 if the device multiplies it natively, else in fp32, which is several times as fast there.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.T if tall else matrix).to(torch.bfloat16 if multiplies_bf16(matrix.device) else torch.float32)
-    x = x / (x.norm() + 1e-7)
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if multiplies_bf16(matrices.device) else torch.float32)
+    x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = torch.bmm(x, x.mT)
+        # Sums and products rounded once: half the error of one operation after the other.
+        polynomial = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -7,18 +7,24 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli import __version__
+from turbovaed_cli.devices import is_out_of_memory
 from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
+from turbovaed_cli.latents import Crop
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.student import StudentDecoder, num_params
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir, whole_folder, write_manifest
 from turbovaed_cli.settings import Stage
 from turbovaed_cli.teacher_files import is_known, yaml_text
 from turbovaed_cli.training.samples import write_strip
+from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import to_model, to_uint8
+
+SHOWN_PIXELS = 256  # a side of what is decoded to be looked at, at most
 
 
 def losses_in_words(stage: Stage) -> str:
@@ -32,19 +38,69 @@ def losses_in_words(stage: Stage) -> str:
     return " + ".join(["L1", *(f"{weight} {name}" for name, weight in weighted.items() if weight)])
 
 
+class Samples:
+    """What a run shows of its first clip. Running out of memory ends the samples, not the run, with one warning."""
+
+    def __init__(self, trainer: Trainer, report: Reporter = quiet) -> None:
+        self.trainer, self.report = trainer, report
+        self.fits = bool(trainer.settings.sample_every)  # whether samples are wanted, and there was memory so far
+
+    def draw(self, folder: RunDir) -> None:
+        """samples/step_N.png: teacher | student (EMA) | source."""
+        if videos := self.videos():
+            write_strip(folder.samples / f"step_{self.trainer.state.step:07d}.png", videos)
+
+    def clips(self) -> list[ShownClip]:
+        """The same as clips of the report: one, or none."""
+        videos = self.videos()
+        return [_shown(videos)] if videos else []
+
+    def videos(self) -> dict[str, Tensor]:
+        """The clip by who decoded it, as `sample_videos` gives it; empty without memory for it."""
+        if not self.fits:
+            return {}
+        try:
+            return sample_videos(self.trainer)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # After the handler: until there the error keeps alive what was being computed.
+        self.fits = False
+        empty_cache(self.trainer.device)
+        self.report.note(
+            f"too little memory to decode a sample ({reason}): the run goes on without samples (--sample-every 0)", warning=True
+        )
+        return {}
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give the device's memory that torch keeps for later back to the device."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
 @torch.no_grad()
-def draw_sample(trainer: Trainer, folder: RunDir) -> None:
-    """samples/step_N.png: teacher | student (EMA) | source of one fixed clip."""
-    write_strip(folder.samples / f"step_{trainer.state.step:07d}.png", _sample_videos(trainer))
+def sample_videos(trainer: Trainer) -> dict[str, Tensor]:
+    """The first clip of the data as teacher and student (EMA) decode it, and its source: each (3, T, H, W) in [-1, 1].
 
-
-def _sample_videos(trainer: Trainer) -> dict[str, Tensor]:
-    """The first clip of the data as teacher and student (EMA) decode it, and its source: each (3, T, H, W) in [-1, 1]."""
-    batch = trainer.streams[0].batch_at(0, 0, 1)
+    No more of it than a crop of the stage whose step was the last, and at most SHOWN_PIXELS a side: a teacher's decode of
+    what a student learns from in crops may need several times the memory of a step.
+    """
+    at = position_at(trainer.settings.stages, max(trainer.state.step - 1, 0))
+    batch = trainer.streams[at.index].batch_at(0, 0, 1, _shown_crop(trainer, at.index))
     source = batch.video.to(trainer.device)
     mean = batch.mean.to(trainer.device) if batch.mean is not None else trainer.teacher.encode(source).mean
     student = ema_student(trainer)
     return {"teacher": trainer.teacher.decode(mean)[0], "student": student(mean.float())[0], "source": source[0]}
+
+
+def _shown_crop(trainer: Trainer, index: int) -> Crop | None:
+    """The part of a clip of that stage that samples show; None for all of it."""
+    whole, crop, ratio = trainer.streams[index].size, trainer.crops[index], trainer.teacher.spec.space_ratio
+    most = max(SHOWN_PIXELS // ratio, 2) * ratio
+    height, width = (min(side, most) for side in (whole if crop is None else crop.pixels))
+    return None if (height, width) == whole else Crop(height // ratio, width // ratio, ratio)
 
 
 def write_run_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip] = ()) -> None:
@@ -54,9 +110,9 @@ def write_run_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip
     write_report(folder.report, report_of_run(folder, facts, clips=clips, clips_note=note))
 
 
-def training_clip(trainer: Trainer) -> ShownClip:
+def _shown(videos: Mapping[str, Tensor]) -> ShownClip:
     """What sample strips show, as a clip of the report."""
-    frames = {name: to_uint8(video) for name, video in _sample_videos(trainer).items()}
+    frames = {name: to_uint8(video) for name, video in videos.items()}
     scores = {name: {"psnr": psnr(to_model(frames[name]), to_model(frames["source"]))} for name in ("teacher", "student")}
     return ShownClip(
         "the first clip of the data", "training clip", frames["source"], frames["teacher"], frames["student"], scores=scores

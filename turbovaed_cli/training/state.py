@@ -56,8 +56,8 @@ class TrainingState:
     def update_ema(self, decay: float) -> None:
         """Ema <- decay * ema + (1 - decay) * weights; the decay rises with the steps, so the first ones are soon forgotten."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.student.state_dict().items():
-            self.ema[name].lerp_(value, 1 - decay)
+        weights = dict(self.student.named_parameters()) | dict(self.student.named_buffers())
+        torch._foreach_lerp_(list(self.ema.values()), [weights[name] for name in self.ema], 1 - decay)
 
     def optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
         """Those that make a step in `stage`."""

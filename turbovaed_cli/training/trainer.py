@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from turbovaed_cli.devices import (
@@ -31,6 +31,7 @@ from turbovaed_cli.training.state import TrainingState
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 _MOST_NAMES = 4  # of clips in a message
+_NO_NORM = 1e-6  # beside a norm that is divided by, as in torch.nn.utils.clip_grad_norm_
 FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
 
 
@@ -156,11 +157,12 @@ class Trainer:
         sums = self.mean_of(passes)
         self.ranks.mean_gradients(state.stepping_parameters(stage))  # before the scaler looks at them: all see an overflow
         state.scaler.unscale_(state.optimizer)
-        norm = nn.utils.get_total_norm(p.grad for p in state.named_parameters.values() if p.grad is not None)
+        gradients = [p.grad for p in state.named_parameters.values() if p.grad is not None]
+        norm = _norm(gradients)
         if not state.scaler.is_enabled():  # the scaler skips a step whose gradients overflowed, by design
             _check_gradients(state, norm, "; ".join(map(self.names_at, passes)))
         if settings.clip_grad_norm:
-            nn.utils.clip_grads_with_norm_(state.named_parameters.values(), settings.clip_grad_norm, norm)
+            torch._foreach_mul_(gradients, (settings.clip_grad_norm / (norm + _NO_NORM)).clamp(max=1.0))
         rate = learning_rate(stage, state.step - at.first_step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -259,12 +261,20 @@ class Trainer:
 def _compiled(features: Callable[..., Any]) -> Callable[..., Any]:
     """The student's forward pass compiled; the function, not the module: state dicts and checkpoints keep their keys."""
     functorch_config.donated_buffer = False  # the adaptive weight goes back through the graph more than once
+    from torch._inductor import config as inductor_config  # noqa: PLC0415 - a second, for those who compile
+
+    inductor_config.deterministic = True  # else it times its reductions, and another process may sum in another order
     return torch.compile(features, dynamic=False)
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of all numbers in `tensors` together, a scalar on their device."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
 def _check_gradients(state: TrainingState, norm: Tensor, clips: str) -> None:
     judging = [p.grad for p in state.discriminator_parameters.values() if p.grad is not None]
-    if torch.isfinite(norm) and all(torch.isfinite(gradient).all() for gradient in judging):
+    if torch.isfinite(norm + _norm(judging) if judging else norm):
         return
     parameters = state.named_parameters | {f"discriminator {name}": p for name, p in state.discriminator_parameters.items()}
     name = next((name for name, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm")
