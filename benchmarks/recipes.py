@@ -28,9 +28,9 @@ from turbovaed_cli.registry import ModelSpec, find_model
 from turbovaed_cli.settings import RECIPES, DistillSettings
 from turbovaed_cli.video import to_model, to_uint8
 
-# The default recipe's first stage, made short: a smaller rate, and an average that a hundred steps can follow.
-BASE = RECIPES["default"].with_changes(
-    stages=(replace(RECIPES["default"].stages[0], lr=2e-3, lr_end=0.02, perceptual="ssim"),),
+# The first stage of recipe fast, made short: a smaller rate, and an average that a hundred steps can follow.
+BASE = RECIPES["fast"].with_changes(
+    stages=(replace(RECIPES["fast"].stages[0], lr=2e-3, lr_end=0.02, perceptual="ssim"),),
     recipe="study", ema_decay=0.99, sample_every=0, save_every=10**9, keep_checkpoints=1,
 )  # fmt: skip
 # What each variant changes: fields of the settings, of the stage, or `student` (fields of its config), `pairs` (which blocks are aligned).

@@ -9,10 +9,10 @@ from turbovaed_cli.changes import Change, arrow, differences, in_words, shortene
 from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.resume import ONLY_IN_RECIPES, free_run, in_options
 
-FAST = RECIPES["fast"]
+QUICK = RECIPES["quick"]
 
 
-def config(settings=FAST, command_line="", **more):
+def config(settings=QUICK, command_line="", **more):
     found = {
         "command_line": command_line,
         "settings": asdict(settings),
@@ -31,14 +31,16 @@ def said(before, now):
 
 
 def test_a_recipe_is_named_once_and_not_by_all_that_it_sets():
-    before = config(FAST.with_changes(size=(128, 128)), "turbovaed distill --recipe fast --size 128 --params 2M")
+    before = config(QUICK.with_changes(size=(128, 128)), "turbovaed distill --recipe quick --size 128 --params 2M")
     student = {"decoder_block_out_channels": [64, 128], "patch_size": 2}
-    now = config(RECIPES["default"], "turbovaed distill", student_config=student)
-    assert said(before, now) == ["recipe: fast -> default", "--size 128x128 -> 256x256", "--params 2M -> none"]
+    now = config(RECIPES["fast"], "turbovaed distill", student_config=student)
+    assert said(before, now) == ["recipe: quick -> fast", "--size 128x128 -> 256x256", "--params 2M -> none"]
 
 
 def test_settings_are_options_in_their_units_and_what_no_option_sets_has_its_name_in_recipes():
-    now = FAST.with_changes(size=(64, 96), ema_decay=0.5, lr=0.1, crop=(32, 48), crop_latents=8, clip_grad_norm=2.0, compile=True)
+    now = QUICK.with_changes(
+        size=(64, 96), ema_decay=0.5, lr=0.1, crop=(32, 48), crop_latents=8, clip_grad_norm=2.0, compile=True
+    )
     assert said(config(), config(now)) == [
         "--size 256x256 -> 96x64", "clip_grad_norm: 1 -> 2", "--ema-decay 0.99 -> 0.5", "--compile off -> on", "--crop none -> 48x32",
         "crop_latents: 12 -> 8", "--lr 0.002 -> 0.1",
@@ -51,8 +53,8 @@ def test_a_stage_is_named_where_others_did_not_change():
     one = DistillSettings((stages[0], Stage("second", steps=5, lr=0.2)))
     assert said(config(before), config(one)) == ["stage second: --lr 0.1 -> 0.2"]
     assert said(config(before), config(before.with_changes(posterior="mean"))) == ["--posterior sample -> mean"]
-    like_a_preset = DistillSettings((stages[0], Stage("second", steps=5, lr=0.3)), recipe="fast")  # as fast.toml is called
-    assert said(config(like_a_preset), config(RECIPES["default"]))[0] == "recipe: fast -> default"
+    like_a_preset = DistillSettings((stages[0], Stage("second", steps=5, lr=0.3)), recipe="quick")  # as quick.toml is called
+    assert said(config(like_a_preset), config(RECIPES["fast"]))[0] == "recipe: quick -> fast"
     assert said(config(before), config(DistillSettings(stages[:1]))) == ["stages: first 5, second 5 -> first 5"]
 
 

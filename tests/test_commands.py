@@ -85,7 +85,7 @@ def test_the_whole_path_on_a_local_teacher(turbovaed, ltx_teacher, videos, small
     run = tmp_path / "run"
     train = (
         "distill", "--teacher", ltx_teacher, "--latents", tmp_path / "c", "--run", run, "--accumulation", "1", "--student-config", config,
-        "--recipe", "fast", "--perceptual", "ssim", "--save-every", "1", "--steps",
+        "--recipe", "quick", "--perceptual", "ssim", "--save-every", "1", "--steps",
     )  # fmt: skip
     code, out, err = turbovaed(*train, "2", "--json")
     assert code == 0, err
@@ -127,7 +127,7 @@ def test_every_family_distils_from_a_local_folder(name, turbovaed, videos, tmp_p
     frames = "8" if name == "video-dc-ae" else "9"
     code, out, err = turbovaed(
         "distill", "--teacher", teacher, "--data", videos, "--run", tmp_path / "run", "--student-config", config, "--steps", "1",
-        "--accumulation", "1", "--frames", frames, "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "fast", "--start", "plain", "--json",
+        "--accumulation", "1", "--frames", frames, "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "quick", "--start", "plain", "--json",
     )  # fmt: skip
     assert code == 0, err
     losses = json.loads(out)["losses"]

@@ -151,7 +151,7 @@ def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, vi
     frames = "8" if name == "video-dc-ae" else "9"
     command = (
         "distill", "--teacher", teacher, "--data", videos, "--run", tmp_path / "run", "--accumulation", "1", "--frames", frames,
-        "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "fast", "--start", "plain", "--sample-every", "0", "--json",
+        "--size", "64", "--perceptual", "none", "--feature-weight", "1", "--recipe", "quick", "--start", "plain", "--sample-every", "0", "--json",
     )  # fmt: skip
     code, out, err = turbovaed(*command, "--params", params, "--steps", "1")
     assert code == 0, err

@@ -1,8 +1,9 @@
 """Distillation learns, writes what it promises, refuses what cannot work, and stops before NaN spreads."""
 
 import json
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,20 +11,27 @@ from conftest import make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.distill import _waits_in_words, distill
+from turbovaed_cli.cli import _default_recipe
+from turbovaed_cli.distill import _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry import MODELS, find_model
+from turbovaed_cli.reporting import quiet
+from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited
+from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stages, forecast
+from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
+from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import list_videos, probe
+from turbovaed_cli.weights import no_consent
 
 TINY = DistillSettings(
     (Stage("only", steps=4, accumulation=2, perceptual="ssim", lr=1e-3),),
@@ -529,7 +537,7 @@ def test_a_recipe_file_that_is_wrong_says_where(text, said, tmp_path):
     with pytest.raises(SettingsError, match=said):
         read_recipe(str(path))
     with pytest.raises(SettingsError, match="no recipe is called"):
-        read_recipe("quick")
+        read_recipe("quickest")
     with pytest.raises(SettingsError, match="is not there"):
         read_recipe(str(tmp_path / "other.toml"))
 
@@ -540,6 +548,9 @@ def test_crops_are_counted_in_latents_and_at_most_the_clip():
     assert crop_of(Stage("s", crop_latents=20, crop_margin=2), teacher, (256, 128)) == Crop(20, 16, 8, margin=2)
     assert crop_of(Stage("s", crop=(64, 128)), teacher, (256, 128)).pixels == (64, 128)
     assert crop_of(Stage("s", crop_latents=64), teacher, (256, 128)) is None
+    assert crop_of(Stage("s", crop_side=100), teacher, (256, 128)) == Crop(12, 12, 8)
+    assert crop_of(Stage("s", crop_side=200), teacher, (256, 128)) == Crop(25, 16, 8)
+    assert crop_of(Stage("s", crop_side=256), teacher, (256, 128)) is None
     assert crop_of(Stage("s"), teacher, (256, 128)) is None
 
 
@@ -557,9 +568,11 @@ def test_two_stages_of_one_name_and_an_average_that_never_moves_are_refused(ltx_
     assert not (tmp_path / "run").exists()
 
 
-def test_the_default_recipe_runs_from_a_fitted_start_and_says_each_stage(ltx_teacher, videos, small_student, tmp_path):
+def test_the_recipe_of_the_embedded_teacher_runs_from_a_fitted_start_and_says_each_stage(
+    ltx_teacher, videos, small_student, tmp_path
+):
     """Shortened to four steps; the student it starts from is far better than noise."""
-    settings = RECIPES["default"].with_changes(steps=4, frames=9, size=(64, 64), sample_every=0, dtype="fp32", perceptual="ssim")
+    settings = RECIPES["fast"].with_changes(steps=4, frames=9, size=(64, 64), sample_every=0, dtype="fp32", perceptual="ssim")
     distill(find_model(ltx_teacher), tmp_path / "fitted", data=videos, settings=settings, student_config=small_student)
     log = (tmp_path / "fitted" / "train.log").read_text()
     assert "stage reconstruct (1 of 2): steps 1 to 3" in log and "stage whole-clips (2 of 2): steps 4 to 4" in log
@@ -644,7 +657,7 @@ def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(vide
         estimate_distill(find_model("ltx"), tmp_path / "run", data=videos, settings=TINY.with_changes(lr=-1.0))
 
 
-@pytest.mark.parametrize("recipe", ["default", "paper"])
+@pytest.mark.parametrize("recipe", ["fast", "paper"])
 def test_clips_of_one_flat_colour_are_learnt_from_and_named(tmp_path, recipe):
     """Nothing divides by their variance, which is zero: not the fitted start, nor SSIM, features or the adaptive weight."""
     make_video(tmp_path / "flat" / "black.mp4", "color", "64x48", 12)
@@ -654,8 +667,8 @@ def test_clips_of_one_flat_colour_are_learnt_from_and_named(tmp_path, recipe):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == result.step == 3 and all(row["loss"] is not None and row["grad_norm"] is not None for row in rows)
     log = (tmp_path / "run" / "train.log").read_text()
-    assert ("; clips are smaller than the crop of 12 latents: whole clips" in log) == (recipe == "default")
-    assert [text for text in notes.warnings if "one flat colour" in text] == notes.warnings[: recipe == "default"]
+    assert ("; clips are smaller than the crop of 12 latents: whole clips" in log) == (recipe == "fast")
+    assert [text for text in notes.warnings if "one flat colour" in text] == notes.warnings[: recipe == "fast"]
     student = load_student(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
 
@@ -664,7 +677,7 @@ def test_a_flat_clip_among_others_changes_nothing_for_them(tmp_path, videos):
     make_video(tmp_path / "mixed" / "black.mp4", "color", "64x48", 12)
     shutil.copy(videos / "a.mp4", tmp_path / "mixed")
     notes = Notes()
-    settings = read_recipe("fast").with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
+    settings = read_recipe("quick").with_changes(steps=3, frames=3, size=(48, 48), sample_every=0)
     result = distill(find_model("tiny"), tmp_path / "run", data=tmp_path / "mixed", settings=settings, report=notes)
     assert result.step == 3 and not notes.warnings
     student = load_student(tmp_path / "run")
@@ -752,3 +765,101 @@ def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, t
 )
 def test_a_reason_stands_without_the_path_that_is_named_before_it(path, reason, alone):
     assert Skipped(path, reason).reason_alone == alone
+
+
+# --- which recipe, and what is known of it before the first step ---
+
+
+def trainer_of(spec, data, settings, tmp_path, config=None):
+    """Ready to learn, of a run that has not begun."""
+    device = torch.device("cpu")
+    return prepare(alone(device), spec, RunDir(tmp_path / "run"), data, None, settings, config, None, no_consent, quiet)[0]
+
+
+def test_the_recipe_is_that_of_the_teachers_row_and_a_run_keeps_its_own(tmp_path):
+    assert {spec.name: spec.recipe for spec in MODELS.values()} == {
+        name: "fast" if name == "tiny" else "night" for name in MODELS
+    }
+    assert all(spec.recipe in RECIPES for spec in MODELS.values())
+    run = tmp_path / "run"
+    assert _default_recipe(MODELS["ltx"], str(run)) == "night"
+    for began, goes_on in (("quick", "quick"), ("default", "fast"), ("mine", "night")):
+        RunDir(run).snapshot({"settings": asdict(replace(TINY, recipe=began))}, {})
+        assert _default_recipe(MODELS["ltx"], str(run)) == goes_on
+
+
+def test_the_recipe_for_a_night_runs_in_all_its_stages(ltx_teacher, videos, small_student, tmp_path):
+    """Shortened to a step of each; the perceptual loss looks at four frames of nine, others in every pass."""
+    changes = {"steps": 3, "frames": 9, "size": (64, 64), "batch_size": 2, "accumulation": 1, "perceptual": "ssim"}
+    settings = RECIPES["night"].with_changes(**changes, dtype="fp32", sample_every=0)
+    trainer = trainer_of(find_model(ltx_teacher), videos, settings, tmp_path, small_student)
+    looked_at = [trainer.batch_at((0, number)).looked_at for number in (0, 1, 0)]
+    assert looked_at[0] == looked_at[2] != looked_at[1] and all(len(set(frames)) == 4 for frames in looked_at)
+    result = distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=settings, student_config=small_student)
+    assert result.step == 3 and {"adversarial", "perceptual"} <= result.losses.keys()
+
+
+def test_a_perceptual_loss_of_some_frames_does_not_see_the_others():
+    source = torch.rand(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    stage, ssim = Stage("s"), perceptual_loss("ssim", torch.device("cpu"))
+    found = []
+    for frame in (0, 2):
+        decoded = source.clone()
+        decoded[:, :, frame] = 0.3
+        losses = reconstruction_losses(decoded, source, stage, {}, ssim, looked_at=(1, 2))
+        found.append(losses.parts["perceptual"].item())
+        assert losses.parts["l1"] > 0
+    assert found[0] == pytest.approx(0, abs=1e-6) and found[1] > 0.1
+
+
+def test_a_pass_that_does_not_fit_is_split_and_a_resume_keeps_that(ltx_teacher, videos, small_student, tmp_path, monkeypatch):
+    """Each step sees the same clips; the weights that the sizes are tried on are copies."""
+    stages = (
+        Stage("a", steps=2, batch_size=6, accumulation=2, perceptual="none"),
+        Stage("b", steps=1, batch_size=4, perceptual="none"),
+    )
+    settings = replace(TINY, stages=stages, fit_batch=True)
+    trainer = trainer_of(find_model(ltx_teacher), videos, settings, tmp_path, small_student)
+    before, learn, tried = trainer.state.digest(), Trainer.learn, []
+
+    def learn_if_it_fits(self, batches):
+        which, batch = next(batches)
+        tried.append((which[0], len(batch.video)))
+        if len(batch.video) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return learn(self, iter([(which, batch)]))
+
+    monkeypatch.setattr(Trainer, "learn", learn_if_it_fits)
+    fitted = fitted_stages(trainer)
+    assert [(stage.batch_size, stage.accumulation) for stage in fitted] == [(3, 4), (2, 16)]
+    assert tried == [(0, 6), (0, 3), (0, 3), (1, 4), (1, 2), (1, 2)]
+    assert (
+        trainer.state.digest() == before
+        and trainer.settings.stages
+        == trainer_of(find_model(ltx_teacher), videos, settings, tmp_path, small_student).settings.stages
+    )
+    monkeypatch.setattr(Trainer, "learn", learn)
+    RunDir(tmp_path / "run").snapshot({"settings": asdict(replace(settings, stages=fitted))}, {})
+    again = trainer_of(find_model(ltx_teacher), videos, settings, tmp_path, small_student)
+    assert again.settings.stages == tuple(
+        replace(stage, perceptual=other.perceptual) for stage, other in zip(fitted, again.settings.stages, strict=True)
+    )
+
+
+def test_what_a_long_run_sees_and_takes_is_told_before_it_begins(ltx_teacher, videos, small_student, tmp_path):
+    settings = TINY.with_changes(steps=LONG, batch_size=3)
+    trainer = trainer_of(find_model(ltx_teacher), videos, settings, tmp_path, small_student)
+    before = trainer.state.digest()
+    text = forecast(trainer)
+    assert re.match(rf"recipe own: {LONG:,} steps see {LONG * 6:,} clips in about [\d.]+ (minute|hour)s? on this cpu", text)
+    assert trainer.state.digest() == before
+    trainer.settings = TINY
+    assert forecast(trainer) == "recipe own: 4 steps see 8 clips"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(5, "1 minute"), (1800, "30 minutes"), (6 * 3600, "6.0 hours"), (30 * 3600, "30 hours"), (1e7, "116 days")],
+)
+def test_durations_in_words(seconds, text):
+    assert duration_in_words(seconds) == text

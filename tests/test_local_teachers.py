@@ -160,7 +160,7 @@ def test_the_card_states_no_licence_that_nobody_stated(run):
 def test_distill_takes_the_licence_from_its_user(own, videos, monkeypatch, capsys, tmp_path):
     shutil.copytree(own, tmp_path / "vae-of-ours")
     monkeypatch.chdir(tmp_path)
-    command = ["distill", "--teacher", "vae-of-ours", "--data", videos, "--recipe", "fast", "--steps", 1, "--frames", 9, "--size", 64,
+    command = ["distill", "--teacher", "vae-of-ours", "--data", videos, "--recipe", "quick", "--steps", 1, "--frames", 9, "--size", 64,
                "--perceptual", "none", "--start", "plain", "--batch-size", 1, "--params", "3M", "--sample-every", 0]  # fmt: skip
     code, out, err = turbovaed(monkeypatch, capsys, *command, "--licence", 'Ours: "1.0"')
     assert code == 0, err

@@ -18,7 +18,7 @@ from turbovaed_cli.cache_parts import Shard, shard_from_environment
 from turbovaed_cli.cli import app
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import ModelSpec, find_model
-from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings
+from turbovaed_cli.settings import RECIPES, CacheSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "SCALE.md").read_text()
@@ -142,16 +142,12 @@ def test_cached_clips_stay_when_their_videos_go(ltx_teacher, videos, tmp_path):
     assert sum(encoded) == len(LatentCache(tmp_path / "latents")) == len(names) > 1
 
 
-def clips_seen(settings: DistillSettings) -> int:
-    return sum(stage.steps * stage.batch_size * stage.accumulation for stage in settings.stages)
-
-
 def test_the_clips_that_recipes_see_are_those_of_the_settings():
     rows = table("| `--recipe` |")
     assert {row[0] for row in rows} == set(RECIPES)
     a_clip = sum(bytes_of_clip(find_model("ltx"), 17, 256))
     for name, steps, seen, share, zips, gigabytes in rows:
-        clips = clips_seen(RECIPES[name])
+        clips = RECIPES[name].clips
         assert (int(steps), int(seen)) == (RECIPES[name].steps, clips)
         assert share == f"{100 * clips / VIDEOS:.1f} %"
         assert int(zips) == math.ceil(clips * 2048 / VIDEOS)

@@ -19,8 +19,8 @@ from turbovaed_cli.training import trackers
 
 @pytest.fixture(scope="module")
 def settings() -> DistillSettings:
-    fast = RECIPES["fast"].with_changes(steps=5, dtype="fp32", perceptual="none", start="plain", frames=9, size=(64, 64))
-    return replace(fast, save_every=2, sample_every=0)
+    quick = RECIPES["quick"].with_changes(steps=5, dtype="fp32", perceptual="none", start="plain", frames=9, size=(64, 64))
+    return replace(quick, save_every=2, sample_every=0)
 
 
 @pytest.fixture

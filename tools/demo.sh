@@ -22,7 +22,7 @@ step "1. encode clips once"
 run cache-latents --data "$out/train" --out "$out/latents"
 
 step "2. distil a student: stopped with Ctrl-C's signal on the way, then the same command resumes"
-distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --recipe fast --steps 40 --save-every 10 --sample-every 20)
+distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --recipe quick --steps 40 --save-every 10 --sample-every 20)
 printf '$ turbovaed %s\n' "${distill[*]}"
 turbovaed "${distill[@]}" & # a background job of a script ignores SIGINT, so SIGTERM stands in for it
 pid=$!

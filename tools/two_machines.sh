@@ -113,7 +113,7 @@ diff -r --exclude='*.lock' "$out/latents" "$out/merged" || fail "the merged cach
 echo "the same $clips clips, the same bytes"
 
 step "c. distill with torchrun over the cable; machine2 is switched off on the way"
-distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --recipe fast --save-every 4 --sample-every 0 --device cpu)
+distill=(distill --teacher tiny --latents "$out/latents" --run "$out/run" --recipe quick --save-every 4 --sample-every 0 --device cpu)
 on_both() {
   for machine in 1 2; do
     start $machine torchrun --nnodes 2 --nproc-per-node 1 --rdzv-id scale --rdzv-backend c10d --rdzv-endpoint machine1:29400 \

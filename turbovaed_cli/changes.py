@@ -22,8 +22,8 @@ def differences(before: object, now: object, name: str = "") -> Iterator[Change]
     """Every change between two JSON values; lists of as many objects are compared object by object."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
-            if key not in before and now[key] is False:
-                continue  # a switch that is off, and that the version which wrote the first document did not have
+            if key not in before and not now[key]:
+                continue  # off or 0, and unknown to the version that wrote the first document
             yield from differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
     elif (
         isinstance(before, list)

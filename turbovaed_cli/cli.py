@@ -40,6 +40,7 @@ from turbovaed_cli.settings import (
     LAYOUTS,
     OPTIMIZERS,
     PRECISIONS,
+    RECIPES,
     TARGETS,
     BenchSettings,
     CacheSettings,
@@ -440,6 +441,7 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         },
         "student": {
             "parameters": f"{params} M",
+            "recipe": f"{spec.recipe}: {RECIPES[spec.recipe].steps:,} steps, {RECIPES[spec.recipe].clips:,} clips",
             "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
             "published results": {
                 **{name: f"{ours:g} (teacher {theirs:g})" for name, (theirs, ours) in spec.published_results.items()},
@@ -748,7 +750,12 @@ def distill(
         str | None, typer.Option("--run", help="The run folder or its URL. Default: runs/TEACHER. The same command resumes.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option("--recipe", help="default, paper, fast, or a TOML file with [[stages]]; the options below change it.")
+        str,
+        typer.Option(
+            "--recipe",
+            help=f"{', '.join(RECIPES)}, or a TOML file with [[stages]]; the options below change it. "
+            "default: the teacher's own (models show NAME has it), or what the run began with.",
+        ),
     ] = DEFAULT_RECIPE,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps in all; stages keep their shares.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Clips per forward pass, in every stage.")] = None,
@@ -827,7 +834,7 @@ def distill(
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     spec = with_licence(find_model(teacher), licence)
     folder = run or f"runs/{spec.name}"
-    settings = read_recipe(recipe)
+    settings = read_recipe(_default_recipe(spec, folder) if recipe == DEFAULT_RECIPE else recipe)
     check_choice("--dtype", dtype or "auto", (*DTYPES, "auto"))
     check_choice("--optimizer", optimizer or settings.optimizer, OPTIMIZERS)
     check_device(device or "auto")
@@ -856,6 +863,7 @@ def distill(
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
         "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
         "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
+        "fit_batch": None if batch_size is None else False,
     }  # fmt: skip
     if optimizer not in (None, settings.optimizer) and lr is None:
         raise SettingsError(
@@ -920,6 +928,16 @@ def distill(
             console.print_table(table.title, table.columns, table.rows)
         console.note(f"next: turbovaed eval --model {folder} --data DIR; turbovaed reconstruct IN.mp4 --model {folder}")
     _finish(result.skipped)
+
+
+def _default_recipe(spec: "ModelSpec", run: str) -> str:
+    """The recipe that a run began with, if there is one and it is a preset; else that of its teacher."""
+    from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
+
+    settings = RunDir(Path(run)).read_config().get("settings") if RunDir.is_run(Path(run)) else None
+    began = settings.get("recipe") if isinstance(settings, dict) else None
+    began = "fast" if began == DEFAULT_RECIPE else began  # its name in older runs
+    return began if isinstance(began, str) and began in RECIPES else spec.recipe
 
 
 def _show_distilled(result: "DistillResult") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -33,13 +34,13 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state,
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
-from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings
+from turbovaed_cli.settings import RECIPES, DistillSettings
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
-from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
+from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate, fitted_stages, forecast
 from turbovaed_cli.training.losses import (
     perceptual_loss,
     resolve_perceptual,
@@ -54,6 +55,8 @@ from turbovaed_cli.training.trainer import ClipStream, Trainer
 from turbovaed_cli.video import reading_identity
 from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
 
+MOST_WORKERS = 8
+STEPS_BEFORE_WAITS = 50  # after which waits for data are told, while something can be done about them
 WORTH_SAYING = 0.1  # share of the steps' time
 SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to those that have it already
 
@@ -78,7 +81,7 @@ def distill(
     *,
     data: str | Path | None = None,
     latents: str | Path | None = None,
-    settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
+    settings: DistillSettings | None = None,
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
     command_line: str = "",
@@ -87,6 +90,7 @@ def distill(
 ) -> DistillResult:
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
 
+    `settings` None takes the recipe that the teacher's row of the registry names.
     `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
     config.json, for messages about a resume. Places may be fsspec URLs.
     Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
@@ -94,6 +98,7 @@ def distill(
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
+    settings = settings or RECIPES[spec.recipe]
     ranks = join_ranks(settings.device)
     if not ranks.is_first:
         report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
@@ -118,7 +123,7 @@ def estimate_distill(
     *,
     data: str | Path | None = None,
     latents: str | Path | None = None,
-    settings: DistillSettings = RECIPES[DEFAULT_RECIPE],
+    settings: DistillSettings | None = None,
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
     processes: int = 1,
@@ -130,6 +135,7 @@ def estimate_distill(
     Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
     teacher that is not here is no error.
     """
+    settings = settings or RECIPES[spec.recipe]
     check_settings(settings)
     if latents is not None:
         _cache_of(latents, spec)
@@ -212,7 +218,11 @@ def prepare(
         report.note(_in_words_if_larger(student, teacher, spec), warning=True)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
-    return Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks), skipped
+    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
+    if settings.fit_batch and device.type == "cuda" and not ranks.share(lambda: RunDir.is_run(folder.root)):
+        report.note("trying how many clips of a forward pass fit in the free memory")
+        trainer.settings = replace(settings, stages=fitted_stages(trainer))
+    return trainer, skipped
 
 
 def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
@@ -308,8 +318,10 @@ def _resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fi
     resumed_from = _resume(folder, trainer.state)
     if resumed_from:
         report.note(f"resumed from step {resumed_from}")
-    elif trainer.settings.start == "fitted" and fits:
-        trainer.fit_start(report)
+    else:
+        if trainer.settings.start == "fitted" and fits:
+            trainer.fit_start(report)
+        report.note(forecast(trainer))
     return resumed_from
 
 
@@ -351,6 +363,11 @@ def _train(trainer: Trainer, folder: RunDir, trackers: Trackers, samples: Sample
                 figures = {"seconds": seconds, "clips_per_s": clips_per_s, "data_seconds": waited, "peak_mb": peak or None}
                 _log_step(trainer, at.index, losses, figures, folder)
                 trackers.log(state.step, {**losses, **figures})
+                if state.step - first == STEPS_BEFORE_WAITS and (
+                    waits := _waits_in_words(batches.seconds, spent, settings.workers)
+                ):
+                    report.note(waits, warning=True)
+                    _log(folder, waits)
                 report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
             # Read once: what comes later belongs to the next step.
             asked_to_stop = int(ranks.most([max(list(stop), default=0)])[0])
@@ -465,7 +482,12 @@ def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, rep
         replace(stage, perceptual=known[index] if index < len(known) else "none") if stage.perceptual == "auto" else stage
         for index, stage in enumerate(settings.stages)
     ]
-    return replace(settings, stages=tuple(stages), dtype=dtype)
+    fitted = before.get("stages") or []
+    if settings.fit_batch and before.get("fit_batch") and len(fitted) == len(stages):
+        sizes = [{name: was[name] for name in ("batch_size", "accumulation")} for was in fitted]
+        stages = [replace(stage, **size) for stage, size in zip(stages, sizes, strict=True)]
+    workers = settings.workers or (2 if device.type == "cpu" else min(os.cpu_count() or 2, MOST_WORKERS))
+    return replace(settings, stages=tuple(stages), dtype=dtype, workers=workers)
 
 
 def _video_streams(

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ class Batch:
     std: Tensor | None = None
     windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
     noise: Tensor | None = None  # standard normal (B, C, t, h, w), where the posterior is sampled
+    looked_at: tuple[int, ...] | None = None  # pixel frames that the perceptual loss looks at; None: all
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -126,7 +127,7 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with every tensor changed."""
         mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
-        return Batch(change(self.video), mean, std, self.windows, noise)
+        return replace(self, video=change(self.video), mean=mean, std=std, noise=noise)
 
     def counted(self, video: Tensor) -> Tensor:
         """The part of each clip of (B, 3, T, H, W) that losses look at."""

@@ -171,6 +171,7 @@ class ModelSpec:
     teacher: TeacherSpec
     student: StudentSpec
     aliases: tuple[str, ...] = ()
+    recipe: str = "night"  # of settings.RECIPES, that `distill` takes unless another is named
     published_results: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
     )  # metric: (teacher, student), on PUBLISHED_ON
@@ -366,6 +367,7 @@ _VIDEO_DC_AE = ModelSpec(
 _TINY = ModelSpec(
     name="tiny",
     title="the embedded pair",
+    recipe="fast",
     teacher=TeacherSpec(
         class_name="AutoencoderKLLTXVideo",
         repo=None,

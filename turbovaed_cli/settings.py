@@ -75,6 +75,7 @@ class Stage:
     size: tuple[int, int] | None = None  # (height, width) in pixels, of clips read from videos; None takes the run's
     crop: tuple[int, int] | None = None  # pixels: learn from random crops of the clips, latents cut with them; None takes all
     crop_latents: int = 0  # the same as so many latents a side, at most the clip; 0 takes all
+    crop_side: int = 0  # the same as so many pixels a side, rounded down to latents and at most the clip; 0 takes all
     crop_margin: int = 0  # latents along cuts of cached clips, at most a third, that losses leave out: they know what lies beyond
     lr: float = 1e-4  # learning rate behind the warm-up; Muon's are some thirty times AdamW's
     lr_schedule: str = "constant"  # constant, or cosine down to lr_end where the stage ends
@@ -82,6 +83,7 @@ class Stage:
     warmup_steps: int = 0  # steps over which the learning rate rises from zero, at most a tenth of the stage
     perceptual: str = "auto"  # lpips, ssim, none; auto takes lpips where its weights are, else ssim, and says so
     perceptual_weight: float = 1.0  # of the perceptual loss
+    perceptual_frames: int = 0  # frames of each clip that it looks at, others in every pass; 0 takes all
     feature_weight: float = 1.0  # of the sum of the feature losses; 0 aligns nothing
     teacher_weight: float = 0.0  # of L1 to the teacher's own decode, beside L1 to the source; 0 never decodes it whole
     adversarial_weight: float = 0.0  # of the 3-D PatchGAN's hinge loss, times the adaptive weight; 0 has no discriminator
@@ -95,6 +97,9 @@ class DistillSettings:
 
     stages: tuple[Stage, ...]  # run one after the other
     recipe: str = "own"  # the preset's name
+    fit_batch: bool = (
+        False  # on CUDA, split a forward pass that does not fit in the free memory into several; a step sees the same clips
+    )
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels
     stride: int = ClipSettings.stride  # take every n-th frame (with --data alone; cached clips have theirs)
@@ -115,7 +120,7 @@ class DistillSettings:
     save_every: int = 500  # steps between checkpoints
     sample_every: int = 500  # steps between sample strips; 0 draws none
     keep_checkpoints: int = 3  # older ones are removed once a newer one is safe
-    workers: int = 2  # batches read ahead, each in a thread
+    workers: int = 0  # batches read ahead, each in a thread; 0 takes 2 on a CPU, else one for each core, at most 8
     log: tuple[str, ...] = ()  # trackers beside metrics.jsonl: tensorboard, trackio, wandb
     stall_seconds: float = 60.0  # a batch that does not come for so long is named, again and again
 
@@ -123,6 +128,11 @@ class DistillSettings:
     def steps(self) -> int:
         """Optimizer steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def clips(self) -> int:
+        """Clips that they see, each as often as it comes."""
+        return sum(stage.steps * stage.batch_size * stage.accumulation for stage in self.stages)
 
     def with_changes(self, **changes: Any) -> "DistillSettings":
         """These settings with some fields changed: fields of a stage change in every stage, `steps` scales the whole schedule.
@@ -143,7 +153,7 @@ def _scaled(stages: tuple[Stage, ...], steps: int) -> tuple[Stage, ...]:
     """The same stages with `steps` in all, each keeping its share, and one step at least."""
     if steps < len(stages):
         what = f"--steps is {steps}; " + (f"the schedule has {len(stages)} stages" if steps > 0 else "it must be at least 1")
-        raise SettingsError(what, "raise --steps, or take --recipe fast, which has one stage")
+        raise SettingsError(what, "raise --steps, or take --recipe quick, which has one stage")
     total = max(sum(stage.steps for stage in stages), 1)
     done, before, scaled = 0, 0, []
     for index, stage in enumerate(stages):
@@ -165,9 +175,33 @@ RECIPES: dict[str, DistillSettings] = {
             Stage("adversarial", steps=5000, batch_size=1, accumulation=8, lr=1e-4, adversarial_weight=0.05),
         ),
     ),
-    # Small crops first, in many steps; whole clips at the end, which leave nothing out.
-    "default": DistillSettings(
-        recipe="default",
+    # Of full-size teachers: one card of 24 GB for one night, a million clips. Many small clips first, then the size that
+    # students are used at, then sharpness. No full-size teacher was at hand, so its figures are not measured.
+    "night": DistillSettings(
+        recipe="night",
+        fit_batch=True,
+        optimizer="muon",
+        start="fitted",
+        size=(512, 512),
+        stages=(
+            Stage(
+                "reconstruct", steps=55000, batch_size=16, accumulation=1, crop_side=256, crop_margin=1, lr=2e-3, lr_schedule="cosine",
+                lr_end=0.1, warmup_steps=500, perceptual_weight=0.1, perceptual_frames=4, feature_weight=1.0,
+            ),
+            Stage(
+                "large", steps=10000, batch_size=2, accumulation=4, lr=6e-4, lr_schedule="cosine", lr_end=0.1, warmup_steps=100,
+                perceptual_weight=0.1, perceptual_frames=4, feature_weight=0.0, gradient_checkpointing=True,
+            ),
+            Stage(
+                "adversarial", steps=10000, batch_size=4, accumulation=1, crop_side=256, crop_margin=1, lr=2e-4, lr_schedule="cosine",
+                warmup_steps=100, perceptual_weight=0.1, perceptual_frames=4, feature_weight=0.0, adversarial_weight=0.05,
+            ),
+        ),
+    ),
+    # Of the embedded teacher, on which it was measured; of others a first look of half an hour on a GPU. Small crops first, in
+    # many steps; whole clips at the end, which leave nothing out.
+    "fast": DistillSettings(
+        recipe="fast",
         optimizer="muon",
         start="fitted",
         stages=(
@@ -181,9 +215,9 @@ RECIPES: dict[str, DistillSettings] = {
             ),
         ),
     ),
-    # A tenth of the default: to see whether a teacher, a student and the data go together.
-    "fast": DistillSettings(
-        recipe="fast",
+    # A tenth of it: to see whether a teacher, a student and the data go together.
+    "quick": DistillSettings(
+        recipe="quick",
         optimizer="muon",
         start="fitted",
         ema_decay=0.99,
@@ -195,7 +229,7 @@ RECIPES: dict[str, DistillSettings] = {
         ),
     ),
 }  # fmt: skip
-DEFAULT_RECIPE = "default"
+DEFAULT_RECIPE = "default"  # a name for the recipe that a teacher's row in the registry names
 
 
 def read_recipe(name: str) -> DistillSettings:

@@ -164,7 +164,7 @@ COMMANDS = {
         "--run",
         "{out}/run",
         "--recipe",
-        "fast",
+        "quick",
         "--steps",
         "1",
         "--start",

@@ -94,7 +94,7 @@ RECONSTRUCT = ("reconstruct", "{clip}/a.mp4", "--out", "{root}/out.mp4")
 EVAL = ("eval", "--data", "{clip}", *CUT, "--metrics", "psnr")
 EXPORT = ("export", "--out", "{root}/out.onnx", *CUT)
 BENCH = ("bench", "--target", "torch", *CUT, "--repeats", "1", "--warmup", "1")
-DISTILL = ("distill", "--data", "{clip}", *CUT, "--run", "{root}/run", "--steps", "1", "--recipe", "fast")
+DISTILL = ("distill", "--data", "{clip}", *CUT, "--run", "{root}/run", "--steps", "1", "--recipe", "quick")
 CACHE = ("cache-latents", "--data", "{clip}", *CUT, "--out", "{root}/latents")
 NOTHING = lambda _root: None  # noqa: E731 - a door that needs no more than the file
 
@@ -461,7 +461,7 @@ def test_a_hostile_shard_in_a_sealed_cache(turbovaed, clip, tmp_path, request, t
         rest = {key: value for key, value in about.items() if key not in ("seal", "schema_version")}
         shard.write_text(sealed({**rest, "sha256": sha256_of(made / "shards" / about["file"])}))
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
-        code, err = turbovaed("distill", "--latents", made, "--run", tmp_path / "run", "--steps", "1", "--recipe", "fast")
+        code, err = turbovaed("distill", "--latents", made, "--run", tmp_path / "run", "--steps", "1", "--recipe", "quick")
         tried.see(f"shard, {name}", code, err, tmp_path)
     tally("hostile weight files, through every command", tried.number, tried.number - len(tried.wrong))
     assert not tried.wrong, "\n".join(tried.wrong)

@@ -39,7 +39,11 @@ def check_settings(settings: DistillSettings) -> None:
     for stage in settings.stages:
         check_counts(stage, ("steps", "batch_size", "accumulation"))
         weights = ("perceptual_weight", "feature_weight", "teacher_weight", "adversarial_weight")
-        _check_not_negative(stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_margin", *weights))
+        _check_not_negative(
+            stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_side", "crop_margin", "perceptual_frames", *weights)
+        )
+        if stage.crop_latents and stage.crop_side:
+            raise SettingsError(f"stage {stage.name} has crop_latents and crop_side", "they say the same in two units: give one")
         if stage.lr == 0:
             raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
         choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}

@@ -1,24 +1,30 @@
 """What a distillation would take: a few real steps of every stage and what comes with them, timed and weighed; nothing is written."""
 
+import copy
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from turbovaed_cli.devices import forget_peak, peak_mb
+from turbovaed_cli.devices import forget_peak, is_out_of_memory, peak_mb
 from turbovaed_cli.latents import Batch
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.settings import Stage
 from turbovaed_cli.storage import free_bytes, is_url
 from turbovaed_cli.training.data import Skipped, Waited, read_ahead
 from turbovaed_cli.training.outputs import Samples
+from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.trainer import Trainer
 
 SAMPLE_VIDEOS = 24  # that are looked into
+LONG = 1000  # optimizer steps of a schedule that is timed before it begins
+LONGEST_S = 2 * 86400  # of a recipe for a night
+MOST_RESERVED = 0.9  # of a device's free memory that a fitted forward pass may take
 TIMED_STEPS = 3  # of each stage, behind its first, which is slow
 
 
@@ -115,6 +121,83 @@ def _all_read_ahead(trainer: Trainer, first: int) -> Iterator[tuple[tuple[int, i
         if len(waiting) > trainer.settings.workers:
             yield waiting.popleft()
     yield from waiting
+
+
+def fitted_stages(trainer: Trainer) -> tuple[Stage, ...]:
+    """The stages in forward passes that fit in the free memory of every rank's device: a step sees the same clips, in more passes.
+
+    The sizes are tried, from the largest on, on a copy of the training state.
+    """
+    stages = []
+    for index, stage in enumerate(trainer.settings.stages):
+        own = stage.batch_size // trainer.ranks.count
+        fits = next((clips for clips in range(own, 1, -1) if own % clips == 0 and _has_room(trainer, index, clips)), 1)
+        clips = -int(trainer.ranks.most([-fits])[0])  # of the rank that has the least room
+        accumulation = stage.accumulation * (own // clips)
+        stages.append(replace(stage, batch_size=clips * trainer.ranks.count, accumulation=accumulation))
+    return tuple(stages)
+
+
+def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
+    device = trainer.device
+    forget_peak(device)
+    try:
+        _seconds_of_pass(trainer, index, clips)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    if (reserved := _reserved_mb(device)) is None:
+        return True
+    return reserved * 1e6 < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+
+
+def forecast(trainer: Trainer) -> str:
+    """What a run that begins will see, for people: steps, clips, and the time by a forward pass of each stage on this device.
+
+    A schedule of fewer than LONG steps is not timed.
+    """
+    settings, count = trainer.settings, trainer.ranks.count
+    text = f"recipe {settings.recipe}: {settings.steps:,} steps see {settings.clips:,} clips"
+    if settings.steps < LONG:
+        return text
+    seconds = 0.0
+    for index, stage in enumerate(settings.stages):
+        own = stage.batch_size // count
+        tried = 1 if trainer.device.type == "cpu" else own  # a CPU takes as long for each clip of a batch as for one alone
+        seconds += stage.steps * stage.accumulation * _seconds_of_pass(trainer, index, tried) * own / tried
+    text += f" in about {duration_in_words(seconds)} on this {trainer.device.type}, by a forward pass of each stage"
+    return text + ("; --recipe fast is a first look" if seconds > LONGEST_S and settings.recipe == "night" else "")
+
+
+def _seconds_of_pass(trainer: Trainer, index: int, clips: int) -> float:
+    """Seconds of an optimizer step of one forward pass with `clips` clips in a stage: the second of two, on a copy of the state."""
+    stages = list(trainer.settings.stages)
+    stages[index] = replace(stages[index], batch_size=clips, accumulation=1)
+    state = copy.deepcopy(trainer.state)
+    state.step = sum(stage.steps for stage in stages[:index])
+    settings = replace(trainer.settings, stages=tuple(stages), compile=False)
+    trial = replace(trainer, state=state, settings=settings, ranks=alone(trainer.device))
+    which, seconds = (index, 0), 0.0
+    for _ in range(2):
+        batch = trial.batch_at(which)
+        began = time.perf_counter()
+        trial.learn(iter([(which, batch)]))
+        seconds = time.perf_counter() - began
+    return seconds
+
+
+def duration_in_words(seconds: float) -> str:
+    """Minutes, hours or days, to two digits: "35 minutes", "7.2 hours", "12 days"."""
+    for most, unit, name in ((90 * 60, 60, "minute"), (72 * 3600, 3600, "hour")):
+        if seconds < most:
+            count = max(seconds / unit, 1.0)
+            text = f"{count:.0f}" if count >= 10 or unit == 60 else f"{count:.1f}"
+            return f"{text} {name}{'s' * (text != '1')}"
+    return f"{seconds / 86400:,.0f} days"
 
 
 def _reserved_mb(device: torch.device) -> float | None:

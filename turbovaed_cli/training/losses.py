@@ -1,6 +1,6 @@
 """What the student is asked for: L1 to the source, a perceptual distance, the teacher's features, the teacher's pixels."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -96,16 +96,20 @@ def reconstruction_losses(
     features: Mapping[str, Tensor],
     perceptual: PerceptualLoss | None,
     taught: Tensor | None = None,
+    looked_at: Sequence[int] | None = None,
 ) -> Losses:
     """L1 to the source, and what the stage adds: perceptual distance, features, L1 to the teacher's decode `taught`.
 
+    The perceptual distance is that of the frames `looked_at`; None: of all.
     In fp32, but for what LPIPS and the features are made of.
     """
     decoded = decoded.float()
     parts = {"l1": functional.l1_loss(decoded, source)}
     total = parts["l1"]
     if perceptual is not None and stage.perceptual_weight:
-        parts["perceptual"] = perceptual(decoded, source, checkpointed=stage.gradient_checkpointing)
+        frames = slice(None) if looked_at is None else list(looked_at)
+        pair = (decoded[:, :, frames], source[:, :, frames])
+        parts["perceptual"] = perceptual(*pair, checkpointed=stage.gradient_checkpointing)
         total = total + stage.perceptual_weight * parts["perceptual"]
     if features:
         parts |= {f"feature_{block}": loss.float() for block, loss in features.items()}

@@ -21,7 +21,7 @@ MOST_CHANGES = 5  # that an error lists
 ONLY_IN_RECIPES = frozenset(
     {
         "name", "betas", "eps", "weight_decay", "clip_grad_norm", "discriminator_channels", "discriminator_lr", "crop_latents",
-        "crop_margin", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
+        "crop_side", "crop_margin", "perceptual_frames", "fit_batch", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
     }
 )  # fmt: skip
 _OF_STUDENTS = ("--params", "--gflops", "--student-config", "--init")  # options that decide which student it is

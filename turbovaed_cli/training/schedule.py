@@ -52,7 +52,7 @@ def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop |
     """A stage's crops out of clips of `size` (height, width) pixels; None where it takes the whole clip.
 
     Raises SettingsError where `crop` is larger than the clips, ShapeError where the teacher cannot cut there. `crop_latents`
-    is at most the clip, and the margin at most a third of a side that is cut.
+    and `crop_side` are at most the clip, and the margin at most a third of a side that is cut.
     """
     ratio = teacher.space_ratio
     if stage.crop is not None:
@@ -64,6 +64,8 @@ def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop |
         height, width = stage.crop
     elif stage.crop_latents:
         height, width = (min(stage.crop_latents * ratio, pixels) for pixels in size)
+    elif stage.crop_side:
+        height, width = (min(max(stage.crop_side // ratio, 1) * ratio, pixels) for pixels in size)
     else:
         return None
     if (height, width) == size:

@@ -1,6 +1,7 @@
 """One optimizer step: batches, losses, gradients, and what must not be in them. Source: arXiv:2508.09136."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -98,6 +99,10 @@ class Trainer:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
             shape = (stage.batch_size, *self.latent_shape(batch)[1:])
             batch = replace(batch, noise=torch.randn(shape, generator=generator)[part])
+        frames = batch.video.shape[2]
+        if stage.perceptual_frames and stage.perceptual_frames < frames:
+            drawn = random.Random(f"frames/{seed}/{number}").sample(range(frames), stage.perceptual_frames)  # noqa: S311
+            batch = replace(batch, looked_at=tuple(sorted(drawn)))
         return self.copies.send(batch)
 
     def names_at(self, which: tuple[int, int]) -> str:
@@ -221,7 +226,7 @@ class Trainer:
         assert decoded is not None
         decoded, source = batch.counted(decoded), batch.counted(source)
         taught = None if taught is None else batch.counted(taught)
-        losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught)
+        losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught, batch.looked_at)
         return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
 
     def perceptual_of(self, stage: Stage) -> PerceptualLoss | None:
