@@ -1,12 +1,13 @@
 """What is said of the machine is so: peaks of memory, and what torch.compile needs."""
 
+import errno
 import shutil
 
 import pytest
 import torch
 
-from turbovaed_cli.devices import check_compiler, forget_peak, peak_mb
-from turbovaed_cli.errors import UnavailableError
+from turbovaed_cli.devices import check_compiler, forget_peak, is_out_of_memory, peak_mb
+from turbovaed_cli.errors import TurboVaedError, UnavailableError
 
 CPU = torch.device("cpu")
 
@@ -30,3 +31,61 @@ def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
     assert "leave out --compile" in error.value.hint
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/clang++" if name == "clang++" else None)
     check_compiler(CPU)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.64 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 18.10 GB, other allocations: 1.10 GB, max allowed: 18.13 GB)."),
+        RuntimeError("[Errno 2] DefaultCPUAllocator: not enough memory: you tried to allocate 4000000000 bytes."),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_every_way_of_running_out_of_memory_is_recognised(error):
+    assert is_out_of_memory(error)
+
+
+def test_a_real_allocation_that_fails_is_recognised_also_as_the_cause_of_another_error():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15)
+    assert is_out_of_memory(refused.value)
+    with pytest.raises(TurboVaedError) as raised_from:
+        raise TurboVaedError("the piece was not decoded") from refused.value
+    assert is_out_of_memory(raised_from.value)
+    with pytest.raises(KeyError) as while_handling:
+        _fail_while_handling(refused.value)
+    assert is_out_of_memory(while_handling.value)
+
+
+def _fail_while_handling(error):
+    try:
+        raise error
+    except RuntimeError:
+        raise KeyError("cleaning up")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+        RuntimeError("CUDA error: invalid device ordinal"),
+        ValueError("CUDA out of memory"),  # no allocator raises this type
+        OSError(errno.ENOSPC, "No space left on device"),
+        KeyboardInterrupt(),
+    ],
+)
+def test_other_errors_are_not_taken_for_too_little_memory(error):
+    assert not is_out_of_memory(error)
+
+
+def test_errors_that_name_each_other_as_their_cause_end_the_search():
+    one, other = RuntimeError("one"), RuntimeError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert not is_out_of_memory(one)

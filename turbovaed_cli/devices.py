@@ -1,6 +1,7 @@
 """What this machine offers: devices, precisions, and the facts a bug report or a run folder records."""
 
 import ctypes
+import errno
 import os
 import platform
 import shutil
@@ -35,6 +36,21 @@ _PACKAGES = (
     "imageio-ffmpeg",
     "typer",
     "rich",
+)
+# Texts of errors that mean too little memory, besides the types of such errors: allocators of torch and onnxruntime, and
+# cuDNN and cuBLAS, which find no memory for their workspaces.
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Failed to allocate memory for requested buffer",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
 )
 
 
@@ -123,6 +139,25 @@ def status_bytes(field: str) -> int | None:
         return None
     line = next(line for line in status.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised from or while handling, means that a device or this machine ran out of memory."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(one, OSError) and one.errno == errno.ENOMEM:
+            return True
+        if isinstance(one, RuntimeError) and any(text in str(one) for text in _OUT_OF_MEMORY):
+            return True
+        waiting += [one.__cause__, one.__context__]
+    return False
 
 
 def give_back_free_memory() -> None:
