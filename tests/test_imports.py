@@ -24,6 +24,7 @@ GROUND = {
     "teacher_files",
     "streams",
     "choices",
+    "system",
 }
 PIECES = {
     "video",

@@ -55,6 +55,7 @@ from turbovaed_cli.settings import (
 )
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.streams import lost_output, open_standard_streams
+from turbovaed_cli.system import check_system
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
@@ -572,6 +573,8 @@ def cache_latents(
     verbose: Verbose = False,
 ) -> None:
     """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
+    if not status:
+        check_system("cache-latents")
     check_dtype(dtype)
     check_device(device)
     if not status:
@@ -825,6 +828,7 @@ def distill(
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    check_system("distill")
     spec = with_licence(find_model(teacher), licence)
     folder = run or f"runs/{spec.name}"
     settings = read_recipe(recipe)
@@ -1054,6 +1058,7 @@ def reconstruct(
     verbose: Verbose = False,
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
+    check_system("reconstruct")
     settings = ReconstructSettings(
         memory=parse_bytes(memory) if memory else 0, fast=fast, compare=compare, window=window, overlap=overlap, fps=fps, hdr=hdr,
         codec=codec, bits=_given(bits, "bits"), crf=crf, sound=sound, dtype=dtype, device=device,
@@ -1189,6 +1194,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
+    check_system("eval")
     check_dtype(dtype)
     check_device(device)
     if report is not None and (compare or more):
@@ -1330,6 +1336,8 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the student for other runtimes, and check each written file right away as far as this machine can."""
+    if data is not None:
+        check_system("export --data")
     names = _listed(formats or ["onnx"])
     precisions = _listed([dtype])
     check_choices("--format", names, FORMATS)
@@ -1425,6 +1433,8 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
+    if data is not None:
+        check_system("bench --data")
     names = _listed(target) or BenchSettings.targets
     check_choices("--target", names, (*TARGETS, "all"))
     check_choices("--dtype", _listed([dtype]), PRECISIONS)
