@@ -34,6 +34,7 @@ PIECES = {
     "cache_parts",
     "metrics",
     "devices",
+    "gpus",
     "weights",
     "models",
     "training",

@@ -104,4 +104,8 @@ def test_commands_with_videos_are_refused_on_windows_before_any_work(words, monk
     out, err = capsys.readouterr()
     assert end.value.code == 3 and out == ""
     what, hint = err.strip().splitlines()
-    assert what.startswith(f"error: {words[0]}") and what.endswith("needs WSL2 on Windows") and hint.startswith("hint: wsl --install")
+    assert (
+        what.startswith(f"error: {words[0]}")
+        and what.endswith("needs WSL2 on Windows")
+        and hint.startswith("hint: wsl --install")
+    )

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -332,6 +333,12 @@ def _check_folder(place: str, option: str) -> None:
         check_place(Path(place), option, folder=True)
 
 
+def _check_system_for(data: Path | None, what: str) -> None:
+    """Refuse to read videos on a system that cannot."""
+    if data is not None:
+        check_system(what)
+
+
 def _show_version(*, json: bool) -> None:
     if json:
         console.print_json({"turbovaed": __version__})
@@ -573,11 +580,10 @@ def cache_latents(
     verbose: Verbose = False,
 ) -> None:
     """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
-    if not status:
-        check_system("cache-latents")
     check_dtype(dtype)
     check_device(device)
     if not status:
+        check_system("cache-latents")
         _check_folder(out, "--out")
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
@@ -1070,7 +1076,7 @@ def reconstruct(
     if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
         check_video_name(out)
         _check_file(out, "--out", overwrite=overwrite)
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
@@ -1092,13 +1098,15 @@ def reconstruct(
         needs_teacher = not is_latents_file(source)
         if out is None:
             console.note(f"--out not given: writing {place.absolute()}")
+    on, precision = resolve_device(device, report), resolve_dtype(dtype)
+    warn_of_cudnn(on, precision, report)
     pair = load_pair(
         _model_or_default(model),
         teacher,
         config=config,
         with_teacher=needs_teacher,
-        device=resolve_device(device),
-        dtype=resolve_dtype(dtype),
+        device=on,
+        dtype=precision,
         consent=_consent(yes),
     )
     if is_folder:
@@ -1203,7 +1211,7 @@ def evaluate(
         _check_file(report, "--report", overwrite=overwrite)
     for name in filter(None, (model, *(compare or ()), *(more or ()))):
         _check_run_folder(Path(name))
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import (  # noqa: PLC0415
         SPEED_REPEATS,
         as_document,
@@ -1224,7 +1232,9 @@ def evaluate(
         tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
     )  # fmt: skip
     check_settings(settings)
-    on, precision, consent = resolve_device(device), resolve_dtype(dtype), _consent(yes)
+    reporter = _reporter(quiet, verbose)
+    on, precision, consent = resolve_device(device, reporter), resolve_dtype(dtype), _consent(yes)
+    warn_of_cudnn(on, precision, reporter)
     others = [*(compare or ()), *(more or ())]
     if others and not compare:
         raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
@@ -1240,7 +1250,7 @@ def evaluate(
         )
         for name in names
     ]
-    results = evaluate_all(pairs, data, settings, required=thresholds, report=_reporter(quiet, verbose))
+    results = evaluate_all(pairs, data, settings, required=thresholds, report=reporter)
     if json:
         documents = [as_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
@@ -1336,8 +1346,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the student for other runtimes, and check each written file right away as far as this machine can."""
-    if data is not None:
-        check_system("export --data")
+    _check_system_for(data, "export --data")
     names = _listed(formats or ["onnx"])
     precisions = _listed([dtype])
     check_choices("--format", names, FORMATS)
@@ -1433,13 +1442,13 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
-    if data is not None:
-        check_system("bench --data")
+    _check_system_for(data, "bench --data")
     names = _listed(target) or BenchSettings.targets
     check_choices("--target", names, (*TARGETS, "all"))
     check_choices("--dtype", _listed([dtype]), PRECISIONS)
     check_choices("--layout", _listed([layout]), LAYOUTS)
-    check_choice("--device", device.partition(":")[0], (*DEVICES, *APPLE_DEVICES))
+    if device.partition(":")[0] not in APPLE_DEVICES:
+        check_device(device, APPLE_DEVICES)
     if report is not None:
         _check_file(report, "--report", overwrite=overwrite)
     if ios_project is not None:
@@ -1577,15 +1586,16 @@ def runs(
 @command
 def env(json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
-    from turbovaed_cli.devices import environment  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import environment, resolve_device  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
 
-    facts = environment() | {"ffmpeg": ffmpeg_version()}
+    facts = environment(resolve_device("auto", _reporter(quiet=False, verbose=False))) | {"ffmpeg": ffmpeg_version()}
     if json:
         console.print_json(facts)
         return
     packages = facts.pop("packages")
-    console.print_table("Environment", ["", ""], [(key, str(value)) for key, value in [*facts.items(), *packages.items()]])
+    rows = [(key, "none" if value is None else str(value)) for key, value in [*facts.items(), *packages.items()]]
+    console.print_table("Environment", ["", ""], rows)
 
 
 @app.command("help")
@@ -1608,6 +1618,8 @@ def show_version(json: Json = False) -> None:
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
     open_standard_streams()
+    # torch's words about an NVIDIA driver that is too old, which any import may bring up: --device has ours (gpus.py).
+    warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
     if sys.argv[1:2] == ["distill"]:
         end_with_launcher()
         if is_beside_another():

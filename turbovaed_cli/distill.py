@@ -22,6 +22,7 @@ from turbovaed_cli.devices import (
     peak_mb,
     resolve_device,
     resolve_dtype,
+    warn_of_cudnn,
 )
 from turbovaed_cli.documents import shown
 from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
@@ -32,7 +33,7 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, load_stu
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
-from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
+from turbovaed_cli.rundir import RunDir, metrics_row, read_json, write_whole
 from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
@@ -46,7 +47,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.outputs import draw_sample, losses_in_words, training_clip, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
-from turbovaed_cli.training.resume import check_resume
+from turbovaed_cli.training.resume import check_resume, machine_changes
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
@@ -89,12 +90,13 @@ def distill(
 
     `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
     config.json, for messages about a resume. Places may be fsspec URLs.
-    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
+    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit on one type
+    of machine (on a GPU, with equal free memory). Where several
     processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
-    ranks = join_ranks(settings.device)
+    ranks = join_ranks(settings.device, report)
     if not ranks.is_first:
         report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
     nowhere = nullcontext((Path(str(run)), lambda: None))
@@ -137,7 +139,7 @@ def estimate_distill(
     if download:
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
-    ranks = alone(resolve_device(settings.device))
+    ranks = alone(resolve_device(settings.device, report))
     with look_at_run(run) as root:
         folder = RunDir(root)
         if holder := folder.holder():
@@ -184,6 +186,8 @@ def prepare(
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
+    if ranks.local_rank == 0:
+        warn_of_cudnn(device, dtype, report)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if cache is None:
@@ -229,7 +233,7 @@ def _run(
     """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
-        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line))
+        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line, report))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
@@ -262,12 +266,17 @@ def _over_all(settings: DistillSettings, processes: int) -> DistillSettings:
 
 
 def _begin(
-    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str
+    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
 ) -> dict[str, Any]:
     """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
     config = _config_of(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
     check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
-    folder.snapshot(config, environment())
+    machine = environment(trainer.device)
+    if folder.env.is_file() and folder.steps() and (changes := machine_changes(read_json(folder.env), machine)):
+        report.note(
+            f"the last bits may differ from those of the run so far, which began elsewhere: {', '.join(changes)}", warning=True
+        )
+    folder.snapshot(config, machine)
     folder.clean_leftovers()
     return config
 
