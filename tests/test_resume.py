@@ -16,12 +16,13 @@ from conftest import HANG_S
 from safetensors.torch import load_file
 
 from turbovaed_cli.distill import distill, stop_requests
-from turbovaed_cli.errors import CorruptFileError, RunFolderError
+from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
 from turbovaed_cli.training import state as training_state
 from turbovaed_cli.training.resume import machine_changes
+from turbovaed_cli.training.trainer import Trainer
 
 # Three stages: what a checkpoint holds, and where a stage ends, must not be seen in the weights.
 RECIPE = """
@@ -168,6 +169,25 @@ def test_a_resume_on_another_machine_warns_and_goes_on(teach, settings, ltx_teac
             )
         assert sum("the last bits may differ" in text for text in Heard.warnings) == count
     assert "device: cuda -> cpu" in next(text for text in Heard.warnings if "last bits" in text)
+
+
+def test_a_step_without_memory_names_the_checkpoint_and_what_takes_less(teach, uninterrupted, tmp_path, monkeypatch):
+    learn, run = Trainer.learn, tmp_path / "run"
+
+    def out_of_memory(trainer, batches):
+        if trainer.state.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. Including non-PyTorch memory, ...")
+        return learn(trainer, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", out_of_memory)
+        with pytest.raises(TurboVaedError, match=r"step 3 does not fit in the memory of this cpu: CUDA out of memory\.") as error:
+            teach(run)
+    assert error.value.exit_code == 1
+    assert error.value.hint.startswith("the same command with --gradient-checkpointing goes on from step 2; with another --run, ")
+    assert "--crop" in error.value.hint and "--batch-size" in error.value.hint and "--dtype bf16" in error.value.hint
+    assert "ssim" not in error.value.hint  # the stage has no perceptual loss
+    assert teach(run).resumed_from == 2 and differing(everything(run), uninterrupted) == []
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])

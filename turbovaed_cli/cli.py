@@ -181,6 +181,17 @@ LEFT_BY = {
 }
 
 
+# What takes less memory, by function: the options that help there.
+LESS_MEMORY = {
+    "cache_latents": "less memory: --batch-size 1, a smaller --size or --frames, or --device cpu",
+    "distill": "less memory: --crop, --gradient-checkpointing, a smaller --batch-size, --dtype bf16, --perceptual ssim",
+    "reconstruct": "less memory: --memory 4GB (smaller pieces), --dtype bf16, --window 17 with --compare, or --device cpu",
+    "evaluate": "less memory: a smaller --size or --frames, --dtype bf16, or --device cpu",
+    "export": "less memory: a smaller --size or --frames, or one --format at a time",
+    "bench": "less memory: a smaller --size or --frames, --dtype bf16, --no-teacher, or --device cpu",
+}
+
+
 def command(function: Command) -> Command:
     """Turn our errors into one line, a hint and an exit code, and signals into theirs; expand ~ in what was given."""
 
@@ -192,7 +203,7 @@ def command(function: Command) -> Command:
             except typer.Exit:  # a RuntimeError by birth
                 raise
             except BaseException as error:
-                code = _say(error, received, LEFT_BY.get(function.__name__, NOTHING_WRITTEN))
+                code = _say(error, received, function.__name__)
                 if code is None or (os.environ.get("TURBOVAED_DEBUG") and code not in (130, 143)):
                     raise
                 raise typer.Exit(code) from None
@@ -209,8 +220,18 @@ def _expanded(value: Any) -> Any:
     return value
 
 
-def _say(error: BaseException, received: Sequence[int], left: str) -> int | None:
-    """Print what ended a command, and `left`, what is left of it; returns its exit code, None for a mistake of ours."""
+def _out_of_memory(error: BaseException) -> str:
+    """What to say of an error that means too little memory; "" of others."""
+    if "torch" not in sys.modules:  # too early for all other errors of that kind
+        return "out of memory" if isinstance(error, MemoryError) else ""
+    from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words  # noqa: PLC0415 - help stays quick
+
+    return out_of_memory_in_words(error) if is_out_of_memory(error) else ""
+
+
+def _say(error: BaseException, received: Sequence[int], name: str) -> int | None:
+    """Print what ended the command of the function `name`, and what is left of it; returns its exit code, None for a mistake of ours."""
+    left = LEFT_BY.get(name, NOTHING_WRITTEN)
     if isinstance(error, TurboVaedError) and (not received or isinstance(error, InterruptedRunError)):
         console.print_error(error)
         return error.exit_code
@@ -224,12 +245,13 @@ def _say(error: BaseException, received: Sequence[int], left: str) -> int | None
         what = f"cannot read or write {where}: {UNWRITABLE[error.errno]}"
         console.print_error(TurboVaedError(what, "give another place, such as with --out, --report or --run"))
         return UnwritableError.exit_code
-    if isinstance(error, MemoryError | RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
+    if what := _out_of_memory(error):
+        console.print_error(TurboVaedError(what, LESS_MEMORY.get(name, "close other programs, or take a smaller input")))
+        return 1
+    if isinstance(error, RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "TURBOVAED_DEBUG=1 shows where; please report it"
-        if "memory" in lines[0].lower():
-            hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             hint = f"free some space; {left}"
         elif lines[0].startswith("[Errno 2] No usable temporary directory"):  # tempfile's words
             hint = "set TMPDIR to a folder that can be written"

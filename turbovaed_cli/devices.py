@@ -195,10 +195,27 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def out_of_memory_in_words(error: BaseException) -> str:
+    """What `is_out_of_memory` found, in one line: what was asked for and what there is, without an allocator's advice."""
+    text = (str(error).strip().splitlines() or [""])[0].partition(" Including non-PyTorch memory")[0].rstrip(".")
+    if not text or "memory" in text.lower():
+        return text or "out of memory"
+    return f"out of memory ({text})"
+
+
 def give_back_free_memory() -> None:
     """Hand the system what the C library holds and nobody uses, where that is glibc, which would keep what lies between other blocks."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back the memory that torch keeps for later on `device`, for a second attempt after an error."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    give_back_free_memory()
 
 
 def check_compiler(device: torch.device) -> None:

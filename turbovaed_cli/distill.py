@@ -19,13 +19,15 @@ from turbovaed_cli.devices import (
     check_compiler,
     environment,
     forget_peak,
+    is_out_of_memory,
+    out_of_memory_in_words,
     peak_mb,
     resolve_device,
     resolve_dtype,
     warn_of_cudnn,
 )
 from turbovaed_cli.documents import shown
-from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
+from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError, TurboVaedError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
@@ -239,13 +241,44 @@ def _run(
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
-        with trackers_of(settings.log if ranks.is_first else (), folder, config, state.step, report) as trackers:
+        logs = settings.log if ranks.is_first else ()
+        with _memory_in_words(trainer, folder), trackers_of(logs, folder, config, state.step, report) as trackers:
             losses = _train(trainer, folder, trackers, report)
         if ranks.is_first:
             write_model(folder, trainer, spec, config)
             if losses or not folder.report.exists():
                 write_run_report(folder, trainer, [training_clip(trainer)] if settings.sample_every else [])
     return resumed_from, losses
+
+
+@contextmanager
+def _memory_in_words(trainer: Trainer, folder: RunDir) -> Iterator[None]:
+    """Say of a step that runs out of memory what would take less, and from which checkpoint the run can go on."""
+    try:
+        yield
+    except TurboVaedError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"step {trainer.state.step + 1} does not fit in the memory of this {trainer.device.type}: {out_of_memory_in_words(error)}"
+        raise TurboVaedError(what, _less_memory(trainer, folder)) from error
+
+
+def _less_memory(trainer: Trainer, folder: RunDir) -> str:
+    """The options that take less memory: those that this run can go on with, and those that make it another run."""
+    settings = trainer.settings
+    stage = position_at(settings.stages, trainer.state.step).stage
+    others = ["--crop WIDTHxHEIGHT (smaller)"]
+    others += ["--batch-size (smaller)"] if stage.batch_size > trainer.ranks.count else []
+    others += ["--dtype bf16"] if trainer.dtype == torch.float32 else []
+    others += ["--perceptual ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
+    again = f"with another --run, {', '.join(others)} take less"
+    # The first rank alone has the run folder.
+    steps = folder.steps() if trainer.ranks.is_first else []
+    place = f"step {steps[-1]}" if steps else "its last checkpoint" if not trainer.ranks.is_first else "the beginning"
+    way = "the same command" if stage.gradient_checkpointing else "the same command with --gradient-checkpointing"
+    return f"{way} goes on from {place}; {again}"
 
 
 def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
