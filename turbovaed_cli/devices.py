@@ -209,6 +209,14 @@ def give_back_free_memory() -> None:
         trim(0)
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until `device` has finished what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def empty_cache(device: torch.device) -> None:
     """Give back the memory that torch keeps for later on `device`, for a second attempt after an error."""
     if device.type == "cuda":
