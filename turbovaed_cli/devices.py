@@ -55,7 +55,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-_UPDATE_MACOS = "update macOS (26.2 is known for this, and 26.3 mends it) or torch"
+_UPDATE_MACOS = "update macOS (26.2 is known for this) or torch"
 
 
 def resolve_device(name: str, report: Reporter = quiet) -> torch.device:

@@ -308,7 +308,7 @@ def decode_as_memory_allows(
     ratio = int(fast.student.temporal_compression_ratio)
     lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
     # What is not out yet depends on this many latents before the newest: as far back as it looks ahead, and its own delay.
-    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames), 0
+    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already
