@@ -118,6 +118,11 @@ def test_other_reasons_for_a_gpu_that_torch_does_not_see_are_not_called_an_old_d
 
 def test_the_driver_is_asked_of_nvidia_smi_where_the_system_has_no_file(monkeypatch, tmp_path):
     monkeypatch.setattr(gpus, "DRIVER_FILE", tmp_path / "none")
+    gpus.DRIVER_FILE.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)\n"
+    )
+    assert nvidia_driver() == "580.65.06"
+    gpus.DRIVER_FILE.unlink()
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 550.54.14\necho 550.54.14\n")
     program.chmod(0o755)

@@ -84,15 +84,21 @@ def cuda_problem() -> tuple[str, str] | None:
 
 def cudnn_version() -> str | None:
     """The version of cuDNN as people write it, such as 9.19.0; None without cuDNN."""
-    number = torch.backends.cudnn.version()
-    return None if number is None else f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    number = _cudnn_number()
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else None
+
+
+def _cudnn_number() -> int:
+    with suppress(RuntimeError):  # one that this torch was not built with: the first convolution has the words
+        return torch.backends.cudnn.version() or 0
+    return 0
 
 
 def slow_cudnn(device: torch.device, dtype: torch.dtype) -> str:
     """The warning about a cuDNN that PyTorch does not use for 3-D convolutions in bf16 and fp16; "" if all is well."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return ""
-    if (torch.backends.cudnn.version() or 0) not in _SLOW_CUDNN:
+    if _cudnn_number() not in _SLOW_CUDNN:
         return ""
     name = "bf16" if dtype == torch.bfloat16 else "fp16"
     package = f"nvidia-cudnn-cu{(torch.version.cuda or '13').partition('.')[0]}"

@@ -179,7 +179,8 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
         return alone(resolve_device(device, report))
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"
-    kind = resolve_device(device, report).type
+    is_first_here = (os.environ.get("LOCAL_RANK") or "0") == "0"  # one warning on each machine
+    kind = resolve_device(device, report if is_first_here else quiet).type
     if device not in ("auto", "cpu", "cuda") or kind == "mps":
         raise SettingsError(f"--device {device} is one, and there are {count} processes", "--device cuda, or cpu")
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
