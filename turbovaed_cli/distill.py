@@ -306,9 +306,8 @@ def _begin(
     check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
     machine = environment(trainer.device)
     if folder.env.is_file() and folder.steps() and (changes := machine_changes(read_json(folder.env), machine)):
-        report.note(
-            f"the last bits may differ from those of the run so far, which began elsewhere: {', '.join(changes)}", warning=True
-        )
+        where = f"resumed on another machine or with other libraries ({', '.join(changes)})"
+        report.note(f"{where}: the last bits may differ from those of an uninterrupted run", warning=True)
     folder.snapshot(config, machine)
     folder.clean_leftovers()
     return config
