@@ -591,7 +591,7 @@ def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command
 ):
     """What a handler raises inside of safetensors' native code came out as a ValueError."""
 
-    def swallow():
+    def swallow(*_):
         try:
             os.kill(os.getpid(), number)
             time.sleep(5)
