@@ -10,7 +10,8 @@ and in what `--dtype auto` takes here; the last one recomputes activations (--gr
 one process, on one clip; ratios are medians, with the smallest and the largest. Weights are random, LPIPS's too. With one
 thread, seconds are CPU seconds, which nothing else that runs on the machine adds to.
 FLOPs are counted at full size on torch's meta device. For time and memory on a CPU every network is narrower by
-`--channels-divisor`, LPIPS too. Memory is measured in a process per way.
+`--channels-divisor`, LPIPS too. Memory is measured in a process per way, round by round; on CUDA, whose allocator counts the same
+every time, once and in this process. A way that does not fit in memory is named, and the others are measured.
 """
 
 import argparse
@@ -35,7 +36,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from turbovaed_cli.devices import auto_dtype, autocast, forget_peak, peak_mb, resolve_device, resolve_dtype
+from turbovaed_cli.devices import (
+    auto_dtype,
+    autocast,
+    empty_cache,
+    forget_peak,
+    is_out_of_memory,
+    out_of_memory_in_words,
+    peak_mb,
+    resolve_device,
+    resolve_dtype,
+    wait_for,
+)
 from turbovaed_cli.latents import Batch, CacheWriter, ClipSource, LatentCache
 from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, Trunk
 from turbovaed_cli.models.student import build_student
@@ -178,6 +190,13 @@ def ways_of(options: argparse.Namespace) -> dict[str, Way]:
     return ways
 
 
+class Noise:
+    """Stands for the clips of a trainer that is handed its batches: they have a name."""
+
+    def names_at(self, *_: Any) -> list[str]:
+        return ["noise"]
+
+
 def trainer_of(spec: ModelSpec, way: Way, options: argparse.Namespace, teacher: Teacher) -> Trainer:
     device, precision = resolve_device(options.device), resolve_dtype(way.dtype)
     stage = Stage("step", steps=10**6, accumulation=1, lr=1e-5, perceptual=options.perceptual)
@@ -188,7 +207,7 @@ def trainer_of(spec: ModelSpec, way: Way, options: argparse.Namespace, teacher: 
     student = build_student({**spec.student.config, "decoder_block_out_channels": widths}).to(device)
     state = TrainingState(student, build_heads(student, teacher, spec.student.pairs), settings, device)
     perceptual = {options.perceptual: perceptual_of(options.perceptual, options.channels_divisor, device, precision)}
-    return way.loop(teacher, state, [], [None], perceptual, settings, device, precision)
+    return way.loop(teacher, state, [Noise()], [None], perceptual, settings, device, precision)
 
 
 def teacher_of(spec: ModelSpec, options: argparse.Namespace) -> Teacher:
@@ -212,11 +231,6 @@ def seconds_of(call: Callable[[], object], device: torch.device) -> float:
     return clock() - began
 
 
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def timed(spec: ModelSpec, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a whole optimizer step, way by way in turns; a first round warms up."""
     teacher = teacher_of(spec, options)
@@ -225,20 +239,36 @@ def timed(spec: ModelSpec, options: argparse.Namespace) -> dict[str, list[float]
     batches = {cached: batch_of(spec, teacher, options, cached=cached) for cached in (False, True)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(options.rounds + 1):
-        for name, trainer in trainers.items():
-            batch = iter([((0, turn), batches[ways[name].cached])])
-            took = seconds_of(lambda trainer=trainer, batch=batch: trainer.learn(batch), teacher.device)
-            if turn:
+        for name in list(trainers):
+            trainer, batch = trainers[name], iter([((0, turn), batches[ways[name].cached])])
+            took = if_it_fits(
+                spec, name, options, lambda trainer=trainer, batch=batch: seconds_of(lambda: trainer.learn(batch), teacher.device)
+            )
+            if took is None:
+                del trainers[name], seconds[name], trainer
+                empty_cache(teacher.device)
+            elif turn:
                 seconds[name].append(took)
             elif ways[name].compiled:
                 say(options, f"{spec.name} {name}: its first step took {took:.0f} s")
     return seconds
 
 
-def peak_of(spec: ModelSpec, options: argparse.Namespace) -> float:
-    """Peak MB of a step of `options.one`, in this process of its own, behind a step that made the optimizer's state."""
+def if_it_fits(spec: ModelSpec, way: str, options: argparse.Namespace, measure: Callable[[], float]) -> float | None:
+    """What `measure` gives; None after a line that names the way, if it runs out of memory."""
+    try:
+        return measure()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(options, f"{spec.name} {way}: not measured: {out_of_memory_in_words(error)}")
+        return None
+
+
+def peak_of(spec: ModelSpec, name: str, options: argparse.Namespace) -> float:
+    """Peak MB of a step of the way `name` in this process, after a step that made the optimizer's state."""
     teacher = teacher_of(spec, options)
-    way = ways_of(options)[options.one]
+    way = ways_of(options)[name]
     trainer = trainer_of(spec, way, options, teacher)
     batch = batch_of(spec, teacher, options, cached=way.cached)
     if way.cached:
@@ -374,25 +404,33 @@ def report_flops(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]
 
 def report_time(spec: ModelSpec, options: argparse.Namespace) -> dict[str, Any]:
     seconds = timed(spec, options)
-    first = seconds["published, fp32"]
+    first = seconds.get("published, fp32")
     where = f"{spec.name} {options.frames}x{options.size}x{options.size}, channels / {options.channels_divisor}, {options.device}, {options.perceptual}"
-    ratios = {name: [a / b for a, b in zip(first, values, strict=True)] for name, values in seconds.items()}
+    ratios = {name: [a / b for a, b in zip(first or (), values, strict=bool(first))] for name, values in seconds.items()}
     for name, values in ratios.items():
-        say(
-            options,
-            f"{where}, {name}: {statistics.median(values):.2f}x ({min(values):.2f} to {max(values):.2f}) the steps per second of the published loop; {statistics.median(seconds[name]):.2f} s",
+        over = (
+            f"{statistics.median(values):.2f}x ({min(values):.2f} to {max(values):.2f}) the steps per second of the published loop; "
+            if first
+            else ""
         )
+        say(options, f"{where}, {name}: {over}{statistics.median(seconds[name]):.2f} s")
     return {"seconds": seconds, "ratios": ratios}
 
 
 def report_memory(spec: ModelSpec, options: argparse.Namespace) -> dict[str, float]:
-    ways = ways_of(options)
-    turns = [{way: in_a_child(spec.name, way) for way in ways} for _ in range(options.rounds)]
-    peaks = {way: statistics.median(turn[way] for turn in turns) for way in ways}
-    first = peaks["published, fp32"]
+    peaks: dict[str, float] = {}
+    for way in ways_of(options):
+        if options.device == "cuda":
+            peak = if_it_fits(spec, way, options, lambda way=way: peak_of(spec, way, options))
+            empty_cache(torch.device(options.device))
+        else:
+            peak = statistics.median(in_a_child(spec.name, way) for _ in range(options.rounds))
+        peaks |= {} if peak is None else {way: peak}
+    first = peaks.get("published, fp32")
+    shares = {way: f" ({mb / first:.2f})" if first else "" for way, mb in peaks.items()}
     say(
         options,
-        f"{spec.name} peak memory of a step: " + ", ".join(f"{way} {mb:.0f} MB ({mb / first:.2f})" for way, mb in peaks.items()),
+        f"{spec.name} peak memory of a step: " + ", ".join(f"{way} {mb:.0f} MB{shares[way]}" for way, mb in peaks.items()),
     )
     return peaks
 
@@ -442,7 +480,7 @@ def main() -> None:
     options.device = resolve_device(options.device).type
     options.channels_divisor = options.channels_divisor or (4 if options.device == "cpu" else 1)
     if options.one:
-        print(json.dumps({"peak_mb": peak_of(MODELS[options.of], options)}))
+        print(json.dumps({"peak_mb": peak_of(MODELS[options.of], options.one, options)}))
         return
     results = {
         name: {only: REPORTS[only](MODELS[name], options) for only in options.only}

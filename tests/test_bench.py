@@ -1,5 +1,6 @@
 """Bench measures what runs here, says what did not, and never mixes the two."""
 
+import copy
 import json
 import platform
 import re
@@ -392,3 +393,25 @@ def test_a_graph_below_the_smallest_published_one_has_no_estimate():
     """Small graphs are bound by latency: a roofline said 24,717 frames per second of one."""
     assert smallest_gmacs() == 406.32
     assert estimate_on_phone(406.0, 17) is None and "406 GMAC, the smallest" in why_no_estimate(405.9)
+
+
+def test_off_the_cpu_the_layout_that_streaming_uses_has_a_row(one_block, monkeypatch):
+    """Beside the modules, in every precision; on a device without numbers, whose shapes are those of all others."""
+    from turbovaed_cli.targets import Work
+    from turbovaed_cli.targets import torch as target
+
+    meta = torch.device("meta")
+    monkeypatch.setattr(target, "torch_device", lambda asked: meta)
+
+    def student(precision):
+        return copy.deepcopy(one_block).to(meta, {"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+
+    work = Work(BenchSettings(), ("fp32", "bf16"), student, None, None, with_teacher=False, threads=1)
+    variants = target.variants(work)
+    assert [(v.network, v.precision) for v in variants] == [
+        (network, precision) for precision in ("fp32", "bf16") for network in ("student", "student, channels last")
+    ]
+    latents = torch.zeros(1, 8, 3, 4, 4)
+    loaded = [variant.load() for variant in variants]
+    assert len({running.decode(latents).shape for running in loaded}) == 1
+    assert [running.about.get("speedups") for running in loaded] == [None, "channels last"] * 2

@@ -415,6 +415,38 @@ def test_the_hint_says_what_is_left(command, left, end, turbovaed, loads_nothing
     assert is_two_lines(err) and left in err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("command", "helps"),
+    [
+        ("reconstruct", "--memory"),
+        ("eval", "--frames"),
+        ("bench", "--no-teacher"),
+        ("export", "--format"),
+        ("cache-latents", "--batch-size 1"),
+        ("distill", "--gradient-checkpointing, a smaller --batch-size, --dtype bf16, --perceptual ssim"),
+    ],
+)
+def test_too_little_memory_has_a_hint_with_options_of_that_command(command, helps, turbovaed, loads_nothing, monkeypatch):
+    import torch
+
+    for error, said in (
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Including non-PyTorch memory, ..."), "2.00 GiB"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "out of memory (FIND was unable"),
+        (MemoryError(), "error: out of memory\n"),
+    ):
+
+        def ends(*_arguments, _error=error, **_options):
+            raise _error
+
+        monkeypatch.setattr(cli, "check_place", ends)
+        code, _, err = turbovaed(*(word.format("x.mp4") for word in WRITERS[command]))
+        assert code == 1 and is_two_lines(err) and said in err and "non-PyTorch" not in err and "report it" not in err
+        hint = err.splitlines()[-1]
+        assert hint.startswith("hint: less memory: ") and helps in hint
+    shown = turbovaed(command, "--help")[1]
+    assert all(re.search(rf"{option}\b", shown) for option in re.findall(r"--[a-z-]+", hint)), hint
+
+
 def test_a_home_is_expanded_in_every_option(turbovaed, tmp_path, monkeypatch):
     """Shells leave --data=~/x alone."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -559,7 +591,7 @@ def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command
 ):
     """What a handler raises inside of safetensors' native code came out as a ValueError."""
 
-    def swallow():
+    def swallow(*_):
         try:
             os.kill(os.getpid(), number)
             time.sleep(5)

@@ -432,7 +432,7 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
             settings=TINY.with_changes(crop=(50, 64)),
             student_config=small_student,
         )
-    with pytest.raises(SettingsError, match="larger than the clips"):
+    with pytest.raises(SettingsError, match="larger than the clips") as error:
         distill(
             find_model(ltx_teacher),
             tmp_path / "run",
@@ -440,6 +440,7 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
             settings=TINY.with_changes(crop=(96, 96)),
             student_config=small_student,
         )
+    assert "or raise --size" in error.value.hint
     result = distill(
         find_model(ltx_teacher),
         tmp_path / "run",

@@ -24,6 +24,7 @@ GROUND = {
     "teacher_files",
     "streams",
     "choices",
+    "system",
 }
 PIECES = {
     "video",
@@ -33,6 +34,7 @@ PIECES = {
     "cache_parts",
     "metrics",
     "devices",
+    "gpus",
     "weights",
     "models",
     "training",

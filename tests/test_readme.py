@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,32 @@ def test_every_flag_of_every_command_exists(command, helps):
     for word in words[2:]:
         if word.startswith("--"):
             assert re.search(rf"{re.escape(word)}\b", helps[words[1]]), word
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if " --crop " in command])
+def test_crops_of_the_readme_fit_into_its_clips(command, monkeypatch, tmp_path):
+    """Every check of the command that needs no weights and no videos lets it pass."""
+    from turbovaed_cli import cli
+    from turbovaed_cli.training.checks import check_settings
+    from turbovaed_cli.training.schedule import crop_of
+
+    given = []
+
+    def teach(spec, run, *, settings, **_):
+        given.append((spec, settings))
+        raise SystemExit
+
+    monkeypatch.setattr(import_module("turbovaed_cli.distill"), "distill", teach)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main()
+    ((spec, settings),) = given
+    check_settings(settings)
+    spec.teacher.check_frames(settings.frames)
+    spec.teacher.check_size(*settings.size)
+    crops = [crop_of(stage, spec.teacher, stage.size or settings.size) for stage in settings.stages]
+    assert all(crop is not None for crop in crops)
 
 
 def test_every_command_is_in_the_readme():

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
 from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
 from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder
@@ -74,6 +75,54 @@ def test_a_long_video_has_no_seams(pair, tmp_path, monkeypatch):
         found = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(), aside=tmp_path)))
         assert found.shape == wanted.shape
         assert np.abs(found.astype(int) - wanted).max() <= 1 and (found != wanted).mean() < 1e-3
+
+
+@pytest.fixture
+def runs_out(monkeypatch):
+    """Make decoding run out of memory in every piece of more than so many latent frames, in that many columns of latents or more."""
+
+    def runs_out(frames: int, columns: int = 0) -> None:
+        push = StreamingDecoder.push
+
+        def limited(decoder, latents):
+            if latents.shape[2] > frames and latents.shape[4] >= columns:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. Including non-PyTorch memory, ...")
+            return push(decoder, latents)
+
+        monkeypatch.setattr(StreamingDecoder, "push", limited)
+
+    return runs_out
+
+
+def test_a_piece_that_does_not_fit_is_halved_and_the_video_is_the_same(pair, runs_out, monkeypatch, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (83, 64, 96, 3), dtype=np.uint8)
+    module = sys.modules["turbovaed_cli.reconstruct"]
+    monkeypatch.setattr(module, "plan_pieces", lambda *_: Pieces(32, 4, 0, False, 0))
+    wanted = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings())))
+    runs_out(1)
+    notes: list[str] = []
+    report = SimpleNamespace(note=lambda text="", **_: notes.append(text), track=lambda items, *_, **__: items)
+    found = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(), report=report)))
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted).max() <= 1 and (found != wanted).mean() < 1e-3
+    assert [note for note in notes if "fit" in note] == [
+        "4 latent frames at once do not fit in memory: going on with 2",
+        "2 latent frames at once do not fit in memory: going on with 1",
+    ]
+    runs_out(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings()))
+
+
+def test_an_input_of_a_folder_that_does_not_fit_is_named_and_the_others_are_written(pair, runs_out, tmp_path):
+    for name, size in (("small.mp4", "32x32"), ("large.mp4", "128x64")):
+        make_video(tmp_path / "in" / name, size=size, frames=17)
+    runs_out(0, columns=4)
+    result = reconstruct_folder(tmp_path / "in", tmp_path / "out", pair)
+    assert {item.path.name: item.status for item in result.items} == {"small.mp4": "written", "large.mp4": "failed"}
+    (failed,) = result.of_status("failed")
+    assert failed.reason == "too large: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.mp4"]
 
 
 def test_compare_shows_source_teacher_and_student_side_by_side(pair, tmp_path):
@@ -383,6 +432,7 @@ PEAKS = """
 import resource, sys
 from pathlib import Path
 from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.reconstruct import reconstruct
 pair = load_pair()
 for number, source in enumerate(sys.argv[1:]):

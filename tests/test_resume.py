@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from conftest import HANG_S
 from safetensors.torch import load_file
 
 from turbovaed_cli.distill import distill, stop_requests
-from turbovaed_cli.errors import CorruptFileError, RunFolderError
+from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
 from turbovaed_cli.training import state as training_state
+from turbovaed_cli.training.resume import machine_changes
+from turbovaed_cli.training.trainer import Trainer
 
 # Three stages: what a checkpoint holds, and where a stage ends, must not be seen in the weights.
 RECIPE = """
@@ -116,6 +119,75 @@ def uninterrupted(teach, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
     teach(run)
     return everything(run)
+
+
+CARD = {"device": "cuda", "cuda": "NVIDIA L4", "cuda_runtime": "13.0", "cudnn": "9.19.0", "packages": {"torch": "2.13.0"}}
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        ({}, []),
+        ({"device": "cuda:1"}, []),  # another of several equal cards
+        ({"driver": "580.95.05", "gpus": 8}, []),
+        ({"cuda": "NVIDIA L40S"}, ["GPU: NVIDIA L4 -> NVIDIA L40S"]),
+        ({"cudnn": "9.20.0", "cuda_runtime": "13.2"}, ["CUDA: 13.0 -> 13.2", "cuDNN: 9.19.0 -> 9.20.0"]),
+        ({"packages": {"torch": "2.14.0"}}, ["torch: 2.13.0 -> 2.14.0"]),
+        ({"device": "cpu", "cuda": None}, ["device: cuda -> cpu"]),
+    ],
+)
+def test_another_card_or_cudnn_is_a_change_of_machine(now, said):
+    assert machine_changes(CARD, CARD | now) == said
+
+
+def test_of_runs_on_a_cpu_and_of_earlier_versions_what_is_known_counts():
+    on_cpu = CARD | {"device": "cpu"}
+    assert machine_changes(on_cpu, on_cpu | {"cuda": "NVIDIA L40S", "cudnn": None}) == []
+    assert machine_changes(on_cpu, on_cpu | {"packages": {"torch": "2.14.0"}}) == ["torch: 2.13.0 -> 2.14.0"]
+    earlier = {"cuda": "NVIDIA L4", "packages": {"torch": "2.13.0"}}
+    assert machine_changes(earlier, CARD) == [] and machine_changes({"packages": []}, CARD) == []
+    assert machine_changes(earlier, CARD | {"cuda": "NVIDIA L40S"}) == ["GPU: NVIDIA L4 -> NVIDIA L40S"]
+
+
+def test_a_resume_on_another_machine_warns_and_goes_on(teach, settings, ltx_teacher, cache, small_student, tmp_path):
+    run = RunDir(tmp_path / "run")
+    teach(run.root, 1)
+    env = json.loads(run.env.read_text())
+    assert env["device"] == "cpu" and env["cudnn"] is None
+
+    class Heard(StopsAfter):
+        warnings: typing.ClassVar[list[str]] = []
+
+        def note(self, text="", *, warning=False, **values):
+            self.warnings += [text] if warning else []
+
+    for elsewhere, count in (({}, 0), ({"device": "cuda", "cuda": "NVIDIA L4"}, 1)):
+        run.env.write_text(json.dumps(env | elsewhere))
+        with pytest.raises(StopsAfter.Stopped):
+            distill(
+                find_model(ltx_teacher), run.root, latents=cache, settings=settings, student_config=small_student, report=Heard(1)
+            )
+        assert sum("the last bits may differ" in text for text in Heard.warnings) == count
+    assert "device: cuda -> cpu" in next(text for text in Heard.warnings if "last bits" in text)
+
+
+def test_a_step_without_memory_names_the_checkpoint_and_what_takes_less(teach, uninterrupted, tmp_path, monkeypatch):
+    learn, run = Trainer.learn, tmp_path / "run"
+
+    def out_of_memory(trainer, batches):
+        if trainer.state.step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. Including non-PyTorch memory, ...")
+        return learn(trainer, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "learn", out_of_memory)
+        with pytest.raises(TurboVaedError, match=r"step 3 does not fit in the memory of this cpu: CUDA out of memory\.") as error:
+            teach(run)
+    assert error.value.exit_code == 1
+    assert error.value.hint.startswith("the same command with --gradient-checkpointing goes on from step 2; with another --run, ")
+    assert "--crop" in error.value.hint and "--batch-size" in error.value.hint and "--dtype bf16" in error.value.hint
+    assert "ssim" not in error.value.hint  # the stage has no perceptual loss
+    assert teach(run).resumed_from == 2 and differing(everything(run), uninterrupted) == []
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbovaed_cli.errors import FrameCountError, ShapeError
-from turbovaed_cli.models.fast import Speedups
-from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
+from turbovaed_cli.models.fast import Convolution, Speedups
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, decode_as_memory_allows
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
 
 LOOKAHEAD = {"ltx": 115, "hunyuan": 76, "cogvideox": 62, "video-dc-ae": 74, "tiny": 15}  # pixel frames, of the golden nets
@@ -143,6 +143,95 @@ def test_a_decode_that_is_left_early_leaves_nothing_behind(students, tmp_path):
     for _ in range(2):
         assert torch.equal(torch.cat(list(decoder.decode(latents.split(4, dim=2))), dim=2), wanted)
     assert decoder._spill._end == 0 < size or size == 0  # its places are used again
+
+
+class RunsOut:
+    """Convolutions that run out of memory at some of their calls."""
+
+    def __init__(self, monkeypatch, at=(), frames=10**9):
+        self.calls, at = 0, set(at)
+        convolve = Convolution.__call__
+
+        def counted(kernel, x, **options):
+            self.calls += 1
+            if self.calls in at or x.shape[0] > frames:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return convolve(kernel, x, **options)
+
+        monkeypatch.setattr(Convolution, "__call__", counted)
+
+
+@pytest.fixture(scope="module", params=["cogvideox", "video-dc-ae"])
+def short_sighted(request) -> StudentDecoder:
+    """A student of two blocks in fp64, which drops first frames or not: long clips soon leave its sight."""
+    torch.manual_seed(0)
+    config = load_golden(request.param).meta["student_config"] | {
+        "latent_channels": 4, "decoder_block_out_channels": (8 if request.param == "cogvideox" else 64, 8),
+        "decoder_layers_per_block": (1, 1, 1), "decoder_spatio_only": (False, False), "spatio_temporal_scaling": (True, True),
+        "decoder_is_dw_conv": (False, False, True), "aligned_feature_projection_dim": (), "aligned_blks_indices": (),
+    }  # fmt: skip
+    return build_student(config).double().eval()
+
+
+def test_a_piece_that_does_not_fit_is_decoded_in_halves_to_the_same_frames(short_sighted, monkeypatch):
+    """Wherever the error comes: in the first piece, in the middle of the clip, at its end, and again in a smaller piece."""
+    student = short_sighted
+    latents = latents_for(student, 80)[..., :1]
+    pieces = latents.split(8, dim=2)
+    with monkeypatch.context() as patch:
+        counted = RunsOut(patch)
+        list(decode_as_memory_allows(student, pieces, 8))
+    with torch.no_grad():
+        whole = student(latents)
+    middle = counted.calls // 2
+    for at in ((2,), (middle,), (middle, middle + 9), (counted.calls - 9,), (counted.calls - 1,)):
+        halved: list[tuple[int, int]] = []
+        with monkeypatch.context() as patch:
+            RunsOut(patch, at)
+            made = list(decode_as_memory_allows(student, pieces, 8, smaller=lambda *frames: halved.append(frames)))  # noqa: B023
+        streamed = torch.cat(made, dim=2)
+        assert halved == [(8, 4), (4, 2)][: len(at)], at
+        assert streamed.shape == whole.shape and (streamed - whole).abs().max() <= 1e-8, at
+
+
+def test_what_was_decoded_is_not_decoded_again_from_the_beginning(short_sighted, monkeypatch):
+    """After an error, only the latents that what is kept depends on go through once more."""
+    latents, pushed = latents_for(short_sighted, 200)[..., :1], []
+    push = StreamingDecoder.push
+
+    def watched(decoder, piece):
+        pushed.append(piece.shape[2])
+        if len(pushed) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return push(decoder, piece)
+
+    monkeypatch.setattr(StreamingDecoder, "push", watched)
+    made = torch.cat(list(decode_as_memory_allows(short_sighted, latents.split(8, dim=2), 8)), dim=2)
+    assert made.shape[2] == short_sighted.pixel_frames(200) and sum(pushed) < 200 + 60
+
+
+def test_latents_are_asked_for_once_and_their_own_errors_are_not_taken_for_a_piece(short_sighted, monkeypatch):
+    student, asked = short_sighted, []
+
+    def latents(fails_at: int):
+        for number in range(6):
+            if number == fails_at:
+                raise torch.OutOfMemoryError("CUDA out of memory: the encoder")
+            asked.append(number)
+            yield latents_for(student, 4, seed=number)[..., :1]
+
+    with monkeypatch.context() as patch:
+        RunsOut(patch, (40,))
+        list(decode_as_memory_allows(student, latents(-1), 4))
+    assert asked == [*range(6)]
+    halved: list[tuple[int, int]] = []
+    with pytest.raises(torch.OutOfMemoryError, match="the encoder"):
+        list(decode_as_memory_allows(student, latents(3), 4, smaller=lambda *frames: halved.append(frames)))
+    assert halved == []
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        RunsOut(patch, frames=2)  # one latent frame is more
+        list(decode_as_memory_allows(student, latents(-1), 4, smaller=lambda *frames: halved.append(frames)))
+    assert halved == [(4, 2), (2, 1)]
 
 
 def test_wrong_chunks_are_refused(students):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli import __version__
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import apple_device, forget_peak, peak_mb, resolve_dtype, torch_device
+from turbovaed_cli.devices import DTYPES, apple_device, forget_peak, peak_mb, resolve_dtype, torch_device, warn_of_cudnn
 from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import (
     CheckFailedError,
@@ -81,7 +81,11 @@ def bench(
     student = load_student(model, config, consent=consent)
     for frames in (settings.frames, *settings.memory_frames):
         student.latent_shape(frames, settings.size)
-    torch_device(settings.device)
+    device = torch_device(settings.device, report)
+    if "torch" in settings.targets:
+        for precision in settings.precisions:
+            if precision in DTYPES:
+                warn_of_cudnn(device, resolve_dtype(precision), report)
     if apple_device(settings.device):
         _check_attached(settings)
     where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
@@ -121,7 +125,7 @@ def bench(
         _header(settings),
         decoded,
         num_params(student),
-        _with_speedups(rows, torch_device(settings.device)),
+        _with_speedups(rows, device),
         loads,
         memory,
         {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},

@@ -35,7 +35,7 @@ from turbovaed_cli.cache_parts import (
     write_listing,
     write_part,
 )
-from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype
+from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.latents import check_manifest, committed_shards, manifest_differences, read_shard
 from turbovaed_cli.models.teacher import load_teacher
@@ -80,7 +80,8 @@ def estimate_cache(
 ) -> CacheEstimate:
     """Look into some videos, encode some clips, and write nothing. Raises what cache_latents would for the settings."""
     check_settings(spec, settings)
-    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+    device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
+    warn_of_cudnn(device, dtype, report)
     here = not is_url(out)
     made = here and (Path(out) / "manifest.json").is_file()
     with open_videos(data, report) as videos:

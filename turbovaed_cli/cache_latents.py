@@ -17,7 +17,7 @@ from torch import Tensor
 
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
-from turbovaed_cli.devices import resolve_device, resolve_dtype
+from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.errors import CheckFailedError, PassingVideoError, SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import Teacher, load_teacher
@@ -62,7 +62,8 @@ def cache_latents(
     CheckFailedError for too many failures.
     """
     check_settings(spec, settings)
-    device, dtype = resolve_device(settings.device), resolve_dtype(settings.dtype)
+    device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
+    warn_of_cudnn(device, dtype, report)
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
         teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)

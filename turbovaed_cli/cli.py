@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -56,6 +57,7 @@ from turbovaed_cli.settings import (
 )
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.streams import lost_output, open_standard_streams
+from turbovaed_cli.system import check_system
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
@@ -180,6 +182,17 @@ LEFT_BY = {
 }
 
 
+# What takes less memory, by function: the options that help there.
+LESS_MEMORY = {
+    "cache_latents": "less memory: --batch-size 1, a smaller --size or --frames, or --device cpu",
+    "distill": "less memory: --crop, --gradient-checkpointing, a smaller --batch-size, --dtype bf16, --perceptual ssim",
+    "reconstruct": "less memory: --memory 4GB (smaller pieces), --dtype bf16, --window 17 with --compare, or --device cpu",
+    "evaluate": "less memory: a smaller --size or --frames, --dtype bf16, or --device cpu",
+    "export": "less memory: a smaller --size or --frames, or one --format at a time",
+    "bench": "less memory: a smaller --size or --frames, --dtype bf16, --no-teacher, or --device cpu",
+}
+
+
 def command(function: Command) -> Command:
     """Turn our errors into one line, a hint and an exit code, and signals into theirs; expand ~ in what was given."""
 
@@ -191,7 +204,7 @@ def command(function: Command) -> Command:
             except typer.Exit:  # a RuntimeError by birth
                 raise
             except BaseException as error:
-                code = _say(error, received, LEFT_BY.get(function.__name__, NOTHING_WRITTEN))
+                code = _say(error, received, function.__name__)
                 if code is None or (os.environ.get("TURBOVAED_DEBUG") and code not in (130, 143)):
                     raise
                 raise typer.Exit(code) from None
@@ -208,8 +221,18 @@ def _expanded(value: Any) -> Any:
     return value
 
 
-def _say(error: BaseException, received: Sequence[int], left: str) -> int | None:
-    """Print what ended a command, and `left`, what is left of it; returns its exit code, None for a mistake of ours."""
+def _out_of_memory(error: BaseException) -> str:
+    """What to say of an error that means too little memory; "" of others."""
+    if "torch" not in sys.modules:  # too early for all other errors of that kind
+        return "out of memory" if isinstance(error, MemoryError) else ""
+    from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words  # noqa: PLC0415 - help stays quick
+
+    return out_of_memory_in_words(error) if is_out_of_memory(error) else ""
+
+
+def _say(error: BaseException, received: Sequence[int], name: str) -> int | None:
+    """Print what ended the command of the function `name`, and what is left of it; returns its exit code, None for a mistake of ours."""
+    left = LEFT_BY.get(name, NOTHING_WRITTEN)
     if isinstance(error, TurboVaedError) and (not received or isinstance(error, InterruptedRunError)):
         console.print_error(error)
         return error.exit_code
@@ -223,12 +246,13 @@ def _say(error: BaseException, received: Sequence[int], left: str) -> int | None
         what = f"cannot read or write {where}: {UNWRITABLE[error.errno]}"
         console.print_error(TurboVaedError(what, "give another place, such as with --out, --report or --run"))
         return UnwritableError.exit_code
-    if isinstance(error, MemoryError | RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
+    if what := _out_of_memory(error):
+        console.print_error(TurboVaedError(what, LESS_MEMORY.get(name, "close other programs, or take a smaller input")))
+        return 1
+    if isinstance(error, RuntimeError | OSError | UnicodeError):  # of a file name that is no text, UnicodeError
         lines = str(error).strip().splitlines() or [type(error).__name__]
         hint = "TURBOVAED_DEBUG=1 shows where; please report it"
-        if "memory" in lines[0].lower():
-            hint = "use a smaller --size, --frames or --batch-size, or less --memory (reconstruct)"
-        elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             hint = f"free some space; {left}"
         elif lines[0].startswith("[Errno 2] No usable temporary directory"):  # tempfile's words
             hint = "set TMPDIR to a folder that can be written"
@@ -330,6 +354,12 @@ def _check_folder(place: str, option: str) -> None:
     """Refuse a local folder in which nothing can be written, before any work."""
     if "://" not in place:
         check_place(Path(place), option, folder=True)
+
+
+def _check_system_for(data: Path | None, what: str) -> None:
+    """Refuse to read videos on a system that cannot."""
+    if data is not None:
+        check_system(what)
 
 
 def _show_version(*, json: bool) -> None:
@@ -577,6 +607,7 @@ def cache_latents(
     check_dtype(dtype)
     check_device(device)
     if not status:
+        check_system("cache-latents")
         _check_folder(out, "--out")
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
@@ -832,6 +863,7 @@ def distill(
     verbose: Verbose = False,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
+    check_system("distill")
     spec = with_licence(find_model(teacher), licence)
     folder = run or f"runs/{spec.name}"
     settings = read_recipe(_default_recipe(spec, folder) if recipe == DEFAULT_RECIPE else recipe)
@@ -1073,6 +1105,7 @@ def reconstruct(
     verbose: Verbose = False,
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
+    check_system("reconstruct")
     settings = ReconstructSettings(
         memory=parse_bytes(memory) if memory else 0, fast=fast, compare=compare, window=window, overlap=overlap, fps=fps, hdr=hdr,
         codec=codec, bits=_given(bits, "bits"), crf=crf, sound=sound, dtype=dtype, device=device,
@@ -1084,7 +1117,7 @@ def reconstruct(
     if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
         check_video_name(out)
         _check_file(out, "--out", overwrite=overwrite)
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
@@ -1106,13 +1139,15 @@ def reconstruct(
         needs_teacher = not is_latents_file(source)
         if out is None:
             console.note(f"--out not given: writing {place.absolute()}")
+    on, precision = resolve_device(device, report), resolve_dtype(dtype)
+    warn_of_cudnn(on, precision, report)
     pair = load_pair(
         _model_or_default(model),
         teacher,
         config=config,
         with_teacher=needs_teacher,
-        device=resolve_device(device),
-        dtype=resolve_dtype(dtype),
+        device=on,
+        dtype=precision,
         consent=_consent(yes),
     )
     if is_folder:
@@ -1208,6 +1243,7 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
+    check_system("eval")
     check_dtype(dtype)
     check_device(device)
     if report is not None and (compare or more):
@@ -1216,7 +1252,7 @@ def evaluate(
         _check_file(report, "--report", overwrite=overwrite)
     for name in filter(None, (model, *(compare or ()), *(more or ()))):
         _check_run_folder(Path(name))
-    from turbovaed_cli.devices import resolve_device, resolve_dtype  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import (  # noqa: PLC0415
         SPEED_REPEATS,
         as_document,
@@ -1237,7 +1273,9 @@ def evaluate(
         tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
     )  # fmt: skip
     check_settings(settings)
-    on, precision, consent = resolve_device(device), resolve_dtype(dtype), _consent(yes)
+    reporter = _reporter(quiet, verbose)
+    on, precision, consent = resolve_device(device, reporter), resolve_dtype(dtype), _consent(yes)
+    warn_of_cudnn(on, precision, reporter)
     others = [*(compare or ()), *(more or ())]
     if others and not compare:
         raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
@@ -1253,7 +1291,7 @@ def evaluate(
         )
         for name in names
     ]
-    results = evaluate_all(pairs, data, settings, required=thresholds, report=_reporter(quiet, verbose))
+    results = evaluate_all(pairs, data, settings, required=thresholds, report=reporter)
     if json:
         documents = [as_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
@@ -1349,6 +1387,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the student for other runtimes, and check each written file right away as far as this machine can."""
+    _check_system_for(data, "export --data")
     names = _listed(formats or ["onnx"])
     precisions = _listed([dtype])
     check_choices("--format", names, FORMATS)
@@ -1444,11 +1483,13 @@ def bench(
     verbose: Verbose = False,
 ) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here says so."""
+    _check_system_for(data, "bench --data")
     names = _listed(target) or BenchSettings.targets
     check_choices("--target", names, (*TARGETS, "all"))
     check_choices("--dtype", _listed([dtype]), PRECISIONS)
     check_choices("--layout", _listed([layout]), LAYOUTS)
-    check_choice("--device", device.partition(":")[0], (*DEVICES, *APPLE_DEVICES))
+    if device.partition(":")[0] not in APPLE_DEVICES:
+        check_device(device, APPLE_DEVICES)
     if report is not None:
         _check_file(report, "--report", overwrite=overwrite)
     if ios_project is not None:
@@ -1586,15 +1627,16 @@ def runs(
 @command
 def env(json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
-    from turbovaed_cli.devices import environment  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.devices import environment, resolve_device  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
 
-    facts = environment() | {"ffmpeg": ffmpeg_version()}
+    facts = environment(resolve_device("auto", _reporter(quiet=False, verbose=False))) | {"ffmpeg": ffmpeg_version()}
     if json:
         console.print_json(facts)
         return
     packages = facts.pop("packages")
-    console.print_table("Environment", ["", ""], [(key, str(value)) for key, value in [*facts.items(), *packages.items()]])
+    rows = [(key, "none" if value is None else str(value)) for key, value in [*facts.items(), *packages.items()]]
+    console.print_table("Environment", ["", ""], rows)
 
 
 @app.command("help")
@@ -1617,6 +1659,8 @@ def show_version(json: Json = False) -> None:
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
     open_standard_streams()
+    # torch's words about an NVIDIA driver that is too old, which any import may bring up: --device has ours (gpus.py).
+    warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
     if sys.argv[1:2] == ["distill"]:
         end_with_launcher()
         if is_beside_another():

@@ -17,6 +17,7 @@ import torch
 
 from turbovaed_cli import __version__
 from turbovaed_cli.errors import UnavailableError
+from turbovaed_cli.gpus import cuda_problem, gpu_facts, has_cuda, is_hidden, mps_problem, slow_cudnn
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import APPLE_DEVICES, check_device, check_dtype
 
@@ -54,29 +55,63 @@ _OUT_OF_MEMORY = (
 )
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto, cpu, cuda or mps to a device; `auto` takes the first of cuda, mps, cpu that is there.
+_UPDATE_MACOS = "update macOS (26.2 is known for this) or torch"
 
-    Raises UnavailableError where a named one is not there: nothing falls back silently.
+
+def resolve_device(name: str, report: Reporter = quiet) -> torch.device:
+    """auto, cpu, cuda, cuda:N or mps to a device; `auto` takes the first of cuda, mps, cpu that is there and computes right.
+
+    `report` gets a warning if `auto` passes over a GPU that is there. Raises SettingsError for other names, and
+    UnavailableError for a device that is not there or does not work: nothing falls back silently.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if available["cuda"]:
+    check_device(name)
+    kind, _, number = name.partition(":")
+    if with_cuda := has_cuda():
         # fp32 means fp32 and a resumed run the same bits: no TF32, no algorithm chosen by a race.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
-    if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
-    check_device(name)
-    kind = name.partition(":")[0]
-    if not available[kind]:
-        raise UnavailableError(f"--device {name}: this machine has none that torch can use", "--device auto takes what is there")
+    if kind == "auto":
+        return torch.device("cuda") if with_cuda else _auto_without_cuda(report)
+    if kind == "cuda" and not with_cuda:
+        raise _unavailable(name, cuda_problem())
+    if number and int(number) >= (count := torch.cuda.device_count()):
+        devices = "1 CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
+        raise UnavailableError(f"--device {name}: this machine has {devices}", "--device cuda takes the first")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise _unavailable(name, None)
+        if problem := mps_problem():
+            raise _unavailable(name, (problem, f"{_UPDATE_MACOS}, or --device cpu"))
     return torch.device(name)
+
+
+def _auto_without_cuda(report: Reporter) -> torch.device:
+    """Take mps if it computes right, else the CPU, with a warning if a GPU is there that cannot be used."""
+    if not is_hidden() and (found := cuda_problem()):
+        report.note(f"--device auto takes the CPU: {found[0]}; {found[1]}", warning=True)
+    if not torch.backends.mps.is_available():
+        return torch.device("cpu")
+    if problem := mps_problem():
+        report.note(f"--device auto takes the CPU: {problem}; {_UPDATE_MACOS}", warning=True)
+        return torch.device("cpu")
+    return torch.device("mps")
+
+
+def _unavailable(name: str, found: tuple[str, str] | None) -> UnavailableError:
+    what, hint = found or ("this machine has none that torch can use", "--device auto takes what is there")
+    return UnavailableError(f"--device {name}: {what}", hint)
+
+
+def warn_of_cudnn(device: torch.device, dtype: torch.dtype, report: Reporter) -> None:
+    """Warn if networks in `dtype` are slow on `device` because of its cuDNN."""
+    if text := slow_cudnn(device, dtype):
+        report.note(text, warning=True)
 
 
 def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
     """Of several processes on a machine, each takes a CUDA device of its own for `auto` and `cuda`, as torchrun or srun numbers them."""
     rank = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or ""
-    if asked not in ("auto", "cuda") or not rank.isdecimal() or not torch.cuda.is_available():
+    if asked not in ("auto", "cuda") or not rank.isdecimal() or not has_cuda():
         return asked
     return f"cuda:{int(rank) % torch.cuda.device_count()}"
 
@@ -87,9 +122,9 @@ def apple_device(asked: str) -> tuple[str, str] | None:
     return (kind, name) if kind in APPLE_DEVICES else None
 
 
-def torch_device(asked: str) -> torch.device:
+def torch_device(asked: str, report: Reporter = quiet) -> torch.device:
     """The torch device of --device; UnavailableError where it is not there."""
-    return resolve_device("auto" if apple_device(asked) else asked)
+    return resolve_device("auto" if apple_device(asked) else asked, report)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
@@ -163,10 +198,35 @@ def is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+def out_of_memory_in_words(error: BaseException) -> str:
+    """What `is_out_of_memory` found, in one line: what was asked for and what there is, without an allocator's advice."""
+    text = (str(error).strip().splitlines() or [""])[0].partition(" Including non-PyTorch memory")[0].rstrip(".")
+    if not text or "memory" in text.lower():
+        return text or "out of memory"
+    return f"out of memory ({text})"
+
+
 def give_back_free_memory() -> None:
     """Hand the system what the C library holds and nobody uses, where that is glibc, which would keep what lies between other blocks."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until `device` has finished what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back the memory that torch keeps for later on `device`, for a second attempt after an error."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    give_back_free_memory()
 
 
 def check_compiler(device: torch.device) -> None:
@@ -178,8 +238,12 @@ def check_compiler(device: torch.device) -> None:
         raise UnavailableError("--compile needs a C++ compiler, and none is here", "install g++, or leave out --compile")
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as env.json and `turbovaed env` hold them; nothing in it names a person or a path."""
+def environment(device: torch.device | None = None) -> dict[str, Any]:
+    """Versions and hardware, as env.json and `turbovaed env` hold them; nothing in it names a person or a path.
+
+    `device` is the one that computes; None takes the one of `auto`.
+    """
+    device = device or resolve_device("auto")
     versions = {}
     for package in _PACKAGES:
         try:
@@ -193,7 +257,9 @@ def environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "device": str(device),
+        "cuda": torch.cuda.get_device_name(device if device.type == "cuda" else 0) if has_cuda() else None,
         "mps": torch.backends.mps.is_available(),
+        **gpu_facts(device),
         "packages": versions,
     }

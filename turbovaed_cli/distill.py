@@ -20,12 +20,15 @@ from turbovaed_cli.devices import (
     check_compiler,
     environment,
     forget_peak,
+    is_out_of_memory,
+    out_of_memory_in_words,
     peak_mb,
     resolve_device,
     resolve_dtype,
+    warn_of_cudnn,
 )
 from turbovaed_cli.documents import shown
-from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError
+from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError, TurboVaedError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
@@ -33,7 +36,7 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, load_stu
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
-from turbovaed_cli.rundir import RunDir, metrics_row, write_whole
+from turbovaed_cli.rundir import RunDir, metrics_row, read_json, write_whole
 from turbovaed_cli.settings import RECIPES, DistillSettings
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
@@ -47,7 +50,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.outputs import Samples, losses_in_words, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
-from turbovaed_cli.training.resume import check_resume
+from turbovaed_cli.training.resume import check_resume, machine_changes
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
@@ -93,13 +96,14 @@ def distill(
     `settings` None takes the recipe that the teacher's row of the registry names.
     `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
     config.json, for messages about a resume. Places may be fsspec URLs.
-    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit. Where several
+    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit on one type
+    of machine (on a GPU, with equal free memory). Where several
     processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
     settings = settings or RECIPES[spec.recipe]
-    ranks = join_ranks(settings.device)
+    ranks = join_ranks(settings.device, report)
     if not ranks.is_first:
         report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
     nowhere = nullcontext((Path(str(run)), lambda: None))
@@ -143,7 +147,7 @@ def estimate_distill(
     if download:
         room = None if is_url(run) else free_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
-    ranks = alone(resolve_device(settings.device))
+    ranks = alone(resolve_device(settings.device, report))
     with look_at_run(run) as root:
         folder = RunDir(root)
         if holder := folder.holder():
@@ -190,6 +194,8 @@ def prepare(
     teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
+    if ranks.local_rank == 0:
+        warn_of_cudnn(device, dtype, report)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if cache is None:
@@ -239,20 +245,51 @@ def _run(
     """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
-        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line))
+        config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line, report))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
         samples = Samples(trainer, report)
-        with trackers_of(settings.log if ranks.is_first else (), folder, config, state.step, report) as trackers:
+        logs = settings.log if ranks.is_first else ()
+        with _memory_in_words(trainer, folder), trackers_of(logs, folder, config, state.step, report) as trackers:
             losses = _train(trainer, folder, trackers, samples, report)
         if ranks.is_first:
             write_model(folder, trainer, spec, config)
             if losses or not folder.report.exists():
                 write_run_report(folder, trainer, samples.clips())
     return resumed_from, losses
+
+
+@contextmanager
+def _memory_in_words(trainer: Trainer, folder: RunDir) -> Iterator[None]:
+    """Say of a step that runs out of memory what would take less, and from which checkpoint the run can go on."""
+    try:
+        yield
+    except TurboVaedError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"step {trainer.state.step + 1} does not fit in the memory of this {trainer.device.type}: {out_of_memory_in_words(error)}"
+        raise TurboVaedError(what, _less_memory(trainer, folder)) from error
+
+
+def _less_memory(trainer: Trainer, folder: RunDir) -> str:
+    """The options that take less memory: those that this run can go on with, and those that make it another run."""
+    settings = trainer.settings
+    stage = position_at(settings.stages, trainer.state.step).stage
+    others = ["--crop WIDTHxHEIGHT (smaller)"]
+    others += ["--batch-size (smaller)"] if stage.batch_size > trainer.ranks.count else []
+    others += ["--dtype bf16"] if trainer.dtype == torch.float32 else []
+    others += ["--perceptual ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
+    again = f"with another --run, {', '.join(others)} take less"
+    # The first rank alone has the run folder.
+    steps = folder.steps() if trainer.ranks.is_first else []
+    place = f"step {steps[-1]}" if steps else "its last checkpoint" if not trainer.ranks.is_first else "the beginning"
+    way = "the same command" if stage.gradient_checkpointing else "the same command with --gradient-checkpointing"
+    return f"{way} goes on from {place}; {again}"
 
 
 def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
@@ -273,12 +310,16 @@ def _over_all(settings: DistillSettings, processes: int) -> DistillSettings:
 
 
 def _begin(
-    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str
+    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
 ) -> dict[str, Any]:
     """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
     config = _config_of(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
     check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
-    folder.snapshot(config, environment())
+    machine = environment(trainer.device)
+    if folder.env.is_file() and folder.steps() and (changes := machine_changes(read_json(folder.env), machine)):
+        where = f"resumed on another machine or with other libraries ({', '.join(changes)})"
+        report.note(f"{where}: the last bits may differ from those of an uninterrupted run", warning=True)
+    folder.snapshot(config, machine)
     folder.clean_leftovers()
     return config
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from turbovaed_cli.cache_latents import plan_clips
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import resolve_device
+from turbovaed_cli.devices import resolve_device, wait_for
 from turbovaed_cli.errors import MissingError, SettingsError, VideoError
 from turbovaed_cli.latents import ClipSource
 from turbovaed_cli.metrics import fvd, metric_name, paper
@@ -310,20 +310,13 @@ def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
     seconds: dict[str, list[float]] = {side: [] for side in decoders}
     for turn in range(repeats + 1):
         for side, decode in decoders.items():
-            _wait_for(pair.device)
+            wait_for(pair.device)
             began = time.perf_counter()
             decode(latents)
-            _wait_for(pair.device)
+            wait_for(pair.device)
             if turn:  # the first one allocates and chooses kernels
                 seconds[side].append(time.perf_counter() - began)
     return DecodeTimes(seconds["teacher"], seconds["student"], str(pair.device))
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 # --- the result ---------------------------------------------------------------------------------------------------

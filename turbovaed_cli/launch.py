@@ -34,7 +34,7 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)}
     shared |= {WATCH_FD: str(watch), COMMAND_LINE: command_line(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-    options: dict[str, Any] = {"pass_fds": (watch,), "start_new_session": True} if os.name == "posix" else {}
+    options: dict[str, Any] = {"pass_fds": (watch,), "start_new_session": True}
     ranks: list[subprocess.Popen[bytes]] = []
     passed_on: list[int] = []
 

@@ -19,7 +19,7 @@ from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latent
 from turbovaed_cli.models.encoding import encoded, encodes_exactly
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.streaming import StreamingDecoder
+from turbovaed_cli.models.streaming import decode_as_memory_allows
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
@@ -186,7 +186,7 @@ def _streamed_frames(
     )
     num_made = 0
     to_pixels = _to_pixels(settings)
-    for video in _streamed(pair.student, latents, pieces, aside):
+    for video in _streamed(pair.student, latents, pieces, aside, report):
         stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
         num_made += len(stretch)
         yield from stretch
@@ -265,23 +265,35 @@ def _decode_file(
     ) as writer:
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
         report.note(f"decoding {pieces}")
-        made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings))
+        made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings), report)
         _write_behind(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 
 def _frames_of(
-    latents: Tensor, student: StudentDecoder, pieces: Pieces, aside: Path, to_pixels: Callable[[Tensor], np.ndarray]
+    latents: Tensor,
+    student: StudentDecoder,
+    pieces: Pieces,
+    aside: Path,
+    to_pixels: Callable[[Tensor], np.ndarray],
+    report: Reporter,
 ) -> Iterator[np.ndarray]:
     """Decode (C, t, h, w) of any length to frames (H, W, 3): those of a decode of the whole, in bounded memory."""
-    for video in _streamed(student, latents[None].split(pieces.frames, dim=2), pieces, aside):
+    for video in _streamed(student, latents[None].split(pieces.frames, dim=2), pieces, aside, report):
         yield from to_pixels(video[0])
 
 
-def _streamed(student: StudentDecoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path) -> Iterator[Tensor]:
-    """Latents (1, C, n, h, w), piece by piece, to video (1, 3, m, H, W)."""
-    decoder = StreamingDecoder(student, rows=pieces.rows, spill=aside if pieces.spill else None)
-    for number, video in enumerate(decoder.decode(latents)):
+def _streamed(
+    student: StudentDecoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path, report: Reporter
+) -> Iterator[Tensor]:
+    """Decode latents (1, C, n, h, w), piece by piece, to video (1, 3, m, H, W); in smaller pieces after one that does not fit."""
+
+    def smaller(before: int, now: int) -> None:
+        report.note(f"{before} latent frames at once do not fit in memory: going on with {now}")
+
+    spill = aside if pieces.spill else None
+    decoded = decode_as_memory_allows(student, latents, pieces.frames, rows=pieces.rows, spill=spill, smaller=smaller)
+    for number, video in enumerate(decoded):
         check_finite([video])
         yield video
         if number % _PIECES_PER_TRIM == 0:

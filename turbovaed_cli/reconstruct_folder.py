@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, TurboVaedError
 from turbovaed_cli.latent_files import SUFFIXES as LATENTS_SUFFIXES
 from turbovaed_cli.models.pair import Pair
@@ -139,6 +140,10 @@ def _item(path: Path, out: Path, pair: Pair, settings: ReconstructSettings, over
         if isinstance(error, OSError) and error.errno in _FULL:
             raise
         return FolderItem(path, out, reason=_reason(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return FolderItem(path, out, reason=f"too large: {out_of_memory_in_words(error)}")
 
 
 def _reason(error: TurboVaedError | OSError) -> str:

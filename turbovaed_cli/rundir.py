@@ -27,6 +27,7 @@ from turbovaed_cli.errors import (
     UnavailableError,
     UnwritableError,
 )
+from turbovaed_cli.system import check_system, is_windows
 
 SCHEMA_VERSION = 1  # of config.json
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
@@ -45,13 +46,18 @@ def sha256_of(path: Path) -> str:
 
 def fsync_folder(folder: Path) -> None:
     """Make renames in `folder` survive a power cut (where the system can)."""
-    if os.name == "nt":
+    if is_windows():
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("r+b" if is_windows() else "rb") as file:  # Windows flushes only what may be written
+        os.fsync(file.fileno())
 
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -177,8 +183,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             temporary.chmod(0o644)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _fsync_file(temporary)
             temporary.replace(path)
             fsync_folder(path.parent)
         finally:
@@ -205,8 +210,7 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as opened:
-                        os.fsync(opened.fileno())
+                    _fsync_file(file)
                 else:
                     fsync_folder(file)
             fsync_folder(temporary)
@@ -473,8 +477,10 @@ def _remove_folder(path: Path) -> None:
 def held(path: Path) -> Iterator[str | None]:
     """Hold a lock file while the context lasts, and yield None; where somebody holds it, yield who and since when.
 
-    The system drops the lock when the process ends, however it ends. Raises UnavailableError where the file system has none.
+    The system drops the lock when the process ends, however it ends. Raises UnavailableError on Windows, and if the file
+    system has no locks.
     """
+    check_system("locking a folder")
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = path.open("a+", encoding="utf-8")
@@ -494,6 +500,8 @@ def held(path: Path) -> Iterator[str | None]:
 
 def holder_of(path: Path) -> str | None:
     """Who holds a lock file, None where nobody does; looks without changing anything."""
+    if is_windows():  # nothing that locks runs there
+        return None
     try:
         if path.exists() and not path.is_file():
             return None
@@ -516,16 +524,8 @@ def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
 
 
 def _lock_once(descriptor: int, path: Path, *, shared: bool) -> bool:
-    try:
-        import fcntl  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        import msvcrt  # noqa: PLC0415 - only on Windows
+    import fcntl  # noqa: PLC0415 - not on Windows, where nothing gets here
 
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        return True
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

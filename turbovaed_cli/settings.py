@@ -1,6 +1,7 @@
 """One frozen settings class per long command; every default is typed here and nowhere else. Sizes are (height, width)."""
 
 import math
+import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
@@ -25,9 +26,17 @@ OPTIMIZERS = ("adamw", "muon")
 LAYOUTS = ("4d-cat", "4d-sum", "5d")
 
 
-def check_device(name: str) -> None:
-    """Raise SettingsError unless `name` is a kind of device; cuda:1 is one too. Whether it is there is another question."""
-    check_choice("--device", name.partition(":")[0], DEVICES)
+def check_device(name: str, others: Sequence[str] = ()) -> None:
+    """Raise SettingsError unless `name` is a kind of device, or a CUDA device by its number. Whether it is there is another question.
+
+    `others` are further kinds that the command takes, for the hint.
+    """
+    kind, colon, number = name.partition(":")
+    check_choice("--device", kind, (*DEVICES, *others))
+    if colon and kind != "cuda":
+        raise SettingsError(f"--device {name}: {kind} has no number", f"--device {kind}")
+    if colon and re.fullmatch(r"0|[1-9]\d{0,3}", number, re.ASCII) is None:
+        raise SettingsError(f"--device {name} names no CUDA device", "--device cuda:0 is the first, cuda:1 the second")
 
 
 def check_dtype(name: str) -> None:

@@ -15,8 +15,8 @@ MEETING = """
 import sys, turbovaed_cli.distill
 verb = sys.modules["turbovaed_cli.distill"]
 join = verb.join_ranks
-def join_and_say(device):
-    ranks = join(device)
+def join_and_say(*given):
+    ranks = join(*given)
     if ranks.gather(0) and ranks.is_first:
         open({met!r}, "w").close()
     return ranks

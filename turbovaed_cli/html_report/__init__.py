@@ -118,7 +118,7 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
         settings=names_only(
             {"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_config(pair.run) if pair.run else {})
         ),
-        environment=environment(),
+        environment=environment(pair.device),
     )
 
 

@@ -7,6 +7,7 @@ pieces in time, and each piece may be cut into stripes of rows: the same pixels,
 
 import io
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from turbovaed_cli.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, TurboVaedError
 from turbovaed_cli.models.fast import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
@@ -285,6 +287,77 @@ class StreamingDecoder:
         batch, _, _, height, width = shape
         ratio = int(self.student.spatial_compression_ratio)
         return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self.fast.device, dtype=self.fast.dtype)
+
+
+def decode_as_memory_allows(
+    student: StudentDecoder | FastDecoder,
+    latents: Iterable[Tensor],
+    frames: int,
+    *,
+    rows: int = 0,
+    spill: Path | None = None,
+    smaller: Callable[[int, int], None] = lambda before, now: None,
+) -> Iterator[Tensor]:
+    """Decode one clip as StreamingDecoder.decode does, in pieces of at most `frames` latent frames, of half as many after one that does not fit.
+
+    If a piece runs out of memory, a new decoder begins so far before it that all it keeps is the same again: the same frames
+    come out, each once. `smaller` is called with the old and the new number of latent frames. The error is raised when a
+    piece of one latent frame does not fit, or if it comes from `latents` itself.
+    """
+    fast = student if isinstance(student, FastDecoder) else student.ready()
+    ratio = int(fast.student.temporal_compression_ratio)
+    lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
+    # What is not out yet depends on this many latents before the newest: as far back as it looks ahead, and its own delay.
+    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
+    while True:
+        decoder = StreamingDecoder(fast, rows=rows, spill=spill)
+        known = done - ratio * tape.start  # frames of this decoder that are out already
+        try:
+            for video in decoder.decode(tape.pieces(frames)):
+                made = video[:, :, max(known, 0) :]
+                known -= video.shape[2]
+                done += made.shape[2]
+                yield made
+        except Exception as error:
+            if tape.has_failed or frames == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            return
+        del decoder  # and with the error, everything that the piece had made
+        fast.scratch.clear()
+        empty_cache(fast.device)
+        smaller(frames, frames // 2)
+        frames //= 2
+
+
+class _Tape:
+    """The latents (B, C, n, h, w) of one clip as they come, and the last ones of them once more."""
+
+    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
+        self._latents, self._most = iter(latents), most
+        self._kept: deque[Tensor] = deque()  # on the CPU
+        self._num_kept = 0  # latent frames
+        self.start = 0  # latent frames before those kept
+        self.has_failed = False  # whether the latents themselves raised an error
+
+    def pieces(self, frames: int) -> Iterator[Tensor]:
+        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
+        for kept in list(self._kept):
+            yield from kept.split(frames, dim=2)
+        while (new := self._next()) is not None:
+            yield from new.split(frames, dim=2)
+
+    def _next(self) -> Tensor | None:
+        self.has_failed = True
+        piece = next(self._latents, None)
+        self.has_failed = False
+        if piece is not None:
+            self._kept.append(piece.cpu())
+            self._num_kept += piece.shape[2]
+        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
+            length = self._kept.popleft().shape[2]
+            self._num_kept, self.start = self._num_kept - length, self.start + length
+        return piece
 
 
 class Spill:

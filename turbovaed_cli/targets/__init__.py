@@ -55,7 +55,7 @@ class Called:
 class Variant:
     """One way to decode on a target; `load` makes it ready, or raises TurboVaedError where this machine cannot."""
 
-    network: str  # STUDENT, MODULES or TEACHER
+    network: str  # STUDENT, MODULES, LAYOUT, COMPILED or TEACHER
     runtime: str  # with its version
     unit: str  # what computes: CPU, CUDA, CPU and Neural Engine
     precision: str
@@ -66,8 +66,9 @@ class Variant:
     in_process: bool = True  # what it holds is this process's, so that a process of its own can tell its peak
 
 
-# MODULES: its modules one by one, as published.
-STUDENT, MODULES, COMPILED, TEACHER = "student", "student, plain", "student, compiled", "teacher"
+# MODULES: its modules one by one, as published. LAYOUT: channels innermost in memory, as `reconstruct` decodes on a GPU.
+STUDENT, MODULES, LAYOUT = "student", "student, plain", "student, channels last"
+COMPILED, TEACHER = "student, compiled", "teacher"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from turbovaed_cli.devices import forget_peak, is_out_of_memory, peak_mb
+from turbovaed_cli.devices import empty_cache, forget_peak, is_out_of_memory, peak_mb
 from turbovaed_cli.latents import Batch
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.rundir import RunDir
@@ -148,8 +148,7 @@ def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
             raise
         return False
     finally:
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty_cache(device)
     if (reserved := _reserved_mb(device)) is None:
         return True
     return reserved * 1e6 < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli import __version__
-from turbovaed_cli.devices import is_out_of_memory
+from turbovaed_cli.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.latents import Crop
@@ -64,7 +64,7 @@ class Samples:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = out_of_memory_in_words(error)
         # After the handler: until there the error keeps alive what was being computed.
         self.fits = False
         empty_cache(self.trainer.device)
@@ -72,12 +72,6 @@ class Samples:
             f"too little memory to decode a sample ({reason}): the run goes on without samples (--sample-every 0)", warning=True
         )
         return {}
-
-
-def empty_cache(device: torch.device) -> None:
-    """Give the device's memory that torch keeps for later back to the device."""
-    if device.type in ("cuda", "mps"):
-        getattr(torch, device.type).empty_cache()
 
 
 @torch.no_grad()

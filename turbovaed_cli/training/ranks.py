@@ -4,6 +4,7 @@ Started by `accelerate launch`, torchrun, Slurm with torchrun's variables, or `-
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from turbovaed_cli.devices import resolve_device
+from turbovaed_cli.devices import is_out_of_memory, resolve_device
 from turbovaed_cli.errors import CheckFailedError, LostRankError, SettingsError, TurboVaedError, UnavailableError
 from turbovaed_cli.latents import WHOLE
+from turbovaed_cli.reporting import Reporter, quiet
 
 Value = TypeVar("Value")
 
@@ -166,17 +168,19 @@ def alone(device: torch.device) -> Ranks:
     return Ranks(1, 0, 0, device)
 
 
-def join_ranks(device: str) -> Ranks:
+def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
     """Who this process is among those started together, and its device: of `auto` and `cuda` each rank has one of its own.
 
-    Raises SettingsError for a device that several cannot share, UnavailableError where a machine has fewer than ranks.
+    Raises SettingsError for a device that several cannot share, UnavailableError where a machine has fewer than ranks, and
+    LostRankError if the processes do not find each other.
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
-        return alone(resolve_device(device))
+        return alone(resolve_device(device, report))
     if device == "auto" and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
         device = "cpu"
-    kind = resolve_device(device).type
+    is_first_here = (os.environ.get("LOCAL_RANK") or "0") == "0"  # one warning on each machine
+    kind = resolve_device(device, report if is_first_here else quiet).type
     if device not in ("auto", "cpu", "cuda") or kind == "mps":
         raise SettingsError(f"--device {device} is one, and there are {count} processes", "--device cuda, or cpu")
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
@@ -187,7 +191,7 @@ def join_ranks(device: str) -> Ranks:
     os.environ.setdefault("LOCAL_RANK", "0")
     from accelerate import PartialState  # noqa: PLC0415 - one process needs no accelerate
 
-    with warnings.catch_warnings(), _lost():
+    with warnings.catch_warnings(), _could_not_join(count):
         warnings.simplefilter("ignore")  # of threads, which it sets
         if kind == "cpu":
             state = PartialState(cpu=True, timeout=_LONGEST_WAIT)
@@ -196,14 +200,49 @@ def join_ranks(device: str) -> Ranks:
     return Ranks(state.num_processes, state.process_index, state.local_process_index, torch.device(state.device))
 
 
+# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Its own begin with the place in its source, such as
+# [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
+_GONE = re.compile(r"\[[^\]]*\bgloo\b[^\]]*\]|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+
+
+def _is_of_a_peer(error: RuntimeError) -> bool:
+    """Whether an error is about a process that is gone or silent, and not about this one's own memory or operators."""
+    if is_out_of_memory(error) or isinstance(error, NotImplementedError):
+        return False
+    return isinstance(error, distributed.DistError) or _GONE.search(str(error)) is not None
+
+
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Turn what torch says of a process that is not there any more into our error."""
+    """Turn what torch raises about a process that is not there any more into our error."""
     try:
         yield
-    except RuntimeError as error:  # torch has no class of its own for what gloo says
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except RuntimeError as error:
+        if not _is_of_a_peer(error):
+            raise
         raise LostRankError(
-            f"a process that trained along has gone ({said})",
+            f"a process that trained along has gone ({_first_line(error)})",
             "what it printed, or its machine, may say why; the same command goes on from the last checkpoint",
         ) from error
+
+
+@contextmanager
+def _could_not_join(count: int) -> Iterator[None]:
+    """Turn what stops processes from finding each other into our error; nothing has been trained by then."""
+    try:
+        yield
+    except NotImplementedError as error:  # accelerate's, about cards whose driver cannot do what NCCL would ask for
+        raise UnavailableError(
+            _first_line(error), "install a newer driver, or set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise LostRankError(
+            f"this process could not join the {count} that train together ({_first_line(error)})",
+            "MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE have to fit on all machines; nothing was trained yet",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -44,6 +44,38 @@ def check_resume(folder: RunDir, config: Mapping[str, Any], settings: DistillSet
         raise error
 
 
+# What env.json says of the hardware and libraries that the last bits of a step depend on, and how people call them.
+_DECIDES_BITS = {"device": "device", "cuda": "GPU", "cuda_runtime": "CUDA", "cudnn": "cuDNN", "torch": "torch"}
+
+
+def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the env.json of a run and this machine, and may change the last bits of what it computes from here on.
+
+    What an earlier version did not record is passed over. GPUs and their libraries count for runs that use one.
+    """
+    old, new = _deciding(before), _deciding(now)
+    if old["device"] and old["device"] != new["device"]:
+        names = ["device"]
+    elif new["device"] == "cpu" and not old["cuda"]:
+        names = ["torch"]
+    else:
+        names = [name for name in _DECIDES_BITS if name != "device"]
+    return [
+        arrow(_DECIDES_BITS[name], old[name], new[name]) for name in names if old[name] is not None and old[name] != new[name]
+    ]
+
+
+def _deciding(env: Mapping[str, Any]) -> dict[str, Any]:
+    """Those facts of an env.json; which of several equal GPUs it was makes no difference."""
+    device, packages = env.get("device"), env.get("packages")
+    own = {
+        "device": device.partition(":")[0] if isinstance(device, str) else None,
+        "torch": packages.get("torch") if isinstance(packages, dict) else None,
+    }
+    facts = {name: env.get(name) for name in _DECIDES_BITS} | own
+    return facts | ({"cuda": None} if own["device"] == "cpu" else {})
+
+
 def _way_on(folder: RunDir, run: str | Path) -> str:
     """What mends a run that was started otherwise: its first command, if that is known, or a free place for another run."""
     first = folder.read_config().get("command_line") if folder.config.is_file() else None

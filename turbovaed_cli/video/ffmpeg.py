@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO
 
 from turbovaed_cli.errors import MissingError, PassingVideoError, VideoError
+from turbovaed_cli.system import check_system
 from turbovaed_cli.video import messages
 
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the
@@ -120,6 +121,7 @@ class Child:
         Arguments may be a function of the report filter. `patience_s` is how long it may be silent while we wait for it;
         None: STALL_S, and more if it is fed.
         """
+        check_system("reading and writing videos")
         self._reports: int | None = None
         theirs: int | None = None
         if callable(arguments):
@@ -134,7 +136,7 @@ class Child:
                 stderr=subprocess.PIPE,
                 pass_fds=[*descriptors, *([] if theirs is None else [theirs])],
                 # Ctrl-C goes to us: we end the step at hand, and a child that died of it would look like a damaged video.
-                process_group=0 if os.name == "posix" else None,
+                process_group=0,
             )
         except BaseException:
             if self._reports is not None:
@@ -319,10 +321,8 @@ def _starved_s(pid: int) -> float:
 
 def _limit(pid: int, *, may_write: bool) -> None:
     """Bound the child's memory, and forbid it files, where the system can (Linux)."""
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-    except ImportError:
-        return
+    import resource  # noqa: PLC0415 - not on Windows, where no child is started
+
     if not hasattr(resource, "prlimit"):
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -1,0 +1,115 @@
+"""Benchmarks print what they could measure, whatever else does not fit in memory; those for a GPU need no installation."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 22.00 GiB"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A script of benchmarks/ as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def load(name):
+        return __import__(name)
+
+    yield load
+    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features"):
+        sys.modules.pop(name, None)
+
+
+def test_a_teacher_that_does_not_fit_costs_no_other_row(benchmark, monkeypatch, capsys):
+    decode = benchmark("decode")
+
+    def does_not_fit(name, latents):
+        raise torch.OutOfMemoryError(OUT_OF_MEMORY)
+
+    monkeypatch.setattr(decode, "teacher_decode", does_not_fit)
+    monkeypatch.setattr(decode, "matmul_rate", lambda dtype, device: 1e9)
+    small = ["decode.py", "--model", "tiny", "--frames", "3", "--size", "32", "--rounds", "1", "--teacher"]
+    monkeypatch.setattr(sys, "argv", [*small, "--json"])
+    decode.main()
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["variants"]}
+    assert rows.pop("teacher's decoder") == {"name": "teacher's decoder", "dtype": "fp32", "error": OUT_OF_MEMORY}
+    assert len(rows) == 9 and all(row["ratio_to_plain"] > 0 and row["psnr_db"] > 30 for row in rows.values())
+    assert rows["plain"]["max_abs"] == 0 < rows["plain bf16"]["max_abs"]
+
+    plain_form = decode.plain_form
+    on_meta = {"meta": plain_form}  # whose FLOPs are counted
+    monkeypatch.setattr(
+        decode, "plain_form", lambda student: on_meta.get(student.device.type, partial(does_not_fit, "tiny"))(student)
+    )
+    monkeypatch.setattr(sys, "argv", small)
+    decode.main()
+    lines = {line[:55].strip(): line[55:] for line in capsys.readouterr().out.splitlines()}
+    assert all(f"not measured: {OUT_OF_MEMORY}" in lines[name] for name in ("plain", "plain bf16", "teacher's decoder"))
+    assert "not measured" not in lines["modules"] and lines["modules"].split()[0] == "-"  # nothing to be a ratio of
+
+
+@pytest.fixture
+def step(benchmark):
+    """training_step.py, and options of a tiny step on a CPU."""
+    module = benchmark("training_step")
+    options = argparse.Namespace(
+        frames=9,
+        size=64,
+        channels_divisor=4,
+        device="cpu",
+        perceptual="none",
+        compile=False,
+        rounds=1,
+        json=True,
+        one=None,
+        of=None,
+    )
+    return module, options
+
+
+def test_a_way_to_train_that_does_not_fit_costs_no_other_one(step, monkeypatch, capsys):
+    module, options = step
+
+    def does_not_fit(self, batches):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+    ways = {name: way for name, way in module.ways_of(options).items() if name in ("published, fp32", "cached, fp32")}
+    monkeypatch.setattr(module, "ways_of", lambda options: ways)
+    monkeypatch.setattr(module.PublishedLoop, "learn", does_not_fit)
+    found = module.report_time(module.MODELS["ltx"], options)
+    assert {name: len(times) for name, times in found["seconds"].items()} == {"cached, fp32": 1}
+    said = capsys.readouterr().err
+    assert said.count("not measured") == 1 and "CUDNN_STATUS_ALLOC_FAILED" in said
+
+
+def test_memory_on_cuda_is_measured_once_and_in_this_process(step, monkeypatch):
+    module, options = step
+    asked = []
+    monkeypatch.setattr(module, "ways_of", lambda options: {"published, fp32": None, "cached, fp32": None})
+    monkeypatch.setattr(module, "peak_of", lambda spec, way, options: asked.append(way) or 100.0)
+    monkeypatch.setattr(module, "in_a_child", lambda name, way: asked.append(f"{way} in a child") or 100.0)
+    monkeypatch.setattr(module, "empty_cache", lambda device: None)
+    options.rounds = 3
+    options.device = "cuda"
+    module.report_memory(module.MODELS["ltx"], options)
+    assert asked == ["published, fp32", "cached, fp32"]
+    options.device = "cpu"
+    module.report_memory(module.MODELS["ltx"], options)
+    assert asked[2:] == ["published, fp32 in a child"] * 3 + ["cached, fp32 in a child"] * 3
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_the_gpu_benchmarks_install_nothing():
+    words = ["make", "--dry-run", "bench-gpu", "PYTHON=/usr/bin/some-python"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
+    lines = done.stdout.strip().splitlines()
+    assert lines and all(line.startswith("PYTHONPATH=carry:. /usr/bin/some-python benchmarks/") for line in lines)
+    assert all("--device cuda" in line for line in lines)
