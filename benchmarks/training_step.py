@@ -75,7 +75,9 @@ class PublishedLoop(Trainer):
         _, known = self.teacher.decode_with_features(latents, [pair.teacher_tap for pair in pairs])
         decoded, learnt = self.student_features(latents, [pair.student_block for pair in pairs])
         features = self.state.heads(learnt, known)
-        return reconstruction_losses(decoded, batch.video, stage, features, self.perceptual_of(stage))
+        perceptual = self.perceptual_of(stage)
+        whole = perceptual and replace(perceptual, pixels_at_once=batch.video.numel())  # all frames at once
+        return reconstruction_losses(decoded, batch.video, stage, features, whole)
 
 
 # --- networks -----------------------------------------------------------------------------------------------------

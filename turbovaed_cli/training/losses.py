@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import autocast
@@ -16,36 +16,59 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import Stage
 
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
-# Pixels of video, times frames, whose activations are kept at once: about a gigabyte of them, with LPIPS in bf16.
-LPIPS_PIXELS = 8 * 256 * 256
+# Pixels of all frames together whose activations are kept at once: about a gigabyte of them, of LPIPS in bf16.
+LPIPS_PIXELS = 7 * 256 * 256
 SSIM_PIXELS = 96 * 256 * 256
 
 
 @dataclass(frozen=True)
 class PerceptualLoss:
-    """The mean over frames of a distance between videos (B, 3, T, H, W) in [-1, 1], with a gradient to the first.
+    """The mean over frames of a distance between videos (B, 3, T, H, W) in [-1, 1], a scalar with a gradient to the first.
 
-    More than `pixels_at_once` are compared in chunks of frames, whose activations are computed again on the way back. The
-    chunks depend on the size of the videos alone, so that gradient checkpointing changes no bit.
+    Videos of more than `pixels_at_once` are compared in chunks of frames. The chunks depend on the size of the videos alone,
+    so that the same steps give the same bits with gradient checkpointing and without.
     """
 
     distance: Callable[[Tensor, Tensor], Tensor]
     pixels_at_once: int
 
-    def __call__(self, video: Tensor, source: Tensor, *, checkpointed: bool = False) -> Tensor:
-        """The distance, a scalar; `checkpointed` keeps no activations of a single chunk either."""
+    def __call__(self, video: Tensor, source: Tensor) -> Tensor:
         batch, _, frames, height, width = video.shape
-        num_frames, at_once = batch * frames, max(self.pixels_at_once // (height * width), 1)
-        again = torch.is_grad_enabled() and (checkpointed or num_frames > at_once)
-        if num_frames <= at_once:
-            return self._checkpointed(video, source) if again else self.distance(video, source)
-        distance = self._checkpointed if again else self.distance
-        chunks = [x.movedim(2, 1).flatten(0, 1).unsqueeze(2).split(at_once) for x in (video, source)]  # (N, 3, 1, H, W)
-        parts = [distance(a, b) * (len(a) / num_frames) for a, b in zip(*chunks, strict=True)]
-        return torch.stack(parts).sum()
+        at_once = max(self.pixels_at_once // (height * width), 1)
+        if batch * frames <= at_once:
+            return self.distance(video, source)
+        chunks = [x.movedim(2, 1).flatten(0, 1).unsqueeze(2) for x in (video, source)]  # (N, 3, 1, H, W)
+        if torch.is_grad_enabled() and video.requires_grad:
+            value: Tensor = _InChunks.apply(*chunks, self.distance, at_once)  # type: ignore[no-untyped-call]
+            return value
+        pairs = zip(*(x.split(at_once) for x in chunks), strict=True)
+        return torch.stack([self.distance(a, b) * (len(a) / len(chunks[0])) for a, b in pairs]).sum()
 
-    def _checkpointed(self, video: Tensor, source: Tensor) -> Tensor:
-        return cast(Tensor, checkpoint(self.distance, video, source, use_reentrant=False, preserve_rng_state=False))
+
+class _InChunks(torch.autograd.Function):
+    """A distance of many frames whose gradient is taken chunk by chunk with the value: no activation outlives its chunk.
+
+    So nothing is computed twice, as it would be by checkpointing, however often a step goes back through the loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, video: Tensor, source: Tensor, distance: Callable[[Tensor, Tensor], Tensor], at_once: int) -> Tensor:
+        """Frames (N, 3, 1, H, W) to the mean distance."""
+        chunks = [chunk.detach().requires_grad_() for chunk in video.split(at_once)]
+        values, gradients = [], []
+        for chunk, others in zip(chunks, source.split(at_once), strict=True):
+            with torch.enable_grad():
+                value = distance(chunk, others) * (len(chunk) / len(video))
+            gradients += torch.autograd.grad(value, chunk)
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.stack(values).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient that was kept, scaled."""
+        return gradient * ctx.saved_tensors[0], None, None, None
 
 
 @dataclass(frozen=True)
@@ -108,8 +131,7 @@ def reconstruction_losses(
     total = parts["l1"]
     if perceptual is not None and stage.perceptual_weight:
         frames = slice(None) if looked_at is None else list(looked_at)
-        pair = (decoded[:, :, frames], source[:, :, frames])
-        parts["perceptual"] = perceptual(*pair, checkpointed=stage.gradient_checkpointing)
+        parts["perceptual"] = perceptual(decoded[:, :, frames], source[:, :, frames])
         total = total + stage.perceptual_weight * parts["perceptual"]
     if features:
         parts |= {f"feature_{block}": loss.float() for block, loss in features.items()}

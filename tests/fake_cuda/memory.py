@@ -1,0 +1,100 @@
+"""The memory that a default run takes: metered part by part for any registry model and recipe, at full size.
+
+What is counted is the tensors that live at once. A CUDA context, workspaces of cuDNN and gaps between tensors come on top.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+from fake_cuda.device import Meter, metered
+from fake_cuda.networks import teacher_of, trainer_of
+from turbovaed_cli.registry import MODELS
+from turbovaed_cli.reporting import quiet
+from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings, Stage
+from turbovaed_cli.training.estimate import _all_read_ahead
+from turbovaed_cli.training.outputs import Samples, ema_student
+from turbovaed_cli.training.trainer import Trainer
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "GPU_MEMORY.md"
+PERCEPTUAL, DTYPE = "lpips", "bf16"  # what `auto` takes on a GPU where it takes the most memory
+BOUND_GB = 20.0  # of everything that a default run does: a card of 24 GB keeps 4 for what is not tensors
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The tensors that live at once in one part of a run."""
+
+    model: str
+    recipe: str
+    part: str  # start, the name of a stage, sample, or save
+    clips: str  # what it looks at
+    gb: float
+
+
+def rows_of(text: str) -> dict[tuple[str, str, str], float]:
+    """The figures of docs/GPU_MEMORY.md: (model, recipe, part) -> GB."""
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in cells}
+
+
+def recipe_of(model: str) -> str:
+    """The recipe that `distill` takes for a teacher without --recipe."""
+    return DEFAULT_RECIPE
+
+
+def shipped(recipe: str) -> DistillSettings:
+    """A recipe as it runs on a GPU, where it takes the most memory."""
+    settings = RECIPES[recipe]
+    stages = [
+        replace(
+            stage,
+            perceptual=PERCEPTUAL if stage.perceptual == "auto" else stage.perceptual,
+            accumulation=min(stage.accumulation, 2),  # the second pass has the gradients of the first beside it, as all others
+        )
+        for stage in settings.stages
+    ]
+    return replace(settings, stages=tuple(stages), dtype=DTYPE if settings.dtype == "auto" else settings.dtype)
+
+
+def peaks_of(model: str, recipe: str, *, start: bool = True) -> Iterator[Peak]:
+    """The parts of `distill --teacher MODEL --recipe RECIPE --data DIR`, each with all that is there beside it.
+
+    `start` False leaves out a fitted start, which takes as long as all the rest.
+    """
+    with metered() as meter:
+        trainer = trainer_of(model, shipped(recipe), teacher=teacher_of(MODELS[model]))
+        if start and trainer.settings.start == "fitted":
+            meter.peak = meter.live
+            with mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
+                trainer.fit_start(quiet)
+            yield Peak(model, recipe, "start", "10 clips", meter.peak_gb)
+        yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter))
+        for part, call in (("sample", Samples(trainer).videos), ("save", lambda: ema_student(trainer).cpu())):
+            meter.peak = meter.live
+            call()
+            yield Peak(model, recipe, part, "1 clip" if part == "sample" else "", meter.peak_gb)
+
+
+def _stages(trainer: Trainer, meter: Meter) -> Iterator[tuple[Stage, str, float]]:
+    """A step of each stage, with all batches read ahead; one that differs from another by fewer clips alone is not run."""
+    known: dict[tuple[object, ...], tuple[int, float]] = {}
+    first = 0
+    for index, stage in enumerate(trainer.settings.stages):
+        data = trainer.data_of(index)
+        alike = _what_counts(stage, trainer, index)
+        if known.get(alike, (0, 0.0))[0] < stage.batch_size:
+            meter.peak = before = meter.live
+            trainer.state.step = first
+            trainer.learn(_all_read_ahead(trainer, first))
+            # The first step makes the optimizer's state at its end; in later ones that is there all along.
+            known[alike] = stage.batch_size, (meter.peak + (meter.live - before if index == 0 else 0)) / 1e9
+        yield stage, f"{stage.batch_size} x {data['frames']}x{data['width']}x{data['height']}", known[alike][1]
+        first += stage.steps
+
+
+def _what_counts(stage: Stage, trainer: Trainer, index: int) -> tuple[object, ...]:
+    data = trainer.data_of(index)
+    weights = (stage.perceptual_weight, stage.feature_weight, stage.teacher_weight, stage.adversarial_weight)
+    return data["height"], data["width"], stage.perceptual, *map(bool, weights), stage.gradient_checkpointing
