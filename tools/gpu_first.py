@@ -477,11 +477,6 @@ PARTS: dict[str, tuple[Callable[[Machine], Iterator[Row]], float]] = {  # second
 
 def prepare(folder: Path) -> None:
     """Write what has to travel: pure Python packages, and a latent cache of the embedded teacher."""
-    from turbovaed_cli.latents import CacheWriter, ClipSource
-    from turbovaed_cli.models.teacher import load_teacher
-    from turbovaed_cli.registry import find_model
-    from turbovaed_cli.video import to_model
-
     folder.mkdir(parents=True, exist_ok=True)
     for package in TRAVELS:
         found = importlib.util.find_spec(package)
@@ -492,6 +487,16 @@ def prepare(folder: Path) -> None:
                 dirs_exist_ok=True,
                 ignore=shutil.ignore_patterns("__pycache__"),
             )
+    write_cache(folder / "cache")
+
+
+def write_cache(folder: Path) -> None:
+    """A latent cache of the embedded teacher, of moving waves: CLIPS clips of 9 frames of 64x64."""
+    from turbovaed_cli.latents import CacheWriter, ClipSource
+    from turbovaed_cli.models.teacher import load_teacher
+    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.video import to_model
+
     spec = find_model("tiny")
     teacher = load_teacher(spec)
     frames, side = 9, 64
@@ -499,9 +504,9 @@ def prepare(folder: Path) -> None:
         "clip": {"frames": frames, "size": [side, side], "stride": 1}, "teacher_name": spec.name,
         "teacher": {**teacher.identity(), "latent_channels": spec.teacher.latent_channels},
     }  # fmt: skip
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    with CacheWriter(folder / "cache", about, shard_mb=256) as writer:
+    with CacheWriter(folder, about, shard_mb=256) as writer:
         for number in range(CLIPS):
             waves = [((rows * (1 + number % 3) + columns * channel) / 9 + number).sin() for channel in (1, 2, 3)]
             moving = torch.stack([torch.stack(waves, -1).roll(frame, 1) for frame in range(frames)])  # (T, H, W, 3)

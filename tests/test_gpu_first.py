@@ -1,0 +1,69 @@
+"""tools/gpu_first.py, which only a GPU can answer, runs here at tiny sizes: every part gives its rows, and no part an error."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[1] / "tools" / "gpu_first.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("gpu_first", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_first"] = module
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+    del sys.modules["gpu_first"]
+
+
+def rows_of(tool, parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    words = ["--small", "--device", "cpu", "--carry", tmp_path, "--parts", *parts]
+    monkeypatch.setattr("sys.argv", ["gpu_first.py", *map(str, words)])
+    tool.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [row for row in rows if "error" in row] == []
+    return {part: [row for row in rows if row["part"] == part] for part in parts}
+
+
+def test_every_part_gives_its_rows(tool, tmp_path, monkeypatch, capsys):
+    rows = rows_of(tool, [part for part in tool.PARTS if part != "commands"], tmp_path, monkeypatch, capsys)
+    assert rows["versions"][0]["environment"]["packages"]["torch"]
+    assert len(rows["convolutions"]) == 2 * 3 * 2 * 2 and all(row["forward_backward_ms"] > 0 for row in rows["convolutions"])
+    forms = {row["form"]: row for row in rows["students"]}
+    assert {"modules fp32", "channels last fp32", "teacher fp32"} <= forms.keys()
+    assert forms["channels last fp32"]["psnr_to_cpu_db"] > 100
+    assert len([row for row in rows["streaming"] if row.get("ms_per_frame", 0) > 0]) == 4
+    assert len([row for row in rows["steps"] if row.get("ms", 0) > 0]) == 4 and rows["steps"][-1]["top"]
+    assert [row["same_bits"] for row in rows["bits"]] == [True, True]
+    assert rows["small_card"] == [{"part": "small_card", "at_s": rows["small_card"][0]["at_s"], "skipped": "needs a card"}]
+    assert rows["metrics"][-1]["wrong"] == 0
+
+
+def test_a_part_that_fails_is_a_row_and_takes_no_other_along(tool, tmp_path, monkeypatch, capsys):
+    def broken(machine):
+        yield {"first": 1}
+        raise RuntimeError("unable to find an engine")
+
+    monkeypatch.setitem(tool.PARTS, "bits", (broken, 1))
+    monkeypatch.setattr("sys.argv", ["gpu_first.py", "--small", "--device", "cpu", "--parts", "bits", "versions"])
+    tool.main()
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[0]["first"] == 1 and "unable to find an engine" in rows[1]["error"] and "broken" in rows[1]["where"]
+    assert rows[2]["part"] == "versions" and "environment" in rows[2]
+
+
+@pytest.mark.faults
+def test_a_killed_distillation_ends_in_the_same_bits(tool, tmp_path, monkeypatch, capsys, request):
+    if not request.config.getoption("--all-faults"):
+        pytest.skip("three runs of the command: make faults")
+    tool.write_cache(tmp_path / "cache")
+    rows = rows_of(tool, ["commands"], tmp_path, monkeypatch, capsys)["commands"]
+    assert [row["code"] for row in rows] == [0, 0] and rows[1]["same_bits"] is True
