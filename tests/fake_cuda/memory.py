@@ -3,16 +3,18 @@
 What is counted is the tensors that live at once. A CUDA context, workspaces of cuDNN and gaps between tensors come on top.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 from fake_cuda.device import Meter, metered
 from fake_cuda.networks import teacher_of, trainer_of
+from turbovaed_cli.distill import MOST_WORKERS
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import quiet
-from turbovaed_cli.settings import DEFAULT_RECIPE, RECIPES, DistillSettings, Stage
+from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
 from turbovaed_cli.training.estimate import _all_read_ahead
 from turbovaed_cli.training.outputs import Samples, ema_student
 from turbovaed_cli.training.trainer import Trainer
@@ -39,9 +41,19 @@ def rows_of(text: str) -> dict[tuple[str, str, str], float]:
     return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in cells}
 
 
+def clips_of(text: str, model: str, recipe: str) -> dict[str, int]:
+    """The clips at once of each stage in docs/GPU_MEMORY.md."""
+    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+    return {
+        part: int(clips.split(" x ")[0])
+        for of, named, part, clips, _ in cells
+        if (of, named) == (model, recipe) and " x " in clips
+    }
+
+
 def recipe_of(model: str) -> str:
     """The recipe that `distill` takes for a teacher without --recipe."""
-    return DEFAULT_RECIPE
+    return MODELS[model].recipe
 
 
 def shipped(recipe: str) -> DistillSettings:
@@ -55,12 +67,16 @@ def shipped(recipe: str) -> DistillSettings:
         )
         for stage in settings.stages
     ]
-    return replace(settings, stages=tuple(stages), dtype=DTYPE if settings.dtype == "auto" else settings.dtype)
+    dtype = DTYPE if settings.dtype == "auto" else settings.dtype
+    return replace(settings, stages=tuple(stages), dtype=dtype, workers=settings.workers or MOST_WORKERS)
 
 
-def peaks_of(model: str, recipe: str, *, start: bool = True) -> Iterator[Peak]:
+def peaks_of(
+    model: str, recipe: str, *, start: bool = True, clips_of: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[Peak]:
     """The parts of `distill --teacher MODEL --recipe RECIPE --data DIR`, each with all that is there beside it.
 
+    Passes of a recipe with `fit_batch` have the clips of `clips_of` (by stage), else as many as fit in BOUND_GB.
     `start` False leaves out a fitted start, which takes as long as all the rest.
     """
     with metered() as meter:
@@ -70,14 +86,14 @@ def peaks_of(model: str, recipe: str, *, start: bool = True) -> Iterator[Peak]:
             with mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
                 trainer.fit_start(quiet)
             yield Peak(model, recipe, "start", "10 clips", meter.peak_gb)
-        yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter))
+        yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter, clips_of))
         for part, call in (("sample", Samples(trainer).videos), ("save", lambda: ema_student(trainer).cpu())):
             meter.peak = meter.live
             call()
             yield Peak(model, recipe, part, "1 clip" if part == "sample" else "", meter.peak_gb)
 
 
-def _stages(trainer: Trainer, meter: Meter) -> Iterator[tuple[Stage, str, float]]:
+def _stages(trainer: Trainer, meter: Meter, clips_of: Mapping[str, int]) -> Iterator[tuple[Stage, str, float]]:
     """A step of each stage, with all batches read ahead; one that differs from another by fewer clips alone is not run."""
     known: dict[tuple[object, ...], tuple[int, float]] = {}
     first = 0
@@ -85,13 +101,29 @@ def _stages(trainer: Trainer, meter: Meter) -> Iterator[tuple[Stage, str, float]
         data = trainer.data_of(index)
         alike = _what_counts(stage, trainer, index)
         if known.get(alike, (0, 0.0))[0] < stage.batch_size:
-            meter.peak = before = meter.live
-            trainer.state.step = first
-            trainer.learn(_all_read_ahead(trainer, first))
-            # The first step makes the optimizer's state at its end; in later ones that is there all along.
-            known[alike] = stage.batch_size, (meter.peak + (meter.live - before if index == 0 else 0)) / 1e9
-        yield stage, f"{stage.batch_size} x {data['frames']}x{data['width']}x{data['height']}", known[alike][1]
+            known[alike] = _largest(trainer, meter, index, first, clips_of.get(stage.name, 0))
+        clips = min(stage.batch_size, known[alike][0])
+        yield stage, f"{clips} x {data['frames']}x{data['width']}x{data['height']}", known[alike][1]
         first += stage.steps
+
+
+def _largest(trainer: Trainer, meter: Meter, index: int, first: int, clips: int) -> tuple[int, float]:
+    """(clips of a pass, GB of a step) of a stage: with so many, or with as many as fit where the recipe fits them."""
+    settings, whole = trainer.settings, trainer.settings.stages[index].batch_size
+    counts = [n for n in range(whole, 0, -1) if whole % n == 0] if settings.fit_batch else [whole]
+    for count in [clips] if clips else counts:
+        stages = [replace(stage, batch_size=count) if n == index else stage for n, stage in enumerate(settings.stages)]
+        trainer.settings = replace(settings, stages=tuple(stages))
+        meter.peak = before = meter.live
+        is_first = not trainer.state.optimizer.state
+        trainer.state.step = first
+        trainer.learn(_all_read_ahead(trainer, first))
+        # The first step makes the optimizer's state at its end; in later ones that is there all along.
+        gb = (meter.peak + (meter.live - before if is_first else 0)) / 1e9
+        if gb < BOUND_GB:
+            break
+    trainer.settings = settings
+    return count, gb
 
 
 def _what_counts(stage: Stage, trainer: Trainer, index: int) -> tuple[object, ...]:

@@ -142,7 +142,7 @@ def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
     device = trainer.device
     forget_peak(device)
     try:
-        _seconds_of_pass(trainer, index, clips)
+        _, batch_bytes = _time_pass(trainer, index, clips)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -151,7 +151,8 @@ def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
         empty_cache(device)
     if (reserved := _reserved_mb(device)) is None:
         return True
-    return reserved * 1e6 < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    beside = trainer.settings.workers * batch_bytes  # what threads read ahead
+    return reserved * 1e6 + beside < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
 
 
 def forecast(trainer: Trainer) -> str:
@@ -167,26 +168,26 @@ def forecast(trainer: Trainer) -> str:
     for index, stage in enumerate(settings.stages):
         own = stage.batch_size // count
         tried = 1 if trainer.device.type == "cpu" else own  # a CPU takes as long for each clip of a batch as for one alone
-        seconds += stage.steps * stage.accumulation * _seconds_of_pass(trainer, index, tried) * own / tried
+        seconds += stage.steps * stage.accumulation * _time_pass(trainer, index, tried)[0] * own / tried
     text += f" in about {duration_in_words(seconds)} on this {trainer.device.type}, by a forward pass of each stage"
     return text + ("; --recipe fast is a first look" if seconds > LONGEST_S and settings.recipe == "night" else "")
 
 
-def _seconds_of_pass(trainer: Trainer, index: int, clips: int) -> float:
-    """Seconds of an optimizer step of one forward pass with `clips` clips in a stage: the second of two, on a copy of the state."""
+def _time_pass(trainer: Trainer, index: int, clips: int) -> tuple[float, int]:
+    """(seconds, bytes of its batch) of an optimizer step of one pass with `clips` clips: the second of two, on a copy of the state."""
     stages = list(trainer.settings.stages)
     stages[index] = replace(stages[index], batch_size=clips, accumulation=1)
     state = copy.deepcopy(trainer.state)
     state.step = sum(stage.steps for stage in stages[:index])
     settings = replace(trainer.settings, stages=tuple(stages), compile=False)
     trial = replace(trainer, state=state, settings=settings, ranks=alone(trainer.device))
-    which, seconds = (index, 0), 0.0
+    which, seconds, batch_bytes = (index, 0), 0.0, 0
     for _ in range(2):
         batch = trial.batch_at(which)
         began = time.perf_counter()
         trial.learn(iter([(which, batch)]))
-        seconds = time.perf_counter() - began
-    return seconds
+        seconds, batch_bytes = time.perf_counter() - began, sum(tensor.nbytes for tensor in batch.tensors)
+    return seconds, batch_bytes
 
 
 def duration_in_words(seconds: float) -> str:

@@ -99,7 +99,7 @@ class TrainingState:
         """Of every bit that a step changes."""
         found = hashlib.sha256()
         for table in self.tables().values():
-            for name, value in table.items():
+            for name, value in sorted(table.items()):
                 found.update(name.encode())
                 found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
