@@ -96,7 +96,7 @@ def _in_blocks(images: Tensor) -> int:
 class _FusedAttention(TorchFunctionMode):
     """Count attention as the kernels compute it, which never hold the score of every query for every key.
 
-    On tensors without contents torch takes its plain form, which holds them all: the square of frames times rows times columns.
+    For tensors on CUDA without contents torch takes its plain form, which holds them all: frames times rows times columns, squared.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -259,7 +259,8 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
     possible = (length for length in lengths if with_margin(encoding(length)) <= most and fits(length, leanest))
     frames = next(possible, lengths[-1])
     # From the quickest to the leanest each takes less, and the leanest fits.
-    best = bisect_left(candidates, 1, hi=len(candidates) - 1, key=lambda candidate: fits(frames, candidate))
+    is_quickest = fits(frames, candidates[0])
+    best = 0 if is_quickest else bisect_left(candidates, 1, 1, len(candidates) - 1, key=lambda candidate: fits(frames, candidate))
     return Pieces(frames, *candidates[best], needed(frames, candidates[best]))
 
 
