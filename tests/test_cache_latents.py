@@ -1,7 +1,9 @@
 """A cache holds what the encoder says of exactly the pixels beside it, does only what is missing, and tells damage."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from conftest import HANG_S, make_video
 
 from turbovaed_cli.background import Background
-from turbovaed_cli.cache_latents import BusyClock, cache_latents, plan_clips
+from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, plan_clips
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.latent_files import read_latents
 from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at
@@ -27,6 +29,15 @@ def cache(ltx_teacher, videos, tmp_path_factory):
     out = tmp_path_factory.mktemp("cache") / "latents"
     result = cache_latents(find_model(ltx_teacher), videos, out, SMALL)
     return out, result
+
+
+def test_a_gpu_gets_a_reader_per_core_up_to_eight(monkeypatch, ltx_teacher, videos, tmp_path):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda:1")
+    for cores, wanted in ((1, 2), (6, 6), (64, 8)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
+        assert (num_readers(cuda), num_readers(cpu), num_readers(cuda, 3), num_readers(cpu, 3)) == (wanted, 2, 3, 3)
+    with pytest.raises(SettingsError, match="--workers is -1"):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / "out", replace(SMALL, workers=-1))
 
 
 def test_every_clip_that_fits_is_there(cache):

@@ -6,7 +6,7 @@ from golden import TEACHER_FILES, load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbovaed_cli.models.encoding import OVERLAP, encoded, encodes_exactly
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 
 EXACT = ("tiny", "ltx", "cogvideox")
@@ -43,8 +43,10 @@ def test_causal_teachers_give_the_whole_clips_latents_in_any_pieces(name, teache
     assert torch.equal(teacher.encode(made_up(teacher, video)).mean, whole)  # it is left as it was
 
 
-@pytest.mark.parametrize("name", WINDOWED)
-def test_elsewhere_windows_fade_into_each_other(name, teachers):
+@pytest.mark.parametrize(
+    ("name", "overlap"), [("hunyuan", 4), ("hunyuan", 2), ("hunyuan", 1), ("video-dc-ae", 4), ("video-dc-ae", 1)]
+)
+def test_elsewhere_windows_fade_into_each_other(name, overlap, teachers):
     """A video of one window is exact; every latent of a longer one is a mean of those of the windows it lies in."""
     teacher = teachers[name]
     assert not encodes_exactly(teacher)
@@ -52,17 +54,29 @@ def test_elsewhere_windows_fade_into_each_other(name, teachers):
     assert torch.equal(torch.cat(list(encoded(teacher, [short], 33)), dim=2), teacher.encode(made_up(teacher, short)).mean)
 
     spec = teacher.spec
-    length = spec.frames.at_least(spec.pixel_frames(2 * OVERLAP))
+    length = spec.frames.at_least(spec.pixel_frames(2 * overlap))  # shorter ones share half of their latents
     video = video_for(teacher, 2 * length)
-    made = torch.cat(list(encoded(teacher, video.split(7, dim=2), 1)), dim=2)
+    made = torch.cat(list(encoded(teacher, video.split(7, dim=2), length)), dim=2)
     assert made.shape[2] == spec.latent_frames(spec.frames.at_least(2 * length))
     first = teacher.encode(video[:, :, :length]).mean
-    begin = spec.latent_frames(length) - OVERLAP
+    begin = spec.latent_frames(length) - overlap
     assert torch.equal(made[:, :, :begin], first[:, :, :begin])
     second = teacher.encode(video[:, :, begin * spec.time_ratio :][:, :, :length]).mean
     low, high = (
-        torch.minimum(first[:, :, begin:], second[:, :, :OVERLAP]),
-        torch.maximum(first[:, :, begin:], second[:, :, :OVERLAP]),
+        torch.minimum(first[:, :, begin:], second[:, :, :overlap]),
+        torch.maximum(first[:, :, begin:], second[:, :, :overlap]),
     )
-    shared = made[:, :, begin : begin + OVERLAP]
-    assert ((shared >= low - 1e-9) & (shared <= high + 1e-9)).all() and not torch.allclose(shared, first[:, :, begin:])
+    shared = made[:, :, begin : begin + overlap]
+    assert ((shared >= low - 1e-9) & (shared <= high + 1e-9)).all()
+    # The first latent of a causal window counts for nothing, and of one latent that is all.
+    assert torch.allclose(shared, first[:, :, begin:]) == (overlap == 1 and spec.frames.first == 1)
+
+
+def test_pieces_get_shorter_and_no_longer_than_the_video(teachers):
+    lengths = {name: piece_lengths(teachers[name], 33) for name in (*EXACT, *WINDOWED)}
+    assert lengths == {
+        "tiny": [32, 16, 8, 4, 2], "ltx": [32, 16, 8], "cogvideox": [8], "hunyuan": [33, 17, 5], "video-dc-ae": [36, 20, 8],
+    }  # fmt: skip
+    assert piece_lengths(teachers["tiny"], 5) == [4, 2] and piece_lengths(teachers["ltx"], 0, 1) == [8]
+    assert piece_lengths(teachers["ltx"], 33, 25) == [24, 8] and piece_lengths(teachers["ltx"], 33, 26)[0] == 32
+    assert piece_lengths(teachers["hunyuan"], 0, 22) == [25, 17, 5] and piece_lengths(teachers["hunyuan"], 0, 1) == [5]

@@ -14,7 +14,16 @@ from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
-from turbovaed_cli.evaluate import as_document, clip_frames, decode_times, evaluate, evaluate_all, find_misses, parse_thresholds
+from turbovaed_cli.evaluate import (
+    as_document,
+    clip_frames,
+    decode_times,
+    evaluate,
+    evaluate_all,
+    find_misses,
+    measuring_device,
+    parse_thresholds,
+)
 from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
 from turbovaed_cli.metrics.intervals import ratio_interval
 from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
@@ -39,6 +48,15 @@ def pair(ltx_student, ltx_teacher):
 @pytest.fixture(scope="module")
 def result(pair, videos):
     return evaluate(pair, videos, SMALL)
+
+
+def test_metrics_are_computed_on_a_gpu_that_has_fp64_and_the_published_ones_on_the_cpu():
+    where = {
+        (device, protocol): measuring_device(torch.device(device), protocol).type
+        for device in ("cpu", "cuda", "mps")
+        for protocol in ("standard", "paper")
+    }
+    assert {key for key, kind in where.items() if kind != "cpu"} == {("cuda", "standard")}
 
 
 def test_means_are_over_clips_and_the_ratio_is_of_means(result):

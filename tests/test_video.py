@@ -161,6 +161,9 @@ def test_the_conversion_is_exact_both_ways():
     video = to_model(levels)
     assert (video.min(), video.max()) == (-1, 1)
     assert np.array_equal(to_uint8(video), levels)
+    assert torch.equal(video[0, 0].flatten(), torch.arange(256) / 127.5 - 1)  # to the last bit
+    assert torch.equal(to_model(torch.from_numpy(levels), torch.device("cpu")), video)
+    assert to_model(levels, torch.device("meta")).device.type == "meta"
     assert np.array_equal(to_uint8(torch.tensor([-3.0, 3.0]).view(1, 2, 1, 1).expand(3, -1, -1, -1))[:, 0, 0, 0], [0, 255])
 
 

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from turbovaed_cli.cache_latents import (
     check_settings,
     encode_clips,
     made_by,
+    num_readers,
     plan_known,
     plan_video,
     read_clip_of,
@@ -82,6 +83,7 @@ def estimate_cache(
     check_settings(spec, settings)
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
+    settings = replace(settings, workers=num_readers(device, settings.workers))
     here = not is_url(out)
     made = here and (Path(out) / "manifest.json").is_file()
     with open_videos(data, report) as videos:

@@ -4,10 +4,11 @@ Threads look into videos and read them ahead, this one encodes, another one writ
 held for more than the videos at hand, however many there are; what is known of finished ones is in the cache (cache_parts.py).
 """
 
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def cache_latents(
     check_settings(spec, settings)
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
+    settings = replace(settings, workers=num_readers(device, settings.workers))
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
         teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
@@ -75,12 +77,22 @@ def cache_latents(
 def check_settings(spec: ModelSpec, settings: CacheSettings) -> None:
     """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
     check_counts(settings, ("frames", "stride", "batch_size", "shard_mb"))
+    if settings.workers < 0:
+        raise SettingsError(f"--workers is {settings.workers}; 0 takes as many as the device needs")
     if settings.clips_per_video < 0:
         raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")
     if settings.max_failures is not None and settings.max_failures < 0:
         raise SettingsError(f"--max-failures is {settings.max_failures}; 0 stops at the first")
     spec.teacher.check_frames(settings.frames)
     spec.teacher.check_size(*settings.size)
+
+
+def num_readers(device: torch.device, asked: int = 0) -> int:
+    """Threads that read videos ahead of a device: as many as asked for; 0: two, and on CUDA one per core, up to eight."""
+    if asked or device.type != "cuda":
+        return asked or 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, 2), 8)
 
 
 def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
@@ -408,10 +420,7 @@ def _encode(teacher: Teacher, clips: list[_Frames]) -> _Encoded:
 
 def encode_clips(teacher: Teacher, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Mean and std (B, C, t, h, w), fp32, of clips (T, H, W, 3) uint8; on CUDA they come over while the next batch is encoded."""
-    frames = torch.stack([torch.from_numpy(clip) for clip in clips])  # (B, T, H, W, 3) uint8: the least to bring over
-    if teacher.device.type == "cuda":
-        frames = frames.pin_memory().to(teacher.device, non_blocking=True)
-    posterior = teacher.encode(torch.stack([to_model(clip) for clip in frames]))
+    posterior = teacher.encode(torch.stack([to_model(clip, teacher.device) for clip in clips]))
     return _to_cpu(posterior.mean.float()), _to_cpu(posterior.std.float())
 
 

@@ -576,7 +576,10 @@ def cache_latents(
         ),
     ] = CacheSettings.dtype,
     device: Device = CacheSettings.device,
-    workers: Annotated[int, typer.Option("--workers", help="Videos read ahead of the encoder.")] = CacheSettings.workers,
+    workers: Annotated[
+        int,
+        typer.Option("--workers", help="Videos read ahead of the encoder; 0 takes two, on CUDA one per core, up to eight."),
+    ] = CacheSettings.workers,
     shard: Annotated[
         str | None,
         typer.Option(

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbovaed_cli.cache_latents import plan_clips
+from turbovaed_cli.cache_latents import num_readers, plan_clips, read_clip_of
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import resolve_device, wait_for
-from turbovaed_cli.errors import MissingError, SettingsError, VideoError
+from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.latents import ClipSource
 from turbovaed_cli.metrics import fvd, metric_name, paper
 from turbovaed_cli.metrics.gauges import Gauges, open_gauges
@@ -39,7 +39,7 @@ from turbovaed_cli.models.windows import check_finite, decode_without_gradients,
 from turbovaed_cli.reconstruct import decoded_frames, reconstructed_frames
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
-from turbovaed_cli.training.data import Skipped, usable_videos
+from turbovaed_cli.training.data import Skipped, read_ahead, usable_videos
 from turbovaed_cli.training.ranks import Ranks, alone
 from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
 
@@ -115,11 +115,12 @@ def evaluate_all(
     tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
     unread: list[Skipped] = []
     mine = planned[ranks.rank :: ranks.count]
-    clips = _read(report.track(mine, "evaluating"), {str(info.path): info for info in videos}, settings, unread)
+    read = read_ahead(read_clip_of, _with_infos(mine, videos), num_readers(ranks.device))
+    clips = _readable(report.track(read, "evaluating", total=len(mine)), unread)
     first: np.ndarray | None = None
     for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
         first = batch[0][1] if first is None else first
-        _measure(number, batch, tallies, gauges, settings)
+        _measure(number, batch, tallies, gauges, settings, measuring_device(ranks.device, settings.protocol))
         if "psnr" in gauges.per_clip:
             report.note(psnr=tallies[0].clips[-1].student["psnr"])
     skipped = skipped + [item for found in ranks.gather(unread) for item in found]
@@ -157,15 +158,23 @@ def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSourc
     return [clip for info in videos for clip in plan_clips(info, cut)]
 
 
-def _read(
-    planned: Iterable[ClipSource], infos: dict[str, VideoInfo], settings: EvalSettings, skipped: list[Skipped]
-) -> Iterator[tuple[ClipSource, np.ndarray]]:
-    """Each clip with its frames (T, H, W, 3) uint8; those that cannot be read go to `skipped`."""
-    for clip in planned:
-        try:
-            yield clip, read_clip_uint8(infos[clip.path], clip.frames, clip.size, start=clip.start, stride=clip.stride)
-        except VideoError as error:
-            skipped.append(Skipped(f"{clip.path} (from frame {clip.start})", error.what))
+def measuring_device(device: torch.device, protocol: str) -> torch.device:
+    """The device that computes PSNR, SSIM and flicker, in fp64: CUDA or the CPU. The published script's are computed on the CPU."""
+    return device if device.type == "cuda" and protocol == "standard" else torch.device("cpu")
+
+
+def _with_infos(planned: Iterable[ClipSource], videos: Sequence[VideoInfo]) -> Iterator[tuple[ClipSource, VideoInfo]]:
+    infos = {str(info.path): info for info in videos}
+    return ((clip, infos[clip.path]) for clip in planned)
+
+
+def _readable(read: Iterable[tuple[tuple[ClipSource, VideoInfo], np.ndarray | str]], skipped: list[Skipped]) -> Iterator[Clip]:
+    """Each clip with its frames (T, H, W, 3) uint8; those that could not be read go to `skipped`."""
+    for (clip, _), frames in read:
+        if isinstance(frames, str):
+            skipped.append(Skipped(f"{clip.path} (from frame {clip.start})", frames))
+        else:
+            yield clip, frames
 
 
 def _in_batches(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:
@@ -205,19 +214,21 @@ def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
     return shared
 
 
-def _measure(number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings) -> None:
-    """Score one batch of clips by every pair; a teacher that several share is scored once."""
+def _measure(
+    number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings, device: torch.device
+) -> None:
+    """Score one batch of clips by every pair on `device`; a teacher that several share is scored once."""
     known: dict[int, tuple[list[Scores], list[np.ndarray]]] = {}  # by teacher: its scores and features
     frames = [frames for _, frames in batch]
     prepare = paper.min_max if settings.protocol == "paper" else list
-    sources = prepare([to_model(clip) for clip in frames])
+    sources = prepare([to_model(clip, device) for clip in frames])
     source_features = _features(gauges, sources)
     for tally in tallies:
         teacher = id(tally.pair.teacher)
         if settings.protocol == "paper":
             decoded = _decode_sampled(number, frames, tally.pair)
         else:
-            decoded = _decode_rounded(frames, tally.pair, with_teacher=teacher not in known)
+            decoded = _decode_rounded(frames, tally.pair, device, with_teacher=teacher not in known)
         student = prepare(decoded["student"])
         if teacher not in known:
             videos = prepare(decoded["teacher"])
@@ -244,12 +255,12 @@ def _features(gauges: Gauges, videos: Videos) -> list[np.ndarray]:
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-def _decode_rounded(frames: list[np.ndarray], pair: Pair, *, with_teacher: bool) -> dict[str, Videos]:
-    """What `reconstruct` writes of each clip, in [-1, 1]."""
+def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, Videos]:
+    """What `reconstruct` writes of each clip, in [-1, 1] on `device`."""
     decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
     return {
-        "teacher": [to_model(teacher) for teacher, _ in decoded if teacher is not None],
-        "student": [to_model(student) for _, student in decoded],
+        "teacher": [to_model(teacher, device) for teacher, _ in decoded if teacher is not None],
+        "student": [to_model(student, device) for _, student in decoded],
     }
 
 
@@ -265,7 +276,8 @@ def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) ->
         student = columns[:, :, -width:]
         teacher = columns[:, :, width : 2 * width] if with_teacher else None  # (T, H, 3W, 3): source, teacher, student
     if student is None or not is_short:  # windows have seams, which the student's stream has not
-        student = np.stack(list(reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT)))
+        made = reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT, num_frames=length)
+        student = np.stack(list(made))
     return teacher, student
 
 
@@ -275,7 +287,7 @@ def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[s
     assert pair.teacher is not None
     decoded: dict[str, Videos] = {"teacher": [], "student": []}
     for i, clip in enumerate(frames):
-        posterior = pair.teacher.encode(to_model(clip)[None])
+        posterior = pair.teacher.encode(to_model(clip, pair.device)[None])
         generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model
         noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
         latents = posterior.sample(noise)

@@ -16,7 +16,7 @@ from turbovaed_cli.background import Background
 from turbovaed_cli.devices import give_back_free_memory
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
-from turbovaed_cli.models.encoding import encoded, encodes_exactly
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import decode_as_memory_allows
@@ -96,7 +96,9 @@ def _reconstruct(
         report=report,
     ) as writer:
         frames = read_frames(info, square_pixels=False, report=report)
-        made = reconstructed_frames(frames, info.height, info.width, pair, settings, aside=writer.path.parent, report=report)
+        made = reconstructed_frames(
+            frames, info.height, info.width, pair, settings, num_frames=info.num_frames, aside=writer.path.parent, report=report
+        )
         _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
@@ -140,18 +142,20 @@ def reconstructed_frames(
     pair: Pair,
     settings: ReconstructSettings,
     *,
+    num_frames: int = 0,
     aside: Path = Path(),
     report: Reporter = quiet,
 ) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8 in, as many out (uint16 for a depth of 10 bits), in memory that does not grow with them; `aside` may lend its disk.
 
-    With `compare` each is (H, 3W, 3): source, teacher, student, and says so.
+    `num_frames` is their number, 0 if it is not known: a plan for memory needs no more than that. With `compare` each frame
+    is (H, 3W, 3), labelled: source, teacher, student.
     """
     if settings.compare:
         for frame in decoded_frames(frames, height, width, pair, settings):
             yield _labelled(frame, ("source", "teacher", "student"))
         return
-    yield from _streamed_frames(frames, height, width, pair, settings, aside, report)
+    yield from _streamed_frames(frames, height, width, pair, settings, num_frames, aside, report)
 
 
 def _streamed_frames(
@@ -160,6 +164,7 @@ def _streamed_frames(
     width: int,
     pair: Pair,
     settings: ReconstructSettings,
+    num_frames: int,
     aside: Path,
     report: Reporter,
 ) -> Iterator[np.ndarray]:
@@ -167,19 +172,21 @@ def _streamed_frames(
     assert pair.teacher is not None
     ratio = pair.teacher.spec.space_ratio
     padded = height + -height % ratio, width + -width % ratio
-    pieces = plan_pieces(pair, padded, settings.memory)
+    pieces = plan_pieces(pair, padded, settings.memory, num_frames)
     report.note(f"decoding {pieces}")
-    if not encodes_exactly(pair.teacher):
+    if not encodes_exactly(pair.teacher) and not 0 < num_frames <= pieces.encode_frames:
+        longest = piece_lengths(pair.teacher, 0)[0]
+        why = f" ({longest} do not fit in memory)" if pieces.encode_frames < longest else ""
         report.note(
-            f"{pair.teacher.spec.class_name} encodes in windows of {pieces.encode_frames} frames that fade into each other"
+            f"{pair.teacher.spec.class_name} encodes in windows of {pieces.encode_frames} frames{why} that fade into each other"
         )
-    num_read = 0
+    teacher, num_read = pair.teacher, 0
 
     def videos() -> Iterator[Tensor]:
         nonlocal num_read
         while batch := list(islice(frames, pieces.encode_frames)):
             num_read += len(batch)
-            yield pad_size(to_model(np.stack(batch)), padded)[None]
+            yield pad_size(to_model(np.stack(batch), teacher.device), padded)[None]
 
     latents = (
         part for made in encoded(pair.teacher, videos(), pieces.encode_frames) for part in made.split(pieces.frames, dim=2)
@@ -263,7 +270,7 @@ def _decode_file(
         crf=settings.crf,
         overwrite=overwrite,
     ) as writer:
-        pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory)
+        pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings), report)
         _write_behind(writer, report.track(made, "decoding", total=total))

@@ -67,7 +67,7 @@ class CacheSettings:
     # Precision of the teacher's encoder; bf16 is not exact enough for the embedded one (benchmarks/cache_latents.py).
     dtype: str = "fp32"
     device: str = "auto"  # auto, cpu, cuda or mps
-    workers: int = 2  # threads that read videos ahead of the encoder
+    workers: int = 0  # threads that read videos ahead of the encoder; 0: two, on CUDA one per core, up to eight
     max_failures: int | None = None  # more videos and clips that cannot be read than this end the command; None: never
     retry_failed: bool = False  # look again at what could not be read before
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them

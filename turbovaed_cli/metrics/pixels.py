@@ -4,7 +4,7 @@ Nothing here looks at the minimum or maximum of its input: a wrong contrast is a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ def psnr(video: Tensor, source: Tensor) -> float:
     Both (3, T, H, W) in [-1, 1]. From 0 (black for white) to MAX_PSNR_DB (identical); higher is better. Source: the
     definition, with one mean over the whole clip; a mean of the frames' PSNR is never lower than that.
     """
-    error = (to_unit(video.double()) - to_unit(source.double())).square().mean().item()
+    errors = [(to_unit(a.double()) - to_unit(b.double())).square().mean() for a, b in _stretches(video, source, 1)]
+    error = torch.stack(errors).mean().item()
     return MAX_PSNR_DB if error == 0 else min(-10 * math.log10(error), MAX_PSNR_DB)
 
 
@@ -112,5 +113,19 @@ def flicker(video: Tensor, source: Tensor) -> float:
     """
     if video.shape[1] < 2:
         raise ShapeError("flicker needs two frames at least", "use more --frames")
-    error = (to_unit(video.double()) - to_unit(source.double())) * _LEVELS
-    return float(error.diff(dim=1).square().mean().sqrt())
+    errors = [(to_unit(a.double()) - to_unit(b.double())) * _LEVELS for a, b in _stretches(video, source, 2)]
+    return float(torch.stack([error.diff(dim=1).square().mean() for error in errors]).mean().sqrt())
+
+
+def _stretches(video: Tensor, source: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield both in stretches of `length` frames, one from each frame on; on a CPU all frames at once."""
+    if _takes_whole_clips(video.device):
+        yield video, source
+        return
+    for i in range(video.shape[1] - length + 1):
+        yield video[:, i : i + length], source[:, i : i + length]
+
+
+def _takes_whole_clips(device: torch.device) -> bool:
+    """Whether a clip in fp64, several times over, is nothing to the memory of a device."""
+    return device.type == "cpu"

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from turbovaed_cli.errors import FrameCountError
 from turbovaed_cli.models.fast import Kept
 from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.registry import TeacherSpec
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
-OVERLAP = 4  # latent frames that neighbouring windows share
+_SHORTER_WINDOW = 17  # if memory is short
+OVERLAP = 4  # latent frames that neighbouring windows share; of windows shorter than two of that, half of theirs
 _CARRIED = ("AutoencoderKLLTXVideo",)
 _CHUNKED = {"AutoencoderKLCogVideoX": 8}  # frames that the class itself encodes at once, behind the first
 
@@ -27,6 +29,32 @@ def encodes_exactly(teacher: Teacher) -> bool:
     """Whether `encoded` gives the latents of the whole video at once, within rounding; elsewhere windows fade into each other."""
     is_causal = getattr(teacher.vae.config, "encoder_causal", True)
     return teacher.spec.class_name in _CHUNKED or (teacher.spec.class_name in _CARRIED and is_causal)
+
+
+def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]:
+    """Pixel frames that `encoded` may take at once, about `most` or fewer, from the most to the fewest.
+
+    Of a teacher that encodes in windows these are their lengths, whatever `most` is: shorter ones are a worse approximation.
+    `num_frames` are those of the video, which is no longer; 0: not known.
+    """
+    spec, ratio = teacher.spec, teacher.spec.time_ratio
+    if not encodes_exactly(teacher):
+        asked = (min(length, num_frames or length) for length in (WINDOW, _SHORTER_WINDOW, 1))
+        return list(dict.fromkeys(_window_length(spec, length) for length in asked))
+    if chunk := _CHUNKED.get(spec.class_name):
+        return [chunk]
+    whole = -(-(num_frames - 1) // ratio) if num_frames else WINDOW  # groups of frames, after the first frame
+    groups = max(min(min(most, WINDOW) // ratio, whole), 1)
+    lengths = [groups * ratio]
+    while groups > 1:
+        groups //= 2
+        lengths.append(groups * ratio)
+    return lengths
+
+
+def _window_length(spec: TeacherSpec, frames: int) -> int:
+    """Frames of a window of about `frames`: two latents at least, of which its neighbour has one."""
+    return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
 def encoded(teacher: Teacher, pieces: Iterable[Tensor], frames: int = 0) -> Iterator[Tensor]:
@@ -167,22 +195,23 @@ class _Carry:
 
 
 def _by_windows(teacher: Teacher, source: _Frames, frames: int) -> Iterator[Tensor]:
-    """Windows of `frames` that share OVERLAP latent frames and fade over them."""
+    """Windows of `frames` that share OVERLAP latent frames, or half of theirs if that is less, and fade over them."""
     spec = teacher.spec
-    length = spec.frames.at_least(max(frames, spec.pixel_frames(2 * OVERLAP)))
-    step = (spec.latent_frames(length) - OVERLAP) * spec.time_ratio
+    length = _window_length(spec, frames)
+    overlap = min(OVERLAP, spec.latent_frames(length) // 2)
+    step = (spec.latent_frames(length) - overlap) * spec.time_ratio
     # The first latent of a window of a causal class stands for one frame only, and counts for nothing.
-    fade = torch.arange(OVERLAP) / OVERLAP if spec.frames.first else (torch.arange(OVERLAP) + 1) / (OVERLAP + 1)
+    fade = torch.arange(overlap) / overlap if spec.frames.first else (torch.arange(overlap) + 1) / (overlap + 1)
     weight = fade.view(-1, 1, 1)
     window, tail = source.take(length), None
     while True:
         made = teacher.encode(_made_up(window, spec.frames.at_least(window.shape[2]))).mean
         if tail is not None:
             weight = weight.to(made)
-            made = torch.cat([tail * (1 - weight) + made[:, :, :OVERLAP] * weight, made[:, :, OVERLAP:]], dim=2)
+            made = torch.cat([tail * (1 - weight) + made[:, :, :overlap] * weight, made[:, :, overlap:]], dim=2)
         if source.ended:
             yield made
             return
-        yield made[:, :, :-OVERLAP]
-        tail = made[:, :, -OVERLAP:]
+        yield made[:, :, :-overlap]
+        tail = made[:, :, -overlap:]
         window = torch.cat([window[:, :, step:], source.take(step)], dim=2)

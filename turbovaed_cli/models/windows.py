@@ -56,7 +56,7 @@ def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
 def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDecoder, *, with_teacher: bool) -> list[Tensor]:
     """Encode (T, H, W, 3) uint8 and decode with the student, and with the teacher in front if asked: each (3, T, H, W), clamped, fp32."""
     num_frames, height, width, _ = frames.shape
-    latents = teacher.encode(pad_to_valid(to_model(frames), teacher.spec)[None]).mean
+    latents = teacher.encode(pad_to_valid(to_model(frames, teacher.device), teacher.spec)[None]).mean
     decoded = [teacher.decode(latents)] if with_teacher else []
     decoded.append(decode_without_gradients(student, latents))
     check_finite(decoded)
