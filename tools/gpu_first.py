@@ -105,18 +105,10 @@ def versions(machine: Machine) -> Iterator[Row]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         chosen = resolve_device("auto")
-    yield {"environment": environment(), "auto": str(chosen), "warnings": [str(item.message) for item in said]}
+    yield {"environment": environment(machine.device), "auto": str(chosen), "warnings": [str(item.message) for item in said]}
     if machine.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(machine.device)
-        yield {"free_gb": free / 1e9, "total_gb": total / 1e9, "cudnn": torch.backends.cudnn.version(), "driver": _driver()}
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        yield {"free_gb": free / 1e9, "total_gb": total / 1e9, "cudnn": torch.backends.cudnn.version()}
 
 
 def convolutions(machine: Machine) -> Iterator[Row]:
