@@ -65,9 +65,9 @@ def cache_latents(
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
-        teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
+        teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
-        writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
+        writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)
         write_listing(folder, len(videos.names))
         return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
 

@@ -71,6 +71,7 @@ class CacheSettings:
     max_failures: int | None = None  # more videos and clips that cannot be read than this end the command; None: never
     retry_failed: bool = False  # look again at what could not be read before
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    precise: bool = False  # encode in full fp32 on NVIDIA GPUs too, which use TF32 without it
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class DistillSettings:
     discriminator_lr: float = 1e-4  # AdamW learning rate of the 3-D PatchGAN
     dtype: str = "auto"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler); auto takes bf16 where the device has it
     compile: bool = False  # torch.compile the student; other last bits, and a slow first step of each stage
+    precise: bool = False  # the teacher computes in full fp32 on NVIDIA GPUs too, which use TF32 without it
     device: str = "auto"  # auto, cpu, cuda or mps
     seed: int = 0  # of everything random
     save_every: int = 500  # steps between checkpoints
