@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 22.00 GiB"
@@ -24,7 +25,7 @@ def benchmark(monkeypatch):
         return __import__(name)
 
     yield load
-    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features"):
+    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features", "cache_latents", "tf32"):
         sys.modules.pop(name, None)
 
 
@@ -104,6 +105,41 @@ def test_memory_on_cuda_is_measured_once_and_in_this_process(step, monkeypatch):
     options.device = "cpu"
     module.report_memory(module.MODELS["ltx"], options)
     assert asked[2:] == ["published, fp32 in a child"] * 3 + ["cached, fp32 in a child"] * 3
+
+
+def test_the_emulated_tf32_has_ten_mantissa_bits_of_whatever_is_multiplied(benchmark):
+    tf32 = benchmark("tf32")
+    step = 2.0**-10
+    values = torch.tensor(
+        [1.0, 1 + step, 1 + step / 2, 1 + 1.5 * step, 1 + 0.51 * step, 1 + 0.49 * step, -1 - 1.5 * step, 0.0, 3e38, 2.0**-130]
+    )
+    expected = torch.tensor([1.0, 1 + step, 1.0, 1 + 2 * step, 1 + step, 1.0, -1 - 2 * step, 0.0, 3e38, 2.0**-130])
+    rounded = tf32.to_tf32(values)
+    assert torch.equal(rounded[:-2], expected[:-2]) and torch.allclose(rounded[-2:], expected[-2:], rtol=step, atol=0)
+    assert torch.equal(tf32.to_tf32(rounded), rounded)
+    cut = tf32.cut_to_tf32(values)
+    assert cut[4] == 1 and cut[6] == -1 - step and (values - cut).abs().max() >= (values - rounded).abs().max()
+
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 4, 5, 5, 5), torch.randn(6, 4, 3, 3, 3), torch.randn(6)
+    a, b = torch.randn(2, 8, 8), torch.randn(2, 8, 8)
+
+    def products(x, weight, a, b):
+        return [
+            functional.conv3d(x, weight, bias, padding=1),
+            a @ b,
+            functional.linear(a[0], b[0], b[1, 0]),
+            functional.scaled_dot_product_attention(a[None], b[None], a[None]),
+        ]
+
+    with tf32.emulated() as seen:
+        found = products(x, weight, a, b)
+    assert seen.count == 5  # attention is two
+    rounded = [functional.conv3d(tf32.to_tf32(x), tf32.to_tf32(weight), bias, padding=1), tf32.to_tf32(a) @ tf32.to_tf32(b)]
+    rounded.append(functional.linear(tf32.to_tf32(a[0]), tf32.to_tf32(b[0]), b[1, 0]))
+    for one, other, exact in zip(found, rounded, products(x, weight, a, b), strict=False):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-6) and not torch.allclose(one, exact, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(found[3], products(x, weight, a, b)[3])
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

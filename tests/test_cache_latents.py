@@ -9,17 +9,24 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import HANG_S, make_video
+from typer.testing import CliRunner
 
 from turbovaed_cli.background import Background
+from turbovaed_cli.cache_job import cache_status, merge_caches
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, plan_clips
+from turbovaed_cli.cli import app
+from turbovaed_cli.distill import prepare
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.latent_files import read_latents
-from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at
+from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_shard
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.rundir import sha256_of
-from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.reporting import quiet
+from turbovaed_cli.rundir import RunDir, sha256_of
+from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
+from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model
+from turbovaed_cli.weights import no_consent
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
 
@@ -89,6 +96,61 @@ def test_the_bytes_are_those_of_reading_encoding_and_writing_one_after_the_other
     shards = {path.name: path.read_bytes() for path in (tmp_path / "c" / "shards").iterdir()}
     assert len(shards) > 2
     assert shards == {path.name: path.read_bytes() for path in (tmp_path / "serial" / "shards").iterdir()}
+
+
+def test_precise_changes_no_byte_on_a_cpu(cache, ltx_teacher, videos, tmp_path):
+    cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", replace(SMALL, precise=True))
+    of_both = [
+        {
+            path.relative_to(out).as_posix(): path.read_bytes()
+            for path in out.rglob("*")
+            if path.suffix in (".json", ".safetensors")
+        }
+        for out in (cache[0], tmp_path / "c")
+    ]
+    assert of_both[0] == of_both[1] and b"tf32" not in b"".join(of_both[0].values())
+    assert cache_status(cache[0]).tf32_clips == LatentCache(cache[0]).tf32_clips == 0
+
+
+def test_what_was_encoded_in_tf32_is_recorded_per_shard_and_may_be_mixed_with_the_rest(
+    ltx_teacher, videos, tmp_path, monkeypatch
+):
+    """As on a GPU that has it: here the flags change nothing, and what a teacher sees of them is in test_fake_cuda_decoding."""
+    monkeypatch.setattr("turbovaed_cli.models.teacher.has_tf32", lambda device, dtype: True)
+    spec, out, settings = find_model(ltx_teacher), tmp_path / "c", CacheSettings(frames=9, size=(128, 128), shard_mb=1)
+    cache_latents(spec, videos, out, replace(settings, precise=True))
+    assert cache_status(out).tf32_clips == 0
+    manifest = (out / "manifest.json").read_bytes()
+    removed = sorted((out / "shards").glob("*.json"))[0]
+    count = len(read_shard(removed)["clips"])
+    removed.unlink()
+    for part in (out / "parts").glob("part-*.json"):
+        part.unlink()
+    assert cache_latents(spec, videos, out, settings).encoded == count
+    assert (out / "manifest.json").read_bytes() == manifest
+    assert [record.get("tf32") for record in committed_shards(out)].count(True) == 1
+    assert cache_status(out).tf32_clips == LatentCache(out).tf32_clips == count < cache_status(out).clips
+    shown = CliRunner().invoke(app, ["cache-latents", "--status", "--out", str(out)])
+    assert f"{count} of {cache_status(out).clips} clips" in shown.stdout and "in TF32" in shown.stdout
+    (other := tmp_path / "merged").mkdir()
+    merge_caches([out], other)
+    assert cache_status(other).tf32_clips == count
+
+    heard = []
+
+    class Listening(type(quiet)):
+        def note(self, text="", *, warning=False, **values):
+            heard.append((text, warning))
+
+    stage = Stage("only", steps=1, perceptual="none", perceptual_weight=0.0, feature_weight=0.0)
+    for precise in (False, True):
+        prepare(
+            alone(torch.device("cpu")), spec, RunDir(tmp_path / "run"), None, out, DistillSettings((stage,), precise=precise),
+            None, None, no_consent, Listening(),
+        )  # fmt: skip
+        assert any(f"{count} of {len(LatentCache(out))} clips" in text and warning for text, warning in heard) == precise
+        assert any("the teacher in TF32" in text for text, _ in heard) != precise
+        heard.clear()
 
 
 def test_the_share_of_time_that_the_encoder_was_busy_starts_behind_its_first_batch(cache, ltx_teacher, videos, tmp_path):

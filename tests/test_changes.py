@@ -47,6 +47,15 @@ def test_settings_are_options_in_their_units_and_what_no_option_sets_has_its_nam
     ]  # fmt: skip
 
 
+def test_precise_is_a_change_only_if_it_is_on_in_one_of_two_runs():
+    """The config.json of an earlier version does not have it."""
+    earlier = config()
+    del earlier["settings"]["precise"]
+    assert said(earlier, config()) == []
+    assert said(earlier, config(QUICK.with_changes(precise=True))) == ["--precise none -> on"]
+    assert said(config(QUICK.with_changes(precise=True)), config()) == ["--precise on -> off"]
+
+
 def test_a_stage_is_named_where_others_did_not_change():
     stages = (Stage("first", steps=5), Stage("second", steps=5, lr=0.1))
     before = DistillSettings(stages)

@@ -601,3 +601,24 @@ def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command
     monkeypatch.setattr("turbovaed_cli.devices.environment", swallow)
     code, _, err = turbovaed("env")
     assert code == wanted and is_two_lines(err)
+
+
+def test_precise_reaches_the_settings_of_both_commands(turbovaed, tmp_path, monkeypatch):
+    taken = []
+
+    def take(*_, **given):
+        taken.append(given["settings"].precise)
+        raise SettingsError("taken")
+
+    def take_of_a_cache(spec, data, out, settings, **_):
+        take(settings=settings)
+
+    monkeypatch.setattr(import_module("turbovaed_cli.distill"), "distill", take)
+    monkeypatch.setattr(import_module("turbovaed_cli.cache_latents"), "cache_latents", take_of_a_cache)
+    for command in (
+        ("distill", "--data", tmp_path, "--run", tmp_path / "r"),
+        ("cache-latents", "--data", tmp_path, "--out", tmp_path / "c"),
+    ):
+        for options in ((), ("--precise",)):
+            assert turbovaed(*command, *options)[0] == 2
+    assert taken == [False, True] * 2

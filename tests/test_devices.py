@@ -2,11 +2,12 @@
 
 import errno
 import shutil
+import threading
 
 import pytest
 import torch
 
-from turbovaed_cli.devices import check_compiler, forget_peak, is_out_of_memory, peak_mb
+from turbovaed_cli.devices import check_compiler, forget_peak, has_tf32, is_out_of_memory, peak_mb, tf32
 from turbovaed_cli.errors import TurboVaedError, UnavailableError
 
 CPU = torch.device("cpu")
@@ -89,3 +90,70 @@ def test_errors_that_name_each_other_as_their_cause_end_the_search():
     one, other = RuntimeError("one"), RuntimeError("other")
     one.__cause__, other.__cause__ = other, one
     assert not is_out_of_memory(one)
+
+
+def flags():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.allow_tf32, matmul.allow_tf32, cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+
+
+@pytest.fixture
+def no_tf32():
+    """The flags as `resolve_device` leaves them on a machine with a GPU."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = flags()
+    cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = False, False, True
+    yield
+    cudnn.allow_tf32, matmul.allow_tf32, _, _, cudnn.deterministic = before
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "capability", "expected"),
+    [
+        ("cuda", torch.float32, (8, 0), True),
+        ("cuda:1", torch.float32, (12, 0), True),
+        ("cuda", torch.float32, (7, 5), False),
+        ("cuda", torch.bfloat16, (9, 0), False),
+        ("cuda", torch.float64, (9, 0), False),
+        ("mps", torch.float32, None, False),
+        ("cpu", torch.float32, None, False),
+    ],
+)
+def test_tf32_is_for_fp32_on_the_gpus_that_have_it(device, dtype, capability, expected, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: asked.append(str(device)) or capability)
+    assert has_tf32(torch.device(device), dtype) == expected
+    assert asked in ([], [device])
+    monkeypatch.setattr(torch.version, "hip", "6.4")  # on AMD GPUs, which torch calls cuda
+    assert not has_tf32(torch.device(device), dtype)
+
+
+def test_tf32_is_on_inside_alone_whatever_happens_there(no_tf32):
+    before = flags()
+    assert before[:2] == (False, False)
+    with tf32():
+        with tf32():
+            assert flags() == (True, True, *before[2:])
+        assert flags() == (True, True, *before[2:])
+    assert flags() == before
+    with pytest.raises(ValueError, match="inside"), tf32():
+        raise ValueError("inside")
+    assert flags() == before
+
+
+def test_threads_take_turns_in_tf32(no_tf32):
+    """Else the one that leaves last would restore what it found inside the other."""
+    entered, seen = threading.Event(), []
+
+    def enter():
+        with tf32():
+            entered.set()
+            seen.append(flags()[:2])
+
+    thread = threading.Thread(target=enter)
+    with tf32():
+        thread.start()
+        assert not entered.wait(0.2)
+        assert flags()[:2] == (True, True)
+    thread.join()
+    assert seen == [(True, True)] and flags()[:2] == (False, False)

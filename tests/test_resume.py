@@ -226,6 +226,19 @@ def test_gradient_checkpointing_may_come_and_go_and_changes_no_bit(teach, settin
     assert differing(everything(tmp_path / "run"), uninterrupted) == []
 
 
+def test_precise_is_part_of_what_a_run_is(teach, settings, tmp_path):
+    """Of a run on a CPU too, which computes the same with it and without."""
+    short = replace(settings, stages=(replace(settings.stages[0], steps=2),))
+    precise, run = replace(short, precise=True), tmp_path / "run"
+    teach(run, 1, precise)
+    assert json.loads((run / "config.json").read_text())["settings"]["precise"] is True
+    with pytest.raises(RunFolderError, match="other settings: --precise on -> off"):
+        teach(run, settings=short)
+    teach(run, settings=precise)
+    teach(tmp_path / "other", settings=short)
+    assert differing(everything(run, step=2), everything(tmp_path / "other", step=2)) == []
+
+
 def test_a_compiled_run_resumes_as_one_and_is_not_mixed_with_others(teach, settings, tmp_path, monkeypatch):
     """With torch's quickest backend: graphs are captured and differentiated as always, code is not generated."""
     monkeypatch.setattr(torch._inductor.config, "deterministic", False)

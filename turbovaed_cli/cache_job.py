@@ -105,7 +105,7 @@ def estimate_cache(
         timed: dict[str, Any] = {}
         download = missing_bytes(spec)
         if not download:
-            teacher = load_teacher(spec, device=device, dtype=dtype)
+            teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise)
             if made:
                 check_manifest(Path(out), made_by(teacher, settings))
             if missing:
@@ -176,6 +176,7 @@ class CacheStatus:
     clips_per_s: float | None = None  # over the last ten minutes; None where nobody works, or it is too early to tell
     seconds_left: float | None = None
     parts: int = 1  # that the videos are divided into
+    tf32_clips: int = 0  # of `clips`, those whose latents were computed in TF32
 
 
 def cache_status(out: Path) -> CacheStatus:
@@ -190,13 +191,14 @@ def cache_status(out: Path) -> CacheStatus:
         Skipped(f"{name} (from frame {start})", why) for name, facts in known.items() for start, why in facts.failed.items()
     ]
     finished = {path.stem for path in whole_files(out / "parts", "part-*.json")}
-    clips = num_bytes = of_known = 0
+    clips = num_bytes = of_known = tf32_clips = 0
     recent: list[tuple[float, int]] = []
     now = time.time()
     for path in whole_files(out / "shards", "*.json"):
         record = read_shard(path)
         count = len(record["clips"])
         clips, num_bytes = clips + count, num_bytes + int(record["bytes"])
+        tf32_clips += count if record.get("tf32") else 0
         of_known += count if path.name[: len("part-000")] in finished else 0
         if now - path.stat().st_mtime < _WINDOW_S:
             recent.append((path.stat().st_mtime, count))
@@ -207,7 +209,8 @@ def cache_status(out: Path) -> CacheStatus:
         rate = sum(count for _, count in recent[1:]) / (now - recent[0][0])  # clips that came behind the first of them
         if videos and known and rate:
             left = max(videos * of_known / len(known) - clips, 0.0) / rate
-    return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, int(manifest.get("parts", 1)))
+    parts = int(manifest.get("parts", 1))
+    return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, parts, tf32_clips)
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,9 @@ def cache_latents(
     warn_of_cudnn(device, dtype, report)
     settings = replace(settings, workers=num_readers(device, settings.workers))
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
-        teacher = load_teacher(spec, device=device, dtype=dtype, consent=consent)
+        teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise, consent=consent)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
-        writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed)
+        writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)
         write_listing(folder, len(videos.names))
         return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
 

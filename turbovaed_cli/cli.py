@@ -143,6 +143,7 @@ Gflops = Annotated[
 ]
 _HDR_HELP = "HDR videos (PQ, HLG): tonemap shows them in SDR, refuse skips them."
 Hdr = Annotated[str, typer.Option("--hdr", help=_HDR_HELP)]
+_PRECISE_HELP = "Compute the teacher in full fp32 on NVIDIA GPUs too, which use TF32 for it by default."
 Yes = Annotated[bool, typer.Option("--yes", help="Agree to downloads beforehand.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and plan, write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
@@ -575,6 +576,7 @@ def cache_latents(
             "--dtype", help="fp32, bf16 or fp16; bf16 moves latents by 5 % on the embedded teacher, others not measured."
         ),
     ] = CacheSettings.dtype,
+    precise: Annotated[bool, typer.Option("--precise", help=_PRECISE_HELP)] = CacheSettings.precise,
     device: Device = CacheSettings.device,
     workers: Annotated[
         int,
@@ -645,6 +647,7 @@ def cache_latents(
         max_failures,
         retry_failed,
         hdr=hdr,
+        precise=precise,
     )
     report = _reporter(quiet, verbose)
     if dry_run:
@@ -691,6 +694,8 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
         ("clips", f"{found.clips}, {console.human_bytes(found.bytes)}"),
         ("at work", "; ".join(found.working) or "nobody"),
     ]
+    if found.tf32_clips:
+        rows.append(("in TF32", f"{found.tf32_clips} of {found.clips} clips"))
     if found.clips_per_s is not None:
         rows.append(("speed", f"{found.clips_per_s:.3g} clips/s over the last ten minutes"))
     if found.seconds_left is not None:
@@ -856,6 +861,7 @@ def distill(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}; auto takes bf16 where the device has it.")
     ] = None,
+    precise: Annotated[bool | None, typer.Option("--precise", help=_PRECISE_HELP)] = None,
     device: Annotated[str | None, typer.Option("--device", help=f"{_one_of(DEVICES)}.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Time some steps of every stage, say what it would take, write nothing.")
@@ -896,7 +902,7 @@ def distill(
         "teacher_weight": teacher_weight, "adversarial_weight": adversarial_weight, "posterior": posterior, "start": start,
         "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "hdr": hdr, "seed": seed, "save_every": save_every,
         "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
-        "gradient_checkpointing": gradient_checkpointing, "compile": compiled,
+        "gradient_checkpointing": gradient_checkpointing, "compile": compiled, "precise": precise,
         "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
         "fit_batch": None if batch_size is None else False,
     }  # fmt: skip

@@ -6,8 +6,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +55,8 @@ _OUT_OF_MEMORY = (
     "unable to find an engine",
 )
 
+_TF32_CAPABILITY = (8, 0)  # compute capability of the first NVIDIA GPUs with TF32
+_IN_TF32 = threading.RLock()  # held by the thread inside `tf32`
 
 _UPDATE_MACOS = "update macOS (26.2 is known for this) or torch"
 
@@ -151,6 +154,30 @@ def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Mixed precision for bf16 and fp16; nothing for fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def has_tf32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether convolutions and matrix products of `dtype` tensors can run in TF32 on `device`: fp32 on NVIDIA GPUs since Ampere."""
+    if device.type != "cuda" or dtype != torch.float32 or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Let cuDNN and cuBLAS compute fp32 in TF32 inside; the two flags are restored on the way out, all others stay as they are.
+
+    The flags belong to the process, not to a thread. Threads that enter take turns, so that none restores the flags of another.
+    GPU work that a thread starts outside while another is inside would be in TF32 too: whoever uses this computes in one thread.
+    """
+    with _IN_TF32:
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = cudnn.allow_tf32, matmul.allow_tf32
+        try:
+            cudnn.allow_tf32 = matmul.allow_tf32 = True
+            yield
+        finally:
+            cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def forget_peak(device: torch.device) -> None:

@@ -191,7 +191,9 @@ def prepare(
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
     cache = None if latents is None else _cache_of(latents, spec)  # before a download that would be of no use
-    teacher = ranks.first_of_each_machine_first(lambda: load_teacher(spec, device=device, consent=consent))
+    teacher = ranks.first_of_each_machine_first(
+        lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=consent)
+    )
     settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
     dtype = resolve_dtype(settings.dtype)
     if ranks.local_rank == 0:
@@ -205,6 +207,9 @@ def prepare(
         if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
             raise _made_by_another(cache, spec)
         check_sizes(settings, cache)
+        if settings.precise and cache.tf32_clips and ranks.is_first:
+            text = f"--precise: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
+            report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
         streams, skipped = [cache] * len(settings.stages), []
         ranks.check_same("the latent cache", cache.fingerprint)
     crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
@@ -218,7 +223,9 @@ def prepare(
     heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
     report.note(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
-        f"on {device.type}, {settings.dtype}" + (f", {ranks.count} processes" if ranks.count > 1 else "")
+        f"on {device.type}, {settings.dtype}"
+        + (", the teacher in TF32 (--precise: fp32)" if teacher.uses_tf32 else "")
+        + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
     if ranks.is_first and num_params(student) > decoder_params(teacher):
         report.note(_in_words_if_larger(student, teacher, spec), warning=True)

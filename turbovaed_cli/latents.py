@@ -2,7 +2,7 @@
 
     cache/manifest.json                          what made it: teacher identity and clip settings; how many parts it has
     cache/shards/part-007-3f2a....safetensors    {key}.mean {key}.std (C, t, h, w) fp32, {key}.video (T, H, W, 3) uint8
-    cache/shards/part-007-3f2a....json           its sha256 and, per clip: key, source, first frame
+    cache/shards/part-007-3f2a....json           its sha256, "tf32": true if it was encoded in TF32, and, per clip: key, source, first frame
     cache/parts/                                 who works on what, and what is known of the videos: see cache_parts.py
 
 A shard counts only with its .json, which is written after it: what a killed process leaves half-done is never read.
@@ -161,12 +161,18 @@ class CacheWriter:
         shard_mb: int,
         parts: int = 1,
         on_commit: Callable[[Path], None] = lambda _: None,
+        *,
+        tf32: bool = False,
     ) -> None:
-        """`parts` is for a new cache: how many its videos are divided into; `self.parts` is what it has. `on_commit` gets each shard."""
+        """`parts` is for a new cache: how many its videos are divided into; `self.parts` is what it has. `on_commit` gets each shard.
+
+        `tf32` is recorded with each shard if the latents were computed in TF32.
+        """
         self.root = root
         self.shards = root / "shards"
         self.max_bytes = shard_mb * 1_000_000
         self._on_commit = on_commit
+        self._how: dict[str, Any] = {"tf32": True} if tf32 else {}
         self._part = 0
         self._tensors: dict[str, Tensor] = {}
         self._clips: list[dict[str, Any]] = []
@@ -213,7 +219,8 @@ class CacheWriter:
         digest = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
         path = self.shards / f"part-{self._part:03}-{digest}.safetensors"
         write_whole(path, lambda temporary: save_file(self._tensors, temporary))
-        text = sealed({"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, "clips": self._clips})
+        record = {"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, **self._how, "clips": self._clips}
+        text = sealed(record)
         write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
         self._tensors, self._clips, self._bytes = {}, [], 0
         self._on_commit(path)
@@ -281,7 +288,7 @@ def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
 def read_shard(path: Path) -> dict[str, Any]:
     """The .json of a committed shard."""
     shard = read_sealed(path, RERUN)
-    check_fields(shard, {"file": str, "sha256": str, "bytes": int, "clips": list[dict[str, Any]]}, path)
+    check_fields(shard, {"file": str, "sha256": str, "bytes": int, "tf32": bool | None, "clips": list[dict[str, Any]]}, path)
     if not plain_name(shard["file"]):
         raise CorruptFileError(f"{path} names {shard['file']!r}, which is no file of its folder", f"remove {path}")
     for number, clip in enumerate(shard["clips"]):
@@ -320,6 +327,8 @@ class LatentCache:
             for clip in shard["clips"]:  # of two workers that met the same bytes under two names, the first
                 found.setdefault(clip["key"], {**clip, "file": shard["file"], "file_sha256": shard["sha256"]})
         self.clips = [found[key] for key in sorted(found)]
+        in_tf32 = {shard["file"] for shard in shards if shard.get("tf32")}
+        self.tf32_clips = sum(clip["file"] in in_tf32 for clip in self.clips)  # whose latents were computed in TF32
         if not self.clips:
             raise SettingsError(
                 f"{shown} holds no clips", "its cache-latents run was stopped early or skipped every video: run it again"

@@ -335,6 +335,7 @@ _COGVIDEOX = ModelSpec(
 _VIDEO_DC_AE = ModelSpec(
     name="video-dc-ae",
     title="Open-Sora 2.0 Video DC-AE",
+    recipe="night-480",
     aliases=("dc",),
     teacher=TeacherSpec(
         class_name="VideoDCAE",

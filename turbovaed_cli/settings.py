@@ -71,6 +71,7 @@ class CacheSettings:
     max_failures: int | None = None  # more videos and clips that cannot be read than this end the command; None: never
     retry_failed: bool = False  # look again at what could not be read before
     hdr: str = ClipSettings.hdr  # of PQ and HLG videos: tonemap to SDR, or refuse them
+    precise: bool = False  # encode in full fp32 on NVIDIA GPUs too, which use TF32 without it
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class DistillSettings:
     discriminator_lr: float = 1e-4  # AdamW learning rate of the 3-D PatchGAN
     dtype: str = "auto"  # fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler); auto takes bf16 where the device has it
     compile: bool = False  # torch.compile the student; other last bits, and a slow first step of each stage
+    precise: bool = False  # the teacher computes in full fp32 on NVIDIA GPUs too, which use TF32 without it
     device: str = "auto"  # auto, cpu, cuda or mps
     seed: int = 0  # of everything random
     save_every: int = 500  # steps between checkpoints
@@ -238,6 +240,10 @@ RECIPES: dict[str, DistillSettings] = {
         ),
     ),
 }  # fmt: skip
+# The same for a teacher whose encoder alone takes 22 GB of a clip of 512x512 pixels.
+_NIGHT = RECIPES["night"]
+_LESS_LARGE = replace(_NIGHT.stages[1], crop_side=480, crop_margin=1)
+RECIPES["night-480"] = replace(_NIGHT, recipe="night-480", stages=(_NIGHT.stages[0], _LESS_LARGE, _NIGHT.stages[2]))
 DEFAULT_RECIPE = "default"  # a name for the recipe that a teacher's row in the registry names
 
 

@@ -1,10 +1,13 @@
 """Encoding, every form of decoding, and the metrics of `eval`, of full-size networks on the fake device."""
 
 from functools import partial
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fake_cuda.device import device, metered
 from fake_cuda.memory import shipped
@@ -68,6 +71,55 @@ def encodes(model: str) -> None:
         with meter.nothing_on_the_cpu():
             latents = torch.cat(list(encoded(teacher, pieces)), dim=2)
         assert latents.shape[2] == teacher.spec.latent_frames(frames) and latents.device.type == device().type
+
+
+class Flags(TorchDispatchMode):
+    """Keep the flags for TF32, of convolutions and of matrix products, that every convolution on the device is started under."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[bool, bool]] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.convolution.default:
+            assert args[0].device.type == device().type
+            self.seen.add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return function(*args, **(kwargs or {}))
+
+
+def teaches_in_tf32() -> None:
+    """A teacher that only teaches computes in TF32, but for `decode`; on an older card, in bf16 and without leave, not at all."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    with metered():
+        teacher = teacher_of(MODELS["tiny"])
+        taps = [pair.teacher_tap for pair in MODELS["tiny"].student.pairs]
+        video = torch.zeros(1, 3, 9, 64, 64, device=device())
+        latents = teacher.encode(video).mean
+        calls = {
+            "encode": lambda: teacher.encode(video),
+            "features": lambda: teacher.features(latents, taps),
+            "decode_with_features": lambda: teacher.decode_with_features(latents, taps),
+            "decode": lambda: teacher.decode(latents),
+        }
+
+        def flags_of(call: str) -> tuple[bool, bool]:
+            with Flags() as flags:
+                calls[call]()
+            (seen,) = flags.seen  # the same in every convolution
+            assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+            return seen
+
+        def check(capability: tuple[int, int], taught: bool) -> None:
+            with mock.patch("torch.cuda.get_device_capability", lambda _: capability):
+                found = {call: flags_of(call) for call in calls}
+            assert found == {call: (taught and call != "decode",) * 2 for call in calls}, found
+
+        check((9, 0), False)
+        teacher.allows_tf32 = True
+        check((8, 0), True)
+        check((7, 5), False)
+        teacher.vae.to(torch.bfloat16)
+        check((8, 0), False)
 
 
 def streams(model: str) -> None:
@@ -137,5 +189,6 @@ CASES = {
     "tiny in stripes": streams_in_stripes,
     **{f"{model} windows": partial(windows, model) for model in MODELS},
     "tiny samples": partial(samples, "tiny"),
+    "teaching in TF32": teaches_in_tf32,
     "metrics": metrics,
 }  # fmt: skip

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from turbovaed_cli.devices import has_tf32, tf32
 from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.registry import MODELS, ModelSpec, TeacherSpec, find_model, read_diffusers_config
@@ -38,11 +39,13 @@ class _DecodeStoppedError(Exception):
 class Teacher(nn.Module):
     """A frozen VAE: encode, decode, and features of the decoder. Videos are (B, 3, T, H, W) in [-1, 1].
 
-    Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not.
+    Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not. With `allows_tf32`, for a teacher that
+    only teaches, `encode`, `features` and `decode_with_features` compute in TF32 on a GPU that has it. `decode` never does.
     """
 
-    def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None) -> None:
+    def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
         super().__init__()
+        self.allows_tf32 = allows_tf32
         self.vae: Any = vae.eval().requires_grad_(False)  # any of the registry's classes: encode and decode, no common base
         self.spec = spec
         self.folder = folder
@@ -71,6 +74,14 @@ class Teacher(nn.Module):
         rows = (name for name, row in MODELS.items() if row.teacher == self.spec)
         return next(rows, self.spec.path.resolve().name if self.spec.path else self.spec.class_name)
 
+    @property
+    def uses_tf32(self) -> bool:
+        """Whether `encode`, `features` and `decode_with_features` compute in TF32: allowed, on a GPU that has it, with fp32 weights."""
+        return self.allows_tf32 and has_tf32(self.device, self.dtype)
+
+    def _teaching(self) -> AbstractContextManager[None]:
+        return tf32() if self.uses_tf32 else nullcontext()
+
     def drop_encoder(self) -> None:
         """Free the encoder's memory, for good: whoever has the latents needs only the decoder."""
         self.vae.encoder = None
@@ -92,7 +103,8 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def posterior(self, video: Tensor) -> Posterior:
         """What the class says of a video, whatever its shape."""
-        encoded = self.vae.encode(video.to(self.device, self.dtype))
+        with self._teaching():
+            encoded = self.vae.encode(video.to(self.device, self.dtype))
         if isinstance(encoded, Tensor):
             return Posterior(encoded, torch.zeros_like(encoded))
         distribution = encoded.latent_dist
@@ -111,14 +123,14 @@ class Teacher(nn.Module):
 
         Equal, bit for bit, to those of a full decode.
         """
-        with tapped(self.vae, taps, stop=True) as found, suppress(_DecodeStoppedError):
+        with self._teaching(), tapped(self.vae, taps, stop=True) as found, suppress(_DecodeStoppedError):
             self.vae.decode(latents.to(self.device, self.dtype))
         return found
 
     @torch.no_grad()
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """`decode` and `features` of one and the same full decode."""
-        with tapped(self.vae, taps, stop=False) as found:
+        with self._teaching(), tapped(self.vae, taps, stop=False) as found:
             decoded = self.decode(latents)
         return decoded, found
 
@@ -199,9 +211,10 @@ def load_teacher(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    allows_tf32: bool = False,
     consent: Consent = no_consent,
 ) -> Teacher:
-    """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec.
+    """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec; `allows_tf32` is for one that only teaches.
 
     Raises MissingWeightsError where the weights are not on this machine and `consent` does not allow the download,
     WeightFileError where they do not fit the class.
@@ -210,7 +223,7 @@ def load_teacher(
     folder = teacher_folder(spec, consent)
     vae = _build(spec.teacher, folder)
     # torch's own `to`: diffusers' warns about an empty list of layers it would keep in fp32.
-    return Teacher(nn.Module.to(vae, device=device, dtype=dtype), spec.teacher, folder)
+    return Teacher(nn.Module.to(vae, device=device, dtype=dtype), spec.teacher, folder, allows_tf32=allows_tf32)
 
 
 def _class_of(spec: TeacherSpec) -> Any:
