@@ -447,6 +447,14 @@ def metrics(machine: Machine) -> Iterator[Row]:
             "encode_clips": clips,
             "clips_per_s": 1e3 * clips / machine.ms(lambda b=batch: encode_clips(teacher, b), 2),
         } | machine.peak_gb()
+    posteriors = []
+    for teacher.allows_tf32 in (False, True):
+        yield {"encoder_in_tf32": teacher.uses_tf32, "ms": machine.ms(lambda b=batch: encode_clips(teacher, b), 2)}
+        posteriors.append(encode_clips(teacher, batch))
+    machine.wait()  # until what was brought over is there
+    (mean, std), (other, _) = posteriors
+    rms = (other - mean).square().mean().sqrt().item()
+    yield {"tf32_rms_over_posterior_std": rms / std.square().mean().sqrt().item(), "over_latents_std": rms / mean.std().item()}
     copies, wrong = DeviceCopies(machine.device), 0
     waiting: list[tuple[int, Batch]] = []
     for number in range(20 if machine.small else 200):
