@@ -26,7 +26,7 @@ demo: install          ## the whole path on generated clips with the embedded pa
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
 test: install
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: extras test  ## also the tests that need these converters, which `make test` skips without them
 

@@ -162,7 +162,9 @@ def test_the_embedded_pair_evals_exports_and_decodes_a_published_layout_too(turb
 def test_distill_measures_the_finished_student_where_val_is_given(turbovaed, ltx_teacher, videos, small_student, tmp_path):
     (tmp_path / "student.json").write_text(json.dumps(small_student))
     words = ("distill", "--teacher", ltx_teacher, "--data", videos, "--student-config", tmp_path / "student.json", *SMALL)
-    code, out, err = turbovaed(*words, "--steps", "2", "--dtype", "fp32", "--run", tmp_path / "run", "--val", videos, "--json")
+    code, out, err = turbovaed(
+        *words, "--recipe", "quick", "--steps", "2", "--dtype", "fp32", "--run", tmp_path / "run", "--val", videos, "--json"
+    )
     assert code == 0, err
     measured = json.loads(out)["evaluation"]
     assert measured["num_clips"] == 3 and measured["means"]["student"]["psnr"] > 0

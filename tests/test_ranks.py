@@ -96,7 +96,7 @@ def watched(folder: Path) -> str:
 def of_two(ask, words, tmp_path_factory) -> Path:
     """A run of two ranks with one clip each, and in `seen` what each of them did."""
     folder = tmp_path_factory.mktemp("two")
-    done = ask(words(folder / "run", 1, "--workers", 0), patch=watched(folder / "seen"))
+    done = ask(words(folder / "run", 1, "--workers", 1), patch=watched(folder / "seen"))
     assert done["codes"] == [0, 0], done
     assert done["said"][1] == "" and done["said"][0].count("Distilled") == 1
     return folder / "run"
@@ -106,7 +106,7 @@ def of_two(ask, words, tmp_path_factory) -> Path:
 def of_one(ask, words, tmp_path_factory) -> Path:
     """The same run by one process, with two clips."""
     folder = tmp_path_factory.mktemp("one")
-    done = ask(words(folder / "run", 2, "--workers", 0), count=1, patch=watched(folder / "seen"))
+    done = ask(words(folder / "run", 2, "--workers", 1), count=1, patch=watched(folder / "seen"))
     assert done["codes"] == [0], done
     return folder / "run"
 

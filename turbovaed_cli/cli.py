@@ -875,12 +875,12 @@ def distill(
     check_system("distill")
     spec = with_licence(find_model(teacher), licence)
     folder = run or f"runs/{spec.name}"
+    if not is_beside_another():
+        _check_folder(folder, "--run")
     settings = read_recipe(_default_recipe(spec, folder) if recipe == DEFAULT_RECIPE else recipe)
     check_choice("--dtype", dtype or "auto", (*DTYPES, "auto"))
     check_choice("--optimizer", optimizer or settings.optimizer, OPTIMIZERS)
     check_device(device or "auto")
-    if not is_beside_another():
-        _check_folder(folder, "--run")
     if nproc != 1 and not dry_run:
         _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick

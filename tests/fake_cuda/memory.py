@@ -72,11 +72,12 @@ def shipped(recipe: str) -> DistillSettings:
 
 
 def peaks_of(
-    model: str, recipe: str, *, start: bool = True, clips_of: Mapping[str, int] = MappingProxyType({})
+    model: str, recipe: str, *, start: bool = True, clips_of: Mapping[str, int] = MappingProxyType({}), only: str = ""
 ) -> Iterator[Peak]:
     """The parts of `distill --teacher MODEL --recipe RECIPE --data DIR`, each with all that is there beside it.
 
     Passes of a recipe with `fit_batch` have the clips of `clips_of` (by stage), else as many as fit in BOUND_GB.
+    `only` names one stage, and no other is run.
     `start` False leaves out a fitted start, which takes as long as all the rest.
     """
     with metered() as meter:
@@ -86,18 +87,21 @@ def peaks_of(
             with mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
                 trainer.fit_start(quiet)
             yield Peak(model, recipe, "start", "10 clips", meter.peak_gb)
-        yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter, clips_of))
+        yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter, clips_of, only))
         for part, call in (("sample", Samples(trainer).videos), ("save", lambda: ema_student(trainer).cpu())):
             meter.peak = meter.live
             call()
             yield Peak(model, recipe, part, "1 clip" if part == "sample" else "", meter.peak_gb)
 
 
-def _stages(trainer: Trainer, meter: Meter, clips_of: Mapping[str, int]) -> Iterator[tuple[Stage, str, float]]:
+def _stages(trainer: Trainer, meter: Meter, clips_of: Mapping[str, int], only: str) -> Iterator[tuple[Stage, str, float]]:
     """A step of each stage, with all batches read ahead; one that differs from another by fewer clips alone is not run."""
     known: dict[tuple[object, ...], tuple[int, float]] = {}
     first = 0
     for index, stage in enumerate(trainer.settings.stages):
+        if only not in ("", stage.name):
+            first += stage.steps
+            continue
         data = trainer.data_of(index)
         alike = _what_counts(stage, trainer, index)
         if known.get(alike, (0, 0.0))[0] < stage.batch_size:
