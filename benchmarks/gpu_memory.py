@@ -1,7 +1,7 @@
 """How much memory of a GPU `distill` takes: each registry model and recipe, metered on fake tensors, on a machine without a GPU.
 
     python benchmarks/gpu_memory.py --write        # docs/GPU_MEMORY.md, in some five minutes
-    python benchmarks/gpu_memory.py ltx --recipe default
+    python benchmarks/gpu_memory.py ltx --recipe night
 
 Needs Linux and a C++ compiler, which the fake device is built with (tests/fake_cuda/).
 """

@@ -11,8 +11,8 @@ from conftest import make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.cli import _default_recipe
-from turbovaed_cli.distill import _waits_in_words, distill, prepare
+from turbovaed_cli.cli import _recipe_named
+from turbovaed_cli.distill import _settle, _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
 from turbovaed_cli.models.pair import load_pair
@@ -23,6 +23,7 @@ from turbovaed_cli.reporting import quiet
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
+from turbovaed_cli.training.checks import check_clips_per_pass
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited
 from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stages, forecast
 from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
@@ -782,10 +783,18 @@ def test_the_recipe_is_that_of_the_teachers_row_and_a_run_keeps_its_own(tmp_path
     assert recipes == dict.fromkeys(MODELS, "night") | {"tiny": "fast", "video-dc-ae": "night-480"}
     assert all(spec.recipe in RECIPES for spec in MODELS.values())
     run = tmp_path / "run"
-    assert _default_recipe(MODELS["ltx"], str(run)) == "night"
-    for began, goes_on in (("quick", "quick"), ("default", "fast"), ("mine", "night")):
+    assert _recipe_named("default", MODELS["ltx"], str(run)) == "night"
+    for began, goes_on in (("quick", "quick"), ("fast", "fast"), ("mine", "night")):
         RunDir(run).snapshot({"settings": asdict(replace(TINY, recipe=began))}, {})
-        assert _default_recipe(MODELS["ltx"], str(run)) == goes_on
+        assert _recipe_named("default", MODELS["ltx"], str(run)) == goes_on
+        assert _recipe_named("fast", MODELS["ltx"], str(run)) == "fast"
+    for began, goes_on in (("default", "fast"), ("fast", "quick")):  # names that these schedules had before `fit_batch`
+        older = asdict(replace(TINY, recipe=began))
+        del older["fit_batch"]
+        RunDir(run).snapshot({"settings": older}, {})
+        assert _recipe_named("default", MODELS["ltx"], str(run)) == goes_on
+        assert _recipe_named(began, MODELS["ltx"], str(run)) == goes_on
+        assert _recipe_named("night", MODELS["ltx"], str(run)) == "night"
 
 
 def test_the_recipe_for_a_night_runs_in_all_its_stages(ltx_teacher, videos, small_student, tmp_path):
@@ -815,7 +824,7 @@ def test_a_perceptual_loss_of_some_frames_does_not_see_the_others():
 def test_a_pass_that_does_not_fit_is_split_and_a_resume_keeps_that(ltx_teacher, videos, small_student, tmp_path, monkeypatch):
     """Each step sees the same clips; the weights that the sizes are tried on are copies."""
     stages = (
-        Stage("a", steps=2, batch_size=6, accumulation=2, perceptual="none"),
+        Stage("a", steps=1, batch_size=6, accumulation=2, perceptual="none"),
         Stage("b", steps=1, batch_size=4, perceptual="none"),
     )
     settings = replace(TINY, stages=stages, fit_batch=True)
@@ -844,6 +853,25 @@ def test_a_pass_that_does_not_fit_is_split_and_a_resume_keeps_that(ltx_teacher, 
     assert again.settings.stages == tuple(
         replace(stage, perceptual=other.perceptual) for stage, other in zip(fitted, again.settings.stages, strict=True)
     )
+
+
+def test_a_fitted_run_goes_on_only_where_its_clips_can_be_shared(ltx_teacher, videos, small_student, tmp_path):
+    """And a dry run for more processes takes the passes that the run of them began with."""
+    stage = Stage("a", steps=2, batch_size=4, accumulation=1, perceptual="none", feature_weight=0.0)
+    settings = replace(TINY, stages=(stage,), fit_batch=True)
+    recorded = replace(settings, stages=(replace(stage, batch_size=2, accumulation=4),))  # two processes: 8 clips a step
+    folder = RunDir(tmp_path / "run")
+    folder.snapshot({"settings": asdict(recorded), "ranks": 2}, {})
+    one = _settle(settings, folder, torch.device("cpu"), 2, quiet).stages[0]
+    assert (one.batch_size, one.accumulation) == (1, 4)
+    two = _settle(replace(settings, stages=(replace(stage, batch_size=8),)), folder, torch.device("cpu"), 1, quiet)
+    assert (two.stages[0].batch_size, two.stages[0].accumulation) == (2, 4)
+    check_clips_per_pass(folder, two, 2)
+    with pytest.raises(RunFolderError, match="which 4 processes cannot share") as error:
+        check_clips_per_pass(folder, two, 4)
+    assert "divides 2" in error.value.hint
+    other = _settle(replace(settings, stages=(replace(stage, batch_size=6),)), folder, torch.device("cpu"), 1, quiet)
+    assert (other.stages[0].batch_size, other.stages[0].accumulation) == (6, 1)  # which the snapshot names
 
 
 def test_what_a_long_run_sees_and_takes_is_told_before_it_begins(ltx_teacher, videos, small_student, tmp_path):

@@ -11,8 +11,10 @@ would begin after --minutes is skipped. Weights are random or the embedded pair'
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -101,11 +103,25 @@ class Machine:
 def versions(machine: Machine) -> Iterator[Row]:
     """What this machine is, and what is said of it when a command asks for a device."""
     from turbovaed_cli.devices import environment, resolve_device
+    from turbovaed_cli.gpus import slow_cudnn
+    from turbovaed_cli.reporting import WarningsOf
+
+    told: list[str] = []
+
+    class Listener(WarningsOf):
+        """Keeps what the product warns of."""
+
+        def __init__(self) -> None:
+            pass
+
+        def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
+            told.extend([text] * warning)
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        chosen = resolve_device("auto")
-    yield {"environment": environment(machine.device), "auto": str(chosen), "warnings": [str(item.message) for item in said]}
+        chosen = resolve_device("auto", Listener())
+    told += [str(item.message) for item in said] + [slow_cudnn(machine.device, torch.bfloat16)]
+    yield {"environment": environment(machine.device), "auto": str(chosen), "warnings": [text for text in told if text]}
     if machine.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(machine.device)
         yield {"free_gb": free / 1e9, "total_gb": total / 1e9, "cudnn": torch.backends.cudnn.version()}
@@ -271,15 +287,13 @@ def steps(machine: Machine) -> Iterator[Row]:
 
 
 def _device_ms(machine: Machine, call: Callable[[], object]) -> float | None:
-    """Milliseconds from the first to the last piece of work on the device: near the wall's, it is launches that are waited for."""
+    """Milliseconds that kernels ran: far below the wall's, it is launches that are waited for."""
     if machine.device.type != "cuda":
         return None
-    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    before.record()
-    call()
-    after.record()
-    after.synchronize()
-    return before.elapsed_time(after)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        machine.wait()
+    return float(sum(item.self_device_time_total for item in profile.key_averages()) / 1e3)
 
 
 def _trainer(
@@ -396,26 +410,80 @@ def _weights_of(run: Path) -> str:
 
 
 def small_card(machine: Machine) -> Iterator[Row]:
-    """A sample of a full-size run, and a run that does not fit, on this card with the memory of a smaller one."""
-    from turbovaed_cli.training.outputs import sample_videos
+    """A sample of a full-size run, and runs that do not fit: this card with the memory of a smaller one."""
+    from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words
+    from turbovaed_cli.training.outputs import Samples
 
-    if machine.device.type != "cuda":
-        yield {"skipped": "needs a card"}
-        return
-    total = torch.cuda.mem_get_info(machine.device)[1]
-    torch.cuda.set_per_process_memory_fraction(min(CARD_GB * 1e9 / total, 1.0), machine.device)
+    on_cuda = machine.device.type == "cuda"
+    total = torch.cuda.mem_get_info(machine.device)[1] if on_cuda else 0
+    if on_cuda:
+        torch.cuda.set_per_process_memory_fraction(min(CARD_GB * 1e9 / total, 1.0), machine.device)
     try:
-        trainer, _ = _trainer(machine, "hunyuan", 1, "ssim", cached=False, side=512)
+        name = machine.models[-1]
+        trainer, batch = _trainer(machine, name, 1, "ssim", cached=False, side=512)
+        trainer.streams = [_OneClip(batch)]
         machine.forget_peak()
-        row: Row = {"what": "sample of hunyuan 512x512", "card_gb": CARD_GB}
-        try:
-            sample_videos(trainer)
-            row["fits"] = True
-        except torch.OutOfMemoryError as error:
-            row |= {"fits": False, "error": str(error).splitlines()[0]}
-        yield row | machine.peak_gb()
+        clips = Samples(trainer).clips()
+        yield {"what": f"sample of {name} 512x512", "card_gb": CARD_GB, "fits": bool(clips)} | machine.peak_gb()
+        del trainer, batch, clips
+        for at_once in (8, 32, 128) if on_cuda else ():
+            machine.forget_peak()
+            try:
+                trainer, batch = _trainer(machine, "ltx", at_once, "lpips", cached=True)
+                trainer.learn(iter([((0, 0), batch)]))
+            except RuntimeError as error:
+                known, text = is_out_of_memory(error), out_of_memory_in_words(error)
+                yield {"what": "step of ltx", "clips": at_once, "fits": False, "known": known, "text": text}
+                break
+            yield {"what": "step of ltx", "clips": at_once, "fits": True} | machine.peak_gb()
+        if on_cuda:
+            trainer = batch = None
+            machine.forget_peak()
+            torch.cuda.set_per_process_memory_fraction(min(0.3e9 / total, 1.0), machine.device)
+            yield {"what": "distill on a card of 0.3 GB", **_command_here(machine)}
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, machine.device)
+        if on_cuda:
+            torch.cuda.set_per_process_memory_fraction(1.0, machine.device)
+
+
+class _OneClip:
+    """A stream of the same clip."""
+
+    is_encoded = False
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self.size = tuple(batch.video.shape[-2:])
+
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Any = None, part: slice = slice(None)) -> Any:
+        """That clip, cut to the crop in its corner."""
+        from turbovaed_cli.latents import Batch
+
+        height, width = self.size if crop is None else crop.pixels
+        return Batch(self._batch.video[:1, :, :, :height, :width])
+
+    def names_at(self, *_: Any) -> list[str]:
+        """For messages."""
+        return ["noise"]
+
+
+def _command_here(machine: Machine) -> Row:
+    """`distill` in this process, whose memory has a limit: its exit code and last words."""
+    from turbovaed_cli.cli import main as turbovaed
+
+    words = ["distill", "--teacher", "tiny", "--latents", str(machine.carry / "cache"), "--run", str(machine.work / "little")]
+    words += ["--steps", "4", "--batch-size", "16", "--device", machine.device.type]
+    said, before = io.StringIO(), sys.argv
+    sys.argv = ["turbovaed", *words]
+    code: object = 0
+    try:
+        with contextlib.redirect_stderr(said):
+            turbovaed()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = before
+    return {"code": code, "stderr": said.getvalue()[-500:]}
 
 
 def metrics(machine: Machine) -> Iterator[Row]:
@@ -540,6 +608,14 @@ def run_part(name: str, machine: Machine, ends: float, out: Path | None) -> None
     machine.forget_peak()
 
 
+def _device(name: str) -> torch.device:
+    """With the product's settings of determinism and TF32, and a number, which some functions of torch ask for."""
+    from turbovaed_cli.devices import resolve_device
+
+    device = resolve_device(name)
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="write what has to travel, and end")
@@ -555,7 +631,7 @@ def main() -> None:
     ends = time.monotonic() + 60 * options.minutes
     out = Path(os.environ["OUT"]) / "gpu.jsonl" if os.environ.get("OUT") else None
     with tempfile.TemporaryDirectory() as work:
-        machine = Machine(torch.device(options.device), options.small, options.carry, Path(work))
+        machine = Machine(_device(options.device), options.small, options.carry, Path(work))
         for name in options.parts:
             if time.monotonic() > ends and not machine.small:
                 emit({"part": name, "skipped": "no time was left"}, out)

@@ -793,7 +793,7 @@ def distill(
         typer.Option(
             "--recipe",
             help=f"{', '.join(RECIPES)}, or a TOML file with [[stages]]; the options below change it. "
-            "default: the teacher's own (models show NAME has it), or what the run began with.",
+            "default: the teacher's own (models show NAME has it), or what the run folder began with.",
         ),
     ] = DEFAULT_RECIPE,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps in all; stages keep their shares.")] = None,
@@ -877,7 +877,7 @@ def distill(
     folder = run or f"runs/{spec.name}"
     if not is_beside_another():
         _check_folder(folder, "--run")
-    settings = read_recipe(_default_recipe(spec, folder) if recipe == DEFAULT_RECIPE else recipe)
+    settings = read_recipe(_recipe_named(recipe, spec, folder))
     check_choice("--dtype", dtype or "auto", (*DTYPES, "auto"))
     check_choice("--optimizer", optimizer or settings.optimizer, OPTIMIZERS)
     check_device(device or "auto")
@@ -971,14 +971,17 @@ def distill(
     _finish(result.skipped)
 
 
-def _default_recipe(spec: "ModelSpec", run: str) -> str:
-    """The recipe that a run began with, if there is one and it is a preset; else that of its teacher."""
+def _recipe_named(recipe: str, spec: "ModelSpec", run: str) -> str:
+    """The name of a recipe or file: for `default` that of a run that is there, or the teacher's. Older runs have other names."""
     from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
 
-    settings = RunDir(Path(run)).read_config().get("settings") if RunDir.is_run(Path(run)) else None
-    began = settings.get("recipe") if isinstance(settings, dict) else None
-    began = "fast" if began == DEFAULT_RECIPE else began  # its name in older runs
-    return began if isinstance(began, str) and began in RECIPES else spec.recipe
+    settings = RunDir(Path(run)).read_config()["settings"] if RunDir.is_run(Path(run)) else {}
+    renamed = {"default": "fast", "fast": "quick"} if settings and "fit_batch" not in settings else {}
+    began = str(settings.get("recipe"))
+    now = renamed.get(began, began)
+    if recipe == DEFAULT_RECIPE:
+        return now if now in RECIPES else spec.recipe
+    return now if recipe == began else recipe
 
 
 def _show_distilled(result: "DistillResult") -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -37,7 +37,7 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state,
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, read_json, write_whole
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
@@ -154,7 +154,18 @@ def estimate_distill(
             raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
         first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
         trainer, skipped = prepare(
-            ranks, spec, folder, data, latents, settings, student_config, init, no_consent, report, first=first
+            ranks,
+            spec,
+            folder,
+            data,
+            latents,
+            settings,
+            student_config,
+            init,
+            no_consent,
+            report,
+            first=first,
+            processes=processes,
         )
         over_all = _over_all(trainer.settings, processes)
         config = _config_of(trainer, spec, init, over_all, processes, folder, command_line)
@@ -177,8 +188,12 @@ def prepare(
     report: Reporter,
     *,
     first: int | None = None,
+    processes: int = 0,
 ) -> tuple[Trainer, list[Skipped]]:
-    """Everything that a step needs, and the videos that cannot be used; writes nothing. `first` looks at no more videos."""
+    """Everything that a step needs, and the videos that cannot be used; writes nothing. `first` looks at no more videos.
+
+    `processes` will distil; 0: those that are here.
+    """
     if (data is None) == (latents is None):
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
@@ -194,7 +209,8 @@ def prepare(
     teacher = ranks.first_of_each_machine_first(
         lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=consent)
     )
-    settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, report))
+    others = (processes or ranks.count) // ranks.count
+    settings = ranks.share(lambda: _settle(_over_all(settings, ranks.count), folder, device, others, report))
     dtype = resolve_dtype(settings.dtype)
     if ranks.local_rank == 0:
         warn_of_cudnn(device, dtype, report)
@@ -232,7 +248,7 @@ def prepare(
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
-    if settings.fit_batch and device.type == "cuda" and not ranks.share(lambda: RunDir.is_run(folder.root)):
+    if settings.fit_batch and device.type != "cpu" and not ranks.share(lambda: RunDir.is_run(folder.root)):
         report.note("trying how many clips of a forward pass fit in the free memory")
         trainer.settings = replace(settings, stages=fitted_stages(trainer))
     return trainer, skipped
@@ -255,7 +271,8 @@ def _run(
         config = ranks.share(lambda: _begin(folder, trainer, spec, init, run, command_line, report))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
-        resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
+        with _memory_in_words(trainer, folder):
+            resumed_from = ranks.share(lambda: _resume_or_start(folder, trainer, report, fits=init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
         samples = Samples(trainer, report)
@@ -323,7 +340,10 @@ def _begin(
     config = _config_of(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
     check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
     machine = environment(trainer.device)
-    if folder.env.is_file() and folder.steps() and (changes := machine_changes(read_json(folder.env), machine)):
+    before: dict[str, Any] = {}
+    with suppress(TurboVaedError):  # damaged: nothing but this warning needs it
+        before = read_json(folder.env) if folder.env.is_file() and folder.steps() else {}
+    if before and (changes := machine_changes(before, machine)):
         where = f"resumed on another machine or with other libraries ({', '.join(changes)})"
         report.note(f"{where}: the last bits may differ from those of an uninterrupted run", warning=True)
     folder.snapshot(config, machine)
@@ -517,8 +537,11 @@ def _append(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, report: Reporter) -> DistillSettings:
-    """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud."""
+def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, others: int, report: Reporter) -> DistillSettings:
+    """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud.
+
+    A run has `others` times the clips in a pass that `settings` have: more processes than are here.
+    """
     before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
     dtype = settings.dtype
     if dtype == "auto":
@@ -532,10 +555,17 @@ def _settle(settings: DistillSettings, folder: RunDir, device: torch.device, rep
     ]
     fitted = before.get("stages") or []
     if settings.fit_batch and before.get("fit_batch") and len(fitted) == len(stages):
-        sizes = [{name: was[name] for name in ("batch_size", "accumulation")} for was in fitted]
-        stages = [replace(stage, **size) for stage, size in zip(stages, sizes, strict=True)]
+        stages = [_as_fitted(stage, was, others) for stage, was in zip(stages, fitted, strict=True)]
     workers = settings.workers or (2 if device.type == "cpu" else min(os.cpu_count() or 2, MOST_WORKERS))
     return replace(settings, stages=tuple(stages), dtype=dtype, workers=workers)
+
+
+def _as_fitted(stage: Stage, was: Mapping[str, Any], others: int) -> Stage:
+    """A stage in the passes that a run began with; as it is where a step would see other clips, which the snapshot names."""
+    clips, passes = was.get("batch_size") or 0, was.get("accumulation") or 0
+    if clips * passes != stage.batch_size * others * stage.accumulation or clips % others:
+        return stage
+    return replace(stage, batch_size=clips // others, accumulation=passes)
 
 
 def _video_streams(

@@ -324,7 +324,8 @@ class RunDir:
         settings = config["settings"]
         check_fields(settings, {"stages": list[Any] | None, "dtype": str | None, "steps": int | None}, self.config, "settings.")
         for number, stage in enumerate(settings.get("stages") or (), start=1):
-            check_fields(stage, {"steps": int, "perceptual": str | None}, self.config, f"settings.stages.{number}.")
+            known = {"steps": int, "perceptual": str | None, "batch_size": int | None, "accumulation": int | None}
+            check_fields(stage, known, self.config, f"settings.stages.{number}.")
         if not settings.get("stages"):  # of an earlier turbovaed
             check_fields(settings, {"steps": int}, self.config, "settings.")
         return config

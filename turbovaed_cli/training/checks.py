@@ -84,6 +84,11 @@ def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: i
     before = folder.read_config() if folder.config.exists() else {}
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
+    if clips == now and any(count % processes for count in clips):  # fitted to the memory of other devices
+        hint = f"go on with a number of processes that divides {math.gcd(*clips)}"
+        raise RunFolderError(
+            f"{folder.root} has {_in_words(clips)} clips in a forward pass, which {processes} processes cannot share", hint
+        )
     if len(clips) != len(now) or clips == now or before.get("ranks", 1) == processes:
         return  # else the snapshot names it
     if any(count % processes for count in clips):

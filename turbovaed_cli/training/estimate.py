@@ -176,7 +176,7 @@ def forecast(trainer: Trainer) -> str:
 def _time_pass(trainer: Trainer, index: int, clips: int) -> tuple[float, int]:
     """(seconds, bytes of its batch) of an optimizer step of one pass with `clips` clips: the second of two, on a copy of the state."""
     stages = list(trainer.settings.stages)
-    stages[index] = replace(stages[index], batch_size=clips, accumulation=1)
+    stages[index] = replace(stages[index], batch_size=clips, accumulation=1, steps=max(stages[index].steps, 2))
     state = copy.deepcopy(trainer.state)
     state.step = sum(stage.steps for stage in stages[:index])
     settings = replace(trainer.settings, stages=tuple(stages), compile=False)
