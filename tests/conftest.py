@@ -20,6 +20,19 @@ LONGEST = (
 HANG_S = 1200.0  # seconds after which a test gives up waiting: a hang, as nothing takes this long on however busy a machine
 
 
+class Notes:
+    """A reporter that keeps its warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def track(self, items, label, total=None, start=0):
+        yield from items
+
+    def note(self, text="", *, warning=False, **values):
+        self.warnings += [text] * warning
+
+
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")

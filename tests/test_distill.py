@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from conftest import make_video
+from conftest import Notes, make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
@@ -42,19 +42,6 @@ TINY = DistillSettings(
     save_every=2,
     sample_every=2,
 )
-
-
-class Notes:
-    """A reporter that keeps its warnings."""
-
-    def __init__(self):
-        self.warnings = []
-
-    def track(self, items, label, total=None, start=0):
-        yield from items
-
-    def note(self, text="", *, warning=False, **values):
-        self.warnings += [text] * warning
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def old_driver(monkeypatch, tmp_path):
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Make torch count so many CUDA devices."""
+    """Make torch report this number of CUDA devices."""
 
     def are(count):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import Notes
 from PIL import Image
 
 from turbovaed_cli.distill import distill, estimate_distill
@@ -24,19 +25,6 @@ SETTINGS = DistillSettings(
     save_every=1,
     sample_every=1,
 )
-
-
-class Notes:
-    """A reporter that keeps its warnings."""
-
-    def __init__(self):
-        self.warnings = []
-
-    def track(self, items, label, total=None, start=0):
-        yield from items
-
-    def note(self, text="", *, warning=False, **values):
-        self.warnings += [text] * warning
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_long_video_has_no_seams(pair, tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs_out(monkeypatch):
-    """Make decoding run out of memory in every piece of more than so many latent frames, in that many columns of latents or more."""
+    """Make a piece run out of memory if it has more than this number of latent frames, and at least this number of latent columns."""
 
     def runs_out(frames: int, columns: int = 0) -> None:
         push = StreamingDecoder.push

@@ -108,7 +108,7 @@ class DistillSettings:
     stages: tuple[Stage, ...]  # run one after the other
     recipe: str = "own"  # the preset's name
     fit_batch: bool = (
-        False  # on CUDA, split a forward pass that does not fit in the free memory into several; a step sees the same clips
+        False  # off the CPU, split a forward pass that does not fit in the free memory into several; a step sees the same clips
     )
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels

@@ -35,18 +35,21 @@ class Peak:
     gb: float
 
 
+def _cells(text: str) -> list[list[str]]:
+    """Each row of the table of docs/GPU_MEMORY.md: model, recipe, part, clips at once, GB."""
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+
+
 def rows_of(text: str) -> dict[tuple[str, str, str], float]:
     """The figures of docs/GPU_MEMORY.md: (model, recipe, part) -> GB."""
-    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
-    return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in cells}
+    return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in _cells(text)}
 
 
 def clips_of(text: str, model: str, recipe: str) -> dict[str, int]:
     """The clips at once of each stage in docs/GPU_MEMORY.md."""
-    cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
     return {
         part: int(clips.split(" x ")[0])
-        for of, named, part, clips, _ in cells
+        for of, named, part, clips, _ in _cells(text)
         if (of, named) == (model, recipe) and " x " in clips
     }
 
@@ -112,7 +115,7 @@ def _stages(trainer: Trainer, meter: Meter, clips_of: Mapping[str, int], only: s
 
 
 def _largest(trainer: Trainer, meter: Meter, index: int, first: int, clips: int) -> tuple[int, float]:
-    """(clips of a pass, GB of a step) of a stage: with so many, or with as many as fit where the recipe fits them."""
+    """(clips of a pass, GB of a step) of a stage: with `clips`, or, if the recipe has `fit_batch`, with as many as fit."""
     settings, whole = trainer.settings, trainer.settings.stages[index].batch_size
     counts = [n for n in range(whole, 0, -1) if whole % n == 0] if settings.fit_batch else [whole]
     for count in [clips] if clips else counts:

@@ -21,7 +21,7 @@ def settings(stage: Stage, dtype: str, optimizer: str = "muon") -> DistillSettin
 
 
 def learns(model: str, chosen: DistillSettings, *, cached: bool = False) -> dict[str, Any]:
-    """One optimizer step: with all that it touches on the device, and everything that it leaves behind."""
+    """Make one optimizer step, and check that all it uses and all it leaves is on the device."""
     with metered() as meter:
         return step_of(trainer_of(model, chosen, cached=cached), meter)
 
