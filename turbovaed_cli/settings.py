@@ -107,9 +107,8 @@ class DistillSettings:
 
     stages: tuple[Stage, ...]  # run one after the other
     recipe: str = "own"  # the preset's name
-    fit_batch: bool = (
-        False  # off the CPU, split a forward pass that does not fit in the free memory into several; a step sees the same clips
-    )
+    # Off the CPU, split a forward pass that does not fit in the free memory into several; a step sees the same clips.
+    fit_batch: bool = False
     frames: int = ClipSettings.frames  # pixel frames per clip
     size: tuple[int, int] = ClipSettings.size  # pixels
     stride: int = ClipSettings.stride  # take every n-th frame (with --data alone; cached clips have theirs)
