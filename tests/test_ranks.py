@@ -285,6 +285,17 @@ def test_nproc_starts_it_and_passes_signals_on(ask, words, of_two, tmp_path):
     assert differing(everything(run), everything(of_two)) == []
 
 
+def test_a_library_that_aborts_at_the_end_of_a_process_costs_no_exit_code(words, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nclass Native:\n    def __del__(self, end=os.abort): end()\nif 'RANK' in os.environ: sys.native = Native()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "turbovaed_cli", *words(tmp_path / "run", 1), "--nproc", "2"],
+        capture_output=True, check=False, text=True, env=ONE_THREAD | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("more", "inside", "said"),
     [(["--nproc", "0"], "1", "--nproc is 0"), (["--nproc", "2"], "2", "a launcher has started several already")],

@@ -29,7 +29,7 @@ from turbovaed_cli.errors import (
     TurboVaedError,
     UnwritableError,
 )
-from turbovaed_cli.launch import command_line, end_with_launcher, is_beside_another, launch
+from turbovaed_cli.launch import command_line, end_process, end_with_launcher, is_beside_another, launch
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model, with_licence
 from turbovaed_cli.rundir import UNWRITABLE, RunDir, check_place
 from turbovaed_cli.settings import (
@@ -1692,4 +1692,4 @@ def main() -> None:
     if (lost := lost_output()) is not None:
         console.print_error(TurboVaedError(f"stdout could not be written: {(lost.strerror or str(lost)).lower()}", LOST_OUTPUT))
         code = code or TurboVaedError.exit_code
-    sys.exit(code)
+    end_process(code)

@@ -3,6 +3,7 @@
 Not torch's own launcher, which tells no exit codes apart, gives a checkpoint half a minute at a signal, and imports torch.
 """
 
+import atexit
 import os
 import shlex
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from turbovaed_cli.signals import signals_handled_by
 
@@ -83,6 +84,8 @@ def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int
     failed |= {number: code for number, code in enumerate(codes) if code not in (0, 5) and number not in failed}
     if not failed:
         return max(codes), None
+    if passed_on and codes[0] > 0:  # what a signal came to is for the first rank to say
+        return codes[0], None
     number, code = next(iter(failed.items()))
     if code < 0 and -code in passed_on:
         return 128 - code, None
@@ -106,4 +109,21 @@ def end_with_launcher() -> None:
 
 def is_beside_another() -> bool:
     """Whether this is one of several processes of a distillation, and not the one that reports."""
-    return int(os.environ.get("WORLD_SIZE") or 1) > 1 and int(os.environ.get("RANK") or 0) > 0
+    return _is_one_of_several() and int(os.environ.get("RANK") or 0) > 0
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with `code`; one of several without the destructors of libraries.
+
+    A process group's native threads may abort a process that leaves while another still talks to it, and its code is lost.
+    """
+    if _is_one_of_several():
+        atexit._run_exitfuncs()  # trackers and temporary folders; there is no public name for it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
