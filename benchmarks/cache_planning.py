@@ -22,8 +22,8 @@ from turbovaed_cli.cache_latents import CacheSettings, made_by
 from turbovaed_cli.cache_parts import KnownVideo, claim, num_parts, part_of, write_listing
 from turbovaed_cli.latents import CacheWriter, ClipSource
 from turbovaed_cli.models.teacher import load_teacher
-from turbovaed_cli.storage import LocalVideos
 from turbovaed_cli.video import ffmpeg
+from turbovaed_cli.video.sources import LocalVideos
 
 CLIP = CacheSettings(frames=1, size=(16, 16))
 COMMAND = [

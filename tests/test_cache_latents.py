@@ -17,12 +17,13 @@ from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, p
 from turbovaed_cli.cli import app
 from turbovaed_cli.distill import prepare
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
+from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.latent_files import read_latents
 from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_shard
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.reporting import quiet
-from turbovaed_cli.rundir import RunDir, sha256_of
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
 from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model

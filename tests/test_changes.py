@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from turbovaed_cli.changes import Change, arrow, differences, in_words, shortened
+from turbovaed_cli.files.changes import Change, arrow, differences, in_words, shortened
 from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.resume import ONLY_IN_RECIPES, free_run, in_options
 

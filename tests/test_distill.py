@@ -20,7 +20,7 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, load_stu
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import MODELS, find_model
 from turbovaed_cli.reporting import quiet
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.checks import check_clips_per_pass
@@ -274,7 +274,7 @@ def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, video
 
 
 def test_a_second_process_on_the_same_run_is_refused(run, ltx_teacher, videos, small_student):
-    from turbovaed_cli.rundir import RunDir
+    from turbovaed_cli.runs.rundir import RunDir
 
     with RunDir(run[0]).lock(), pytest.raises(RunFolderError, match="in use by process"):
         distill(find_model(ltx_teacher), run[0], data=videos, settings=TINY, student_config=small_student)
@@ -599,7 +599,7 @@ def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, vi
 
 def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, small_student, tmp_path):
     from turbovaed_cli.distill import estimate_distill
-    from turbovaed_cli.rundir import RunDir
+    from turbovaed_cli.runs.rundir import RunDir
 
     spec, run, settings = find_model(ltx_teacher), tmp_path / "run", TINY.with_changes(steps=2, sample_every=0, save_every=1)
     first = {"latents": cache, "settings": settings, "student_config": small_student, "command_line": "turbovaed distill --first"}

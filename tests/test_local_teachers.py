@@ -14,16 +14,16 @@ from safetensors.torch import save_file
 from turbovaed_cli.cli import main
 from turbovaed_cli.console import human_bytes
 from turbovaed_cli.distill import distill
-from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluate import clip_frames, evaluate
 from turbovaed_cli.export import export_student
+from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.html_report import report_of_eval, write_report
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.models.teacher import decoder_params, load_teacher
 from turbovaed_cli.registry import MODELS, find_model, with_licence
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, ExportSettings, Stage
 
 ONE_STEP = DistillSettings(

@@ -15,7 +15,7 @@ from conftest import HANG_S
 from test_resume import RECIPE, differing, everything
 
 from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.video import to_uint8
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -8,18 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from turbovaed_cli.changes import Change
 from turbovaed_cli.errors import CorruptFileError, OutputExistsError, RunFolderError, UnwritableError
-from turbovaed_cli.rundir import (
-    RunDir,
-    check_place,
-    read_json,
-    verify_manifest,
-    whole_files,
-    whole_folder,
-    write_json,
-    write_whole,
-)
+from turbovaed_cli.files.changes import Change
+from turbovaed_cli.files.places import check_place
+from turbovaed_cli.files.sealed import read_json, verify_manifest
+from turbovaed_cli.files.whole import whole_files, whole_folder, write_json, write_whole
+from turbovaed_cli.runs.rundir import RunDir
 
 LONGEST = [
     "a" * 250 + ".json",
@@ -44,7 +38,7 @@ def test_the_longest_names_that_the_file_system_takes_are_written(name, tmp_path
 
 def test_the_longest_name_changes_places_without_a_step_of_its_own(tmp_path, monkeypatch):
     """As on systems that cannot exchange two names."""
-    monkeypatch.setattr("turbovaed_cli.rundir._exchange", lambda _a, _b: False)
+    monkeypatch.setattr("turbovaed_cli.files.whole._exchange", lambda _a, _b: False)
     for text in ("1", "2"):
         with whole_folder(tmp_path / ("a" * 255), overwrite=True) as folder:
             (folder / "x").write_text(text)
@@ -167,7 +161,7 @@ def test_a_lock_is_held_by_one_and_left_by_the_dead(tmp_path):
     script = f"""
 import time
 from pathlib import Path
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 with RunDir(Path({str(tmp_path)!r})).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -10,10 +10,11 @@ import pytest
 from conftest import HANG_S
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.files.remote import Mirror, RemoteFolder
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.storage import Mirror, RemoteFolder, open_videos
+from turbovaed_cli.video.sources import open_videos
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
 
@@ -156,7 +157,7 @@ def test_a_run_behind_urls_resumes_there_and_ends_in_the_bits_of_a_local_one(
     from turbovaed_cli.cache_latents import cache_latents
     from turbovaed_cli.distill import distill
     from turbovaed_cli.models.student import load_student
-    from turbovaed_cli.rundir import RunDir
+    from turbovaed_cli.runs.rundir import RunDir
     from turbovaed_cli.settings import DistillSettings, Stage
 
     spec, url = find_model(ltx_teacher), "s3://bucket/runs/mine"
@@ -180,7 +181,7 @@ def test_a_run_behind_urls_resumes_there_and_ends_in_the_bits_of_a_local_one(
 
 
 def test_videos_to_learn_from_are_copied_once_and_follow_what_is_there(s3, videos, ltx_teacher, small_student, tmp_path):
-    from turbovaed_cli.storage import local_videos
+    from turbovaed_cli.video.sources import local_videos
 
     s3.put(str(videos / "a.mp4"), "bucket/learn/a.mp4")
     folder = local_videos("s3://bucket/learn")

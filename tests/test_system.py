@@ -61,7 +61,8 @@ again = turbovaed_cli.export_student(small, ("safetensors",), folder / "out", Ex
 assert not again.missed and (folder / "out" / "export.json").is_file()
 
 from turbovaed_cli.devices import environment
-from turbovaed_cli.rundir import RunDir, held
+from turbovaed_cli.runs.rundir import RunDir
+from turbovaed_cli.files.locks import held
 assert environment()["packages"]["torch"] and RunDir(folder).holder() is None
 assert turbovaed_cli.list_runs(folder) == []
 def lock():
@@ -97,7 +98,7 @@ def test_import_decoding_and_exports_need_nothing_that_windows_lacks(one_block_f
     ids=lambda words: words[0],
 )
 def test_commands_with_videos_are_refused_on_windows_before_any_work(words, monkeypatch, capsys):
-    monkeypatch.setattr("turbovaed_cli.system.is_windows", lambda: True)
+    monkeypatch.setattr("turbovaed_cli.files.system.is_windows", lambda: True)
     monkeypatch.setattr(sys, "argv", ["turbovaed", *words])
     with pytest.raises(SystemExit) as end:
         cli.main()

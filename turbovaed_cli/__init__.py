@@ -9,8 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from turbovaed_cli.streams import reserve_descriptors
-
-__version__ = "0.1.0"
+from turbovaed_cli.version import __version__
 
 reserve_descriptors()  # before anything is opened: a video on descriptor 0 would be the stdin of every ffmpeg
 
@@ -35,7 +34,7 @@ _HOME_OF = {
     "evaluate": "evaluate",
     "export_student": "export",
     "bench": "bench",
-    "list_runs": "runs",
+    "list_runs": "runs.listing",
 }
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt once above
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.reconstruct import reconstruct
     from turbovaed_cli.reconstruct_folder import reconstruct_folder
     from turbovaed_cli.registry import MODELS, find_model
-    from turbovaed_cli.runs import list_runs
+    from turbovaed_cli.runs.listing import list_runs
     from turbovaed_cli.video import read_clip, read_frames, write_video
 
 

@@ -24,10 +24,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbovaed_cli import __version__
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import DTYPES, apple_device, forget_peak, peak_mb, resolve_dtype, torch_device, warn_of_cudnn
-from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -40,6 +38,9 @@ from turbovaed_cli.export import MIN_PSNR_DB, export_student, first_videos, late
 from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.coreml import runs_here
 from turbovaed_cli.exporters.cost import cost
+from turbovaed_cli.files.documents import names_only
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import room_for, whole_folder, write_json
 from turbovaed_cli.models.export_form import export_form
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
@@ -48,7 +49,6 @@ from turbovaed_cli.models.student import StudentDecoder, load_student, num_param
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import read_json, room_for, whole_folder, write_json
 from turbovaed_cli.settings import LAYOUTS, BenchSettings, ExportSettings
 from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
 from turbovaed_cli.targets.coreml import attached_device
@@ -56,6 +56,7 @@ from turbovaed_cli.targets.ios_project import write_project
 from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, why_no_estimate
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
 from turbovaed_cli.training.data import Skipped
+from turbovaed_cli.version import __version__
 from turbovaed_cli.video import VideoInfo, read_clip
 from turbovaed_cli.weights import Consent, no_consent
 

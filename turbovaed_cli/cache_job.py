@@ -38,14 +38,17 @@ from turbovaed_cli.cache_parts import (
 )
 from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.errors import CorruptFileError, SettingsError
+from turbovaed_cli.files.locks import held
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
+from turbovaed_cli.files.sealed import read_sealed
+from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
 from turbovaed_cli.latents import check_manifest, committed_shards, manifest_differences, read_shard
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import held, read_sealed, sha256_of, whole_files, write_whole
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.storage import Videos, free_bytes, is_url, open_videos
 from turbovaed_cli.training.data import Skipped, read_ahead, too_short
+from turbovaed_cli.video.sources import Videos, open_videos
 from turbovaed_cli.weights import missing_bytes
 
 SAMPLE_VIDEOS = 24  # that a dry run looks into
@@ -115,7 +118,7 @@ def estimate_cache(
         str(out), len(names), len(sample), clips,
         [Skipped(videos.shown(plan.name), reason) for plan in planned if (reason := _reason(plan, settings))],
         clips * timed.get("bytes", _bytes_of_clip(spec, settings)),
-        free_bytes(Path(out)) if here else None,
+        free_disk_bytes(Path(out)) if here else None,
         download, None if seconds is None else seconds * clips, timed.get("peak_mb"), device.type,
     )  # fmt: skip
 

@@ -18,10 +18,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.rundir import RERUN, held, holder_of, read_sealed, sealed, whole_files, write_whole
+from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.locks import held, holder_of
+from turbovaed_cli.files.sealed import read_sealed, sealed
+from turbovaed_cli.files.whole import whole_files, write_whole
 
+RERUN = "remove that file and run cache-latents again"
 MOST_PARTS = 256
 _VIDEOS_PER_PART = 4  # at least, so that a few videos are not a shard each
 

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from turbovaed_cli import __version__, console
+from turbovaed_cli import console
 from turbovaed_cli.choices import check_choice, check_choices
 from turbovaed_cli.errors import (
     CheckFailedError,
@@ -29,9 +29,11 @@ from turbovaed_cli.errors import (
     TurboVaedError,
     UnwritableError,
 )
+from turbovaed_cli.files.places import UNWRITABLE, check_place
+from turbovaed_cli.files.system import check_system
 from turbovaed_cli.launch import command_line, end_process, end_with_launcher, is_beside_another, launch
 from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model, with_licence
-from turbovaed_cli.rundir import UNWRITABLE, RunDir, check_place
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import (
     APPLE_DEVICES,
     DEFAULT_RECIPE,
@@ -57,7 +59,7 @@ from turbovaed_cli.settings import (
 )
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.streams import lost_output, open_standard_streams
-from turbovaed_cli.system import check_system
+from turbovaed_cli.version import __version__
 from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
@@ -889,7 +891,7 @@ def distill(
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.runs.rundir import RunDir  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
     if data is not None:
@@ -973,7 +975,7 @@ def distill(
 
 def _recipe_named(recipe: str, spec: "ModelSpec", run: str) -> str:
     """The name of a recipe or file: for `default` that of a run that is there, or the teacher's. Older runs have other names."""
-    from turbovaed_cli.rundir import RunDir  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.runs.rundir import RunDir  # noqa: PLC0415 - help stays quick
 
     settings = RunDir(Path(run)).read_config()["settings"] if RunDir.is_run(Path(run)) else {}
     renamed = {"default": "fast", "fast": "quick"} if settings and "fit_batch" not in settings else {}
@@ -1049,7 +1051,7 @@ def _measure_run(
     from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.storage import open_run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.runs.rundir import open_run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.training.ranks import join_ranks  # noqa: PLC0415 - help stays quick
 
     ranks = join_ranks(settings.device)
@@ -1342,8 +1344,8 @@ def _check_run_folder(path: Path) -> None:
 def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path, report: Path | None = None) -> None:
     """Into the run folder, where the model is one: the document and report.html; the page to `report` too."""
     from turbovaed_cli.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.files.whole import write_json  # noqa: PLC0415
     from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
-    from turbovaed_cli.rundir import write_json  # noqa: PLC0415
 
     if pair.run is not None:
         name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
@@ -1608,7 +1610,7 @@ def runs(
     quiet: Quiet = False,
 ) -> None:
     """List runs: how far each came, its best figure, and when it last gave a sign of life."""
-    from turbovaed_cli.runs import list_runs  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.runs.listing import list_runs  # noqa: PLC0415 - help stays quick
 
     console.be_quiet(quiet)
     found = list_runs(folder)

@@ -27,8 +27,11 @@ from turbovaed_cli.devices import (
     resolve_dtype,
     warn_of_cudnn,
 )
-from turbovaed_cli.documents import shown
 from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError, TurboVaedError
+from turbovaed_cli.files.documents import shown
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
@@ -36,10 +39,9 @@ from turbovaed_cli.models.student import StudentDecoder, build_student, load_stu
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
-from turbovaed_cli.rundir import RunDir, metrics_row, read_json, write_whole
+from turbovaed_cli.runs.rundir import RunDir, look_at_run, metrics_row, open_run
 from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
 from turbovaed_cli.signals import signals_handled_by
-from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
 from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
@@ -56,6 +58,7 @@ from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_of
 from turbovaed_cli.training.trainer import ClipStream, Trainer
 from turbovaed_cli.video import reading_identity
+from turbovaed_cli.video.sources import local_videos
 from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
 
 MOST_WORKERS = 8
@@ -145,7 +148,7 @@ def estimate_distill(
         _cache_of(latents, spec)
     download = missing_bytes(spec)
     if download:
-        room = None if is_url(run) else free_bytes(Path(run))
+        room = None if is_url(run) else free_disk_bytes(Path(run))
         return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
     ranks = alone(resolve_device(settings.device, report))
     with look_at_run(run) as root:

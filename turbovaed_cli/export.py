@@ -16,14 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli import __version__
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.devices import environment
-from turbovaed_cli.documents import check_fields, plain_name
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
 from turbovaed_cli.exporters.readme import LATENTS_FILE, MARK, decoding_page, loading_instructions
+from turbovaed_cli.files.documents import check_fields, plain_name
+from turbovaed_cli.files.places import check_place, hidden_name
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
 from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form
@@ -31,9 +33,9 @@ from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import check_place, hidden_name, read_json, sha256_of, whole_folder, write_json, write_whole
 from turbovaed_cli.settings import LAYOUTS, ExportSettings
 from turbovaed_cli.training.data import Skipped, usable_videos
+from turbovaed_cli.version import __version__
 from turbovaed_cli.video import VideoInfo, read_clip
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from turbovaed_cli.documents import fits
 from turbovaed_cli.errors import TurboVaedError
-from turbovaed_cli.rundir import read_json, write_json
-from turbovaed_cli.storage import cache_home
+from turbovaed_cli.files.documents import fits
+from turbovaed_cli.files.remote import cache_home
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import write_json
 
 DEVICE_FILE, DRIVER_FILE = Path("/dev/nvidia0"), Path("/proc/driver/nvidia/version")
 _LEAST_DRIVER = {11: 450, 12: 525, 13: 580}  # by the major version of CUDA, which runs on all later drivers

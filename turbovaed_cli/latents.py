@@ -12,9 +12,11 @@ import hashlib
 import json
 import random
 import re
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,11 +27,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.changes import arrow, differences, option_of
-from turbovaed_cli.documents import check_fields, plain_name, shown
+from turbovaed_cli.cache_parts import RERUN
 from turbovaed_cli.errors import CorruptFileError, SettingsError
-from turbovaed_cli.rundir import RERUN, held, read_sealed, sealed, sha256_of, whole_files, write_whole
-from turbovaed_cli.storage import RemoteFolder, cache_home, is_url
+from turbovaed_cli.files.changes import arrow, differences, option_of
+from turbovaed_cli.files.documents import check_fields, plain_name, shown
+from turbovaed_cli.files.locks import held
+from turbovaed_cli.files.remote import Mirror, RemoteFolder, cache_home, is_url
+from turbovaed_cli.files.sealed import read_sealed, sealed
+from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
 from turbovaed_cli.video import to_model
 
 
@@ -418,3 +423,26 @@ class LatentCache:
         """The clips of that batch, for people."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
+
+
+@contextmanager
+def open_cache(out: str | Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+    """(the local folder to write a latent cache in, what to do with each shard that is complete).
+
+    Behind a URL a shard is copied there and removed here; the rest, which is small, follows in the end.
+    """
+    if not is_url(out):
+        yield Path(out), lambda _: None
+        return
+    with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
+        mirror = Mirror(str(out), Path(room))
+        mirror.fetch(lambda name: name.endswith(".json"))
+
+        def pushed(shard: Path) -> None:
+            mirror.push()
+            shard.unlink()
+
+        try:
+            yield mirror.local, pushed
+        finally:
+            mirror.push()

@@ -1,6 +1,5 @@
 """`reconstruct` of a folder: every video and every latents file in it, to a folder of videos. The same call again goes on."""
 
-import errno
 import os
 import signal
 from collections.abc import Iterable, Iterator
@@ -10,14 +9,13 @@ from pathlib import Path
 
 from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, TurboVaedError
+from turbovaed_cli.files.whole import DISK_IS_FULL
 from turbovaed_cli.latent_files import SUFFIXES as LATENTS_SUFFIXES
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.reconstruct import ReconstructResult, check_settings, num_frames_of, reconstruct
 from turbovaed_cli.reporting import Item, Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VIDEO_SUFFIXES, check_output, find_codec, list_videos
-
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def _item(path: Path, out: Path, pair: Pair, settings: ReconstructSettings, over
     except (DiskFullError, MissingError):  # the rest would fail too
         raise
     except (TurboVaedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_IS_FULL:
             raise
         return FolderItem(path, out, reason=_reason(error))
     except (MemoryError, RuntimeError) as error:

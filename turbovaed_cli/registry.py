@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from turbovaed_cli.choices import hint_for
-from turbovaed_cli.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.errors import FrameCountError, MissingError, SettingsError, ShapeError, UnknownModelError
+from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.teacher_files import WEIGHTS_FILE, licence_of, weight_files
 
 ASSETS = Path(__file__).parent / "assets"

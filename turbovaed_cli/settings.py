@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from turbovaed_cli.choices import check_choice, hint_for
-from turbovaed_cli.documents import fits, read_text, shown
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.files.documents import fits, read_text, shown
 
 # What the values of options are chosen from, for help and for refusing others before anything heavy is loaded.
 DTYPES = ("fp32", "bf16", "fp16")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.documents import fits, parse_json, plain_name, read_text
 from turbovaed_cli.errors import MissingError, SettingsError, WeightFileError
+from turbovaed_cli.files.documents import fits, parse_json, plain_name, read_text
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _STEM = WEIGHTS_FILE.removesuffix(".safetensors")

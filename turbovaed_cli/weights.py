@@ -23,9 +23,10 @@ from turbovaed_cli.errors import (
     UnwritableError,
     WeightFileError,
 )
+from turbovaed_cli.files.places import check_place
+from turbovaed_cli.files.whole import room_for, sha256_of
 from turbovaed_cli.registry import ASSETS, MODELS, ModelSpec, find_model
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import check_place, room_for, sha256_of
 from turbovaed_cli.teacher_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:

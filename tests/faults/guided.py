@@ -24,7 +24,7 @@ def one(data: bytes) -> None:
         return
     name, content = NAMES[data[0] % len(NAMES)], data[1:]
     if name in parsers.SEALED:
-        from turbovaed_cli.documents import parse_json
+        from turbovaed_cli.files.documents import parse_json
 
         try:
             document = parse_json(content.decode())

@@ -22,9 +22,9 @@ import torch
 import turbovaed_cli.cache_latents  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
+from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.latents import CacheWriter, committed_shards
 from turbovaed_cli.reporting import hushed
-from turbovaed_cli.rundir import sha256_of
 
 
 def main() -> None:

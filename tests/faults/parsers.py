@@ -29,10 +29,11 @@ def recipe(content: bytes) -> None:
 
 
 def run_config(content: bytes) -> None:
+    from turbovaed_cli.files.sealed import read_json
     from turbovaed_cli.html_report.tables import flatten, key_figures, stage_table
     from turbovaed_cli.models.pair import _teacher_of
-    from turbovaed_cli.rundir import RunDir, read_json
-    from turbovaed_cli.runs import list_runs
+    from turbovaed_cli.runs.listing import list_runs
+    from turbovaed_cli.runs.rundir import RunDir
 
     run = RunDir(FOLDER / "run")
     laid("run/config.json", content)
@@ -50,7 +51,7 @@ def run_config(content: bytes) -> None:
 
 
 def checkpoint_manifest(content: bytes) -> None:
-    from turbovaed_cli.rundir import RunDir
+    from turbovaed_cli.runs.rundir import RunDir
 
     run = RunDir(FOLDER / "sealed")
     laid("sealed/checkpoints/step_0000003/manifest.json", content)
@@ -58,8 +59,8 @@ def checkpoint_manifest(content: bytes) -> None:
 
 
 def cache_manifest(content: bytes) -> None:
+    from turbovaed_cli.files.sealed import sealed
     from turbovaed_cli.latents import LatentCache, _agree_on_manifest
-    from turbovaed_cli.rundir import sealed
 
     laid("cache/manifest.json", content)
     clip = {"key": "k", "path": "a.mp4"}
@@ -70,8 +71,8 @@ def cache_manifest(content: bytes) -> None:
 
 
 def shard_manifest(content: bytes) -> None:
+    from turbovaed_cli.files.sealed import sealed
     from turbovaed_cli.latents import LatentCache
-    from turbovaed_cli.rundir import sealed
 
     laid("shards/manifest.json", sealed({"clip": {"frames": 1, "size": [8, 8], "stride": 1}, "teacher": {}}).encode())
     laid("shards/shards/a.json", content)
@@ -117,8 +118,8 @@ def pickled_file(content: bytes) -> None:
 def metrics(content: bytes) -> None:
     from turbovaed_cli.html_report.curves import draw
     from turbovaed_cli.html_report.tables import key_figures, with_data_size
-    from turbovaed_cli.rundir import RunDir
-    from turbovaed_cli.runs import _best
+    from turbovaed_cli.runs.listing import _best
+    from turbovaed_cli.runs.rundir import RunDir
 
     run = RunDir(FOLDER / "metrics")
     laid("metrics/metrics.jsonl", content)
@@ -141,8 +142,8 @@ def bench_document(content: bytes) -> None:
 
 def evaluation(content: bytes) -> None:
     from turbovaed_cli.html_report import tables
-    from turbovaed_cli.rundir import RunDir
-    from turbovaed_cli.runs import _best
+    from turbovaed_cli.runs.listing import _best
+    from turbovaed_cli.runs.rundir import RunDir
 
     path = laid("evaluated/eval/a.json", content)
     _best(RunDir(FOLDER / "evaluated"), [])
@@ -281,7 +282,7 @@ TEXTS: dict[str, list[bytes]] = {
 
 def as_bytes(name: str, document: Any) -> bytes:
     """The document as it lies on disk: manifests with a seal that fits."""
-    from turbovaed_cli.rundir import sealed
+    from turbovaed_cli.files.sealed import sealed
 
     if name in SEALED and isinstance(document, dict):
         with suppress(UnicodeEncodeError):  # half a character has no seal

@@ -26,9 +26,10 @@ import torch
 import turbovaed_cli.distill  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
+from turbovaed_cli.files.sealed import verify_manifest
 from turbovaed_cli.html_report.assets import template
 from turbovaed_cli.reporting import hushed
-from turbovaed_cli.rundir import RunDir, verify_manifest
+from turbovaed_cli.runs.rundir import RunDir
 
 STEPS = 6  # of the recipe
 

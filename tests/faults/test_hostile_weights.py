@@ -15,8 +15,9 @@ from faulty import count_of
 from safetensors.torch import load_file, save, save_file
 
 from turbovaed_cli import cli
+from turbovaed_cli.files.sealed import sealed, write_manifest
+from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.registry import ASSETS, MODELS
-from turbovaed_cli.rundir import sealed, sha256_of, write_manifest
 
 pytestmark = pytest.mark.faults
 PACKAGE = Path(cli.__file__).parent

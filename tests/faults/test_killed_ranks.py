@@ -8,7 +8,8 @@ from faulty import count_of
 from test_ranks import ask, words  # noqa: F401 - fixtures
 from test_resume import differing, everything
 
-from turbovaed_cli.rundir import RunDir, verify_manifest
+from turbovaed_cli.files.sealed import verify_manifest
+from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = pytest.mark.faults
 MEETING = """

@@ -15,8 +15,10 @@ from faulty import count_of, dies_at_every_operation
 from safetensors.torch import load_file, save_file
 from test_resume import RECIPE
 
+from turbovaed_cli.files.sealed import write_manifest
+from turbovaed_cli.files.whole import whole_folder
 from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
-from turbovaed_cli.rundir import RunDir, whole_folder, write_manifest
+from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
@@ -120,7 +122,7 @@ def test_a_checkpoint_that_takes_the_place_of_its_namesake_is_never_missing(tmp_
 def test_a_model_that_is_replaced_is_the_old_one_or_the_new_one(in_one_step, tmp_path, monkeypatch, tally):
     """Also where the file system cannot let two names change places, and there is a moment with neither."""
     if not in_one_step:
-        monkeypatch.setattr("turbovaed_cli.rundir._exchange", lambda *_: False)
+        monkeypatch.setattr("turbovaed_cli.files.whole._exchange", lambda *_: False)
 
     def model(value: int):
         def write(root: Path) -> None:

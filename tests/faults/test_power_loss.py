@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from turbovaed_cli import rundir
 from turbovaed_cli.errors import CorruptFileError
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.files import whole
+from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = [
     pytest.mark.faults,
@@ -76,7 +76,7 @@ def record(root: Path, act, monkeypatch, deaf_to: str) -> Recorder:
     """Do `act` for real and write down what it does under `root`; the disk may be deaf to fsync of "files" or "folders"."""
     seen = Recorder(root)
     real = {name: getattr(os, name) for name in ("mkdir", "rename", "replace", "unlink", "rmdir", "fsync", "open")}
-    exchange = rundir._exchange
+    exchange = whole._exchange
 
     def inside(path: Path) -> bool:
         return path.is_relative_to(root)
@@ -135,7 +135,7 @@ def record(root: Path, act, monkeypatch, deaf_to: str) -> Recorder:
         for name, stand_in in (("mkdir", mkdir), ("rename", move("rename")), ("replace", move("replace")), ("unlink", remove("unlink")), ("rmdir", remove("rmdir")), ("fsync", fsync)):  # fmt: skip
             patch.setattr(os, name, stand_in)
         patch.setattr(Path, "open", path_open)
-        patch.setattr(rundir, "_exchange", swap)
+        patch.setattr(whole, "_exchange", swap)
         act(native_save)
     for name, inode in seen.names.items():
         seen.contents.setdefault(inode, Path(name).read_bytes())

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from turbovaed_cli import __version__
 from turbovaed_cli.devices import environment
-from turbovaed_cli.documents import names_only
+from turbovaed_cli.files.documents import names_only
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import whole_files, write_whole
 from turbovaed_cli.html_report import tables
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
@@ -26,8 +27,9 @@ from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, wo
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import StudentDecoder, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params
-from turbovaed_cli.rundir import RunDir, read_json, whole_files, write_whole
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.version import __version__
 from turbovaed_cli.video import probe
 
 __all__ = ["Report", "ShownClip", "model_facts", "noteworthy_clips", "report_of_eval", "report_of_run", "write_report"]

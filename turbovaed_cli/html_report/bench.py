@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from turbovaed_cli import __version__
-from turbovaed_cli.documents import names_only
+from turbovaed_cli.files.documents import names_only
+from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.curves import Tick, even_ticks
-from turbovaed_cli.rundir import write_whole
 from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchRow, MemoryRow, number, row_of
+from turbovaed_cli.version import __version__
 
 WIDTH = 720  # of a drawing, in its own units
 _BAR, _LABELS, _END = 26, 250, 580  # height of a row of bars; where bars begin and end

@@ -7,7 +7,7 @@ from itertools import groupby, pairwise
 from statistics import fmean
 from typing import Any, cast
 
-from turbovaed_cli.documents import fits
+from turbovaed_cli.files.documents import fits
 
 WIDTH, HEIGHT = 360, 200  # of a panel's drawing; about one CSS pixel per unit on a phone and in three columns
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 24, 176  # of the plot inside it

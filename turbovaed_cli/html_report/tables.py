@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.documents import check_fields, shown
 from turbovaed_cli.errors import CorruptFileError
+from turbovaed_cli.files.documents import check_fields, shown
+from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.metrics.scores import interval_note
-from turbovaed_cli.rundir import read_json
 
 Evaluation = Mapping[str, Any]  # the document of `eval --json`
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl

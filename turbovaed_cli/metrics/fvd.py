@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
-from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.weights import I3D_FILE, cached_file
 
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
-from turbovaed_cli.rundir import sha256_of
+from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.weights import read_weights
 
 

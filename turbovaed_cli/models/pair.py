@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.models.student import StudentDecoder, load_student
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry import DEFAULT_MODEL, ModelSpec, find_model, is_model_name
-from turbovaed_cli.rundir import RunDir, read_json
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.weights import Consent, no_consent
 
 

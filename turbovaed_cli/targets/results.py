@@ -10,9 +10,9 @@ from typing import Any, cast, get_type_hints
 import numpy as np
 
 from turbovaed_cli.choices import hint_for
-from turbovaed_cli.documents import check_fields
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError, TurboVaedError, UnavailableError
-from turbovaed_cli.rundir import read_json
+from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
 from turbovaed_cli.training.data import Skipped

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from turbovaed_cli.devices import empty_cache, forget_peak, is_out_of_memory, peak_mb
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.latents import Batch
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import Stage
-from turbovaed_cli.storage import free_bytes, is_url
 from turbovaed_cli.training.data import Skipped, Waited, read_ahead
 from turbovaed_cli.training.outputs import Samples
 from turbovaed_cli.training.ranks import alone
@@ -87,7 +87,7 @@ def estimate(
     )
     return DistillEstimate(
         str(run), done, settings.steps, stages, sum(stage.steps * stage.seconds_per_step for stage in stages),
-        max(whole - taken, 0) if stages else 0, None if is_url(run) else free_bytes(Path(run)), 0, trainer.device.type, skipped,
+        max(whole - taken, 0) if stages else 0, None if is_url(run) else free_disk_bytes(Path(run)), 0, trainer.device.type, skipped,
     )  # fmt: skip
 
 

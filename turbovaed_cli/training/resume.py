@@ -9,11 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.changes import Change, arrow, option_of, shortened
 from turbovaed_cli.errors import DifferentRunError
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.files.changes import Change, arrow, option_of, shortened
+from turbovaed_cli.files.remote import is_url
+from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
-from turbovaed_cli.storage import is_url
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
 
 MOST_CHANGES = 5  # that an error lists

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from turbovaed_cli.rundir import write_whole
+from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.video import to_uint8
 
 LABEL_HEIGHT = 18  # pixels above each column

@@ -12,7 +12,7 @@ from typing import Any
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import MissingError
 from turbovaed_cli.reporting import Reporter, hushed, quiet
-from turbovaed_cli.rundir import RunDir
+from turbovaed_cli.runs.rundir import RunDir
 
 PROJECT = "turbovaed"
 _PATIENCE_S = 30  # that a service has to answer at the start

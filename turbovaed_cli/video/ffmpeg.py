@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import IO
 
 from turbovaed_cli.errors import MissingError, PassingVideoError, VideoError
-from turbovaed_cli.system import check_system
+from turbovaed_cli.files.system import check_system
 from turbovaed_cli.video import messages
 
 # A text file named .mp4 can be a playlist that opens other files: containers are named, and the only protocol is the

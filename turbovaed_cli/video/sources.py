@@ -3,13 +3,18 @@
 import hashlib
 import os
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.errors import SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.files.remote import RemoteFolder, cache_home, is_url
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import sha256_of, write_json
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import sha256_of
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".mpg", ".mpeg", ".flv", ".wmv", ".asf",
@@ -99,3 +104,122 @@ def sha256_of_video(path: Path) -> str:
     for frame in frames_in(path):
         digest.update(f"{frame.name} {sha256_of(frame)}\n".encode())
     return digest.hexdigest()
+
+
+class Videos(Protocol):
+    """Videos under a place, by name: relative to it, with slashes, in the order of names."""
+
+    names: list[str]
+
+    def shown(self, name: str) -> str:
+        """The whole name, for people."""
+        ...
+
+    def stamp(self, name: str) -> str:
+        """Differs when the video does; costs no reading."""
+        ...
+
+    def fetch(self, name: str) -> Path:
+        """A local file with the video in it; from any thread. VideoError where it cannot be had."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """What `fetch` gave is not needed any more."""
+        ...
+
+
+class LocalVideos:
+    """The videos of a folder, or the one file given."""
+
+    def __init__(self, data: Path, report: Reporter = quiet) -> None:
+        self._root = data if data.is_dir() else data.parent
+        self.names = names_of_videos(data, report) if data.is_dir() else [path.name for path in list_videos(data)]
+
+    def shown(self, name: str) -> str:
+        return as_text(f"{self._root}/{name}" if str(self._root) != "." else name)
+
+    def stamp(self, name: str) -> str:
+        try:
+            return stamp_of(f"{self._root}/{name}")
+        except OSError as error:
+            raise VideoError(f"{self._root / name} cannot be opened: {(error.strerror or str(error)).lower()}") from error
+
+    def fetch(self, name: str) -> Path:
+        return self._root / name
+
+    def drop(self, name: str) -> None:
+        pass
+
+
+class RemoteVideos:
+    """The videos behind a URL, each copied into `room` while it is needed."""
+
+    def __init__(self, url: str, room: Path) -> None:
+        self.files = RemoteFolder(url)
+        self._room = room
+        self._facts = {
+            name: facts
+            for name, facts in self.files.listing().items()
+            if name.lower().endswith(VIDEO_SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+        }
+        self.names = sorted(self._facts, key=lambda name: name.split("/"))
+        if not self.names:
+            raise SettingsError(f"no video under {url}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
+
+    def shown(self, name: str) -> str:
+        return self.files.shown(name)
+
+    def stamp(self, name: str) -> str:
+        facts = self._facts[name]
+        mark = next((facts[key] for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created") if facts.get(key)), "")
+        return f"{facts.get('size')} bytes, {mark}"
+
+    def fetch(self, name: str) -> Path:
+        path = self._place(name)
+        if not path.exists():
+            try:
+                self.files.get(name, path)
+            except TurboVaedError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # a network that is gone makes no video unreadable
+                raise VideoError(f"{self.shown(name)} is not there any more") from error
+        return path
+
+    def drop(self, name: str) -> None:
+        self._place(name).unlink(missing_ok=True)
+
+    def _place(self, name: str) -> Path:
+        return self._room / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}{Path(name).suffix}"
+
+
+@contextmanager
+def open_videos(data: str | Path, report: Reporter = quiet) -> Iterator[Videos]:
+    """The videos of a folder, a file or a URL. Raises SettingsError where there is none."""
+    if not is_url(data):
+        yield LocalVideos(Path(data), report)
+        return
+    with tempfile.TemporaryDirectory(prefix="turbovaed-", ignore_cleanup_errors=True) as room:
+        yield RemoteVideos(str(data), Path(room))
+
+
+def local_videos(data: str | Path, report: Reporter = quiet, *, first: int | None = None) -> Path:
+    """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again.
+
+    With `first`, no more than so many are copied.
+    """
+    if not is_url(data):
+        return Path(data)
+    folder = cache_home() / f"videos-{hashlib.sha256(str(data).rstrip('/').encode()).hexdigest()[:16]}"
+    remote = RemoteVideos(str(data), folder)
+    stamps = folder / ".stamps.json"
+    known = read_json(stamps) if stamps.is_file() else {}
+    if first is None:
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.name.startswith(".") and path.relative_to(folder).as_posix() not in remote.names:
+                path.unlink(missing_ok=True)
+    for name in report.track(remote.names[:first], f"copying videos to {folder}"):
+        if not (folder / name).is_file() or known.get(name) != remote.stamp(name):
+            remote.files.get(name, folder / name)
+            known[name] = remote.stamp(name)
+    write_json(stamps, {name: known[name] for name in sorted(known) if name in remote.names})
+    return folder

@@ -18,8 +18,9 @@ import numpy as np
 from torch import Tensor
 
 from turbovaed_cli.errors import DiskFullError, OutputExistsError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.files.places import check_place
+from turbovaed_cli.files.whole import fsync_folder
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.rundir import check_place, fsync_folder
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.codecs import DEFAULT_CODEC, DEFAULT_CRF, find_codec
 from turbovaed_cli.video.colour import SWS

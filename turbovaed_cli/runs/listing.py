@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.documents import check_fields, fits
 from turbovaed_cli.errors import SettingsError, TurboVaedError
-from turbovaed_cli.rundir import RunDir, read_json, whole_files
+from turbovaed_cli.files.documents import check_fields, fits
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import whole_files
+from turbovaed_cli.runs.rundir import RunDir
 
 # What a run folder has of its own, any of which marks a folder as one even where its config.json is damaged.
 _MARKS = ("checkpoints", "metrics.jsonl", "lock", "train.log")

@@ -1,0 +1,11 @@
+"""How files are read and written, whatever is in them.
+
+whole.py       write files and folders whole or not at all
+places.py      whether an output can be written at a path
+sealed.py      JSON documents and manifests that detect any change
+locks.py       lock files
+documents.py   text and JSON that anybody may have written, read within bounds
+changes.py     what differs between two documents of settings
+remote.py      folders at fsspec URLs, and local copies of them
+system.py      what Windows lacks
+"""

@@ -1,0 +1,3 @@
+"""The version of turbovaed."""
+
+__version__ = "0.1.0"
