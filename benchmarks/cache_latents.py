@@ -25,11 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.cache_latents import CacheResult, cache_latents
-from turbovaed_cli.devices import DTYPES
+from turbovaed_cli.machine.devices import DTYPES
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
-from turbovaed_cli.registry import ModelSpec, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.video import list_videos, read_clip
 

@@ -26,7 +26,8 @@ from turbovaed_cli.models.layers import (
     pad_time,
 )
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
-from turbovaed_cli.registry import MODELS, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
 
 
 def plain_norm(_module: nn.Module, x: Tensor) -> Tensor:

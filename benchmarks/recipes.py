@@ -24,7 +24,8 @@ from turbovaed_cli.distill import distill
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.metrics import psnr, ssim
 from turbovaed_cli.models.student import load_student, num_params
-from turbovaed_cli.registry import ModelSpec, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import RECIPES, DistillSettings
 from turbovaed_cli.video import to_model, to_uint8
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from plain_vs_fast import plain_form, student_of
 
-from turbovaed_cli.devices import forget_peak, peak_mb
+from turbovaed_cli.machine.devices import forget_peak, peak_mb
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder

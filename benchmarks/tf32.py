@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.teacher import Teacher
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.video import list_videos, read_clip
 
 _LEFT_OUT_BITS = 13  # of fp32's 23

@@ -36,7 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from turbovaed_cli.devices import (
+from turbovaed_cli.latents import Batch, CacheWriter, ClipSource, LatentCache
+from turbovaed_cli.machine.devices import (
     auto_dtype,
     autocast,
     empty_cache,
@@ -48,15 +49,17 @@ from turbovaed_cli.devices import (
     resolve_dtype,
     wait_for,
 )
-from turbovaed_cli.latents import Batch, CacheWriter, ClipSource, LatentCache
-from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, Trunk
+from turbovaed_cli.machine.threads import Waited, read_ahead
+from turbovaed_cli.metrics.lpips import Lpips
 from turbovaed_cli.models.student import build_student
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
-from turbovaed_cli.registry import MODELS, ModelSpec
+from turbovaed_cli.registry.backbones import TRUNKS, Trunk
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.data import VideoClips, Waited, read_ahead
+from turbovaed_cli.training.data import VideoClips
 from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.state import TrainingState

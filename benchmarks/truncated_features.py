@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
-from turbovaed_cli.registry import MODELS, ModelSpec
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ModelSpec
 
 
 def random_teacher(spec: ModelSpec) -> Teacher:

@@ -187,7 +187,7 @@ def small_student() -> dict:
 def cache(ltx_teacher, videos, tmp_path_factory) -> Path:
     """Latents of those videos from that teacher: clips of 9 frames of 64x64."""
     from turbovaed_cli.cache_latents import cache_latents
-    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.settings import CacheSettings
 
     out = tmp_path_factory.mktemp("cache") / "latents"

@@ -5,7 +5,7 @@ import torch
 from golden import NAMES, load_golden, write_student
 
 from turbovaed_cli.models.student import load_student
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.alignment import AlignmentHeads
 
 

@@ -210,8 +210,8 @@ def job_of(student, settings, target):
 
     from turbovaed_cli.bench import _write_inputs
     from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.registry.download import no_consent
     from turbovaed_cli.reporting import quiet
-    from turbovaed_cli.weights import no_consent
 
     folder = tempfile.TemporaryDirectory()
     _write_inputs(Path(folder.name), str(student), None, None, load_student(student), settings, no_consent, quiet)
@@ -367,7 +367,7 @@ def test_published_counts_of_operations_are_our_own():
     from turbovaed_cli.exporters.cost import cost
     from turbovaed_cli.models.export_form import export_form
     from turbovaed_cli.models.student import build_student
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
 
     for name in ("ltx", "hunyuan", "video-dc-ae"):
         with torch.device("meta"):

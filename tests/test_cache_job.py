@@ -12,9 +12,9 @@ from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.cache_parts import Shard, claim
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, PassingVideoError, SettingsError
 from turbovaed_cli.latents import LatentCache
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.machine.threads import read_ahead
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.training.data import read_ahead
 from turbovaed_cli.video import probe
 
 SMALL = CacheSettings(frames=9, size=(64, 64))

@@ -11,7 +11,6 @@ import torch
 from conftest import HANG_S, make_video
 from typer.testing import CliRunner
 
-from turbovaed_cli.background import Background
 from turbovaed_cli.cache_job import cache_status, merge_caches
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, plan_clips
 from turbovaed_cli.cli import app
@@ -20,14 +19,15 @@ from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsErro
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.latent_files import read_latents
 from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_shard
+from turbovaed_cli.machine.ranks import alone
+from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.download import no_consent
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
-from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model
-from turbovaed_cli.weights import no_consent
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
 

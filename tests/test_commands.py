@@ -490,8 +490,9 @@ def test_help_and_version_are_commands_too(turbovaed):
 
 def test_the_names_to_choose_from_are_those_there_are():
     """They are known before torch is loaded, and used for help."""
-    from turbovaed_cli import devices, settings
+    from turbovaed_cli import settings
     from turbovaed_cli.exporters import exporters
+    from turbovaed_cli.machine import devices
     from turbovaed_cli.targets import targets
 
     assert tuple(exporters()) == settings.FORMATS
@@ -600,7 +601,7 @@ def test_a_signal_that_a_library_turns_into_another_error_still_ends_the_command
         except BaseException as error:
             raise ValueError("could not determine the shape") from error
 
-    monkeypatch.setattr("turbovaed_cli.devices.environment", swallow)
+    monkeypatch.setattr("turbovaed_cli.machine.devices.environment", swallow)
     code, _, err = turbovaed("env")
     assert code == wanted and is_two_lines(err)
 

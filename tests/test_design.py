@@ -16,7 +16,8 @@ from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.design import FILLED, Budget, cost_of, design_student
 from turbovaed_cli.models.student import build_student, num_params
 from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
-from turbovaed_cli.registry import MODELS, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
 
 ALL = list(MODELS.values())
 

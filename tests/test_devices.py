@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from turbovaed_cli.devices import check_compiler, forget_peak, has_tf32, is_out_of_memory, peak_mb, tf32
 from turbovaed_cli.errors import TurboVaedError, UnavailableError
+from turbovaed_cli.machine.devices import check_compiler, forget_peak, has_tf32, is_out_of_memory, peak_mb, tf32
 
 CPU = torch.device("cpu")
 

@@ -15,24 +15,27 @@ from turbovaed_cli.cli import _recipe_named
 from turbovaed_cli.distill import _settle, _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache
+from turbovaed_cli.machine.ranks import alone
+from turbovaed_cli.machine.threads import Waited
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import MODELS, find_model
+from turbovaed_cli.registry.download import no_consent
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.checks import check_clips_per_pass
-from turbovaed_cli.training.data import Skipped, VideoClips, Waited
+from turbovaed_cli.training.data import VideoClips
 from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stages, forecast
 from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
-from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import list_videos, probe
-from turbovaed_cli.weights import no_consent
+from turbovaed_cli.video.usable import Skipped
 
 TINY = DistillSettings(
     (Stage("only", steps=4, accumulation=2, perceptual="ssim", lr=1e-3),),
@@ -174,7 +177,7 @@ def test_a_run_that_waits_for_data_is_told_what_to_do():
 
 def test_only_waiting_is_counted_as_waiting(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 11.0, 20.0, 20.5])  # before and behind every item, and the end
-    monkeypatch.setattr("turbovaed_cli.training.data.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("turbovaed_cli.machine.threads.time.perf_counter", lambda: next(clock))
     waited = Waited(iter("ab"))
     assert list(waited) == ["a", "b"]
     assert waited.seconds == 3.5
@@ -717,7 +720,7 @@ def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(l
 
 def test_the_number_for_a_smaller_student_works_for_every_row():
     from turbovaed_cli.models.design import Budget, design_student, suggested_params
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
 
     for spec in MODELS.values():
         size, frames = round(spec.teacher.decoder_params_m * 1e6), spec.teacher.frames.at_least(17)

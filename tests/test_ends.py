@@ -160,7 +160,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_the_download(name, var
 
 def test_processes_of_nproc_import_nothing_of_the_folder_they_are_started_in(tmp_path):
     (tmp_path / "json.py").write_text("raise SystemExit(7)")
-    script = "from turbovaed_cli.launch import launch; print(launch(['--version'], 2))"
+    script = "from turbovaed_cli.machine.launch import launch; print(launch(['--version'], 2))"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "(0, None)"
 

@@ -32,7 +32,7 @@ from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.reconstruct import reconstruct
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings
 from turbovaed_cli.video import VideoWriter, ffmpeg, read_clip_uint8, read_frames, to_model
 

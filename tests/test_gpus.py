@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from turbovaed_cli import cli, gpus
-from turbovaed_cli.devices import environment, resolve_device, torch_device, warn_of_cudnn
+from turbovaed_cli import cli
 from turbovaed_cli.errors import SettingsError, UnavailableError
-from turbovaed_cli.gpus import cuda_problem, nvidia_driver, slow_cudnn, wrong_convolutions
+from turbovaed_cli.machine import gpus
+from turbovaed_cli.machine.devices import environment, resolve_device, torch_device, warn_of_cudnn
+from turbovaed_cli.machine.gpus import cuda_problem, nvidia_driver, slow_cudnn, wrong_convolutions
 from turbovaed_cli.reporting import quiet
 
 CUDA, CPU, MPS = torch.device("cuda"), torch.device("cpu"), torch.device("mps")

@@ -23,7 +23,7 @@ from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, h
 from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
 from turbovaed_cli.metrics.scores import DecodeTimes, as_document
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
 

@@ -12,7 +12,7 @@ from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latent
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.reconstruct import reconstruct
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import probe, read_frames
 

@@ -22,7 +22,8 @@ from turbovaed_cli.html_report import report_of_eval, write_report
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.models.teacher import decoder_params, load_teacher
-from turbovaed_cli.registry import MODELS, find_model, with_licence
+from turbovaed_cli.registry.find import find_model, with_licence
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, ExportSettings, Stage
 

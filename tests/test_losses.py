@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from turbovaed_cli.metrics.lpips import TRUNKS, Lpips
+from turbovaed_cli.metrics.lpips import Lpips
+from turbovaed_cli.registry.backbones import TRUNKS
 from turbovaed_cli.training import losses
 from turbovaed_cli.training.losses import perceptual_loss
 

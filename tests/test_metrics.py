@@ -17,7 +17,6 @@ from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeErr
 from turbovaed_cli.metrics import (
     MAX_PSNR_DB,
     METRICS,
-    TRUNKS,
     Lpips,
     flicker,
     fvd,
@@ -33,6 +32,7 @@ from turbovaed_cli.metrics import (
 )
 from turbovaed_cli.metrics.intervals import ratio_interval, t_quantile
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW
+from turbovaed_cli.registry.backbones import TRUNKS
 from turbovaed_cli.video import ffmpeg, to_uint8
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from turbovaed_cli.distill import distill, estimate_distill
 from turbovaed_cli.latents import Crop
 from turbovaed_cli.models.teacher import Teacher
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training import estimate, outputs

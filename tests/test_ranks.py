@@ -152,7 +152,7 @@ def test_each_clip_of_a_batch_is_read_by_one_rank(of_two, of_one):
 
 def test_gradients_that_are_not_reduced_are_seen_at_the_next_checkpoint(ask, words, tmp_path):
     """The control of the tests above."""
-    patch = "from turbovaed_cli.training.ranks import Ranks\nRanks.mean_gradients = lambda *_: None"
+    patch = "from turbovaed_cli.machine.ranks import Ranks\nRanks.mean_gradients = lambda *_: None"
     done = ask(words(tmp_path / "run", 1), patch=patch)
     assert done["codes"] == [4, 4] and done["said"][1] == ""
     assert done["said"][0].count("error:") == 1 and "behind step 1 of rank 1 is not that of rank 0" in done["said"][0]

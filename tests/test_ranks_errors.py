@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from turbovaed_cli.errors import LostRankError, UnavailableError
-from turbovaed_cli.training.ranks import _could_not_join, _lost
+from turbovaed_cli.machine.ranks import _could_not_join, _lost
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:34251"
 OWN = [

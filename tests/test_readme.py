@@ -111,7 +111,7 @@ def test_python_blocks_run(tmp_path, videos):
 
 
 def test_the_registry_table_is_the_registry():
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
 
     for spec in MODELS.values():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{spec.name}`"))

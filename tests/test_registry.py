@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
-from turbovaed_cli.registry import MODELS, FrameRule, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import FrameRule
 
 ALL = list(MODELS.values())
 

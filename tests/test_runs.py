@@ -15,7 +15,7 @@ from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.files.whole import write_json
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.listing import list_runs
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, Stage

@@ -17,7 +17,8 @@ from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.cache_parts import Shard, shard_from_environment
 from turbovaed_cli.cli import app
 from turbovaed_cli.latents import LatentCache
-from turbovaed_cli.registry import ModelSpec, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import RECIPES, CacheSettings
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,7 +5,7 @@ import torch
 from golden import load_golden
 
 from turbovaed_cli.models.student import build_student
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.training.start import _principal, _unshuffle, are_flat, fit_start
 
 

@@ -12,7 +12,7 @@ from conftest import HANG_S
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.files.remote import Mirror, RemoteFolder
 from turbovaed_cli.latents import LatentCache
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.video.sources import open_videos
 

@@ -60,7 +60,7 @@ assert {item.path.suffix for item in made.artifacts} == {".onnx", ".safetensors"
 again = turbovaed_cli.export_student(small, ("safetensors",), folder / "out", ExportSettings(9, ((32, 32),), overwrite=True))
 assert not again.missed and (folder / "out" / "export.json").is_file()
 
-from turbovaed_cli.devices import environment
+from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.files.locks import held
 assert environment()["packages"]["torch"] and RunDir(folder).holder() is None

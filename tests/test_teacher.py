@@ -19,7 +19,8 @@ from turbovaed_cli.errors import (
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
-from turbovaed_cli.registry import MODELS, find_model
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
 
 
 @pytest.fixture(scope="module", params=NAMES)

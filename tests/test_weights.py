@@ -13,8 +13,8 @@ from golden import load_golden, write_student, write_teacher
 from hub import Hub
 
 from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
-from turbovaed_cli.registry import MODELS
-from turbovaed_cli.weights import I3D_FILE, no_consent, pull, student_weights, teacher_folder
+from turbovaed_cli.registry.download import I3D_FILE, no_consent, pull, student_weights, teacher_folder
+from turbovaed_cli.registry.rows import MODELS
 
 
 @pytest.fixture
@@ -222,7 +222,7 @@ def test_consent_is_asked_with_the_size(monkeypatch, tmp_path):
 
 
 def test_local_folders_need_no_hub(ltx_teacher):
-    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.registry.find import find_model
 
     assert teacher_folder(find_model(ltx_teacher)) == ltx_teacher
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from turbovaed_cli.models.student import load_student
-from turbovaed_cli.registry import ASSETS
+from turbovaed_cli.registry.specs import ASSETS
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from turbovaed_cli.models.student import build_student
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ class Machine:
     @property
     def half(self) -> str:
         """bf16, or fp32 on a processor that would emulate it."""
-        from turbovaed_cli.devices import multiplies_bf16
+        from turbovaed_cli.machine.devices import multiplies_bf16
 
         return "bf16" if multiplies_bf16(self.device) else "fp32"
 
@@ -102,8 +102,8 @@ class Machine:
 
 def versions(machine: Machine) -> Iterator[Row]:
     """What this machine is, and what is said of it when a command asks for a device."""
-    from turbovaed_cli.devices import environment, resolve_device
-    from turbovaed_cli.gpus import slow_cudnn
+    from turbovaed_cli.machine.devices import environment, resolve_device
+    from turbovaed_cli.machine.gpus import slow_cudnn
     from turbovaed_cli.reporting import WarningsOf
 
     told: list[str] = []
@@ -171,7 +171,7 @@ def students(machine: Machine) -> Iterator[Row]:
     from turbovaed_cli.models.fast import Speedups
     from turbovaed_cli.models.streaming import FastDecoder
     from turbovaed_cli.models.student import build_student
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
 
     frames, side = (9, 64) if machine.small else (17, 512)
     plain_layout = Speedups(winograd=False, packed=False)
@@ -227,7 +227,7 @@ def streaming(machine: Machine) -> Iterator[Row]:
     from turbovaed_cli.models.pair import Pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
     from turbovaed_cli.models.student import build_student
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
 
     name = machine.models[0]
     size = (64, 64) if machine.small else (704, 1280)
@@ -304,10 +304,10 @@ def _trainer(
     from training_step import Noise, perceptual_of
     from truncated_features import random_teacher
 
-    from turbovaed_cli.devices import resolve_dtype
     from turbovaed_cli.latents import Batch
+    from turbovaed_cli.machine.devices import resolve_dtype
     from turbovaed_cli.models.student import build_student
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.settings import DistillSettings, Stage
     from turbovaed_cli.training.alignment import build_heads
     from turbovaed_cli.training.state import TrainingState
@@ -411,7 +411,7 @@ def _weights_of(run: Path) -> str:
 
 def small_card(machine: Machine) -> Iterator[Row]:
     """A sample of a full-size run, and runs that do not fit: this card with the memory of a smaller one."""
-    from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words
+    from turbovaed_cli.machine.devices import is_out_of_memory, out_of_memory_in_words
     from turbovaed_cli.training.outputs import Samples
 
     on_cuda = machine.device.type == "cuda"
@@ -493,7 +493,7 @@ def metrics(machine: Machine) -> Iterator[Row]:
     from turbovaed_cli.cache_latents import encode_clips
     from turbovaed_cli.latents import Batch
     from turbovaed_cli.metrics.pixels import psnr, ssim
-    from turbovaed_cli.registry import MODELS
+    from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.training.data import DeviceCopies
 
     shape = (3, 3, 64, 64) if machine.small else (3, 17, 704, 1280)
@@ -562,7 +562,7 @@ def write_cache(folder: Path) -> None:
     """A latent cache of the embedded teacher, of moving waves: CLIPS clips of 9 frames of 64x64."""
     from turbovaed_cli.latents import CacheWriter, ClipSource
     from turbovaed_cli.models.teacher import load_teacher
-    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.video import to_model
 
     spec = find_model("tiny")
@@ -610,7 +610,7 @@ def run_part(name: str, machine: Machine, ends: float, out: Path | None) -> None
 
 def _device(name: str) -> torch.device:
     """With the product's settings of determinism and TF32, and a number, which some functions of torch ask for."""
-    from turbovaed_cli.devices import resolve_device
+    from turbovaed_cli.machine.devices import resolve_device
 
     device = resolve_device(name)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device

@@ -8,14 +8,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from turbovaed_cli.streams import reserve_descriptors
+from turbovaed_cli.machine.streams import reserve_descriptors
 from turbovaed_cli.version import __version__
 
 reserve_descriptors()  # before anything is opened: a video on descriptor 0 would be the stdin of every ffmpeg
 
 _HOME_OF = {
-    "MODELS": "registry",
-    "find_model": "registry",
+    "MODELS": "registry.rows",
+    "find_model": "registry.find",
     "load_teacher": "models.teacher",
     "Teacher": "models.teacher",
     "load_student": "models.student",
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.teacher import Teacher, load_teacher
     from turbovaed_cli.reconstruct import reconstruct
     from turbovaed_cli.reconstruct_folder import reconstruct_folder
-    from turbovaed_cli.registry import MODELS, find_model
+    from turbovaed_cli.registry.find import find_model
+    from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.runs.listing import list_runs
     from turbovaed_cli.video import read_clip, read_frames, write_video
 

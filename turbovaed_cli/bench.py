@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import DTYPES, apple_device, forget_peak, peak_mb, resolve_dtype, torch_device, warn_of_cudnn
 from turbovaed_cli.errors import (
     CheckFailedError,
     MissingError,
@@ -41,13 +40,15 @@ from turbovaed_cli.exporters.cost import cost
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import room_for, whole_folder, write_json
+from turbovaed_cli.machine.devices import DTYPES, apple_device, forget_peak, peak_mb, resolve_dtype, torch_device, warn_of_cudnn
 from turbovaed_cli.models.export_form import export_form
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.download import Consent, no_consent
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import LAYOUTS, BenchSettings, ExportSettings
 from turbovaed_cli.targets import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, targets
@@ -55,10 +56,9 @@ from turbovaed_cli.targets.coreml import attached_device
 from turbovaed_cli.targets.ios_project import write_project
 from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, why_no_estimate
 from turbovaed_cli.targets.results import VIDEO_FPS, BenchResult, BenchRow, MemoryRow, row_of
-from turbovaed_cli.training.data import Skipped
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import VideoInfo, read_clip
-from turbovaed_cli.weights import Consent, no_consent
+from turbovaed_cli.video.usable import Skipped
 
 _ENOUGH_MS, _FEWEST = 30e3, 3  # a row that has taken so long is called no more, once it has so many samples
 _STREAMED_FRAMES = 2  # latent frames at once, where memory over length is measured

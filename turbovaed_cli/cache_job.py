@@ -36,20 +36,21 @@ from turbovaed_cli.cache_parts import (
     write_listing,
     write_part,
 )
-from turbovaed_cli.devices import forget_peak, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.files.locks import held
 from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
 from turbovaed_cli.latents import check_manifest, committed_shards, manifest_differences, read_shard
+from turbovaed_cli.machine.devices import forget_peak, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
+from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.models.teacher import load_teacher
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry.download import missing_bytes
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.training.data import Skipped, read_ahead, too_short
 from turbovaed_cli.video.sources import Videos, open_videos
-from turbovaed_cli.weights import missing_bytes
+from turbovaed_cli.video.usable import Skipped, too_short
 
 SAMPLE_VIDEOS = 24  # that a dry run looks into
 SAMPLE_BATCHES = 4  # that it encodes behind the first, which is slow

@@ -16,19 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbovaed_cli.background import Background
 from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
-from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.errors import CheckFailedError, PassingVideoError, SettingsError, VideoError
 from turbovaed_cli.latents import CacheWriter, ClipSource, open_cache
+from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
+from turbovaed_cli.machine.threads import Background, read_ahead
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry.download import Consent, no_consent
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, check_counts
-from turbovaed_cli.training.data import Skipped, no_usable_video, read_ahead, too_short
 from turbovaed_cli.video import VideoInfo, as_text, notes_on, probe, read_clip_uint8, reading_identity, sha256_of_video, to_model
 from turbovaed_cli.video.sources import Videos, open_videos
-from turbovaed_cli.weights import Consent, no_consent
+from turbovaed_cli.video.usable import Skipped, no_usable_video, too_short
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,13 @@ from turbovaed_cli.errors import (
 )
 from turbovaed_cli.files.places import UNWRITABLE, check_place
 from turbovaed_cli.files.system import check_system
-from turbovaed_cli.launch import command_line, end_process, end_with_launcher, is_beside_another, launch
-from turbovaed_cli.registry import DEFAULT_MODEL, MODELS, PUBLISHED_ON, ModelSpec, find_model, with_licence
+from turbovaed_cli.machine.launch import command_line, end_process, end_with_launcher, is_beside_another, launch
+from turbovaed_cli.machine.signals import signals_handled_by
+from turbovaed_cli.machine.streams import lost_output, open_standard_streams
+from turbovaed_cli.registry.download import RemoteFile
+from turbovaed_cli.registry.find import find_model, with_licence
+from turbovaed_cli.registry.rows import DEFAULT_MODEL, MODELS
+from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import (
     APPLE_DEVICES,
@@ -57,10 +62,7 @@ from turbovaed_cli.settings import (
     check_video_name,
     read_recipe,
 )
-from turbovaed_cli.signals import signals_handled_by
-from turbovaed_cli.streams import lost_output, open_standard_streams
 from turbovaed_cli.version import __version__
-from turbovaed_cli.weights import RemoteFile
 
 if TYPE_CHECKING:
     from turbovaed_cli.cache_job import CacheEstimate
@@ -228,7 +230,7 @@ def _out_of_memory(error: BaseException) -> str:
     """What to say of an error that means too little memory; "" of others."""
     if "torch" not in sys.modules:  # too early for all other errors of that kind
         return "out of memory" if isinstance(error, MemoryError) else ""
-    from turbovaed_cli.devices import is_out_of_memory, out_of_memory_in_words  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.machine.devices import is_out_of_memory, out_of_memory_in_words  # noqa: PLC0415 - help stays quick
 
     return out_of_memory_in_words(error) if is_out_of_memory(error) else ""
 
@@ -541,7 +543,7 @@ def models_pull(
     verbose: Verbose = False,
 ) -> None:
     """Download weights into the cache: says the size and asks first."""
-    from turbovaed_cli.weights import pull  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.registry.download import pull  # noqa: PLC0415 - help stays quick
 
     result = pull(name, _consent(yes), _reporter(quiet, verbose))
     if json:
@@ -618,7 +620,7 @@ def cache_latents(
         _check_folder(out, "--out")
     from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
-    from turbovaed_cli.devices import device_of_rank  # noqa: PLC0415
+    from turbovaed_cli.machine.devices import device_of_rank  # noqa: PLC0415
 
     if sum(map(bool, (status, merge, dry_run))) > 1 or (merge and data is not None):
         raise SettingsError("--status, --merge and --dry-run each do one thing", "give one of them; --merge without --data")
@@ -1051,8 +1053,8 @@ def _measure_run(
     from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.machine.ranks import join_ranks  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import open_run  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.training.ranks import join_ranks  # noqa: PLC0415 - help stays quick
 
     ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
@@ -1131,8 +1133,8 @@ def reconstruct(
     if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
         check_video_name(out)
         _check_file(out, "--out", overwrite=overwrite)
-    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
+    from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
     from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
@@ -1198,7 +1200,7 @@ def _show_folder(result: "FolderResult", json: bool) -> None:
     else:
         rows = [_row_of(item.result) if item.result else (item.out, "", "", item.status) for item in result.items]
         console.print_table("Reconstructed", ["file", "frames", "size", "fps"], rows)
-    from turbovaed_cli.training.data import Skipped  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.video.usable import Skipped  # noqa: PLC0415 - help stays quick
 
     _finish([Skipped(str(item.path), item.reason) for item in result.of_status("failed")])
 
@@ -1266,7 +1268,6 @@ def evaluate(
         _check_file(report, "--report", overwrite=overwrite)
     for name in filter(None, (model, *(compare or ()), *(more or ()))):
         _check_run_folder(Path(name))
-    from turbovaed_cli.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import (  # noqa: PLC0415
         SPEED_REPEATS,
         as_document,
@@ -1276,6 +1277,7 @@ def evaluate(
         met_thresholds,
         parse_thresholds,
     )
+    from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
@@ -1641,7 +1643,7 @@ def runs(
 @command
 def env(json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
-    from turbovaed_cli.devices import environment, resolve_device  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.machine.devices import environment, resolve_device  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video.ffmpeg import version as ffmpeg_version  # noqa: PLC0415
 
     facts = environment(resolve_device("auto", _reporter(quiet=False, verbose=False))) | {"ffmpeg": ffmpeg_version()}

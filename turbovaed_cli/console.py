@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turbovaed_cli.errors import TurboVaedError
-from turbovaed_cli.streams import fitting, is_utf8
+from turbovaed_cli.machine.streams import fitting, is_utf8
 
 SCHEMA_VERSION = 1
 _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal

@@ -3,19 +3,24 @@
 import json
 import math
 import os
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.devices import (
+from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError, TurboVaedError
+from turbovaed_cli.files.documents import shown
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.tensors import load_strictly
+from turbovaed_cli.files.whole import write_whole
+from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.machine.devices import (
     auto_dtype,
     check_compiler,
     environment,
@@ -27,31 +32,28 @@ from turbovaed_cli.devices import (
     resolve_dtype,
     warn_of_cudnn,
 )
-from turbovaed_cli.errors import InterruptedRunError, RunFolderError, SettingsError, TurboVaedError
-from turbovaed_cli.files.documents import shown
-from turbovaed_cli.files.remote import free_disk_bytes, is_url
-from turbovaed_cli.files.sealed import read_json
-from turbovaed_cli.files.whole import write_whole
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.machine.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.machine.signals import stop_requests
+from turbovaed_cli.machine.threads import Waited, read_ahead
 from turbovaed_cli.models.design import suggested_params
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
-from turbovaed_cli.registry import ModelSpec, is_model_name
+from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
+from turbovaed_cli.registry.find import is_model_name
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.runs.rundir import RunDir, look_at_run, metrics_row, open_run
 from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
-from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
-from turbovaed_cli.training.data import Skipped, VideoClips, Waited, read_ahead, usable_videos
+from turbovaed_cli.training.data import VideoClips
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate, fitted_stages, forecast
 from turbovaed_cli.training.losses import (
     perceptual_loss,
     resolve_perceptual,
 )
 from turbovaed_cli.training.outputs import Samples, losses_in_words, write_model, write_run_report
-from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
 from turbovaed_cli.training.resume import check_resume, machine_changes
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
@@ -59,12 +61,11 @@ from turbovaed_cli.training.trackers import Trackers, check_trackers, trackers_o
 from turbovaed_cli.training.trainer import ClipStream, Trainer
 from turbovaed_cli.video import reading_identity
 from turbovaed_cli.video.sources import local_videos
-from turbovaed_cli.weights import Consent, load_strictly, missing_bytes, no_consent
+from turbovaed_cli.video.usable import Skipped, usable_videos
 
 MOST_WORKERS = 8
 STEPS_BEFORE_WAITS = 50  # after which waits for data are told, while something can be done about them
 WORTH_SAYING = 0.1  # share of the steps' time
-SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to those that have it already
 
 
 @dataclass(frozen=True)
@@ -493,29 +494,6 @@ def _announce(trainer: Trainer, index: int, first_step: int, folder: RunDir, rep
         text += f"; clips are smaller than the crop of {stage.crop_latents} latents: {taken}"
     _log(folder, text)
     report.note(text)
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number in, so that the step at hand can end; one that comes later ends at once."""
-    received: list[int] = []
-    first = 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if not received:
-            received.append(number)
-            first = time.monotonic()
-        elif time.monotonic() - first > SAME_REQUEST_S:
-            if callable(handler := before[number]):  # which knows the exit code
-                handler(number, frame)
-            raise KeyboardInterrupt
-
-    with signals_handled_by(handle) as before:
-        yield received
 
 
 def _resume(folder: RunDir, state: TrainingState) -> int | None:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from turbovaed_cli.cache_latents import num_readers, plan_clips, read_clip_of
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import resolve_device, wait_for
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.latents import ClipSource
+from turbovaed_cli.machine.devices import resolve_device, wait_for
+from turbovaed_cli.machine.ranks import Ranks, alone
+from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.metrics import fvd, metric_name, paper
 from turbovaed_cli.metrics.gauges import Gauges, open_gauges
 from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
@@ -39,9 +41,8 @@ from turbovaed_cli.models.windows import check_finite, decode_without_gradients,
 from turbovaed_cli.reconstruct import decoded_frames, reconstructed_frames
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
-from turbovaed_cli.training.data import Skipped, read_ahead, usable_videos
-from turbovaed_cli.training.ranks import Ranks, alone
 from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
+from turbovaed_cli.video.usable import Skipped, usable_videos
 
 __all__ = [
     "SPEED_REPEATS",

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import environment
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, OutputExistsError, SettingsError
 from turbovaed_cli.exporters import Exporter, Graph, exporters, size_mb
 from turbovaed_cli.exporters.cost import Cost, cost
@@ -27,16 +26,17 @@ from turbovaed_cli.files.places import check_place, hidden_name
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
 from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
+from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import LAYOUTS, ExportSettings
-from turbovaed_cli.training.data import Skipped, usable_videos
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import VideoInfo, read_clip
+from turbovaed_cli.video.usable import Skipped, usable_videos
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.teacher import Teacher

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError, WeightFileError
+from turbovaed_cli.files.tensors import is_plain_tensor, load_safely
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.weights import is_plain_tensor, load_safely
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.student import StudentDecoder

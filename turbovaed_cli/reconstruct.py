@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from turbovaed_cli.background import Background
-from turbovaed_cli.devices import give_back_free_memory
 from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
+from turbovaed_cli.machine.devices import give_back_free_memory
+from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair

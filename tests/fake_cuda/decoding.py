@@ -18,7 +18,7 @@ from turbovaed_cli.models.fast import Speedups
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import reconstruct_window
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.outputs import Samples
 
 SIZE = 128  # pixels a side: operations take as long for more

@@ -12,7 +12,7 @@ from unittest import mock
 from fake_cuda.device import Meter, metered
 from fake_cuda.networks import teacher_of, trainer_of
 from turbovaed_cli.distill import MOST_WORKERS
-from turbovaed_cli.registry import MODELS
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
 from turbovaed_cli.training.estimate import _all_read_ahead

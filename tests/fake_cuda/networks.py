@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from fake_cuda.device import device, kind
-from turbovaed_cli.devices import resolve_dtype
 from turbovaed_cli.latents import WHOLE, Batch, Crop
-from turbovaed_cli.metrics.lpips import TRUNKS, Lpips
+from turbovaed_cli.machine.devices import resolve_dtype
+from turbovaed_cli.metrics.lpips import Lpips
 from turbovaed_cli.models.student import StudentDecoder, build_student
 from turbovaed_cli.models.teacher import Teacher, _class_of
-from turbovaed_cli.registry import MODELS, ModelSpec
+from turbovaed_cli.registry.backbones import TRUNKS
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.losses import perceptual_loss

@@ -91,7 +91,7 @@ def student_config(content: bytes) -> None:
 
 
 def teacher_config(content: bytes) -> None:
-    from turbovaed_cli.registry import find_model
+    from turbovaed_cli.registry.find import find_model
 
     laid("teacher/config.json", content)
     find_model(FOLDER / "teacher")
@@ -104,13 +104,13 @@ def latents_file(content: bytes) -> None:
 
 
 def weight_file(content: bytes) -> None:
-    from turbovaed_cli.weights import read_weights
+    from turbovaed_cli.files.tensors import read_weights
 
     read_weights(laid("w.safetensors", content))
 
 
 def pickled_file(content: bytes) -> None:
-    from turbovaed_cli.weights import read_weights
+    from turbovaed_cli.files.tensors import read_weights
 
     read_weights(laid("w.pth", content))
 

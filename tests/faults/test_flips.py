@@ -15,7 +15,7 @@ from turbovaed_cli.errors import CorruptFileError, SettingsError, TurboVaedError
 from turbovaed_cli.files.sealed import read_sealed, sealed, write_manifest
 from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
 from turbovaed_cli.models.student import build_student, load_student
-from turbovaed_cli.registry import find_model
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save, save_file
 from turbovaed_cli import cli
 from turbovaed_cli.files.sealed import sealed, write_manifest
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.registry import ASSETS, MODELS
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ASSETS
 
 pytestmark = pytest.mark.faults
 PACKAGE = Path(cli.__file__).parent
@@ -480,7 +481,7 @@ def test_torchscript_is_loaded_only_with_its_sha256(turbovaed, clip, tmp_path, m
     for more in ((), ("--i3d-sha256", ""), ("--i3d-sha256", "0" * 64), ("--i3d-sha256", sha256_of(planted)[:63])):
         code, err = turbovaed(*words, "--i3d", planted, *more)
         assert is_one_line(code, err) and not (tmp_path / "marker").exists(), err
-    from turbovaed_cli.weights import I3D_FILE
+    from turbovaed_cli.registry.download import I3D_FILE
 
     HUB["hub/i3d"] = (I3D_FILE.repo, I3D_FILE.filename)
     path = in_hub(tmp_path, "hub/i3d")

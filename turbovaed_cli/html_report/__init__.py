@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from turbovaed_cli.devices import environment
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_whole
@@ -22,6 +21,7 @@ from turbovaed_cli.html_report import tables
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
 from turbovaed_cli.html_report.curves import Curves, draw
+from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, worst_clips
 from turbovaed_cli.models.pair import Pair

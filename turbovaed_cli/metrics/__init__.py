@@ -5,13 +5,12 @@ from typing import Literal
 
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.metrics.lpips import TRUNKS, Lpips, load_lpips, lpips_video, trunk_path
+from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
 
 __all__ = [
     "MAX_PSNR_DB",
     "METRICS",
-    "TRUNKS",
     "Lpips",
     "Metric",
     "flicker",
@@ -21,7 +20,6 @@ __all__ = [
     "psnr",
     "ssim",
     "ssim_value",
-    "trunk_path",
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.weights import I3D_FILE, cached_file
+from turbovaed_cli.registry.download import I3D_FILE, cached_file
 
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
 

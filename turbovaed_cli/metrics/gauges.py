@@ -10,12 +10,13 @@ from torch import Tensor
 
 from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.metrics import METRICS, TRUNKS, fvd, metric_name, paper
+from turbovaed_cli.metrics import METRICS, fvd, metric_name, paper
 from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
 from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
 from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
 from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
+from turbovaed_cli.registry.backbones import TRUNKS
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import ffmpeg
 

@@ -12,52 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
+from turbovaed_cli.files.tensors import read_weights
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.weights import read_weights
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """A backbone of LPIPS: its published file, and its layers as (index in the file, in, out, kernel, stride, padding)."""
-
-    file_name: str  # torchvision's; the part behind the dash is the beginning of its sha256
-    num_bytes: int
-    url: str
-    convolutions: tuple[tuple[int, int, int, int, int, int], ...]
-    pools_before: frozenset[int]  # indices of the convolutions that follow a max pool
-    pool_kernel: int
-    taps: frozenset[int]  # indices of the convolutions whose ReLU is compared
-    min_side: int  # pixels: of smaller images nothing is left for the last layers
-
-
-def _vgg_layers() -> tuple[tuple[int, int, int, int, int, int], ...]:
-    indices = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
-    channels = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-    return tuple((index, channels[i], channels[i + 1], 3, 1, 1) for i, index in enumerate(indices))
-
-
-TRUNKS = {
-    "vgg": Trunk(
-        "vgg16-397923af.pth",
-        553_433_881,
-        "https://download.pytorch.org/models/vgg16-397923af.pth",
-        _vgg_layers(),
-        frozenset({5, 10, 17, 24}),
-        2,
-        frozenset({2, 7, 14, 21, 28}),
-        16,
-    ),
-    "alex": Trunk(
-        "alexnet-owt-7be5be79.pth",
-        244_408_911,
-        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
-        ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1), (8, 384, 256, 3, 1, 1), (10, 256, 256, 3, 1, 1)),
-        frozenset({3, 6}),
-        3,
-        frozenset({0, 3, 6, 8, 10}),
-        31,
-    ),
-}
+from turbovaed_cli.registry.backbones import TRUNKS, Trunk, trunk_path
 
 
 class Lpips(nn.Module):
@@ -124,12 +81,6 @@ class LpipsFiles:
 
     trunk: Path
     linear: Path
-
-
-def trunk_path(name: str) -> Path | None:
-    """Where the backbone of LPIPS ("vgg", "alex") lies in torch's hub cache (TORCH_HOME); None where it is not."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[name].file_name
-    return path if path.is_file() else None
 
 
 def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:

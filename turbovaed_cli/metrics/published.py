@@ -8,7 +8,9 @@ from pathlib import Path
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics.scores import PublishedScores
-from turbovaed_cli.registry import MODELS, PUBLISHED_ON, ModelSpec, is_model_name
+from turbovaed_cli.registry.find import is_model_name
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import EvalSettings
 
 

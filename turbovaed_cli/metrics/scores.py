@@ -9,7 +9,7 @@ from typing import Any, cast
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.metrics import METRICS, metric_name
 from turbovaed_cli.metrics.intervals import CONFIDENCE, MIN_GROUPS, ratio_interval
-from turbovaed_cli.training.data import Skipped
+from turbovaed_cli.video.usable import Skipped
 
 Scores = dict[str, float]
 Interval = tuple[float, float] | None  # low and high; None where there is nothing to compute it from

@@ -14,7 +14,7 @@ from typing import Any
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.student import BlockPlan, StudentDecoder, plan_blocks
 from turbovaed_cli.models.teacher import decoder_params_of
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ClipSettings
 
 WIDTH_STEP = 8  # channels are multiples of this: the vector width of the kernels that will run them

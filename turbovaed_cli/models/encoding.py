@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from turbovaed_cli.errors import FrameCountError
 from turbovaed_cli.models.fast import Kept
 from turbovaed_cli.models.teacher import Teacher
-from turbovaed_cli.registry import TeacherSpec
+from turbovaed_cli.registry.specs import TeacherSpec
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
 _SHORTER_WINDOW = 17  # if memory is short

@@ -25,8 +25,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from turbovaed_cli.devices import status_bytes
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.machine.devices import status_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder

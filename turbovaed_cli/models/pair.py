@@ -11,9 +11,11 @@ from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.models.student import StudentDecoder, load_student
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry import DEFAULT_MODEL, ModelSpec, find_model, is_model_name
+from turbovaed_cli.registry.download import Consent, no_consent
+from turbovaed_cli.registry.find import find_model, is_model_name
+from turbovaed_cli.registry.rows import DEFAULT_MODEL
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.weights import Consent, no_consent
 
 
 @dataclass(frozen=True)

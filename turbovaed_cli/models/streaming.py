@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, TurboVaedError
+from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.models.fast import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
     LAYER_NORM_EPS,

@@ -25,10 +25,13 @@ from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError, WeightFileError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.files.sealed import verify_manifest
+from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
-from turbovaed_cli.registry import MODELS, FrameRule, find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.download import Consent, no_consent, student_weights
+from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import FrameRule
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, student_weights
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.streaming import FastDecoder

@@ -11,13 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.devices import has_tf32, tf32
 from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, UnknownModelError, WeightFileError
+from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.files.whole import sha256_of
+from turbovaed_cli.machine.devices import has_tf32, tf32
 from turbovaed_cli.models.student import num_params
-from turbovaed_cli.registry import MODELS, ModelSpec, TeacherSpec, find_model, read_diffusers_config
-from turbovaed_cli.teacher_files import WeightFiles, decoder_size, key_prefix, weight_files
-from turbovaed_cli.weights import Consent, check_fit, load_strictly, no_consent, read_weights, teacher_folder
+from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
+from turbovaed_cli.registry.find import find_model, read_diffusers_config
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ModelSpec, TeacherSpec
+from turbovaed_cli.registry.weight_files import WeightFiles, decoder_size, key_prefix, weight_files
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from turbovaed_cli.errors import NonFiniteError
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
-from turbovaed_cli.registry import TeacherSpec
+from turbovaed_cli.registry.specs import TeacherSpec
 from turbovaed_cli.video import to_model
 
 SMALLEST_WINDOW, LARGEST_WINDOW = 17, 33

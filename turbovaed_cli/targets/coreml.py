@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbovaed_cli.devices import apple_device
 from turbovaed_cli.errors import SettingsError, UnavailableError
 from turbovaed_cli.exporters import quietly
 from turbovaed_cli.exporters.coreml import coremltools, runs_here
+from turbovaed_cli.machine.devices import apple_device
 from turbovaed_cli.targets import STUDENT, Exported, Running, Target, Variant, Work, not_here
 
 UNITS = {

@@ -15,7 +15,7 @@ from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.targets import TEACHER
 from turbovaed_cli.targets.published import SOURCE, Estimate, PublishedSpeed
-from turbovaed_cli.training.data import Skipped
+from turbovaed_cli.video.usable import Skipped
 
 VIDEO_FPS = 24  # what a real-time factor of 1 plays
 _TEXTS = ("model", "machine", "latents")  # of a document

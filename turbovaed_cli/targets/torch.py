@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from turbovaed_cli.devices import check_compiler, resolve_dtype, torch_device, wait_for
+from turbovaed_cli.machine.devices import check_compiler, resolve_dtype, torch_device, wait_for
 from turbovaed_cli.models.student import DecoderOutput, StudentDecoder
 from turbovaed_cli.targets import COMPILED, LAYOUT, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
 

@@ -9,7 +9,7 @@ from torch.nn import functional
 from turbovaed_cli.models.layers import TimeReplicatedConv3d
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
-from turbovaed_cli.registry import AlignmentPair
+from turbovaed_cli.registry.specs import AlignmentPair
 
 _CHANNELS_PER_OUTPUT = {"none": 1, "shuffle2d": 4, "shuffle3d": 8}
 

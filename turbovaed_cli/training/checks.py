@@ -8,7 +8,7 @@ from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts
 from turbovaed_cli.training.losses import (

@@ -2,83 +2,15 @@
 
 import hashlib
 import random
-import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from turbovaed_cli.errors import SettingsError, VideoError
+from turbovaed_cli.errors import VideoError
 from turbovaed_cli.latents import WHOLE, Batch, Crop, item_at
-from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import ClipSettings
-from turbovaed_cli.video import VideoInfo, as_text, list_videos, notes_on, probe, read_clip, sha256_of_video
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """An input that could not be used, and why."""
-
-    path: str
-    reason: str
-
-    @property
-    def reason_alone(self) -> str:
-        """The reason without the path of the video, with which many begin; `path` may name a frame after it."""
-        return self.reason.removeprefix(self.path.partition(" (from frame ")[0]).lstrip(": ")
-
-
-def usable_videos(
-    data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None, hdr: str = ClipSettings.hdr
-) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Probe every video under `data`; those unreadable or shorter than `num_frames` are named with the reason.
-
-    With `first`, no further than so many usable ones, and their first `num_frames` frames are decoded to be sure. Raises
-    SettingsError when none is left.
-    """
-    usable: list[VideoInfo] = []
-    skipped: list[Skipped] = []
-    for path in report.track(list_videos(data, report), "probing videos"):
-        if len(usable) == first:
-            break
-        try:
-            info = probe(path, hdr=hdr)
-            if first is not None and info.num_frames >= num_frames:
-                read_clip(info, num_frames, (8, 8))
-        except VideoError as error:
-            skipped.append(Skipped(as_text(path), error.what))
-            continue
-        if info.num_frames < num_frames:
-            skipped.append(Skipped(str(path), too_short(info.num_frames, num_frames)))
-        else:
-            usable.append(info)
-    if not usable:
-        raise no_usable_video(skipped)
-    for note in notes_on(usable):
-        report.note(note)
-    return usable, skipped
-
-
-def too_short(num_frames: int, needed: int) -> str:
-    """Why a video has no clip."""
-    return f"{num_frames} frames, {needed} needed"
-
-
-def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
-    """What to say where every video was skipped."""
-    reasons = "; ".join(f"{Path(item.path).name}: {item.reason_alone}" for item in skipped[:3])
-    return SettingsError(
-        f"none of {len(skipped)} videos can be used ({reasons})",
-        "give readable videos of at least that many frames, or lower --frames",
-    )
+from turbovaed_cli.video import VideoInfo, read_clip, sha256_of_video
 
 
 class VideoClips:
@@ -165,60 +97,3 @@ class DeviceCopies:
             for tensor in batch.tensors:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
-
-
-class Waited(Iterator[Item]):
-    """An iterator that counts the seconds its consumer waited for the next item."""
-
-    def __init__(self, items: Iterator[Item]) -> None:
-        self._items = items
-        self.seconds = 0.0
-
-    def __next__(self) -> Item:
-        began = time.perf_counter()
-        try:
-            return next(self._items)
-        finally:
-            self.seconds += time.perf_counter() - began
-
-
-def read_ahead(
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
-    workers: int,
-    *,
-    is_quick: Callable[[Item], bool] = lambda _: False,
-    patience_s: float | None = None,
-    stalled: Callable[[Item, float], None] = lambda _item, _seconds: None,
-) -> Generator[tuple[Item, Result], None, None]:
-    """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer.
-
-    Of items that are quick, the work is done here: a thread would cost more. Calls `stalled` with the item and the seconds
-    waited for it, every `patience_s` that it does not come.
-    """
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        waiting: deque[tuple[Item, Future[Result] | None]] = deque()
-        slow, most = 0, 8 * max(workers, 1)  # quick ones behind a slow one are not gathered without end
-
-        def first() -> tuple[Item, Result]:
-            item, future = waiting.popleft()
-            if future is None:
-                return item, work(item)
-            began = time.monotonic()
-            while wait([future], patience_s).not_done:
-                stalled(item, time.monotonic() - began)
-            return item, future.result()
-
-        try:
-            for item in items:
-                waiting.append((item, None if is_quick(item) else pool.submit(work, item)))
-                slow += waiting[-1][1] is not None
-                while waiting and (waiting[0][1] is None or slow > workers or len(waiting) > most):
-                    slow -= waiting[0][1] is not None
-                    yield first()
-            while waiting:
-                yield first()
-        finally:
-            for _, future in waiting:
-                if future is not None:
-                    future.cancel()

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from turbovaed_cli.devices import empty_cache, forget_peak, is_out_of_memory, peak_mb
 from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.latents import Batch
+from turbovaed_cli.machine.devices import empty_cache, forget_peak, is_out_of_memory, peak_mb
+from turbovaed_cli.machine.ranks import alone
+from turbovaed_cli.machine.threads import Waited, read_ahead
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import Stage
-from turbovaed_cli.training.data import Skipped, Waited, read_ahead
 from turbovaed_cli.training.outputs import Samples
-from turbovaed_cli.training.ranks import alone
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.trainer import Trainer
+from turbovaed_cli.video.usable import Skipped
 
 SAMPLE_VIDEOS = 24  # that are looked into
 LONG = 1000  # optimizer steps of a schedule that is timed before it begins

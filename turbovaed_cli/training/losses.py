@@ -10,8 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from turbovaed_cli.choices import check_choice
-from turbovaed_cli.devices import autocast
-from turbovaed_cli.metrics import load_lpips, ssim_value, trunk_path
+from turbovaed_cli.machine.devices import autocast
+from turbovaed_cli.metrics import load_lpips, ssim_value
+from turbovaed_cli.registry.backbones import trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import Stage
 

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.devices import multiplies_bf16
+from turbovaed_cli.machine.devices import multiplies_bf16
 
 _BIAS_SHARE = 0.03  # of the learning rate, for what is no matrix: Adam's steps have the size of the rate itself
 _SQUARE_DECAY = 0.99

@@ -6,20 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbovaed_cli.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_folder
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.latents import Crop
+from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.student import StudentDecoder, num_params
 from turbovaed_cli.models.teacher import decoder_params
-from turbovaed_cli.registry import ModelSpec
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.registry.weight_files import is_known, yaml_text
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import Stage
-from turbovaed_cli.teacher_files import is_known, yaml_text
 from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.trainer import Trainer

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.latents import Crop
-from turbovaed_cli.registry import TeacherSpec
+from turbovaed_cli.registry.specs import TeacherSpec
 from turbovaed_cli.settings import Stage
 
 

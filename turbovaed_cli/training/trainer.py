@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
-from turbovaed_cli.devices import (
-    autocast,
-)
 from turbovaed_cli.errors import NonFiniteError
 from turbovaed_cli.latents import WHOLE, Batch, Crop
+from turbovaed_cli.machine.devices import autocast
+from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.settings import DistillSettings, Stage
@@ -25,7 +24,6 @@ from turbovaed_cli.training.losses import (
     PerceptualLoss,
     reconstruction_losses,
 )
-from turbovaed_cli.training.ranks import Ranks, alone
 from turbovaed_cli.training.schedule import crop_of, learning_rate, position_at
 from turbovaed_cli.training.start import NUM_CLIPS, are_flat, fit_start
 from turbovaed_cli.training.state import TrainingState

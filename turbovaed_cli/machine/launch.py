@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from turbovaed_cli.signals import signals_handled_by
+from turbovaed_cli.machine.signals import signals_handled_by
 
 COMMAND_LINE = "TURBOVAED_COMMAND_LINE"  # the command that started several processes, as it was typed
 WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reads its end when the launcher has gone

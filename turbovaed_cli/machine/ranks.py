@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from turbovaed_cli.devices import is_out_of_memory, resolve_device
 from turbovaed_cli.errors import CheckFailedError, LostRankError, SettingsError, TurboVaedError, UnavailableError
-from turbovaed_cli.latents import WHOLE
+from turbovaed_cli.machine.devices import is_out_of_memory, resolve_device
 from turbovaed_cli.reporting import Reporter, quiet
 
 Value = TypeVar("Value")
@@ -45,7 +44,7 @@ class Ranks:
     def part(self, batch_size: int) -> slice:
         """Which clips of a batch of `batch_size` over all ranks are this one's."""
         share = batch_size // self.count
-        return WHOLE if self.count == 1 else slice(self.rank * share, (self.rank + 1) * share)
+        return slice(None) if self.count == 1 else slice(self.rank * share, (self.rank + 1) * share)
 
     @contextmanager
     def together(self) -> Iterator[None]:

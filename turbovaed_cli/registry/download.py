@@ -6,8 +6,7 @@ hub's resumed after a cut (by the same process: what another left half-done begi
 
 import logging
 import socket
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,18 @@ from turbovaed_cli.errors import (
     MissingWeightsError,
     UnknownModelError,
     UnwritableError,
-    WeightFileError,
 )
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.whole import room_for, sha256_of
-from turbovaed_cli.registry import ASSETS, MODELS, ModelSpec, find_model
+from turbovaed_cli.registry.backbones import TRUNKS, trunk_path
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import ASSETS, ModelSpec
+from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.teacher_files import WEIGHTS_FILE
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    pass
 
 _SHA256_DIGITS = 64
 _CONFIG_BYTES = 2_000
@@ -298,8 +299,6 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
 
     import torch  # noqa: PLC0415
 
-    from turbovaed_cli.metrics import TRUNKS, trunk_path  # noqa: PLC0415
-
     kind = name.removeprefix("lpips-")
     if kind not in TRUNKS:
         raise UnknownModelError(f"no LPIPS backbone is called {kind!r}", "lpips-vgg or lpips-alex")
@@ -329,97 +328,3 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
 
 
 # --- reading them -------------------------------------------------------------------------------------------------
-
-
-def read_weights(path: Path) -> dict[str, "Tensor"]:
-    """Tensors of a .safetensors or .pth file; pickled code is never run (weights_only). Raises WeightFileError.
-
-    Nothing in it may be larger than the file says: no compressed records, no views beyond their storage.
-    """
-    loaded = load_safely(path)
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(key, str) and is_plain_tensor(value) for key, value in state.items()):
-        raise WeightFileError(
-            f"{path} does not hold a plain table of tensors", "give a .safetensors, or a .pth that holds a state dict"
-        )
-    return state
-
-
-def load_safely(path: Path) -> object:
-    """What a file of tensors holds, on the CPU: a table for .safetensors and .latent, anything but code for the pickles of torch.
-
-    Raises WeightFileError for what cannot be read so.
-    """
-    import torch  # noqa: PLC0415 - a download needs none
-    from safetensors.torch import load_file  # noqa: PLC0415
-
-    if not path.is_file():
-        raise WeightFileError(f"{path} is not there, or no file", "give a .safetensors, or a .pth state dict")
-    try:
-        if path.suffix.lower() in (".safetensors", ".latent"):
-            return load_file(path)
-        _check_not_compressed(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds for a damaged or hostile file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightFileError(
-            f"{path} is not a weight file that can be read safely: {reason}",
-            "give a .safetensors, or a .pth that holds a state dict of tensors and no code",
-        ) from error
-
-
-def _check_not_compressed(path: Path) -> None:
-    """torch.save never compresses: what does is small on disk and may be anything in memory."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-            raise ValueError("its records are compressed, which torch.save never does")
-
-
-def is_plain_tensor(value: object) -> bool:
-    """Whether it is a dense tensor in memory, all of whose elements the file holds."""
-    import torch  # noqa: PLC0415
-
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
-        return False
-    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def check_fit(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
-    """Raise WeightFileError naming the first key of `state` that is missing, unexpected, misshapen or no number like the module's.
-
-    The module may be an outline on torch's meta device.
-    """
-    hint = "the config belongs to other weights"
-    own = module.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    for key in own:
-        if key in state and own[key].shape != state[key].shape:
-            raise WeightFileError(
-                f"{source.name}: {key} is {tuple(state[key].shape)}, the config makes it {tuple(own[key].shape)}", hint
-            )
-    for what, keys in (("misses", missing), ("has an unexpected", unexpected)):
-        if keys:
-            more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
-            raise WeightFileError(f"{source.name} {what} decoder key {keys[0]}{more}", hint)
-    for key in own:
-        if own[key].is_floating_point() != state[key].is_floating_point():
-            raise WeightFileError(f"{source.name}: {key} is {state[key].dtype}, not {own[key].dtype}", hint)
-
-
-def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
-    """Copy `state` into `module`; WeightFileError names the first key that check_fit refuses, or that holds NaN or infinity."""
-    import torch  # noqa: PLC0415
-
-    check_fit(module, state, source)
-    try:
-        module.load_state_dict(dict(state))
-    except (RuntimeError, TypeError) as error:
-        raise WeightFileError(
-            f"{source.name} cannot be taken over: {str(error).strip().splitlines()[-1].strip()}",
-            "give fp32, fp16 or bf16 weights",
-        ) from error
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
-            raise WeightFileError(f"{source.name}: {key} holds NaN or infinity", "take them from their source again")

@@ -1,0 +1,46 @@
+"""Who answers SIGINT and SIGTERM for a while."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to those that have it already
+Handler = Callable[[int, FrameType | None], Any]
+
+
+@contextmanager
+def signals_handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
+    """Let `handler` answer both, and yield who did before, by number; they do again afterwards. In the main thread alone."""
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield before
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM put their number in, so that the step at hand can end; one that comes later ends at once."""
+    received: list[int] = []
+    first = 0.0
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > SAME_REQUEST_S:
+            if callable(handler := before[number]):  # which knows the exit code
+                handler(number, frame)
+            raise KeyboardInterrupt
+
+    with signals_handled_by(handle) as before:
+        yield received

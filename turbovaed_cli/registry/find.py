@@ -1,0 +1,194 @@
+"""Find a row by its name, or make one for a local folder that holds a teacher."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.choices import hint_for
+from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
+from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import FrameRule, ModelSpec
+from turbovaed_cli.registry.weight_files import licence_of, weight_files
+
+_MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # that a local teacher's config may name
+
+
+_BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` is a registry name or an alias."""
+    return name in _BY_ANY_NAME
+
+
+def names_of_models() -> list[str]:
+    """Every registry name and alias."""
+    return list(_BY_ANY_NAME)
+
+
+def find_model(name: str | Path) -> ModelSpec:
+    """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
+
+    The name of a local teacher is its folder's. One weight file of a folder names the folder and the file to take.
+    Raises UnknownModelError with the nearest names, SettingsError where the folder cannot be a teacher.
+    """
+    if str(name) in _BY_ANY_NAME:
+        return _BY_ANY_NAME[str(name)]
+    where = Path(name)
+    if where.is_dir():
+        return _spec_of_folder(where)
+    if where.is_file():
+        return _spec_of_folder(where.parent, where.name)
+    raise UnknownModelError(
+        f"no model is called {str(name)!r}, and it is not a folder",
+        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}"),
+    )
+
+
+def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
+    """A row for the folder's class, with the folder's own name, channels, ratios, size and licence."""
+    given, config_path = folder, folder / "config.json"
+    if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
+        folder, config_path = folder / "vae", folder / "vae" / "config.json"
+    lone = [spec for spec in MODELS.values() if not spec.teacher.folder and (folder / spec.teacher.weights_file).is_file()]
+    if not config_path.is_file() and lone and not lone[0].embedded:
+        return _local(lone[0], given, folder, file, {})  # published without a config
+    if not config_path.is_file():
+        _refuse_without_config(folder, file)
+    config = read_diffusers_config(config_path)
+    class_name = config["_class_name"]
+    rows = [spec for spec in MODELS.values() if spec.teacher.class_name == class_name and not spec.embedded]
+    if not rows:
+        known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
+        raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
+    for name in ("timestep_conditioning", "decoder_inject_noise"):
+        if _any(config.get(name)):
+            raise SettingsError(
+                f"{folder} has {name}: its decoder needs more than latents, which a student cannot learn to do without",
+                "LTX-Video 0.9.0 has a plain decoder; 0.9.1 and later do not",
+            )
+    row = rows[0]
+    assert row.teacher.ratios is not None
+    try:
+        time_ratio, space_ratio = row.teacher.ratios(config)
+        latent_channels = int(config["latent_channels"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SettingsError(
+            f"{config_path} is not the config of a {class_name}: {error}", "take it from where the weights come from"
+        ) from error
+    numbers = (time_ratio, space_ratio, latent_channels)
+    if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
+        raise SettingsError(
+            f"{config_path}: its ratios and channels are {', '.join(map(shown, numbers))}",
+            "take it from where the weights come from",
+        )
+    same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
+    frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
+    own = {"latent_channels": latent_channels, "time_ratio": time_ratio, "space_ratio": space_ratio, "frames": frames}
+    spec = _local(row, given, folder, file, own)
+    config_of_student = dict(row.student.config, latent_channels=latent_channels)
+    if not same_ratios:
+        config_of_student |= _upsampling_for(time_ratio, space_ratio, config_of_student)
+    return replace(spec, student=replace(spec.student, config=config_of_student | _scaling_of(config)))
+
+
+def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Mapping[str, Any]) -> ModelSpec:
+    """`row` for the VAE in `folder`: of the row it keeps what its class says, and nothing that is true of the published weights only."""
+    name = given.resolve().name or "teacher"
+    if is_model_name(name):  # a student of ./ltx must not pass for one of the registry's ltx
+        name = f"{name}-folder"
+    try:
+        num_bytes = weight_files(folder, file or row.teacher.weights_file).num_bytes
+    except MissingError:  # said by those who need the weights
+        num_bytes = None
+    teacher = replace(
+        row.teacher, path=folder, file=file, repo=None, num_bytes=num_bytes, decoder_params_m=None, licence=licence_of(folder),
+        licence_note="", **own,
+    )  # fmt: skip
+    student = replace(row.student, published=None, params_m=None)
+    return ModelSpec(name, f"{name} ({row.teacher.class_name})", teacher, student)
+
+
+def _scaling_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """The scaling factor that a VAE's own config states; 1 for a VAE that states none."""
+    value = config.get("scaling_factor")
+    return {"scaling_factor": float(value) if fits(value, float) and value else 1.0}
+
+
+def _refuse_without_config(folder: Path, file: str | None) -> None:
+    """SettingsError for weights that lie alone: nothing says of which class they are."""
+    try:
+        found = folder / file if file else weight_files(folder).name
+    except (MissingError, SettingsError):
+        return  # there are none: config.json is what is missing first
+    raise SettingsError(
+        f"{folder} holds {found.name} and no config.json, which says which VAE it is",
+        "put the config.json of the same VAE beside it (in a pipeline's repository: vae/config.json)",
+    )
+
+
+def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
+    """`spec` of a local folder with a licence that its user states, if any.
+
+    Raises SettingsError for a registry row, whose licence is known.
+    """
+    if licence is None:
+        return spec
+    if spec.name in MODELS:
+        raise SettingsError(
+            f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out --licence, which is for local folders"
+        )
+    if not licence.strip() or "\n" in licence:
+        raise SettingsError("--licence is the name of a licence, on one line", 'such as --licence "Apache-2.0"')
+    return replace(spec, teacher=replace(spec.teacher, licence=licence.strip()))
+
+
+def read_diffusers_config(path: Path) -> dict[str, Any]:
+    """The config.json of a diffusers model; SettingsError where it is none, or asks for what no teacher has."""
+    hint = "--teacher takes a registry name or a diffusers VAE folder"
+    try:
+        config = parse_json(read_text(path))
+    except FileNotFoundError:
+        raise SettingsError(f"{path.parent} holds no config.json", hint) from None
+    except (ValueError, OSError) as error:
+        raise SettingsError(f"{path} is not a diffusers config: {error}", hint) from error
+    if not isinstance(config, dict) or not isinstance(config.get("_class_name"), str):
+        raise SettingsError(f"{path} is not a diffusers config: it has no _class_name", hint)
+    for name, value in config.items():
+        most = _MOST_LAYERS if "layers_per_block" in name else _MOST_CHANNELS
+        if not _is_modest(value, most):
+            raise SettingsError(f"{path}: {name} is more than any teacher has", "take it from where the weights come from")
+    return config
+
+
+def _is_modest(value: object, most: int) -> bool:
+    """Whether numbers and lists in a config stay below `most`: classes build what they are told to, layer by layer."""
+    if isinstance(value, list):
+        return len(value) <= _MOST_CHANNELS and all(_is_modest(item, most) for item in value)
+    return not isinstance(value, int) or abs(value) <= most
+
+
+def _any(value: object) -> bool:
+    return any(value) if isinstance(value, list | tuple) else bool(value)
+
+
+def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The published channels with as many upsamplings as another compression ratio needs; SettingsError if none fits."""
+    num_space, num_time = math.log2(space_ratio / config["patch_size"]), math.log2(time_ratio)
+    channels, layers = config["decoder_block_out_channels"], config["decoder_layers_per_block"]
+    most = len(channels) - 1
+    if num_space not in range(1, most + 1) or num_time not in range(int(num_space) + 1):
+        raise SettingsError(
+            f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass --student-config FILE"
+        )
+    num_blocks = int(num_space) + 1
+    return {
+        "decoder_block_out_channels": channels[-num_blocks:] if config["patch_size"] == 1 else channels[:num_blocks],
+        "decoder_layers_per_block": layers[-num_blocks - 1 :],
+        "decoder_is_dw_conv": config["decoder_is_dw_conv"][-num_blocks - 1 :],
+        "spatio_temporal_scaling": (True,) * int(num_space) + (False,),
+        "decoder_spatio_only": tuple(i < num_space - num_time for i in range(num_blocks)),
+    }
