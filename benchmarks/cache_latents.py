@@ -24,7 +24,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.cache_latents import CacheResult, cache_latents
+from turbovaed_cli.latents.caching import CacheResult, cache_latents
 from turbovaed_cli.machine.devices import DTYPES
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.teacher import Teacher, load_teacher

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import torch
 
-from turbovaed_cli.cache_latents import CacheSettings, made_by
-from turbovaed_cli.cache_parts import KnownVideo, claim, num_parts, part_of, write_listing
-from turbovaed_cli.latents import CacheWriter, ClipSource
+from turbovaed_cli.latents.cache import ClipSource
+from turbovaed_cli.latents.caching import CacheSettings
+from turbovaed_cli.latents.parts import KnownVideo, claim, num_parts, part_of, write_listing
+from turbovaed_cli.latents.planning import made_by
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.video import ffmpeg
 from turbovaed_cli.video.sources import LocalVideos

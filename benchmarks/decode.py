@@ -28,9 +28,10 @@ from truncated_features import random_teacher
 from turbovaed_cli.bench import cpu_name
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words, resolve_device, wait_for
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models.fast import Speedups
+from turbovaed_cli.models.kernels import Speedups
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.streaming import FastDecoder
-from turbovaed_cli.models.student import StudentDecoder, build_student
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 

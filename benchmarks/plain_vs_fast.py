@@ -25,7 +25,8 @@ from turbovaed_cli.models.layers import (
     Upsampler2d,
     pad_time,
 )
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.models.loading import build_student, load_student
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 

@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 from turbovaed_cli.distill import distill
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.metrics import psnr, ssim
-from turbovaed_cli.models.student import load_student, num_params
+from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import RECIPES, DistillSettings

@@ -36,7 +36,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from turbovaed_cli.latents import Batch, CacheWriter, ClipSource, LatentCache
+from turbovaed_cli.latents.batch import Batch
+from turbovaed_cli.latents.cache import ClipSource, LatentCache
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.machine.devices import (
     auto_dtype,
     autocast,
@@ -51,7 +53,7 @@ from turbovaed_cli.machine.devices import (
 )
 from turbovaed_cli.machine.threads import Waited, read_ahead
 from turbovaed_cli.metrics.lpips import Lpips
-from turbovaed_cli.models.student import build_student
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry.backbones import TRUNKS, Trunk

@@ -107,7 +107,7 @@ def ltx_student(tmp_path_factory) -> Path:
     """A saved folder with a small student for that teacher; unlike the golden one, its last norm is over 4 channels, not 1."""
     import torch
 
-    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.models.loading import build_student
 
     config = load_golden("ltx").meta["student_config"]
     torch.manual_seed(0)
@@ -123,7 +123,7 @@ def one_block():
     """A student with a single block, well behaved: converters take their time by the number of operations, not by sizes."""
     import torch
 
-    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.models.loading import build_student
 
     torch.manual_seed(0)
     config = {
@@ -186,7 +186,7 @@ def small_student() -> dict:
 @pytest.fixture(scope="session")
 def cache(ltx_teacher, videos, tmp_path_factory) -> Path:
     """Latents of those videos from that teacher: clips of 9 frames of 64x64."""
-    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.latents.caching import cache_latents
     from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.settings import CacheSettings
 

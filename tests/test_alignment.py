@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden import NAMES, load_golden, write_student
 
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.alignment import AlignmentHeads
 

@@ -189,7 +189,7 @@ def test_torch_compile_is_a_row_of_its_own(ltx_student, monkeypatch):
     """Its speed is not ours to test, and it takes a minute: what it would run is looked at in this process."""
     from turbovaed_cli.bench import _work
     from turbovaed_cli.export import latents_for
-    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.settings import ExportSettings
 
     settings = BenchSettings(("torch",), compile=True, **SMALL)
@@ -209,7 +209,7 @@ def job_of(student, settings, target):
     from pathlib import Path
 
     from turbovaed_cli.bench import _write_inputs
-    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.registry.download import no_consent
     from turbovaed_cli.reporting import quiet
 
@@ -366,7 +366,7 @@ def test_published_counts_of_operations_are_our_own():
     from turbovaed_cli.exporters import Graph
     from turbovaed_cli.exporters.cost import cost
     from turbovaed_cli.models.export_form import export_form
-    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.registry.rows import MODELS
 
     for name in ("ltx", "hunyuan", "video-dc-ae"):

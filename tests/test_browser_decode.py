@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from turbovaed_cli.export import export_student
 from turbovaed_cli.exporters.readme import ORT_WEB, code_blocks
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import ExportSettings
 
 WEB = Path(__file__).parents[1] / ".venv" / "web" / "node_modules" / "onnxruntime-web"

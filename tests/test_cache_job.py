@@ -7,11 +7,13 @@ import sys
 import pytest
 from conftest import HANG_S, make_video
 
-from turbovaed_cli.cache_job import cache_status, estimate_cache, merge_caches
-from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.cache_parts import Shard, claim
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, PassingVideoError, SettingsError
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
+from turbovaed_cli.latents.caching import cache_latents
+from turbovaed_cli.latents.estimate import estimate_cache
+from turbovaed_cli.latents.merge import merge_caches
+from turbovaed_cli.latents.parts import Shard, claim
+from turbovaed_cli.latents.status import cache_status
 from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import CacheSettings
@@ -98,7 +100,7 @@ def test_a_rerun_probes_no_video_and_sees_one_that_changed(many, ltx_teacher, tm
     cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     again = cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     assert (again.encoded, again.found, probed) == (0, 32, [])
@@ -118,7 +120,7 @@ def test_failures_are_listed_remembered_and_looked_at_again_when_asked(many, ltx
     assert [item.path for item in cache_status(out).failed] == ["bad.mp4"]
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     assert cache_latents(spec, data, out, SMALL).skipped == first.skipped and probed == []
     retry = CacheSettings(frames=9, size=(64, 64), retry_failed=True)
@@ -187,7 +189,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
     cache_latents(spec, data, out, SMALL)
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.cache_latents"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     cache_latents(spec, data, out, CacheSettings(frames=9, size=(64, 64), retry_failed=True))
     assert probed == ["bad.mp4"]
@@ -199,7 +201,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
 
 
 def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_path, monkeypatch):
-    spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.cache_latents"]
+    spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.latents.caching"]
 
     def failing(path, **_):
         if path.name in ("3.mp4", "4.mp4"):

@@ -11,14 +11,19 @@ import torch
 from conftest import HANG_S, make_video
 from typer.testing import CliRunner
 
-from turbovaed_cli.cache_job import cache_status, merge_caches
-from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, plan_clips
 from turbovaed_cli.cli import app
 from turbovaed_cli.distill import prepare
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.latent_files import read_latents
-from turbovaed_cli.latents import CacheWriter, LatentCache, committed_shards, item_at, read_shard
+from turbovaed_cli.latents.batch import item_at
+from turbovaed_cli.latents.cache import LatentCache, committed_shards, read_shard
+from turbovaed_cli.latents.caching import BusyClock, cache_latents
+from turbovaed_cli.latents.latent_files import read_latents
+from turbovaed_cli.latents.merge import merge_caches
+from turbovaed_cli.latents.planning import plan_clips
+from turbovaed_cli.latents.status import cache_status
+from turbovaed_cli.latents.writer import CacheWriter
+from turbovaed_cli.machine.devices import num_readers
 from turbovaed_cli.machine.ranks import alone
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.teacher import Teacher, load_teacher

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from turbovaed_cli.cache_parts import (
+from turbovaed_cli.errors import CorruptFileError, SettingsError
+from turbovaed_cli.latents.parts import (
     KnownVideo,
     Shard,
     claim,
@@ -16,7 +17,6 @@ from turbovaed_cli.cache_parts import (
     part_of,
     shard_from_environment,
 )
-from turbovaed_cli.errors import CorruptFileError, SettingsError
 
 
 def test_shares_are_counted_from_0_and_anything_else_is_refused():
@@ -68,7 +68,7 @@ def test_shares_divide_parts_and_parts_divide_videos_evenly_and_for_good():
 
 
 def test_a_part_belongs_to_one_process_and_to_none_that_died(tmp_path):
-    hold = "import sys, pathlib, turbovaed_cli.cache_parts as parts; parts.claim(pathlib.Path(sys.argv[1]), 3); print('held', flush=True); input()"
+    hold = "import sys, pathlib, turbovaed_cli.latents.parts as parts; parts.claim(pathlib.Path(sys.argv[1]), 3); print('held', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", hold.replace("parts.claim", "kept = parts.claim"), tmp_path],
         stdin=subprocess.PIPE,

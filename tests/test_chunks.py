@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder
 from turbovaed_cli.models.export_form import export_form
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 
 
 @pytest.fixture(scope="module", params=[*NAMES, "tiny"])

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.design import FILLED, Budget, cost_of, design_student
-from turbovaed_cli.models.student import build_student, num_params
+from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS

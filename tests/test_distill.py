@@ -10,15 +10,17 @@ import torch
 from conftest import Notes, make_video
 from PIL import Image
 
-from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.cli import _recipe_named
 from turbovaed_cli.distill import _settle, _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
-from turbovaed_cli.latents import Batch, Crop, LatentCache
+from turbovaed_cli.latents.batch import Batch, Crop
+from turbovaed_cli.latents.cache import LatentCache
+from turbovaed_cli.latents.caching import cache_latents
 from turbovaed_cli.machine.ranks import alone
 from turbovaed_cli.machine.threads import Waited
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import no_consent
 from turbovaed_cli.registry.find import find_model
@@ -695,7 +697,7 @@ class Told:
 def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(ltx_teacher, videos, small_student, tmp_path):
     """The number that it names designs a smaller one; a student that is smaller is none to warn of."""
     from turbovaed_cli.models.design import Budget, design_student
-    from turbovaed_cli.models.student import num_params
+    from turbovaed_cli.models.network import num_params
     from turbovaed_cli.models.teacher import decoder_params
 
     spec = find_model(ltx_teacher)

@@ -29,8 +29,8 @@ from turbovaed_cli.metrics.intervals import ratio_interval
 from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
 from turbovaed_cli.metrics.scores import ClipScores, met_thresholds, summarise
 from turbovaed_cli.metrics.table import as_tables
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.student import num_params
 from turbovaed_cli.reconstruct import reconstruct
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings

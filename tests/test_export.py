@@ -15,7 +15,7 @@ from turbovaed_cli.exporters import Graph, exporters
 from turbovaed_cli.exporters.readme import code_blocks
 from turbovaed_cli.exporters.sensitivity import sensitive_weights
 from turbovaed_cli.models.export_form import export_form
-from turbovaed_cli.models.student import build_student, load_student
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.settings import ExportSettings
 
 SMALL = ExportSettings(frames=5, sizes=((48, 32),))

@@ -6,7 +6,7 @@ from golden import NAMES, load_golden, write_student
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.export_form import export_form
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 
 
 @pytest.fixture(scope="module", params=NAMES)

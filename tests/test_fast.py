@@ -10,10 +10,20 @@ from torch import nn
 from torch.nn import functional
 
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models.fast import Convolution, Preparation, Scratch, Speedups, minimal_filter, shuffle, shuffle_order, tiling
+from turbovaed_cli.models.kernels import (
+    Convolution,
+    Preparation,
+    Scratch,
+    Speedups,
+    minimal_filter,
+    shuffle,
+    shuffle_order,
+    tiling,
+)
 from turbovaed_cli.models.layers import ChannelRMSNorm, pixel_shuffle_3d
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.streaming import FastDecoder
-from turbovaed_cli.models.student import StudentDecoder, load_student
+from turbovaed_cli.models.student import StudentDecoder
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from turbovaed_cli.models.export_form import export_form
 from turbovaed_cli.models.fp16_range import keep_in_range
 from turbovaed_cli.models.layers import DepthwiseSeparableConv3d, ResnetBlock
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 
 LAYOUTS = ("4d-cat", "4d-sum")
 

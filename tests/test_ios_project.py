@@ -14,7 +14,7 @@ from turbovaed_cli.errors import OutputExistsError
 from turbovaed_cli.exporters import Graph
 from turbovaed_cli.exporters.coreml import load
 from turbovaed_cli.exporters.readme import code_blocks
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import BenchSettings
 from turbovaed_cli.targets import results
 

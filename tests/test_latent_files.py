@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from turbovaed_cli.cli import main
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
+from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.reconstruct import reconstruct
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import ReconstructSettings

@@ -19,8 +19,8 @@ from turbovaed_cli.evaluate import clip_frames, evaluate
 from turbovaed_cli.export import export_student
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.html_report import report_of_eval, write_report
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.models.student import build_student, load_student
 from turbovaed_cli.models.teacher import decoder_params, load_teacher
 from turbovaed_cli.registry.find import find_model, with_licence
 from turbovaed_cli.registry.rows import MODELS
@@ -188,7 +188,7 @@ def test_a_run_and_a_cache_of_an_earlier_version_go_on(own, run, videos, small_s
 
 
 def test_a_cache_whose_licence_is_worded_otherwise_is_the_same_cache(own):
-    from turbovaed_cli.latents import manifest_differences
+    from turbovaed_cli.latents.cache import manifest_differences
 
     before = {"teacher": {"weights_sha256": "a", "licence": "LTX"}, "clip": {"frames": 9}}
     assert manifest_differences(before, {**before, "teacher": {"weights_sha256": "a", "licence": "unknown"}}) == []
@@ -209,8 +209,8 @@ def test_published_students_have_the_scaling_that_pipelines_divide_by(name, fact
     assert spec.student.config["scaling_factor"] == factor
     small = golden.meta["student_config"] | {"scaling_factor": factor}
     monkeypatch.setitem(MODELS, name, replace(spec, student=replace(spec.student, config=small)))
-    monkeypatch.setattr("turbovaed_cli.models.student.find_model", lambda _: MODELS[name])
-    monkeypatch.setattr("turbovaed_cli.models.student.student_weights", lambda *_: weights)
+    monkeypatch.setattr("turbovaed_cli.models.loading.find_model", lambda _: MODELS[name])
+    monkeypatch.setattr("turbovaed_cli.models.loading.student_weights", lambda *_: weights)
     assert load_student(name).config.scaling_factor == factor
 
 

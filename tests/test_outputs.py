@@ -9,7 +9,7 @@ from conftest import Notes
 from PIL import Image
 
 from turbovaed_cli.distill import distill, estimate_distill
-from turbovaed_cli.latents import Crop
+from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir

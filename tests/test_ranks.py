@@ -14,7 +14,8 @@ import torch
 from conftest import HANG_S
 from test_resume import RECIPE, differing, everything
 
-from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
+from turbovaed_cli.latents.cache import ClipSource, LatentCache
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.video import to_uint8
 
@@ -68,7 +69,7 @@ def metrics(run: Path) -> list[dict]:
 # What every rank does, step by step, into a file of its own.
 WATCHED = """
 import hashlib, os
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.training.state import TrainingState
 
 path, read, update = f"{folder}/rank-{os.environ.get('RANK', '0')}", LatentCache.read, TrainingState.update_ema

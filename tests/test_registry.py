@@ -69,7 +69,7 @@ def test_a_local_folder_of_another_ratio_gets_as_many_upsamplings(tmp_path):
 
     from golden import load_golden
 
-    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.models.loading import build_student
 
     config = load_golden("hunyuan").meta["teacher_config"] | {"_class_name": "AutoencoderKLHunyuanVideo"}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -13,10 +13,10 @@ import yaml
 from conftest import load_golden, write_teacher
 from safetensors import safe_open
 
-from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.cache_parts import Shard, shard_from_environment
 from turbovaed_cli.cli import app
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
+from turbovaed_cli.latents.caching import cache_latents
+from turbovaed_cli.latents.parts import Shard, shard_from_environment
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import RECIPES, CacheSettings

@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden import load_golden
 
-from turbovaed_cli.models.student import build_student
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.training.start import _principal, _unshuffle, are_flat, fit_start
 

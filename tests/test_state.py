@@ -2,7 +2,7 @@
 
 import torch
 
-from turbovaed_cli.models.student import build_student
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.state import TrainingState

@@ -11,7 +11,7 @@ from conftest import HANG_S
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.files.remote import Mirror, RemoteFolder
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.video.sources import open_videos
@@ -74,7 +74,7 @@ def test_videos_behind_a_url_are_listed_and_copied_while_they_are_needed(remote_
 
 
 def test_a_cache_behind_a_url_has_the_clips_of_a_local_one_and_again_encodes_nothing(remote_videos, s3, cache, ltx_teacher):
-    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.latents.caching import cache_latents
 
     spec = find_model(ltx_teacher)
     result = cache_latents(spec, remote_videos, "s3://bucket/latents", SMALL)
@@ -89,7 +89,7 @@ def test_a_cache_behind_a_url_has_the_clips_of_a_local_one_and_again_encodes_not
 
 
 def test_a_shard_that_changed_behind_the_url_is_told_and_one_that_changed_here_is_fetched_again(remote_videos, s3, ltx_teacher):
-    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.latents.caching import cache_latents
 
     url = "s3://bucket/changed"
     cache_latents(find_model(ltx_teacher), remote_videos, url, SMALL)
@@ -154,9 +154,9 @@ def test_a_video_that_vanished_is_skipped_like_any_that_cannot_be_read(remote_vi
 def test_a_run_behind_urls_resumes_there_and_ends_in_the_bits_of_a_local_one(
     remote_videos, s3, ltx_teacher, small_student, cache, tmp_path
 ):
-    from turbovaed_cli.cache_latents import cache_latents
     from turbovaed_cli.distill import distill
-    from turbovaed_cli.models.student import load_student
+    from turbovaed_cli.latents.caching import cache_latents
+    from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.runs.rundir import RunDir
     from turbovaed_cli.settings import DistillSettings, Stage
 

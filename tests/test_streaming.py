@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbovaed_cli.errors import FrameCountError, ShapeError
-from turbovaed_cli.models.fast import Convolution, Speedups
+from turbovaed_cli.models.kernels import Convolution, Speedups
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, decode_as_memory_allows
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student
+from turbovaed_cli.models.student import StudentDecoder
 
 LOOKAHEAD = {"ltx": 115, "hunyuan": 76, "cogvideox": 62, "video-dc-ae": 74, "tiny": 15}  # pixel frames, of the golden nets
 

@@ -9,10 +9,12 @@ from safetensors.torch import save_file
 from torch.nn.functional import conv3d, pad
 
 from turbovaed_cli.errors import SettingsError, ShapeError, UnknownModelError, WeightFileError
-from turbovaed_cli.models.fast import Speedups
+from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.layers import RMS_EPS, pad_time
+from turbovaed_cli.models.loading import build_student, load_student
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.streaming import FastDecoder
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.rows import MODELS
 
 PUBLISHED_PARAMS = {"ltx": 41.896, "hunyuan": 40.688, "cogvideox": 40.688, "video-dc-ae": 45.831}

@@ -16,7 +16,7 @@ from turbovaed_cli.errors import (
     UnknownModelError,
     WeightFileError,
 )
-from turbovaed_cli.models.student import num_params
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
 from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry.find import find_model

@@ -168,7 +168,7 @@ def test_a_published_file_that_was_carried_over_needs_no_config(tmp_path):
     import torch
 
     from turbovaed_cli.errors import SettingsError, WeightFileError
-    from turbovaed_cli.models.student import build_student, load_student
+    from turbovaed_cli.models.loading import build_student, load_student
 
     published = MODELS["hunyuan"].student
     weights = build_student(published.config).state_dict()

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from turbovaed_cli.models.student import load_student
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.registry.specs import ASSETS
 
 

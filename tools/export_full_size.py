@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from turbovaed_cli.models.student import build_student
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.rows import MODELS
 
 

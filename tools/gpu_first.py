@@ -168,9 +168,9 @@ def students(machine: Machine) -> Iterator[Row]:
     """Forms of the students' decode beside the teacher's: published modules, channels last, both in bf16; one compiled."""
     from truncated_features import random_teacher
 
-    from turbovaed_cli.models.fast import Speedups
+    from turbovaed_cli.models.kernels import Speedups
+    from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.models.streaming import FastDecoder
-    from turbovaed_cli.models.student import build_student
     from turbovaed_cli.registry.rows import MODELS
 
     frames, side = (9, 64) if machine.small else (17, 512)
@@ -223,10 +223,10 @@ def students(machine: Machine) -> Iterator[Row]:
 
 def streaming(machine: Machine) -> Iterator[Row]:
     """A student streamed in pieces of 1 to 8 latent frames, beside the peak that `plan_pieces` foretells."""
+    from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.models.memory import decoding_bytes, plan_pieces, with_margin
     from turbovaed_cli.models.pair import Pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
-    from turbovaed_cli.models.student import build_student
     from turbovaed_cli.registry.rows import MODELS
 
     name = machine.models[0]
@@ -304,9 +304,9 @@ def _trainer(
     from training_step import Noise, perceptual_of
     from truncated_features import random_teacher
 
-    from turbovaed_cli.latents import Batch
+    from turbovaed_cli.latents.batch import Batch
     from turbovaed_cli.machine.devices import resolve_dtype
-    from turbovaed_cli.models.student import build_student
+    from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.settings import DistillSettings, Stage
     from turbovaed_cli.training.alignment import build_heads
@@ -457,7 +457,7 @@ class _OneClip:
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Any = None, part: slice = slice(None)) -> Any:
         """That clip, cut to the crop in its corner."""
-        from turbovaed_cli.latents import Batch
+        from turbovaed_cli.latents.batch import Batch
 
         height, width = self.size if crop is None else crop.pixels
         return Batch(self._batch.video[:1, :, :, :height, :width])
@@ -490,8 +490,8 @@ def metrics(machine: Machine) -> Iterator[Row]:
     """PSNR and SSIM on the device and on the CPU, the encoder by batch, and copies of batches checked under a race."""
     from truncated_features import random_teacher
 
-    from turbovaed_cli.cache_latents import encode_clips
-    from turbovaed_cli.latents import Batch
+    from turbovaed_cli.latents.batch import Batch
+    from turbovaed_cli.latents.caching import encode_clips
     from turbovaed_cli.metrics.pixels import psnr, ssim
     from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.training.data import DeviceCopies
@@ -560,7 +560,8 @@ def prepare(folder: Path) -> None:
 
 def write_cache(folder: Path) -> None:
     """A latent cache of the embedded teacher, of moving waves: CLIPS clips of 9 frames of 64x64."""
-    from turbovaed_cli.latents import CacheWriter, ClipSource
+    from turbovaed_cli.latents.cache import ClipSource
+    from turbovaed_cli.latents.writer import CacheWriter
     from turbovaed_cli.models.teacher import load_teacher
     from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.video import to_model

@@ -18,7 +18,7 @@ _HOME_OF = {
     "find_model": "registry.find",
     "load_teacher": "models.teacher",
     "Teacher": "models.teacher",
-    "load_student": "models.student",
+    "load_student": "models.loading",
     "StudentDecoder": "models.student",
     "StreamingDecoder": "models.streaming",
     "FastDecoder": "models.streaming",
@@ -26,8 +26,8 @@ _HOME_OF = {
     "read_clip": "video",
     "read_frames": "video",
     "write_video": "video",
-    "LatentCache": "latents",
-    "cache_latents": "cache_latents",
+    "LatentCache": "latents.cache",
+    "cache_latents": "latents.caching",
     "distill": "distill",
     "reconstruct": "reconstruct",
     "reconstruct_folder": "reconstruct_folder",
@@ -41,14 +41,15 @@ __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt o
 
 if TYPE_CHECKING:
     from turbovaed_cli.bench import bench
-    from turbovaed_cli.cache_latents import cache_latents
     from turbovaed_cli.distill import distill
     from turbovaed_cli.evaluate import evaluate
     from turbovaed_cli.export import export_student
-    from turbovaed_cli.latents import LatentCache
+    from turbovaed_cli.latents.cache import LatentCache
+    from turbovaed_cli.latents.caching import cache_latents
+    from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.models.pair import load_pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
-    from turbovaed_cli.models.student import StudentDecoder, load_student
+    from turbovaed_cli.models.student import StudentDecoder
     from turbovaed_cli.models.teacher import Teacher, load_teacher
     from turbovaed_cli.reconstruct import reconstruct
     from turbovaed_cli.reconstruct_folder import reconstruct_folder

@@ -42,10 +42,12 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import room_for, whole_folder, write_json
 from turbovaed_cli.machine.devices import DTYPES, apple_device, forget_peak, peak_mb, resolve_dtype, torch_device, warn_of_cudnn
 from turbovaed_cli.models.export_form import export_form
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.memory import held_bytes
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
-from turbovaed_cli.models.student import StudentDecoder, load_student, num_params
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import find_model

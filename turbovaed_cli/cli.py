@@ -65,9 +65,9 @@ from turbovaed_cli.settings import (
 from turbovaed_cli.version import __version__
 
 if TYPE_CHECKING:
-    from turbovaed_cli.cache_job import CacheEstimate
-    from turbovaed_cli.cache_parts import Shard
     from turbovaed_cli.distill import DistillResult
+    from turbovaed_cli.latents.estimate import CacheEstimate
+    from turbovaed_cli.latents.parts import Shard
     from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
@@ -185,8 +185,6 @@ LEFT_BY = {
     "models_pull": GOES_ON,
     "export": "what export.json lists is whole, nothing else was written; run it again for the rest",
 }
-
-
 # What takes less memory, by function: the options that help there.
 LESS_MEMORY = {
     "cache_latents": "less memory: --batch-size 1, a smaller --size or --frames, or --device cpu",
@@ -618,8 +616,8 @@ def cache_latents(
     if not status:
         check_system("cache-latents")
         _check_folder(out, "--out")
-    from turbovaed_cli.cache_latents import cache_latents as run  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.cache_parts import parse_shard, shard_from_environment  # noqa: PLC0415
+    from turbovaed_cli.latents.caching import cache_latents as run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents.parts import parse_shard, shard_from_environment  # noqa: PLC0415
     from turbovaed_cli.machine.devices import device_of_rank  # noqa: PLC0415
 
     if sum(map(bool, (status, merge, dry_run))) > 1 or (merge and data is not None):
@@ -676,7 +674,8 @@ def cache_latents(
 
 def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.ConsoleReporter) -> None:
     """`cache-latents --status` and `--merge`."""
-    from turbovaed_cli.cache_job import cache_status, merge_caches  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents.merge import merge_caches  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents.status import cache_status  # noqa: PLC0415 - help stays quick
 
     if "://" in out:
         raise SettingsError("--status and --merge look at local folders", "give a folder, or copy what lies behind the URL")
@@ -722,7 +721,7 @@ def _show_estimate(
     report: console.ConsoleReporter,
 ) -> None:
     """`cache-latents --dry-run`."""
-    from turbovaed_cli.cache_job import estimate_cache  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents.estimate import estimate_cache  # noqa: PLC0415 - help stays quick
 
     found = estimate_cache(spec, data, out, settings, shard=shard, report=report)
     if json:
@@ -892,7 +891,7 @@ def distill(
     from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.models.student import read_config  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.models.loading import read_config  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import RunDir  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
@@ -1052,7 +1051,7 @@ def _measure_run(
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
     from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.latents import LatentCache  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.latents.cache import LatentCache  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.machine.ranks import join_ranks  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import open_run  # noqa: PLC0415 - help stays quick
 
@@ -1133,7 +1132,7 @@ def reconstruct(
     if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
         check_video_name(out)
         _check_file(out, "--out", overwrite=overwrite)
-    from turbovaed_cli.latent_files import is_latents_file  # noqa: PLC0415
+    from turbovaed_cli.latents.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
     from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415

@@ -19,7 +19,7 @@ from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.tensors import load_strictly
 from turbovaed_cli.files.whole import write_whole
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.machine.devices import (
     auto_dtype,
     check_compiler,
@@ -36,8 +36,10 @@ from turbovaed_cli.machine.ranks import Ranks, alone, join_ranks
 from turbovaed_cli.machine.signals import stop_requests
 from turbovaed_cli.machine.threads import Waited, read_ahead
 from turbovaed_cli.models.design import suggested_params
+from turbovaed_cli.models.loading import build_student, load_student
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.student import StudentDecoder, build_student, load_student, num_params
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state, load_teacher
 from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
 from turbovaed_cli.registry.find import is_model_name

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbovaed_cli.cache_latents import num_readers, plan_clips, read_clip_of
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import MissingError, SettingsError
-from turbovaed_cli.latents import ClipSource
-from turbovaed_cli.machine.devices import resolve_device, wait_for
+from turbovaed_cli.latents.cache import ClipSource
+from turbovaed_cli.latents.caching import read_clip_of
+from turbovaed_cli.latents.planning import plan_clips
+from turbovaed_cli.machine.devices import num_readers, resolve_device, wait_for
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.metrics import fvd, metric_name, paper
@@ -34,8 +35,8 @@ from turbovaed_cli.metrics.scores import (
     parse_thresholds,
     summarise,
 )
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.student import num_params
 from turbovaed_cli.models.teacher import Teacher, decoder_params
 from turbovaed_cli.models.windows import check_finite, decode_without_gradients, window_frames
 from turbovaed_cli.reconstruct import decoded_frames, reconstructed_frames

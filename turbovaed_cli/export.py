@@ -25,7 +25,7 @@ from turbovaed_cli.files.documents import check_fields, plain_name
 from turbovaed_cli.files.places import check_place, hidden_name
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
-from turbovaed_cli.latent_files import LatentsFile, LatentSpace, read_latents
+from turbovaed_cli.latents.latent_files import LatentsFile, LatentSpace, read_latents
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
 from turbovaed_cli.models.export_form import FoldedDecoder, export_form

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latent_files import LatentSpace, is_latents_file, read_latents
+from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths

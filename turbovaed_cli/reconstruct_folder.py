@@ -9,7 +9,7 @@ from pathlib import Path
 
 from turbovaed_cli.errors import DiskFullError, InterruptedRunError, MissingError, SettingsError, TurboVaedError
 from turbovaed_cli.files.whole import DISK_IS_FULL
-from turbovaed_cli.latent_files import SUFFIXES as LATENTS_SUFFIXES
+from turbovaed_cli.latents.latent_files import SUFFIXES as LATENTS_SUFFIXES
 from turbovaed_cli.machine.devices import is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.reconstruct import ReconstructResult, check_settings, num_frames_of, reconstruct

@@ -14,7 +14,7 @@ from fake_cuda.memory import shipped
 from fake_cuda.networks import lpips, student_of, teacher_of, trainer_of
 from turbovaed_cli.metrics import flicker, lpips_video, psnr, ssim
 from turbovaed_cli.models.encoding import encoded
-from turbovaed_cli.models.fast import Speedups
+from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.windows import reconstruct_window
@@ -59,7 +59,7 @@ def decodes_as_pipelines_do() -> None:
     with metered(), torch.no_grad():
         student = student_of("ltx")
         check_video(student.decode(latents_of(student, 2, torch.float32)).sample, student.pixel_frames(2))
-        assert student._ready is None
+        assert student.fast_form_of is None
 
 
 def encodes(model: str) -> None:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from fake_cuda.device import device, kind
-from turbovaed_cli.latents import WHOLE, Batch, Crop
+from turbovaed_cli.latents.batch import WHOLE, Batch, Crop
 from turbovaed_cli.machine.devices import resolve_dtype
 from turbovaed_cli.metrics.lpips import Lpips
-from turbovaed_cli.models.student import StudentDecoder, build_student
+from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, _class_of
 from turbovaed_cli.registry.backbones import TRUNKS
 from turbovaed_cli.registry.rows import MODELS

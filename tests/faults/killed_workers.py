@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 
-import turbovaed_cli.cache_latents  # noqa: F401 - for the children
+import turbovaed_cli.latents.caching  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.files.whole import sha256_of
-from turbovaed_cli.latents import CacheWriter, committed_shards
+from turbovaed_cli.latents.cache import committed_shards
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.reporting import hushed
 
 
@@ -117,7 +118,7 @@ class Worker:
 
 def _cache(work: Path, out: Path) -> None:
     """The command, in the child."""
-    module, log = sys.modules["turbovaed_cli.cache_latents"], os.open(log_of(out), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    module, log = sys.modules["turbovaed_cli.latents.caching"], os.open(log_of(out), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     encode = module._encode
 
     def logged(teacher, clips):

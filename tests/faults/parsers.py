@@ -60,7 +60,8 @@ def checkpoint_manifest(content: bytes) -> None:
 
 def cache_manifest(content: bytes) -> None:
     from turbovaed_cli.files.sealed import sealed
-    from turbovaed_cli.latents import LatentCache, _agree_on_manifest
+    from turbovaed_cli.latents.cache import LatentCache
+    from turbovaed_cli.latents.writer import _agree_on_manifest
 
     laid("cache/manifest.json", content)
     clip = {"key": "k", "path": "a.mp4"}
@@ -72,7 +73,7 @@ def cache_manifest(content: bytes) -> None:
 
 def shard_manifest(content: bytes) -> None:
     from turbovaed_cli.files.sealed import sealed
-    from turbovaed_cli.latents import LatentCache
+    from turbovaed_cli.latents.cache import LatentCache
 
     laid("shards/manifest.json", sealed({"clip": {"frames": 1, "size": [8, 8], "stride": 1}, "teacher": {}}).encode())
     laid("shards/shards/a.json", content)
@@ -84,7 +85,7 @@ def shard_manifest(content: bytes) -> None:
 def student_config(content: bytes) -> None:
     import torch
 
-    from turbovaed_cli.models.student import build_student, read_config
+    from turbovaed_cli.models.loading import build_student, read_config
 
     with torch.device("meta"):
         build_student(read_config(laid("student.json", content)))
@@ -98,7 +99,7 @@ def teacher_config(content: bytes) -> None:
 
 
 def latents_file(content: bytes) -> None:
-    from turbovaed_cli.latent_files import read_latents
+    from turbovaed_cli.latents.latent_files import read_latents
 
     read_latents(laid("z.safetensors", content))
 

@@ -9,12 +9,13 @@ import torch
 from faulty import count_of
 from safetensors.torch import save_file
 
-from turbovaed_cli.cache_job import cache_status
-from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.errors import CorruptFileError, SettingsError, TurboVaedError
 from turbovaed_cli.files.sealed import read_sealed, sealed, write_manifest
-from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
-from turbovaed_cli.models.student import build_student, load_student
+from turbovaed_cli.latents.cache import ClipSource, LatentCache
+from turbovaed_cli.latents.caching import cache_latents
+from turbovaed_cli.latents.status import cache_status
+from turbovaed_cli.latents.writer import CacheWriter
+from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import DiskFullError
 from turbovaed_cli.files.whole import write_whole
-from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
+from turbovaed_cli.latents.cache import ClipSource, LatentCache
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]

@@ -443,7 +443,7 @@ def test_manifests_name_files_of_their_own_folder_only(name, run_folder, turbova
 
 def test_a_hostile_shard_in_a_sealed_cache(turbovaed, clip, tmp_path, request, tally):
     from turbovaed_cli import find_model
-    from turbovaed_cli.cache_latents import cache_latents
+    from turbovaed_cli.latents.caching import cache_latents
     from turbovaed_cli.settings import CacheSettings
 
     made = tmp_path / "made"

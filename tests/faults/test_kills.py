@@ -17,7 +17,8 @@ from test_resume import RECIPE
 
 from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_folder
-from turbovaed_cli.latents import CacheWriter, ClipSource, LatentCache
+from turbovaed_cli.latents.cache import ClipSource, LatentCache
+from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = [pytest.mark.faults, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]

@@ -18,8 +18,6 @@ UNWRITABLE = {
     errno.ENAMETOOLONG: "its name is too long",
     errno.ELOOP: "its links lead in a circle",
 }
-
-
 _MOST_NAME_BYTES = 255  # of a file's name, if the system does not report its own limit
 
 

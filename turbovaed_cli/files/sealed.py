@@ -11,8 +11,6 @@ from turbovaed_cli.files.documents import check_fields, parse_json, plain_name, 
 from turbovaed_cli.files.whole import sha256_of
 
 SEALED_VERSION = 2  # of documents that end in a seal: the sha256 of their own text with zeros in its place
-
-
 _NO_SEAL = "0" * 64
 
 

@@ -41,11 +41,7 @@ def _fsync_file(path: Path) -> None:
 
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-
-
 _RANDOM_BYTES = 8  # that tempfile puts between a prefix and a suffix
-
-
 _MOST_SUFFIX_BYTES = 32  # of a suffix that a temporary file shares with its final name, as some writers look at it
 
 

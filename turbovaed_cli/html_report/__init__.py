@@ -24,8 +24,9 @@ from turbovaed_cli.html_report.curves import Curves, draw
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, worst_clips
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.models.student import StudentDecoder, num_params
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings

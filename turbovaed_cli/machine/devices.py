@@ -290,3 +290,11 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
         **gpu_facts(device),
         "packages": versions,
     }
+
+
+def num_readers(device: torch.device, asked: int = 0) -> int:
+    """Threads that read videos ahead of a device: as many as asked for; 0: two, and on CUDA one per core, up to eight."""
+    if asked or device.type != "cuda":
+        return asked or 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores, 2), 8)

@@ -14,8 +14,6 @@ from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.registry.download import I3D_FILE, cached_file
 
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
-
-
 MIN_FRAMES = 10  # of a clip: I3D halves time until nothing is left of fewer
 
 

@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import Any
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.student import BlockPlan, StudentDecoder, plan_blocks
+from turbovaed_cli.models.network import BlockPlan, plan_blocks
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params_of
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ClipSettings

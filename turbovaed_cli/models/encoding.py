@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import FrameCountError
-from turbovaed_cli.models.fast import Kept
+from turbovaed_cli.models.kernels import Kept
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.specs import TeacherSpec
 

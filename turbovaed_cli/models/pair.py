@@ -9,7 +9,8 @@ from torch import nn
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_json
-from turbovaed_cli.models.student import StudentDecoder, load_student
+from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import find_model, is_model_name

@@ -5,67 +5,40 @@ each of them keeps the last frames it was given, and the last rows, and passes o
 pieces in time, and each piece may be cut into stripes of rows: the same pixels, nothing computed twice, no seam.
 """
 
-import io
-import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, TurboVaedError
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
-from turbovaed_cli.models.fast import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
+from turbovaed_cli.models.kernels import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
 from turbovaed_cli.models.layers import (
-    LAYER_NORM_EPS,
-    ChannelLayerNorm,
     DepthwiseSeparableConv3d,
     ResnetBlock,
     TimeReplicatedConv3d,
     Upsampler3d,
 )
-from turbovaed_cli.models.student import StudentDecoder
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which rows of a piece are under way, and what follows them."""
-
-    stripe: int  # number of the stripe, from the top
-    top: bool  # nothing lies above
-    bottom: bool  # nothing lies below
-    end: bool  # no frame follows
-
-
-class Stage(Protocol):
-    """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
-
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        """Take new frames of the stripe and return what is determined by now."""
-        ...
-
-    def behind(self, frames: int) -> int:
-        """How many frames are out when `frames` have come in and more will follow."""
-        ...
-
-
-class Memory(Protocol):
-    """Where a stage leaves frames for the next piece, a tensor per stripe."""
-
-    def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
-
-    def get(self, stripe: int, /) -> Tensor | None:
-        """What was left last, to be read only; None where nothing was."""
-        ...
-
-
-Keep = Callable[[], Memory]
-_Maker = Callable[[Keep], Stage]
+from turbovaed_cli.models.network import StudentNetwork
+from turbovaed_cli.models.spill import Spill
+from turbovaed_cli.models.stages import (
+    Keep,
+    Stage,
+    _Convolution,
+    _framewise,
+    _Maker,
+    _places,
+    _Residual,
+    _run,
+    _Shortcut,
+    _WithoutFirst,
+)
 
 
 class FastDecoder:
@@ -75,7 +48,7 @@ class FastDecoder:
     `speedups` None takes what is known to win on the device: all on a CPU, nothing but the layout elsewhere.
     """
 
-    def __init__(self, student: StudentDecoder, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
+    def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
         speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
@@ -106,7 +79,7 @@ class FastDecoder:
         assert done == length, (done, length)
         return video
 
-    def _makers_of(self, student: StudentDecoder) -> Iterator[_Maker]:
+    def _makers_of(self, student: StudentNetwork) -> Iterator[_Maker]:
         yield self._convolution(student.conv_in)
         for block in (student.mid_block, *student.up_blocks):
             if hasattr(block, "conv_in"):
@@ -158,6 +131,20 @@ class FastDecoder:
             yield lambda _keep: _WithoutFirst()
 
 
+def fast_form(student: StudentNetwork) -> FastDecoder:
+    """The fast form of a student's weights: made at the first call, and again when they have changed or moved.
+
+    What is written to a parameter's `.data` is not seen. A stream under way goes on with the weights it began with.
+    """
+    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
+    if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
+        speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
+        fast = FastDecoder(student, speedups=speedups)
+        fast.student = cast(StudentNetwork, weakref.proxy(student))  # else neither would be freed with its last user
+        student.fast_form_of = (student.fast, weights), fast
+    return cast(FastDecoder, student.fast_form_of[1])
+
+
 class StreamingDecoder:
     """Decode latents chunk by chunk, equal to the student's decode of the whole clip.
 
@@ -172,8 +159,8 @@ class StreamingDecoder:
     Raises ShapeError where a chunk does not go with the student or with those before it.
     """
 
-    def __init__(self, student: StudentDecoder | FastDecoder, *, rows: int = 0, spill: Path | None = None) -> None:
-        self.fast = student if isinstance(student, FastDecoder) else student.ready()
+    def __init__(self, student: StudentNetwork | FastDecoder, *, rows: int = 0, spill: Path | None = None) -> None:
+        self.fast = student if isinstance(student, FastDecoder) else fast_form(student)
         self.student = self.fast.student if isinstance(student, FastDecoder) else student
         if rows < 0:
             raise SettingsError(f"rows is {rows}; it cannot be below 0")
@@ -290,7 +277,7 @@ class StreamingDecoder:
 
 
 def decode_as_memory_allows(
-    student: StudentDecoder | FastDecoder,
+    student: StudentNetwork | FastDecoder,
     latents: Iterable[Tensor],
     frames: int,
     *,
@@ -304,7 +291,7 @@ def decode_as_memory_allows(
     come out, each once. `smaller` is called with the old and the new number of latent frames. The error is raised when a
     piece of one latent frame does not fit, or if it comes from `latents` itself.
     """
-    fast = student if isinstance(student, FastDecoder) else student.ready()
+    fast = student if isinstance(student, FastDecoder) else fast_form(student)
     ratio = int(fast.student.temporal_compression_ratio)
     lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
     # What is not out yet depends on this many latents before the newest: as far back as it looks ahead, and its own delay.
@@ -358,212 +345,3 @@ class _Tape:
             length = self._kept.popleft().shape[2]
             self._num_kept, self.start = self._num_kept - length, self.start + length
         return piece
-
-
-class Spill:
-    """Where frames that convolutions keep lie until they are needed: a file without a name in `folder`, of one decoder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._end = 0  # bytes
-
-    @cached_property
-    def _file(self) -> io.FileIO:
-        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
-
-    def memory(self) -> Memory:
-        """Of one stage."""
-        return _Spilled(self)
-
-    def clear(self) -> None:
-        """Forget all that was written: another clip begins."""
-        self._end = 0
-
-    def place(self, size: int) -> int:
-        """Where `size` bytes may lie that nobody else uses."""
-        self._end += size
-        return self._end - size
-
-    def write(self, place: int, data: Tensor) -> None:
-        """The bytes (n,) of `data`."""
-        self._file.seek(place)
-        view = data.numpy().data
-        try:
-            while len(view):
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            what = f"frames that decoding keeps do not fit in {self._folder}: {error.strerror}"
-            raise TurboVaedError(what, "free some of its disk, or allow more --memory") from error
-
-    def read(self, place: int, data: Tensor) -> None:
-        """The same back, into `data`."""
-        self._file.seek(place)
-        view = data.numpy().data
-        while len(view):
-            count = self._file.readinto(view)
-            assert count, "the spilled file has shrunk"
-            view = view[count:]
-
-
-class _Spilled:
-    """Tensors in channels_last memory, by number, each in its place in a Spill."""
-
-    def __init__(self, spill: Spill) -> None:
-        self._spill = spill
-        self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
-        self._places: dict[int, tuple[int, int]] = {}  # where, and how many bytes fit
-
-    def __setitem__(self, stripe: int, frames: Tensor, /) -> None:
-        self._known[stripe] = frames.shape, frames.dtype, frames.device
-        if frames.device.type == "meta" or not frames.numel():
-            return
-        data = frames.permute(0, 2, 3, 1).contiguous().cpu().flatten().view(torch.uint8)
-        if stripe not in self._places or self._places[stripe][1] < data.numel():
-            self._places[stripe] = self._spill.place(data.numel()), data.numel()
-        self._spill.write(self._places[stripe][0], data)
-
-    def get(self, stripe: int, /) -> Tensor | None:
-        if stripe not in self._known:
-            return None
-        (n, channels, height, width), dtype, device = self._known[stripe]
-        frames = torch.empty(n, height, width, channels, dtype=dtype, device="meta" if device.type == "meta" else "cpu")
-        if frames.numel() and device.type != "meta":
-            self._spill.read(self._places[stripe][0], frames.flatten().view(torch.uint8))
-        return frames.to(device).permute(0, 3, 1, 2)
-
-
-def _run(stages: Iterable[Stage], x: Tensor, at: Place) -> Tensor:
-    for stage in stages:
-        x = stage(x, at)
-    return x
-
-
-def _places(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Place, Tensor]]:
-    for number, stripe in enumerate(stripes):
-        yield Place(number, number == 0, number == len(stripes) - 1, end), stripe
-
-
-def _framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> _Maker:
-    return lambda _keep: _Framewise(layer, time)
-
-
-class _Framewise:
-    """What looks at no other place; `time` frames come out for each that goes in."""
-
-    def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
-        self.layer, self.time = layer, time
-
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        return self.layer(x)
-
-    def behind(self, frames: int) -> int:
-        return frames * self.time
-
-
-class _Convolution:
-    """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
-
-    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
-        self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
-        self.kept = kept  # the last frames of each stripe
-        self.above: Tensor | None = None  # the last rows of the stripe above
-
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        padded, top = self._padded(x, at)
-        reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
-        if not at.end and (frames := padded.shape[0]):
-            self.kept[at.stripe] = padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows]
-        is_whole = at.top and at.bottom
-        if not is_whole and reach:
-            self.above = None if at.bottom else _copy(padded[:, :, -2 * reach :])
-        return self.kernel(padded, pad_height=is_whole)
-
-    def _padded(self, x: Tensor, at: Place) -> tuple[Tensor, int]:
-        """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
-        frames, channels, height, width = x.shape
-        reach_time, reach = self.kernel.reach_time, self.kernel.reach
-        kept = self.kept.get(at.stripe)
-        head = kept.shape[0] if kept is not None else reach_time if frames else 0
-        known = head + frames
-        tail = reach_time if at.end and known else 0
-        top = bottom = 0
-        if reach and not (at.top and at.bottom):
-            top = self.above.shape[2] if self.above is not None else reach
-            bottom = reach if at.bottom else 0
-        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
-        here = padded[:, :, top : top + height]
-        self.prepare.write(x, here[head:known], self.scratch)
-        if head:
-            here[:head] = kept if kept is not None else here[head]
-        if tail:
-            here[known:] = here[known - 1]
-        if top:
-            padded[:, :, :top] = self.above if self.above is not None else 0
-        if bottom:
-            padded[:, :, -bottom:] = 0
-        return padded, top
-
-    def behind(self, frames: int) -> int:
-        return frames - self.kernel.reach_time
-
-
-class _Shortcut:
-    """LayerNorm over channels, then the pointwise convolution."""
-
-    def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
-        self.pointwise = pointwise
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
-        return self.pointwise(rows.permute(0, 3, 1, 2))
-
-
-class _Residual:
-    """A branch, and the input that waits for it."""
-
-    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: Memory) -> None:
-        self.branch, self.shortcut = branch, shortcut
-        self.waiting = waiting  # frames of each stripe that the branch has not caught up with
-        self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
-
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        y = _run(self.branch, x, at)
-        straight = self.shortcut(x) if self.shortcut else x
-        before = self.waiting.get(at.stripe)
-        if before is not None and before.shape[0]:
-            straight = torch.cat([before, straight])
-        if not at.end:
-            self.waiting[at.stripe] = straight[y.shape[0] :]
-        straight = straight[: y.shape[0]]
-        if self.above is not None:
-            straight = torch.cat([self.above, straight], dim=2)
-        if not at.top or not at.bottom:
-            self.above = None if at.bottom else _copy(straight[:, :, y.shape[2] :])
-        return y.add_(straight[:, :, : y.shape[2]])
-
-    def behind(self, frames: int) -> int:
-        for stage in self.branch:
-            frames = stage.behind(frames)
-        return frames
-
-
-class _WithoutFirst:
-    """Drops the first frame of the stream."""
-
-    def __init__(self) -> None:
-        self.dropped: set[int] = set()  # stripes that have lost theirs
-
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        if at.stripe in self.dropped or not x.shape[0]:
-            return x
-        self.dropped.add(at.stripe)
-        return x[1:]
-
-    def behind(self, frames: int) -> int:
-        return frames - 1
-
-
-def _copy(x: Tensor) -> Tensor:
-    """A copy that holds nothing else alive, in channels_last memory."""
-    return x.clone(memory_format=torch.channels_last)

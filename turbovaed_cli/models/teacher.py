@@ -15,7 +15,7 @@ from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, Unknow
 from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
-from turbovaed_cli.models.student import num_params
+from turbovaed_cli.models.network import num_params
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
 from turbovaed_cli.registry.find import find_model, read_diffusers_config
 from turbovaed_cli.registry.rows import MODELS

@@ -14,8 +14,6 @@ from turbovaed_cli.registry.specs import FrameRule, ModelSpec
 from turbovaed_cli.registry.weight_files import licence_of, weight_files
 
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # that a local teacher's config may name
-
-
 _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
 
 

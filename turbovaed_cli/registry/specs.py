@@ -180,8 +180,6 @@ class ModelSpec:
 
 
 PUBLISHED_ON = "arXiv:2508.09136, UCF-101, 17 frames of 256x256"
-
-
 STUDENT_REPO, STUDENT_LICENCE = "hustvl/Turbo-VAED", "MIT"  # of the published students
 
 

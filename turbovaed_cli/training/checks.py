@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
-from turbovaed_cli.latents import LatentCache
+from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir

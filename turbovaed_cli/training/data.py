@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import VideoError
-from turbovaed_cli.latents import WHOLE, Batch, Crop, item_at
+from turbovaed_cli.latents.batch import WHOLE, Batch, Crop, item_at
 from turbovaed_cli.video import VideoInfo, read_clip, sha256_of_video
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from turbovaed_cli.files.remote import free_disk_bytes, is_url
-from turbovaed_cli.latents import Batch
+from turbovaed_cli.latents.batch import Batch
 from turbovaed_cli.machine.devices import empty_cache, forget_peak, is_out_of_memory, peak_mb
 from turbovaed_cli.machine.ranks import alone
 from turbovaed_cli.machine.threads import Waited, read_ahead

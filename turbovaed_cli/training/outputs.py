@@ -10,10 +10,11 @@ from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_folder
 from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
-from turbovaed_cli.latents import Crop
+from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models.student import StudentDecoder, num_params
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import is_known, yaml_text

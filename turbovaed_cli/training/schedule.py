@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.latents import Crop
+from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.registry.specs import TeacherSpec
 from turbovaed_cli.settings import Stage
 

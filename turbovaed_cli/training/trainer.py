@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from turbovaed_cli.errors import NonFiniteError
-from turbovaed_cli.latents import WHOLE, Batch, Crop
+from turbovaed_cli.latents.batch import WHOLE, Batch, Crop
 from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.models.teacher import Teacher

@@ -21,8 +21,6 @@ _TEXT_SUBTITLES = ("mov_text", "subrip", "ass", "ssa", "webvtt", "text")
 _STYLED_SUBTITLES = ("ass", "ssa")
 NEW_SOUND = ("aac", "-b:a", "192k")
 _SHORT_NAMES = {"hdmv_pgs_subtitle": "pgs", "dvd_subtitle": "vobsub", "dvb_subtitle": "dvb", "dvb_teletext": "teletext"}
-
-
 # QuickTime numbers the languages it knows, and ffmpeg finds them by one of their two codes only.
 _MOV_LANGUAGES = {
     "bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per", "fre": "fra", "hye": "arm",

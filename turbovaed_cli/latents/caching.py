@@ -4,9 +4,8 @@ Threads look into videos and read them ahead, this one encodes, another one writ
 held for more than the videos at hand, however many there are; what is known of finished ones is in the cache (cache_parts.py).
 """
 
-import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from collections.abc import Generator, Iterator, Sequence, Set
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbovaed_cli.cache_parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
-from turbovaed_cli.errors import CheckFailedError, PassingVideoError, SettingsError, VideoError
-from turbovaed_cli.latents import CacheWriter, ClipSource, open_cache
-from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
+from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
+from turbovaed_cli.latents.cache import ClipSource, open_cache
+from turbovaed_cli.latents.parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
+from turbovaed_cli.latents.planning import PlannedVideo, check_settings, made_by, plan_known, plan_video, span_of, still_known
+from turbovaed_cli.latents.writer import CacheWriter
+from turbovaed_cli.machine.devices import num_readers, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.machine.threads import Background, read_ahead
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import CacheSettings, check_counts
-from turbovaed_cli.video import VideoInfo, as_text, notes_on, probe, read_clip_uint8, reading_identity, sha256_of_video, to_model
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.video import VideoInfo, as_text, notes_on, read_clip_uint8, to_model
 from turbovaed_cli.video.sources import Videos, open_videos
 from turbovaed_cli.video.usable import Skipped, no_usable_video, too_short
 
@@ -72,106 +73,6 @@ def cache_latents(
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)
         write_listing(folder, len(videos.names))
         return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
-
-
-def check_settings(spec: ModelSpec, settings: CacheSettings) -> None:
-    """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
-    check_counts(settings, ("frames", "stride", "batch_size", "shard_mb"))
-    if settings.workers < 0:
-        raise SettingsError(f"--workers is {settings.workers}; 0 takes as many as the device needs")
-    if settings.clips_per_video < 0:
-        raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")
-    if settings.max_failures is not None and settings.max_failures < 0:
-        raise SettingsError(f"--max-failures is {settings.max_failures}; 0 stops at the first")
-    spec.teacher.check_frames(settings.frames)
-    spec.teacher.check_size(*settings.size)
-
-
-def num_readers(device: torch.device, asked: int = 0) -> int:
-    """Threads that read videos ahead of a device: as many as asked for; 0: two, and on CUDA one per core, up to eight."""
-    if asked or device.type != "cuda":
-        return asked or 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores, 2), 8)
-
-
-def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
-    """What a cache's manifest says of how its latents came about."""
-    return {
-        "teacher": teacher.identity(),
-        "teacher_name": teacher.name,  # for people: who asks for the teacher that made these latents
-        "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
-        "dtype": settings.dtype,
-        "reading": reading_identity(settings.hdr),
-    }
-
-
-@dataclass(frozen=True)
-class PlannedVideo:
-    """A video, what is known of it, and its clips."""
-
-    name: str
-    known: KnownVideo
-    clips: list[ClipSource]
-    info: VideoInfo | None = None  # where it was probed just now
-
-
-def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None = None) -> PlannedVideo:
-    """Probe one video; what could not be read of it before stays so while its stamp is that of `known`."""
-    stamp = ""
-    try:
-        stamp = videos.stamp(name)
-        failed = known.failed if known is not None and known.stamp == stamp else {}
-        info = probe(videos.fetch(name), hdr=settings.hdr)
-        now = KnownVideo(stamp, sha256_of_video(info.path), info.num_frames, failed=failed)
-        return PlannedVideo(name, now, _clips_of(videos.shown(name), now.sha256, now.frames, settings), info)
-    except VideoError as error:
-        # What may go otherwise next time has no stamp, so that it is looked at again.
-        return PlannedVideo(name, KnownVideo("" if isinstance(error, PassingVideoError) else stamp, reason=error.what), [])
-    except OSError as error:
-        return PlannedVideo(name, KnownVideo("", reason=f"cannot be read: {(error.strerror or str(error)).lower()}"), [])
-
-
-def still_known(known: Mapping[str, KnownVideo], name: str, settings: CacheSettings) -> KnownVideo | None:
-    """What is known of a video; nothing where it failed and is to be tried again."""
-    found = known.get(as_text(name))
-    return None if found is not None and settings.retry_failed and (found.reason or found.failed) else found
-
-
-def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None) -> PlannedVideo | None:
-    """The same without looking into it; None where `known` is not true of it any more."""
-    try:
-        if known is None or known.stamp != videos.stamp(name):
-            return None
-    except VideoError:
-        return None
-    clips = [] if known.reason else _clips_of(videos.shown(name), known.sha256, known.frames, settings)
-    return PlannedVideo(name, known, clips)
-
-
-def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
-    """The clips of one video."""
-    return _clips_of(str(info.path), sha256_of_video(info.path), info.num_frames, settings)
-
-
-def _clips_of(shown: str, sha256: str, num_frames: int, settings: CacheSettings) -> list[ClipSource]:
-    starts = clip_starts(num_frames, settings)
-    return [ClipSource(shown, sha256, start, settings.frames, settings.stride, settings.size) for start in starts]
-
-
-def clip_starts(num_frames: int, settings: CacheSettings) -> list[int]:
-    """First frames of the clips of a video: as many as fit without overlap, or `clips_per_video` spread evenly."""
-    span = span_of(settings)
-    last = num_frames - span
-    starts = list(range(0, last + 1, span))
-    if 0 < settings.clips_per_video < len(starts):
-        starts = sorted({round(i * last / max(settings.clips_per_video - 1, 1)) for i in range(settings.clips_per_video)})
-    return starts
-
-
-def span_of(settings: CacheSettings) -> int:
-    """Frames of a video from the first to the last one of a clip."""
-    return (settings.frames - 1) * settings.stride + 1
 
 
 @dataclass(frozen=True)

@@ -10,31 +10,27 @@ A shard counts only with its .json, which is written after it: what a killed pro
 
 import hashlib
 import json
-import random
 import re
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.cache_parts import RERUN
 from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.files.changes import arrow, differences, option_of
 from turbovaed_cli.files.documents import check_fields, plain_name, shown
-from turbovaed_cli.files.locks import held
 from turbovaed_cli.files.remote import Mirror, RemoteFolder, cache_home, is_url
-from turbovaed_cli.files.sealed import read_sealed, sealed
-from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
+from turbovaed_cli.files.sealed import read_sealed
+from turbovaed_cli.files.whole import sha256_of, whole_files
+from turbovaed_cli.latents.batch import WHOLE, Batch, Crop, Place, item_at
+from turbovaed_cli.latents.parts import RERUN
 from turbovaed_cli.video import to_model
 
 
@@ -54,206 +50,6 @@ class ClipSource:
         """The same for the same pixels, different for all others: names of files play no part."""
         text = f"{self.video_sha256}/{self.start}/{self.frames}/{self.stride}/{self.size[0]}x{self.size[1]}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a crop lies in its clip: (rows, columns) of latents and of pixels, and those of its own pixels that losses look at."""
-
-    latents: tuple[slice, slice]
-    pixels: tuple[slice, slice]
-    window: tuple[slice, slice]
-
-
-@dataclass(frozen=True)
-class Crop:
-    """Crops of (height, width) latents at random places, `ratio` pixels to a latent.
-
-    A latent near a cut has seen pixels beyond it, as the encoder saw the whole clip, and the student's zeros stand there for
-    what is no border: so `margin` latents along a cut are context, and losses look at the window that is left.
-    """
-
-    height: int
-    width: int
-    ratio: int
-    margin: int = 0
-
-    @property
-    def pixels(self) -> tuple[int, int]:
-        """(height, width) of a crop in pixels."""
-        return self.height * self.ratio, self.width * self.ratio
-
-    def place(self, rng: random.Random, clip: tuple[int, int]) -> Place:
-        """A place in a clip of (height, width) latents."""
-        (top, window_rows), (left, window_columns) = (
-            _span(rng, length, whole, 0 if length == whole else self.margin)
-            for length, whole in zip((self.height, self.width), clip, strict=True)
-        )
-        return Place(
-            (top, left),
-            (_times(top, self.ratio), _times(left, self.ratio)),
-            (_times(window_rows, self.ratio), _times(window_columns, self.ratio)),
-        )
-
-    def places(self, seed: int, index: int, batch_size: int, clip: tuple[int, int]) -> list[Place]:
-        """Those of batch number `index`, in clips of (height, width) pixels."""
-        rng = random.Random(f"crop/{seed}/{index}")  # noqa: S311 - reproducible, not secret
-        return [self.place(rng, (clip[0] // self.ratio, clip[1] // self.ratio)) for _ in range(batch_size)]
-
-
-def _span(rng: random.Random, length: int, whole: int, margin: int) -> tuple[slice, slice]:
-    """(what to cut out of `whole`, its window): the clip's borders come up as often as its middle, and a window reaches them."""
-    window = length - 2 * margin
-    first = min(max(rng.randrange(1 - window, whole), 0), whole - window)
-    start = min(max(first - margin, 0), whole - length)
-    return slice(start, start + length), slice(first - start, first - start + window)
-
-
-def _times(span: slice, ratio: int) -> slice:
-    return slice(span.start * ratio, span.stop * ratio)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass learns from: video (B, 3, T, H, W) in [-1, 1]; mean and std (B, C, t, h, w), or None when not encoded yet."""
-
-    video: Tensor
-    mean: Tensor | None = None
-    std: Tensor | None = None
-    windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
-    noise: Tensor | None = None  # standard normal (B, C, t, h, w), where the posterior is sampled
-    looked_at: tuple[int, ...] | None = None  # pixel frames that the perceptual loss looks at; None: all
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """Those that are there."""
-        return [tensor for tensor in (self.video, self.mean, self.std, self.noise) if tensor is not None]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with every tensor changed."""
-        mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
-        return replace(self, video=change(self.video), mean=mean, std=std, noise=noise)
-
-    def counted(self, video: Tensor) -> Tensor:
-        """The part of each clip of (B, 3, T, H, W) that losses look at."""
-        if self.windows is None:
-            return video
-        return torch.stack([clip[..., rows, columns] for clip, (rows, columns) in zip(video, self.windows, strict=True)])
-
-
-WHOLE = slice(None)  # every clip of a batch; of several processes each reads its part
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, num_items: int) -> list[int]:
-    order = list(range(num_items))
-    random.Random(f"order/{seed}/{epoch}").shuffle(order)  # noqa: S311 - reproducible, not secret
-    return order
-
-
-def item_at(seed: int, index: int, num_items: int) -> int:
-    """The `index`-th item of an endless stream that shuffles `num_items` anew each time round: a function, no state."""
-    return _order(seed, index // num_items, num_items)[index % num_items]
-
-
-class CacheWriter:
-    """Adds clips to a cache folder, shard by shard, from any thread. Use as a context manager: its exit commits the open shard."""
-
-    def __init__(
-        self,
-        root: Path,
-        made_by: Mapping[str, Any],
-        shard_mb: int,
-        parts: int = 1,
-        on_commit: Callable[[Path], None] = lambda _: None,
-        *,
-        tf32: bool = False,
-    ) -> None:
-        """`parts` is for a new cache: how many its videos are divided into; `self.parts` is what it has. `on_commit` gets each shard.
-
-        `tf32` is recorded with each shard if the latents were computed in TF32.
-        """
-        self.root = root
-        self.shards = root / "shards"
-        self.max_bytes = shard_mb * 1_000_000
-        self._on_commit = on_commit
-        self._how: dict[str, Any] = {"tf32": True} if tf32 else {}
-        self._part = 0
-        self._tensors: dict[str, Tensor] = {}
-        self._clips: list[dict[str, Any]] = []
-        self._bytes = 0
-        self._lock = threading.RLock()
-        self.parts = int(_agree_on_manifest(root, made_by, parts).get("parts", 1))
-        # Of an earlier turbovaed, whose shards belong to no part.
-        self._of_no_part = self._keys("[!p]*.json")
-
-    def committed(self, part: int) -> set[str]:
-        """Keys of the clips that a part has: whoever holds the part is alone in adding to them."""
-        return self._of_no_part | self._keys(f"part-{part:03}-*.json")
-
-    def _keys(self, pattern: str) -> set[str]:
-        return {clip["key"] for path in whole_files(self.shards, pattern) for clip in read_shard(path)["clips"]}
-
-    def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
-        """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""
-        self.add_all([(source, mean, std, video)])
-
-    def add_all(self, clips: Sequence[tuple[ClipSource, Tensor, Tensor, Tensor]], part: int = 0) -> None:
-        """Keep clips of one part that were encoded together; a shard ends behind all of them, so that a rerun makes the same batches."""
-        with self._lock:
-            if part != self._part:
-                self.commit()
-                self._part = part
-            for source, mean, std, video in clips:
-                key = source.key
-                # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
-                pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
-                self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
-                self._clips.append({"key": key, **asdict(source)})
-                self._bytes += sum(self._tensors[name].nbytes for name in pieces)
-            if self._bytes >= self.max_bytes:
-                self.commit()
-
-    def commit(self) -> None:
-        """Write the open shard, then the .json that makes it count."""
-        with self._lock:
-            if self._clips:
-                self._commit()
-
-    def _commit(self) -> None:
-        digest = hashlib.sha256("".join(clip["key"] for clip in self._clips).encode()).hexdigest()[:16]
-        path = self.shards / f"part-{self._part:03}-{digest}.safetensors"
-        write_whole(path, lambda temporary: save_file(self._tensors, temporary))
-        record = {"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size, **self._how, "clips": self._clips}
-        text = sealed(record)
-        write_whole(path.with_suffix(".json"), lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        self._tensors, self._clips, self._bytes = {}, [], 0
-        self._on_commit(path)
-
-    def __enter__(self) -> "CacheWriter":
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        # Also on an error: what was encoded so far is whole, and the next run goes on behind it.
-        self.commit()
-
-
-def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> dict[str, Any]:
-    """The manifest of a cache, written where there is none; SettingsError where it was made otherwise."""
-    path = root / "manifest.json"
-    if not path.exists():
-        ours = ("shards", "parts", "manifest.json")  # which another process may have written meanwhile
-        if root.exists() and any(
-            item.name not in ours and not item.name.startswith(".manifest.json.") for item in root.iterdir()
-        ):
-            raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
-        text = sealed({**made_by, "parts": parts})
-        while not path.exists():
-            with held(root / "parts" / "manifest.lock") as other:
-                if other is None and not path.exists():
-                    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-            time.sleep(0.02 if other else 0)
-    return check_manifest(root, made_by)
 
 
 def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""`cache-latents --dry-run`: what a caching job would take, from a sample of the videos."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
+from turbovaed_cli.files.sealed import read_sealed
+from turbovaed_cli.latents.cache import check_manifest, committed_shards
+from turbovaed_cli.latents.caching import encode_clips, read_clip_of
+from turbovaed_cli.latents.parts import KnownVideo, Shard, known_videos, num_parts, part_of
+from turbovaed_cli.latents.planning import PlannedVideo, check_settings, made_by, plan_known, plan_video, span_of, still_known
+from turbovaed_cli.machine.devices import forget_peak, num_readers, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
+from turbovaed_cli.machine.threads import read_ahead
+from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.registry.download import missing_bytes
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.video.sources import Videos, open_videos
+from turbovaed_cli.video.usable import Skipped, too_short
+
+SAMPLE_VIDEOS = 24  # that a dry run looks into
+SAMPLE_BATCHES = 4  # that it encodes behind the first, which is slow
+
+
+@dataclass(frozen=True)
+class CacheEstimate:
+    """What a caching run would take, from a sample of the videos."""
+
+    out: str
+    videos: int  # of this share
+    looked_into: int  # so many of them
+    clips: int  # to encode; exact where every video was looked into
+    skipped: list[Skipped]  # of those looked into
+    disk_bytes: int  # the cache will be so much larger
+    free_bytes: int | None  # where it will lie; None behind a URL
+    download_bytes: int  # weights that are not here
+    seconds: float | None = None  # None where the weights are not here, so that nothing could be timed
+    peak_mb: float | None = None  # memory: of a GPU its tensors, else the process
+    device: str = ""
+
+
+def estimate_cache(
+    spec: ModelSpec,
+    data: str | Path,
+    out: str | Path,
+    settings: CacheSettings,
+    *,
+    shard: Shard | None = None,
+    report: Reporter = quiet,
+) -> CacheEstimate:
+    """Look into some videos, encode some clips, and write nothing. Raises what cache_latents would for the settings."""
+    check_settings(spec, settings)
+    device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
+    warn_of_cudnn(device, dtype, report)
+    settings = replace(settings, workers=num_readers(device, settings.workers))
+    here = not is_url(out)
+    made = here and (Path(out) / "manifest.json").is_file()
+    with open_videos(data, report) as videos:
+        names = videos.names
+        parts = (
+            int(read_sealed(Path(out) / "manifest.json").get("parts", 1))
+            if made
+            else num_parts(len(names), shard.count if shard else 1)
+        )
+        if shard is not None:
+            names = [name for name in names if part_of(name, parts) % shard.count == shard.index]
+        sample = names[:: max(-(-len(names) // SAMPLE_VIDEOS), 1)]
+        known = dict(known_videos(Path(out))) if made else {}
+        committed = {clip["key"] for record in committed_shards(Path(out)) for clip in record["clips"]} if made else set()
+        look = partial(_look, videos, settings, known)
+        planned = [plan for _, plan in read_ahead(look, report.track(sample, "looking into videos"), settings.workers)]
+        missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
+        clips = round(len(missing) * len(names) / max(len(sample), 1))
+        timed: dict[str, Any] = {}
+        download = missing_bytes(spec)
+        if not download:
+            teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise)
+            if made:
+                check_manifest(Path(out), made_by(teacher, settings))
+            if missing:
+                timed = _time_some(teacher, [plan for plan in planned if plan.info], settings, device, report)
+    seconds = timed.get("seconds")
+    return CacheEstimate(
+        str(out), len(names), len(sample), clips,
+        [Skipped(videos.shown(plan.name), reason) for plan in planned if (reason := _reason(plan, settings))],
+        clips * timed.get("bytes", _bytes_of_clip(spec, settings)),
+        free_disk_bytes(Path(out)) if here else None,
+        download, None if seconds is None else seconds * clips, timed.get("peak_mb"), device.type,
+    )  # fmt: skip
+
+
+def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
+    before = still_known(known, name, settings)
+    done = plan_known(videos, settings, name, before) if before is not None and before.reason else None
+    return done or plan_video(videos, settings, name, before)  # also what is known: some of it is encoded
+
+
+def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:
+    if plan.known.reason or plan.clips:
+        return plan.known.reason
+    return too_short(plan.known.frames, span_of(settings))
+
+
+def _time_some(
+    teacher: Any, planned: Sequence[PlannedVideo], settings: CacheSettings, device: torch.device, report: Reporter
+) -> dict[str, Any]:
+    """Seconds per clip behind the first batch, as reading and encoding go on side by side; bytes per clip; peak memory."""
+    report.note("timing some clips")
+    forget_peak(device)
+    clips = [(clip, plan.info) for plan in planned for clip in plan.clips if plan.info]
+    wanted = (SAMPLE_BATCHES + 1) * settings.batch_size
+    sample = clips[:: max(len(clips) // wanted, 1)][:wanted]
+    read = (frames for _, frames in read_ahead(read_clip_of, sample, settings.workers) if not isinstance(frames, str))
+    began, done, bytes_of_clip = 0.0, 0, 0
+    while batch := list(islice(read, settings.batch_size)):
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            mean, std = encode_clips(teacher, batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        done += len(batch) if began else 0
+        began = began or time.perf_counter()
+        bytes_of_clip = batch[0].nbytes + mean[0].nbytes + std[0].nbytes
+    found = {"bytes": bytes_of_clip, "peak_mb": peak_mb(device)} if bytes_of_clip else {}
+    return found | ({"seconds": (time.perf_counter() - began) / done} if done else {})
+
+
+def _bytes_of_clip(spec: ModelSpec, settings: CacheSettings) -> int:
+    """Pixels as uint8, and mean and std in fp32: at most."""
+    teacher, (height, width) = spec.teacher, settings.size
+    latents = teacher.latent_frames(settings.frames) * (height // teacher.space_ratio) * (width // teacher.space_ratio)
+    return settings.frames * height * width * 3 + 2 * 4 * teacher.latent_channels * latents

@@ -1,0 +1,69 @@
+"""What is around a caching job: what it would take (`--dry-run`), how far it is (`--status`), and making one of several (`--merge`)."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.files.sealed import read_sealed
+from turbovaed_cli.files.whole import whole_files
+from turbovaed_cli.latents.cache import read_shard
+from turbovaed_cli.latents.parts import (
+    holders,
+    known_videos,
+    read_listing,
+)
+from turbovaed_cli.video.usable import Skipped
+
+_WINDOW_S = 600.0  # of the speed that --status tells
+
+
+@dataclass(frozen=True)
+class CacheStatus:
+    """How far a cache is, as any machine that sees its folder can tell."""
+
+    out: str
+    videos: int | None  # when a worker last looked; None where no worker of this version has
+    done: int  # videos that are finished, those that cannot be read among them
+    clips: int
+    bytes: int
+    failed: list[Skipped]
+    working: list[str]  # who is at it
+    clips_per_s: float | None = None  # over the last ten minutes; None where nobody works, or it is too early to tell
+    seconds_left: float | None = None
+    parts: int = 1  # that the videos are divided into
+    tf32_clips: int = 0  # of `clips`, those whose latents were computed in TF32
+
+
+def cache_status(out: Path) -> CacheStatus:
+    """Read it from the folder; changes nothing. Raises SettingsError where it is no cache."""
+    if not (out / "manifest.json").is_file():
+        raise SettingsError(f"{out} is no latent cache (no manifest.json)", "give the folder that cache-latents --out names")
+    manifest = read_sealed(out / "manifest.json")
+    videos = read_listing(out)
+    known = dict(known_videos(out))
+    failed = [Skipped(name, facts.reason) for name, facts in known.items() if facts.reason]
+    failed += [
+        Skipped(f"{name} (from frame {start})", why) for name, facts in known.items() for start, why in facts.failed.items()
+    ]
+    finished = {path.stem for path in whole_files(out / "parts", "part-*.json")}
+    clips = num_bytes = of_known = tf32_clips = 0
+    recent: list[tuple[float, int]] = []
+    now = time.time()
+    for path in whole_files(out / "shards", "*.json"):
+        record = read_shard(path)
+        count = len(record["clips"])
+        clips, num_bytes = clips + count, num_bytes + int(record["bytes"])
+        tf32_clips += count if record.get("tf32") else 0
+        of_known += count if path.name[: len("part-000")] in finished else 0
+        if now - path.stat().st_mtime < _WINDOW_S:
+            recent.append((path.stat().st_mtime, count))
+    working = holders(out)
+    rate = left = None
+    recent.sort()
+    if working and len(recent) > 1 and now > recent[0][0]:
+        rate = sum(count for _, count in recent[1:]) / (now - recent[0][0])  # clips that came behind the first of them
+        if videos and known and rate:
+            left = max(videos * of_known / len(known) - clips, 0.0) / rate
+    parts = int(manifest.get("parts", 1))
+    return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, parts, tf32_clips)

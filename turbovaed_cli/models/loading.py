@@ -1,0 +1,214 @@
+"""Load a student by its name, from a folder or from a weight file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from turbovaed_cli.choices import hint_for
+from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
+from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
+from turbovaed_cli.files.sealed import verify_manifest
+from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.registry.download import Consent, no_consent, student_weights
+from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.runs.rundir import RunDir
+
+HEAD_PREFIX = "aligned_feature_projection_heads."
+_LATENT_STATISTICS = ("latents_mean", "latents_std")
+# What a config may ask for, least and most: the published ones are far inside.
+_BOUNDS = {
+    "latent_channels": (1, 4096),
+    "out_channels": (1, 64),
+    "decoder_block_out_channels": (1, 8192),
+    "decoder_layers_per_block": (0, 64),
+    "decoder_dw_kernel_size": (1, 31),
+}
+_MOST_BLOCKS = 12
+# Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
+_ENCODER_KEYS = frozenset(
+    [
+        "block_out_channels",
+        "down_block_types",
+        "layers_per_block",
+        "encoder_causal",
+        "downsample_type",
+        "out_layers",
+        "up_block_types",
+        "act_fn",
+        "norm_num_groups",
+        "mid_block_add_attention",
+        "spatial_compression_ratio",
+        "temporal_compression_ratio",
+        "force_upcast",
+        "use_quant_conv",
+        "use_post_quant_conv",
+        "timestep_conditioning",
+        "decoder_inject_noise",
+        "upsample_residual",
+        "upsample_factor",
+        "sample_height",
+        "sample_width",
+        "shift_factor",
+        "norm_eps",
+        "invert_scale_latents",
+        "decoder_spatio_temporal_scaling",
+    ]
+)
+
+
+def build_student(config: Mapping[str, Any]) -> StudentDecoder:
+    """A student with random weights from a config in the published key names.
+
+    Keys of the encoder are ignored; a key that means nothing to either raises SettingsError naming it.
+    """
+    known = set(StudentDecoder.__init__.__wrapped__.__annotations__) - {"return"}
+    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in _ENCODER_KEYS}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise SettingsError(f"the student config has an unknown key {unknown[0]!r}", f"known keys: {', '.join(sorted(known))}")
+    _check_config(given)
+    return StudentDecoder(**given)
+
+
+def _check_config(given: Mapping[str, Any]) -> None:
+    """Raise SettingsError where a value has another type than the network wants, or would make one that no memory holds."""
+    hints = StudentDecoder.__init__.__wrapped__.__annotations__
+    for name, value in given.items():
+        if not fits(value, hints[name]):
+            raise SettingsError(
+                f"the student config's {name} is {shown(value)}", "the published key names and types: models show"
+            )
+    for name, (least, most) in _BOUNDS.items():
+        value = given.get(name)
+        for number in value if isinstance(value, Sequence) else () if value is None else (value,):
+            if not least <= number <= most:
+                raise SettingsError(f"the student config's {name} has {shown(number)}", f"it may be {least} to {most}")
+    channels, num = given.get("decoder_block_out_channels", (1,)), given.get("latent_channels")
+    if not channels or len(channels) > _MOST_BLOCKS:
+        raise SettingsError(
+            f"the student config has {len(channels)} decoder_block_out_channels", f"1 to {_MOST_BLOCKS} are possible"
+        )
+    for name in _LATENT_STATISTICS:
+        if given.get(name) and num is not None and len(given[name]) != num:
+            raise SettingsError(f"{name} has {len(given[name])} values for {num} latent_channels", "one for each, or null")
+
+
+def load_student(
+    where: str | Path, config: str | Path | Mapping[str, Any] | None = None, *, consent: Consent = no_consent
+) -> StudentDecoder:
+    """Load a student, fp32 on the CPU, in eval mode, from
+
+    a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
+    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file; files that
+    are called as those of the registry need none).
+
+    Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
+    are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
+    """
+    if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
+        spec = find_model(where)
+        path = student_weights(spec, consent)
+        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
+    path = Path(where)
+    if path.is_dir():
+        return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
+    if path.is_file():
+        return load_published(path, _read_config(path, config))
+    raise UnknownModelError(
+        f"no model answers to {str(where)!r}",
+        hint_for(
+            str(where), names_of_models(), f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+        ),
+    )
+
+
+def _load_folder(folder: Path) -> StudentDecoder:
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise UnknownModelError(
+            f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished"
+        )
+    if (folder / "manifest.json").is_file():  # of a run: every byte is known
+        verify_manifest(folder)
+    config = read_config(config_path)
+    if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
+        raise UnknownModelError(
+            f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
+            "give a student folder as --model; this one may be a --teacher",
+        )
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UnknownModelError(
+            f"{folder} holds no diffusion_pytorch_model.safetensors",
+            "one file of that name beside config.json: no pickles, no shards",
+        )
+    return load_published(weights, config)
+
+
+def load_published(weights: Path, config: Mapping[str, Any]) -> StudentDecoder:
+    """A student from one weight file in the published layout: decoder keys, and extras that are set aside."""
+    state = read_weights(weights)
+    for key in _LATENT_STATISTICS:
+        if key in state and (state[key].ndim != 1 or state[key].numel() > _BOUNDS["latent_channels"][1]):
+            raise WeightFileError(f"{weights.name}: {key} is {tuple(state[key].shape)}", "it is one number per latent channel")
+    decoder = {key: value for key, value in state.items() if key not in _LATENT_STATISTICS and not key.startswith(HEAD_PREFIX)}
+    statistics = {key: state[key].float().tolist() for key in _LATENT_STATISTICS if key in state}
+    with torch.device("meta"):  # the config is believed only where the weights are as large as it says
+        check_fit(build_student({**config, **statistics}), decoder, weights)
+    student = build_student({**config, **statistics})
+    load_strictly(student, decoder, weights)
+    return student.eval()
+
+
+def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if isinstance(config, Mapping):
+        return config
+    if config is None and weights.suffix == ".safetensors":
+        inside = _config_inside(weights)
+        if inside is not None:
+            return inside
+    path = Path(config) if config else weights.with_name("config.json")
+    known = [spec for spec in MODELS.values() if spec.student.published and spec.student.published.filename == weights.name]
+    if config is None and known and not path.is_file():  # shapes are checked all the same
+        return {**known[0].student.config, "teacher": known[0].name}
+    if not path.is_file():
+        raise SettingsError(
+            f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
+            "pass config=... (--config FILE); `turbovaed models show NAME --json` prints those of the registry, as student.config",
+        )
+    return read_config(path)
+
+
+def _config_inside(weights: Path) -> dict[str, Any] | None:
+    """The config in the header of a file that `turbovaed export --format safetensors` wrote; None where there is none."""
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get("config")
+    except (SafetensorError, OSError) as error:
+        raise WeightFileError(
+            f"{weights} is not a weight file that can be read safely: {error}",
+            "give a .safetensors of tensors, whole and unchanged",
+        ) from error
+    try:
+        config = parse_json(text) if text else None
+    except ValueError:
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON config file; SettingsError where it is none."""
+    try:
+        config = parse_json(read_text(path))
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read: {error.strerror}", "give a JSON file") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON: {error}", "give the JSON config of a student") from error
+    if not isinstance(config, dict):
+        raise SettingsError(f"{path} holds a {type(config).__name__}, not a config", "give the JSON config of a student")
+    return config

@@ -1,0 +1,259 @@
+"""The student's network: the published Turbo-VAED decoder, and nothing else.
+
+Attribute names are the keys of the published weight files (which carry the decoder without a prefix). Training-only parts,
+the alignment heads, live in `training/alignment.py`; published files hold them too, and loading.py sets them aside.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
+from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
+from turbovaed_cli.registry.specs import FrameRule
+
+
+class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Decode latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1], module by module.
+
+    Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
+    them reversed. `patch_size` 4 ends in two per-frame 2-D upsamplings; 1 ends in norm, SiLU, convolution.
+    Any t >= 1 decodes; T is `pixel_frames(t)`. Source: arXiv:2508.09136 and its published weights.
+    """
+
+    _supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # as diffusers calls it: enable_gradient_checkpointing() finds it here
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        latent_channels: int = 128,
+        out_channels: int = 3,
+        decoder_block_out_channels: Sequence[int] = (64, 128, 256, 512),
+        decoder_layers_per_block: Sequence[int] = (3, 2, 3, 1, 1),
+        decoder_is_dw_conv: Sequence[bool] = (False, False, False, True, True),
+        decoder_dw_kernel_size: int = 5,
+        spatio_temporal_scaling: Sequence[bool] = (True, True, True, False),
+        decoder_spatio_only: Sequence[bool] | None = None,
+        patch_size: int = 4,
+        patch_size_t: int = 1,
+        is_video_dc_ae: bool = False,
+        scaling_factor: float = 1.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        aligned_feature_projection_mode: str | None = None,
+        aligned_feature_projection_dim: Sequence[Sequence[int]] | None = None,
+        aligned_blks_indices: Sequence[int] | None = None,
+        in_channels: int = 3,
+        decoder_causal: bool = False,
+        resnet_norm_eps: float = 1e-6,
+        teacher: str | None = None,
+    ) -> None:
+        super().__init__()
+        plan = plan_blocks(
+            decoder_block_out_channels,
+            decoder_layers_per_block,
+            decoder_is_dw_conv,
+            spatio_temporal_scaling,
+            decoder_spatio_only,
+        )
+        if patch_size not in (1, 4):
+            raise SettingsError(f"patch_size is {patch_size}: the published tails are for 1 and 4")
+        if decoder_causal or patch_size_t != 1:
+            raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+
+        kernel = decoder_dw_kernel_size
+        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)
+        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, depthwise_kernel=kernel if plan[0].depthwise else None)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                before.channels,
+                block.channels,
+                block.num_layers,
+                depthwise_kernel=kernel if block.depthwise else None,
+                upsample_space=block.upsample_space,
+                upsample_time=block.upsample_time,
+                drop_first_frame=not is_video_dc_ae,
+            )
+            for before, block in pairwise(plan)
+        )
+        self.norm_out = ChannelRMSNorm()
+        self.act_out = nn.SiLU()
+        channels = plan[-1].channels
+        if patch_size == 4:
+            self.upsampler2d_1 = Upsampler2d(channels)
+            self.upsampler2d_2 = Upsampler2d(channels // 4)
+            channels //= 16
+        self.conv_out = TimeReplicatedConv3d(channels, out_channels)
+
+        num_space = sum(block.upsample_space for block in plan)
+        num_time = sum(block.upsample_time for block in plan)
+        self.spatial_compression_ratio = patch_size * 2**num_space
+        self.temporal_compression_ratio = 2**num_time
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """How many pixel frames T the student makes of t latent frames."""
+        if self.config.is_video_dc_ae:
+            return latent_frames * int(self.temporal_compression_ratio)
+        return (latent_frames - 1) * int(self.temporal_compression_ratio) + 1
+
+    def latent_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(C, t, h, w) of the latents that decode to `frames` pixel frames of `size` (height, width).
+
+        Raises FrameCountError or ShapeError with the nearest that can be made.
+        """
+        ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
+        rule = FrameRule(ratio, first)
+        if frames < 1 or frames % ratio != first % ratio:
+            raise FrameCountError(
+                f"this student makes {rule} frames, not {frames}",
+                f"nearest: --frames {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}",
+            )
+        space = int(self.spatial_compression_ratio)
+        height, width = size
+        if height % space or width % space or min(size) < space:
+            nearest = [max(round(pixels / space), 1) * space for pixels in (width, height)]
+            raise ShapeError(
+                f"this student makes multiples of {space} pixels, not {width}x{height}",
+                f"nearest: --size {nearest[0]}x{nearest[1]}",
+            )
+        return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, t, h, w) to video (B, 3, T, H, W); not clamped."""
+        x = self.conv_in(latents)
+        x = self._run(self.mid_block, x)
+        for block in self.up_blocks:
+            x = self._run(block, x)
+        return self._run(self._tail, x)
+
+    # Whether `decode` without gradients takes the fast form; None: where it is known to win, on a CPU. False also leaves
+    # what streams with channels last only.
+    fast: bool | None = None
+    fast_form_of: tuple[object, object] | None = None  # (these weights, their fast form): streaming.py fills it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles take along: all but the fast form."""
+        return {name: value for name, value in self.__dict__.items() if name != "fast_form_of"}
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ShapeError unless they are (B, latent_channels, t, h, w), for any t."""
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ShapeError(
+                f"latents are {tuple(latents.shape)}: this student decodes (batch, {channels}, frames, height, width)"
+            )
+
+    def features(
+        self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Decode and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
+
+        Returns (sample, {block: (B, C, t', h', w')}); without `with_sample` it stops after the last block asked for.
+        """
+        wanted = dict.fromkeys(blocks)
+        found: dict[str, Tensor] = {}
+        x = self.conv_in(latents)
+        stages = [("mid_block", self.mid_block), *((f"up_blocks.{i}", block) for i, block in enumerate(self.up_blocks))]
+        unknown = set(wanted) - {name for name, _ in stages}
+        if unknown:
+            raise SettingsError(f"this student has no block {sorted(unknown)[0]!r}", f"blocks: {', '.join(n for n, _ in stages)}")
+        for name, block in stages:
+            x = self._run(block, x)
+            if name in wanted:
+                found[name] = x
+            if not with_sample and len(found) == len(wanted):
+                return None, found
+        return self._run(self._tail, x), found
+
+    def checkpoint_blocks(self, *, enable: bool) -> None:
+        """Whether training keeps only what goes into each block and computes the rest again on the way back; the same gradients."""
+        if enable != self.gradient_checkpointing:
+            self._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+
+    def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, self._gradient_checkpointing_func(part, x))
+        return part(x)
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """What `conv_out` is given: the part of the tail that looks at one frame at a time.
+
+        Its end, and `conv_out`, keep the precision of their weights under autocast: rounded to bf16 they shift colours by
+        up to 1 in 255, which the student then learns to make up for.
+        """
+        if self.config.patch_size == 4:
+            x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+        x = x.to(self.conv_out.conv.weight.dtype)
+        with _no_autocast(x.device):
+            if self.config.patch_size == 4:
+                x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+            return cast(Tensor, self.act_out(self.norm_out(x)))
+
+    def _tail(self, x: Tensor) -> Tensor:
+        x = self.before_last(x)
+        with _no_autocast(x.device):
+            return cast(Tensor, self.conv_out(x))
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):  # such as meta, where only shapes are asked for
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One stage of the decoder in running order: the mid block first, then the up blocks."""
+
+    channels: int
+    num_layers: int
+    depthwise: bool
+    upsample_space: bool
+    upsample_time: bool
+
+
+def plan_blocks(
+    channels: Sequence[int],
+    layers: Sequence[int],
+    depthwise: Sequence[bool],
+    scaling: Sequence[bool],
+    spatio_only: Sequence[bool] | None,
+) -> list[BlockPlan]:
+    """Turn the output-first lists of a published config into running order; raise SettingsError where lengths disagree."""
+    num_up = len(channels)
+    spatio_only = spatio_only or [False] * num_up
+    lengths = {
+        "decoder_layers_per_block": (len(layers), num_up + 1),
+        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
+        "spatio_temporal_scaling": (len(scaling), num_up),
+        "decoder_spatio_only": (len(spatio_only), num_up),
+    }
+    for name, (found, wanted) in lengths.items():
+        if found != wanted:
+            raise SettingsError(f"{name} has {found} entries where {num_up} decoder_block_out_channels want {wanted}")
+    mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
+    return [mid] + [
+        BlockPlan(
+            channels[i],
+            layers[i],
+            bool(depthwise[i]),
+            upsample_space=bool(scaling[i]),
+            upsample_time=scaling[i] and not spatio_only[i],
+        )
+        for i in reversed(range(num_up))
+    ]
+
+
+def num_params(module: nn.Module) -> int:
+    """Number of parameters, trainable or not."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,185 @@
+"""The pieces of a decoder that work on a stream: each keeps the frames and rows that its next output needs."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch
+from turbovaed_cli.models.layers import LAYER_NORM_EPS, ChannelLayerNorm
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rows of a piece are under way, and what follows them."""
+
+    stripe: int  # number of the stripe, from the top
+    top: bool  # nothing lies above
+    bottom: bool  # nothing lies below
+    end: bool  # no frame follows
+
+
+class Stage(Protocol):
+    """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
+
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        """Take new frames of the stripe and return what is determined by now."""
+        ...
+
+    def behind(self, frames: int) -> int:
+        """How many frames are out when `frames` have come in and more will follow."""
+        ...
+
+
+class Memory(Protocol):
+    """Where a stage leaves frames for the next piece, a tensor per stripe."""
+
+    def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
+
+    def get(self, stripe: int, /) -> Tensor | None:
+        """What was left last, to be read only; None where nothing was."""
+        ...
+
+
+Keep = Callable[[], Memory]
+_Maker = Callable[[Keep], Stage]
+
+
+def _run(stages: Iterable[Stage], x: Tensor, at: Place) -> Tensor:
+    for stage in stages:
+        x = stage(x, at)
+    return x
+
+
+def _places(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Place, Tensor]]:
+    for number, stripe in enumerate(stripes):
+        yield Place(number, number == 0, number == len(stripes) - 1, end), stripe
+
+
+def _framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> _Maker:
+    return lambda _keep: _Framewise(layer, time)
+
+
+class _Framewise:
+    """What looks at no other place; `time` frames come out for each that goes in."""
+
+    def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
+        self.layer, self.time = layer, time
+
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        return self.layer(x)
+
+    def behind(self, frames: int) -> int:
+        return frames * self.time
+
+
+class _Convolution:
+    """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
+
+    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
+        self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
+        self.kept = kept  # the last frames of each stripe
+        self.above: Tensor | None = None  # the last rows of the stripe above
+
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        padded, top = self._padded(x, at)
+        reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
+        if not at.end and (frames := padded.shape[0]):
+            self.kept[at.stripe] = padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows]
+        is_whole = at.top and at.bottom
+        if not is_whole and reach:
+            self.above = None if at.bottom else _copy(padded[:, :, -2 * reach :])
+        return self.kernel(padded, pad_height=is_whole)
+
+    def _padded(self, x: Tensor, at: Place) -> tuple[Tensor, int]:
+        """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
+        frames, channels, height, width = x.shape
+        reach_time, reach = self.kernel.reach_time, self.kernel.reach
+        kept = self.kept.get(at.stripe)
+        head = kept.shape[0] if kept is not None else reach_time if frames else 0
+        known = head + frames
+        tail = reach_time if at.end and known else 0
+        top = bottom = 0
+        if reach and not (at.top and at.bottom):
+            top = self.above.shape[2] if self.above is not None else reach
+            bottom = reach if at.bottom else 0
+        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
+        here = padded[:, :, top : top + height]
+        self.prepare.write(x, here[head:known], self.scratch)
+        if head:
+            here[:head] = kept if kept is not None else here[head]
+        if tail:
+            here[known:] = here[known - 1]
+        if top:
+            padded[:, :, :top] = self.above if self.above is not None else 0
+        if bottom:
+            padded[:, :, -bottom:] = 0
+        return padded, top
+
+    def behind(self, frames: int) -> int:
+        return frames - self.kernel.reach_time
+
+
+class _Shortcut:
+    """LayerNorm over channels, then the pointwise convolution."""
+
+    def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+        self.pointwise = pointwise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        return self.pointwise(rows.permute(0, 3, 1, 2))
+
+
+class _Residual:
+    """A branch, and the input that waits for it."""
+
+    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: Memory) -> None:
+        self.branch, self.shortcut = branch, shortcut
+        self.waiting = waiting  # frames of each stripe that the branch has not caught up with
+        self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
+
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        y = _run(self.branch, x, at)
+        straight = self.shortcut(x) if self.shortcut else x
+        before = self.waiting.get(at.stripe)
+        if before is not None and before.shape[0]:
+            straight = torch.cat([before, straight])
+        if not at.end:
+            self.waiting[at.stripe] = straight[y.shape[0] :]
+        straight = straight[: y.shape[0]]
+        if self.above is not None:
+            straight = torch.cat([self.above, straight], dim=2)
+        if not at.top or not at.bottom:
+            self.above = None if at.bottom else _copy(straight[:, :, y.shape[2] :])
+        return y.add_(straight[:, :, : y.shape[2]])
+
+    def behind(self, frames: int) -> int:
+        for stage in self.branch:
+            frames = stage.behind(frames)
+        return frames
+
+
+class _WithoutFirst:
+    """Drops the first frame of the stream."""
+
+    def __init__(self) -> None:
+        self.dropped: set[int] = set()  # stripes that have lost theirs
+
+    def __call__(self, x: Tensor, at: Place) -> Tensor:
+        if at.stripe in self.dropped or not x.shape[0]:
+            return x
+        self.dropped.add(at.stripe)
+        return x[1:]
+
+    def behind(self, frames: int) -> int:
+        return frames - 1
+
+
+def _copy(x: Tensor) -> Tensor:
+    """A copy that holds nothing else alive, in channels_last memory."""
+    return x.clone(memory_format=torch.channels_last)
