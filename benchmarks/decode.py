@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from truncated_features import random_teacher
 
-from turbovaed_cli.bench import cpu_name
+from turbovaed_cli.benchmarking.bench import cpu_name
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words, resolve_device, wait_for
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.kernels import Speedups

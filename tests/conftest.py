@@ -204,7 +204,7 @@ def swift_has_errors(text: str) -> bool:
 def installed(name):
     """Skip, with the reason, where the extra of a format is not here."""
     from turbovaed_cli.errors import UnavailableError
-    from turbovaed_cli.exporters import exporters
+    from turbovaed_cli.export.formats.table import exporters
 
     try:
         exporters()[name].check_installed()

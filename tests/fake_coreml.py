@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from turbovaed_cli.exporters.coreml import saved_program
-from turbovaed_cli.exporters.mil_interpreter import interpret
+from turbovaed_cli.export.formats.coreml import saved_program
+from turbovaed_cli.export.formats.mil_interpreter import interpret
 
 EXPERIMENTAL = "coremltools.models.ml_program.experimental"
 

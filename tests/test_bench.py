@@ -13,12 +13,14 @@ import torch
 from conftest import installed
 from safetensors.torch import save_file
 
-from turbovaed_cli.bench import bench
+from turbovaed_cli.benchmarking import results
+from turbovaed_cli.benchmarking.bench import bench
+from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone, smallest_gmacs, why_no_estimate
+from turbovaed_cli.benchmarking.results import BenchResult, BenchRow
+from turbovaed_cli.benchmarking.target import COMPILED, MODULES
+from turbovaed_cli.benchmarking.targets import coreml
 from turbovaed_cli.errors import CheckFailedError, SettingsError, ShapeError, TurboVaedError, UnavailableError
 from turbovaed_cli.settings import BenchSettings
-from turbovaed_cli.targets import COMPILED, MODULES, coreml, results
-from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone, smallest_gmacs, why_no_estimate
-from turbovaed_cli.targets.results import BenchResult, BenchRow
 
 SMALL = {"frames": 9, "size": (64, 64), "warmup": 1, "repeats": 3}
 
@@ -103,7 +105,7 @@ def test_machines_are_one_whatever_their_versions_and_threads():
 
 
 def test_speed_ups_are_over_the_teacher_in_the_same_precision_on_the_same_device():
-    from turbovaed_cli.bench import _with_speedups
+    from turbovaed_cli.benchmarking.bench import _with_speedups
 
     fp32 = replace(row_with([10.0]), target="torch", layout="")
     teacher = replace(fp32, network="teacher", p50_ms=100.0)
@@ -167,7 +169,7 @@ def test_each_precision_that_a_target_has_is_a_row(ltx_student, monkeypatch):
 
 
 def test_a_row_that_is_slow_is_called_no_more_than_needed(ltx_student, monkeypatch):
-    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_ENOUGH_MS", 0.001)
+    monkeypatch.setattr(sys.modules["turbovaed_cli.benchmarking.child"], "_ENOUGH_MS", 0.001)
     settings = BenchSettings(("torch",), **SMALL | {"repeats": 8})
     for row in in_this_process(ltx_student, settings, "torch", monkeypatch):
         assert len(row.samples_ms) == 3 and "3 calls" in row.remarks[0]
@@ -187,8 +189,8 @@ def test_a_target_whose_extra_is_missing_is_a_row_that_says_so(one_block_folder,
 
 def test_torch_compile_is_a_row_of_its_own(ltx_student, monkeypatch):
     """Its speed is not ours to test, and it takes a minute: what it would run is looked at in this process."""
-    from turbovaed_cli.bench import _work
-    from turbovaed_cli.export import latents_for
+    from turbovaed_cli.benchmarking.child import _work
+    from turbovaed_cli.export.checked_on import latents_for
     from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.settings import ExportSettings
 
@@ -208,7 +210,7 @@ def job_of(student, settings, target):
     import tempfile
     from pathlib import Path
 
-    from turbovaed_cli.bench import _write_inputs
+    from turbovaed_cli.benchmarking.bench import _write_inputs
     from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.registry.download import no_consent
     from turbovaed_cli.reporting import quiet
@@ -221,8 +223,8 @@ def job_of(student, settings, target):
 
 def in_this_process(student, settings, target, monkeypatch):
     """The rows of one target; what a process of its own would tell of the peak is not asked."""
-    module = sys.modules["turbovaed_cli.bench"]
-    monkeypatch.setattr(module, "_in_child", lambda job, settings: {"peak_mb": None})
+    module = sys.modules["turbovaed_cli.benchmarking.child"]
+    monkeypatch.setattr(module, "in_child", lambda job, settings: {"peak_mb": None})
     job, folder = job_of(student, settings, target)
     with folder:
         return [results.row_of(row) for row in module._measure(job, settings)["rows"]]
@@ -290,7 +292,7 @@ def test_an_app_that_cannot_be_built_is_built_once(one_block_folder, monkeypatch
 
 
 def test_a_runtime_that_fails_while_it_is_timed_leaves_the_other_rows(ltx_student, monkeypatch):
-    from turbovaed_cli.targets import torch as target
+    from turbovaed_cli.benchmarking.targets import torch as target
 
     made = target._fast
 
@@ -317,7 +319,7 @@ def test_a_target_that_fails_leaves_the_others_and_is_told_in_the_end(ltx_studen
             raise CheckFailedError("onnx in fp16 is not what the student is")
         return {"rows": [asdict(replace(row_with([3.0]), target=job["target"]))], "load_average": [0.0, 0.0]}
 
-    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_in_child", child)
+    monkeypatch.setattr(sys.modules["turbovaed_cli.benchmarking.bench"], "in_child", child)
     result = bench(str(ltx_student), BenchSettings(("onnx", "torch"), teacher=False, **SMALL))
     assert [(row.target, row.measured) for row in result.rows] == [("onnx", False), ("torch", True)]
     assert "not what the student is" in result.rows[0].status and [error.exit_code for error in result.failures] == [4]
@@ -330,7 +332,7 @@ def test_without_the_teacher_its_row_says_why(ltx_student, monkeypatch):
         told.append(job["teacher"])
         return {"rows": [asdict(replace(row_with([3.0]), target=job["target"]))], "load_average": [0.0, 0.0]}
 
-    monkeypatch.setattr(sys.modules["turbovaed_cli.bench"], "_in_child", child)
+    monkeypatch.setattr(sys.modules["turbovaed_cli.benchmarking.bench"], "in_child", child)
     onnx, student, teacher = bench(str(ltx_student), BenchSettings(("onnx", "torch"), **SMALL)).rows
     assert told == [None, None] and onnx.target == "onnx" and student.speedup is None
     assert (teacher.target, teacher.network) == ("torch", "teacher") and not teacher.measured
@@ -363,9 +365,9 @@ def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp
 
 def test_published_counts_of_operations_are_our_own():
     """GMACs grow with the number of pixels alone, so they are counted at a small size."""
-    from turbovaed_cli.exporters import Graph
-    from turbovaed_cli.exporters.cost import cost
-    from turbovaed_cli.models.export_form import export_form
+    from turbovaed_cli.export.cost import cost
+    from turbovaed_cli.export.export_form import export_form
+    from turbovaed_cli.export.format import Graph
     from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.registry.rows import MODELS
 
@@ -397,8 +399,8 @@ def test_a_graph_below_the_smallest_published_one_has_no_estimate():
 
 def test_off_the_cpu_the_layout_that_streaming_uses_has_a_row(one_block, monkeypatch):
     """Beside the modules, in every precision; on a device without numbers, whose shapes are those of all others."""
-    from turbovaed_cli.targets import Work
-    from turbovaed_cli.targets import torch as target
+    from turbovaed_cli.benchmarking.target import Work
+    from turbovaed_cli.benchmarking.targets import torch as target
 
     meta = torch.device("meta")
     monkeypatch.setattr(target, "torch_device", lambda asked: meta)

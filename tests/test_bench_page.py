@@ -9,10 +9,11 @@ import pytest
 from conftest import HANG_S
 from test_bench import row_with
 
+from turbovaed_cli.benchmarking import results
+from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone
+from turbovaed_cli.benchmarking.results import BenchResult, MemoryRow
+from turbovaed_cli.benchmarking.target import TEACHER
 from turbovaed_cli.html_report.bench import bars, memory, name_of, render, tradeoff, write_page
-from turbovaed_cli.targets import TEACHER, results
-from turbovaed_cli.targets.published import SPEEDS, estimate_on_phone
-from turbovaed_cli.targets.results import BenchResult, MemoryRow
 
 HOSTILE = "<img src=x onerror=alert(1)> {{ 7*7 }}"
 

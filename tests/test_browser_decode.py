@@ -12,8 +12,8 @@ import torch
 from conftest import HANG_S, missing_browser
 from safetensors.torch import load_file
 
-from turbovaed_cli.export import export_student
-from turbovaed_cli.exporters.readme import ORT_WEB, code_blocks
+from turbovaed_cli.export.export import export_student
+from turbovaed_cli.export.readme import ORT_WEB, code_blocks
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import ExportSettings
 

@@ -100,7 +100,7 @@ def test_a_rerun_probes_no_video_and_sees_one_that_changed(many, ltx_teacher, tm
     cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.planning"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     again = cache_latents(find_model(ltx_teacher), data, tmp_path / "c", SMALL)
     assert (again.encoded, again.found, probed) == (0, 32, [])
@@ -120,7 +120,7 @@ def test_failures_are_listed_remembered_and_looked_at_again_when_asked(many, ltx
     assert [item.path for item in cache_status(out).failed] == ["bad.mp4"]
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.planning"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     assert cache_latents(spec, data, out, SMALL).skipped == first.skipped and probed == []
     retry = CacheSettings(frames=9, size=(64, 64), retry_failed=True)
@@ -189,7 +189,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
     cache_latents(spec, data, out, SMALL)
     probed = []
     monkeypatch.setattr(
-        sys.modules["turbovaed_cli.latents.caching"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
+        sys.modules["turbovaed_cli.latents.planning"], "probe", lambda path, **_: probed.append(path.name) or probe(path)
     )
     cache_latents(spec, data, out, CacheSettings(frames=9, size=(64, 64), retry_failed=True))
     assert probed == ["bad.mp4"]

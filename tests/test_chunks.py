@@ -6,8 +6,8 @@ from golden import NAMES, load_golden, write_student
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbovaed_cli.models.chunks import UNKNOWN_END, ChunkDecoder
-from turbovaed_cli.models.export_form import export_form
+from turbovaed_cli.export.chunks import UNKNOWN_END, ChunkDecoder
+from turbovaed_cli.export.export_form import export_form
 from turbovaed_cli.models.loading import load_student
 
 

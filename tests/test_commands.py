@@ -491,9 +491,9 @@ def test_help_and_version_are_commands_too(turbovaed):
 def test_the_names_to_choose_from_are_those_there_are():
     """They are known before torch is loaded, and used for help."""
     from turbovaed_cli import settings
-    from turbovaed_cli.exporters import exporters
+    from turbovaed_cli.benchmarking.targets.table import targets
+    from turbovaed_cli.export.formats.table import exporters
     from turbovaed_cli.machine import devices
-    from turbovaed_cli.targets import targets
 
     assert tuple(exporters()) == settings.FORMATS
     assert tuple(targets()) == settings.TARGETS
@@ -509,7 +509,7 @@ def test_a_video_that_cannot_be_used_is_named_once(turbovaed, tmp_path, monkeypa
 
 
 def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
-    monkeypatch.setattr("turbovaed_cli.export.MAX_ABS_FP32", 0.0)
+    monkeypatch.setattr("turbovaed_cli.export.compare.MAX_ABS_FP32", 0.0)
     code, _, err = turbovaed("export", "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
     assert code == 4 and is_two_lines(err)
     assert sorted(path.name for path in tmp_path.iterdir()) == [

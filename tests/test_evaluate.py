@@ -14,7 +14,8 @@ from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
-from turbovaed_cli.evaluate import (
+from turbovaed_cli.evaluation import paper
+from turbovaed_cli.evaluation.evaluate import (
     as_document,
     clip_frames,
     decode_times,
@@ -24,14 +25,14 @@ from turbovaed_cli.evaluate import (
     measuring_device,
     parse_thresholds,
 )
-from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
-from turbovaed_cli.metrics.intervals import ratio_interval
-from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
-from turbovaed_cli.metrics.scores import ClipScores, met_thresholds, summarise
+from turbovaed_cli.evaluation.intervals import ratio_interval
+from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
+from turbovaed_cli.evaluation.scores import ClipScores, met_thresholds, summarise
+from turbovaed_cli.metrics import flicker, fvd, psnr, ssim
 from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.reconstruct import reconstruct
+from turbovaed_cli.reconstruction.reconstruct import reconstruct
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings
 from turbovaed_cli.video import VideoWriter, ffmpeg, read_clip_uint8, read_frames, to_model

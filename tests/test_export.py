@@ -10,11 +10,12 @@ from golden import load_golden, write_student
 from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError, UnavailableError
-from turbovaed_cli.export import export_student, raise_for_misses
-from turbovaed_cli.exporters import Graph, exporters
-from turbovaed_cli.exporters.readme import code_blocks
-from turbovaed_cli.exporters.sensitivity import sensitive_weights
-from turbovaed_cli.models.export_form import export_form
+from turbovaed_cli.export.export import export_student, raise_for_misses
+from turbovaed_cli.export.export_form import export_form
+from turbovaed_cli.export.format import Graph
+from turbovaed_cli.export.formats.sensitivity import sensitive_weights
+from turbovaed_cli.export.formats.table import exporters
+from turbovaed_cli.export.readme import code_blocks
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.settings import ExportSettings
 
@@ -119,7 +120,7 @@ def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypa
     """With weights changed behind its back the written file is another function: the check must see it."""
     import onnx
 
-    from turbovaed_cli.exporters import onnx as exporter
+    from turbovaed_cli.export.formats import onnx as exporter
 
     def broken(graphs, path, *rest):
         exporter.write(graphs, path, *rest)
@@ -337,7 +338,7 @@ def test_a_core_ml_chunk_in_fp32_is_checked_too(one_block, tmp_path):
 
 
 def test_a_format_whose_extra_is_missing_is_refused_before_anything_is_written(student, tmp_path, monkeypatch):
-    from turbovaed_cli import exporters as table
+    from turbovaed_cli.export import format as table
 
     monkeypatch.setattr(table, "find_spec", lambda name: None if name == "ai_edge_litert" else True)
     with pytest.raises(UnavailableError, match="ai_edge_litert") as error:

@@ -5,7 +5,7 @@ import torch
 from golden import NAMES, load_golden, write_student
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.export_form import export_form
+from turbovaed_cli.export.export_form import export_form
 from turbovaed_cli.models.loading import load_student
 
 

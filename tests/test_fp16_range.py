@@ -7,8 +7,8 @@ import torch
 from golden import NAMES, load_golden, write_student
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from turbovaed_cli.models.export_form import export_form
-from turbovaed_cli.models.fp16_range import keep_in_range
+from turbovaed_cli.export.export_form import export_form
+from turbovaed_cli.export.fp16_range import keep_in_range
 from turbovaed_cli.models.layers import DepthwiseSeparableConv3d, ResnetBlock
 from turbovaed_cli.models.loading import load_student
 

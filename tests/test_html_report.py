@@ -16,12 +16,12 @@ from PIL import Image
 
 from turbovaed_cli import cli
 from turbovaed_cli.distill import distill
-from turbovaed_cli.evaluate import clip_frames, evaluate
+from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
+from turbovaed_cli.evaluation.scores import DecodeTimes, as_document
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, report_of_run, tables, write_report
 from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, heat
 from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
-from turbovaed_cli.metrics.scores import DecodeTimes, as_document
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir

@@ -140,7 +140,7 @@ def test_public_names_are_there_and_verbs_stay_verbs():
     script = """
 import sys, turbovaed_cli
 assert "torch" not in sys.modules
-import turbovaed_cli.evaluate
+import turbovaed_cli.evaluation.evaluate
 from turbovaed_cli import MODELS, StudentDecoder, cache_latents, distill, evaluate, find_model, load_student, load_teacher, read_clip, reconstruct
 assert all(callable(verb) for verb in (cache_latents, distill, evaluate, reconstruct, find_model, load_student, load_teacher, read_clip))
 from turbovaed_cli import distill

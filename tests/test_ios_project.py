@@ -9,14 +9,14 @@ import pytest
 import torch
 from conftest import swift_has_errors
 
-from turbovaed_cli.bench import write_ios_project
+from turbovaed_cli.benchmarking import results
+from turbovaed_cli.benchmarking.bench import write_ios_project
 from turbovaed_cli.errors import OutputExistsError
-from turbovaed_cli.exporters import Graph
-from turbovaed_cli.exporters.coreml import load
-from turbovaed_cli.exporters.readme import code_blocks
+from turbovaed_cli.export.format import Graph
+from turbovaed_cli.export.formats.coreml import load
+from turbovaed_cli.export.readme import code_blocks
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import BenchSettings
-from turbovaed_cli.targets import results
 
 SETTINGS = BenchSettings(frames=9, size=(64, 64))
 

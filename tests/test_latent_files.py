@@ -11,7 +11,7 @@ from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.reconstruct import reconstruct
+from turbovaed_cli.reconstruction.reconstruct import reconstruct
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import probe, read_frames

@@ -15,8 +15,8 @@ from turbovaed_cli.cli import main
 from turbovaed_cli.console import human_bytes
 from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.evaluate import clip_frames, evaluate
-from turbovaed_cli.export import export_student
+from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
+from turbovaed_cli.export.export import export_student
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.html_report import report_of_eval, write_report
 from turbovaed_cli.models.loading import build_student, load_student

@@ -14,6 +14,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
+from turbovaed_cli.evaluation import paper
+from turbovaed_cli.evaluation.intervals import ratio_interval, t_quantile
 from turbovaed_cli.metrics import (
     MAX_PSNR_DB,
     METRICS,
@@ -23,14 +25,12 @@ from turbovaed_cli.metrics import (
     load_lpips,
     lpips,
     lpips_video,
-    paper,
     pixels,
     psnr,
     ssim,
     ssim_value,
     vmaf,
 )
-from turbovaed_cli.metrics.intervals import ratio_interval, t_quantile
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW
 from turbovaed_cli.registry.backbones import TRUNKS
 from turbovaed_cli.video import ffmpeg, to_uint8

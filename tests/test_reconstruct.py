@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
-from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
-from turbovaed_cli.models.windows import crossfade, pad_to_valid, window_frames, windows_of
-from turbovaed_cli.reconstruct import reconstruct, reconstructed_frames
-from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder
+from turbovaed_cli.reconstruction.folder import plan_folder, reconstruct_folder
+from turbovaed_cli.reconstruction.memory import Pieces
+from turbovaed_cli.reconstruction.reconstruct import reconstruct, reconstructed_frames
+from turbovaed_cli.reconstruction.windows import crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import ffmpeg, probe, read_frames, to_model, to_uint8
 
@@ -69,7 +69,7 @@ def test_a_long_video_has_no_seams(pair, tmp_path, monkeypatch):
     whole = torch.cat([to_model(frames), to_model(frames[-1:]).expand(-1, 6, -1, -1)], dim=1)
     with torch.no_grad():
         wanted = to_uint8(pair.student(pair.teacher.encode(whole[None]).mean)[0, :, :83])
-    module = sys.modules["turbovaed_cli.reconstruct"]  # the package's attribute of that name is the verb
+    module = sys.modules["turbovaed_cli.reconstruction.reconstruct"]  # the package's attribute of that name is the verb
     for pieces in (Pieces(8, 1, 0, False, 0), Pieces(24, 2, 1, True, 0)):
         monkeypatch.setattr(module, "plan_pieces", lambda *_, pieces=pieces: pieces)
         found = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings(), aside=tmp_path)))
@@ -96,7 +96,7 @@ def runs_out(monkeypatch):
 
 def test_a_piece_that_does_not_fit_is_halved_and_the_video_is_the_same(pair, runs_out, monkeypatch, tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (83, 64, 96, 3), dtype=np.uint8)
-    module = sys.modules["turbovaed_cli.reconstruct"]
+    module = sys.modules["turbovaed_cli.reconstruction.reconstruct"]
     monkeypatch.setattr(module, "plan_pieces", lambda *_: Pieces(32, 4, 0, False, 0))
     wanted = np.stack(list(reconstructed_frames(iter(frames), 64, 96, pair, ReconstructSettings())))
     runs_out(1)
@@ -145,7 +145,7 @@ def test_latents_become_a_video(pair, tmp_path):
 
 
 def test_long_latents_are_decoded_in_pieces_equal_to_the_whole(pair, tmp_path, monkeypatch):
-    module = sys.modules["turbovaed_cli.reconstruct"]
+    module = sys.modules["turbovaed_cli.reconstruction.reconstruct"]
     latents = torch.randn(6, 24, 2, 1, generator=torch.Generator().manual_seed(0))
     save_file({"latents": latents}, tmp_path / "z.safetensors")
     written = []
@@ -433,7 +433,7 @@ import resource, sys
 from pathlib import Path
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
-from turbovaed_cli.reconstruct import reconstruct
+from turbovaed_cli.reconstruction.reconstruct import reconstruct
 pair = load_pair()
 for number, source in enumerate(sys.argv[1:]):
     reconstruct(Path(source), Path(source + f".out{number}.mp4"), pair)

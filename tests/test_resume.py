@@ -370,7 +370,7 @@ def test_a_signal_that_comes_twice_at_once_still_ends_at_a_checkpoint(monkeypatc
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
             assert received == [signal.SIGTERM]
-            monkeypatch.setattr(sys.modules[distill.__module__], "SAME_REQUEST_S", -1.0)
+            monkeypatch.setattr("turbovaed_cli.machine.signals.SAME_REQUEST_S", -1.0)
             with pytest.raises(Terminated):
                 signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):

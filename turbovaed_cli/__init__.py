@@ -29,21 +29,21 @@ _HOME_OF = {
     "LatentCache": "latents.cache",
     "cache_latents": "latents.caching",
     "distill": "distill",
-    "reconstruct": "reconstruct",
-    "reconstruct_folder": "reconstruct_folder",
-    "evaluate": "evaluate",
-    "export_student": "export",
-    "bench": "bench",
+    "reconstruct": "reconstruction.reconstruct",
+    "reconstruct_folder": "reconstruction.folder",
+    "evaluate": "evaluation.evaluate",
+    "export_student": "export.export",
+    "bench": "benchmarking.bench",
     "list_runs": "runs.listing",
 }
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt once above
 
 if TYPE_CHECKING:
-    from turbovaed_cli.bench import bench
+    from turbovaed_cli.benchmarking.bench import bench
     from turbovaed_cli.distill import distill
-    from turbovaed_cli.evaluate import evaluate
-    from turbovaed_cli.export import export_student
+    from turbovaed_cli.evaluation.evaluate import evaluate
+    from turbovaed_cli.export.export import export_student
     from turbovaed_cli.latents.cache import LatentCache
     from turbovaed_cli.latents.caching import cache_latents
     from turbovaed_cli.models.loading import load_student
@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
     from turbovaed_cli.models.student import StudentDecoder
     from turbovaed_cli.models.teacher import Teacher, load_teacher
-    from turbovaed_cli.reconstruct import reconstruct
-    from turbovaed_cli.reconstruct_folder import reconstruct_folder
+    from turbovaed_cli.reconstruction.folder import reconstruct_folder
+    from turbovaed_cli.reconstruction.reconstruct import reconstruct
     from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.runs.listing import list_runs

@@ -66,13 +66,13 @@ from turbovaed_cli.version import __version__
 
 if TYPE_CHECKING:
     from turbovaed_cli.distill import DistillResult
+    from turbovaed_cli.evaluation.scores import EvalResult
     from turbovaed_cli.latents.estimate import CacheEstimate
     from turbovaed_cli.latents.parts import Shard
-    from turbovaed_cli.metrics.scores import EvalResult
     from turbovaed_cli.models.design import Design
     from turbovaed_cli.models.pair import Pair
-    from turbovaed_cli.reconstruct import ReconstructResult
-    from turbovaed_cli.reconstruct_folder import FolderResult
+    from turbovaed_cli.reconstruction.folder import FolderResult
+    from turbovaed_cli.reconstruction.reconstruct import ReconstructResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
 
@@ -888,7 +888,7 @@ def distill(
         _launch(nproc)
     from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.distill import estimate_distill  # noqa: PLC0415
-    from turbovaed_cli.evaluate import as_document  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluation.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.loading import read_config  # noqa: PLC0415 - help stays quick
@@ -1050,7 +1050,7 @@ def _measure_run(
 ) -> "EvalResult":
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
     from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluation.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents.cache import LatentCache  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.machine.ranks import join_ranks  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import open_run  # noqa: PLC0415 - help stays quick
@@ -1135,9 +1135,9 @@ def reconstruct(
     from turbovaed_cli.latents.latent_files import is_latents_file  # noqa: PLC0415
     from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
-    from turbovaed_cli.reconstruct import check_settings, output_path  # noqa: PLC0415
-    from turbovaed_cli.reconstruct import reconstruct as run  # noqa: PLC0415
-    from turbovaed_cli.reconstruct_folder import plan_folder, reconstruct_folder  # noqa: PLC0415
+    from turbovaed_cli.reconstruction.folder import plan_folder, reconstruct_folder  # noqa: PLC0415
+    from turbovaed_cli.reconstruction.reconstruct import check_settings, output_path  # noqa: PLC0415
+    from turbovaed_cli.reconstruction.reconstruct import reconstruct as run  # noqa: PLC0415
     from turbovaed_cli.video import frames_in  # noqa: PLC0415
 
     report = _reporter(quiet, verbose)
@@ -1267,7 +1267,7 @@ def evaluate(
         _check_file(report, "--report", overwrite=overwrite)
     for name in filter(None, (model, *(compare or ()), *(more or ()))):
         _check_run_folder(Path(name))
-    from turbovaed_cli.evaluate import (  # noqa: PLC0415
+    from turbovaed_cli.evaluation.evaluate import (  # noqa: PLC0415 - help stays quick
         SPEED_REPEATS,
         as_document,
         check_settings,
@@ -1344,7 +1344,7 @@ def _check_run_folder(path: Path) -> None:
 
 def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path, report: Path | None = None) -> None:
     """Into the run folder, where the model is one: the document and report.html; the page to `report` too."""
-    from turbovaed_cli.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.evaluation.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.files.whole import write_json  # noqa: PLC0415
     from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
 
@@ -1414,7 +1414,7 @@ def export(
         latents_are=latents_are, latents_shape=_latents_shape(latents_shape), hdr=hdr,
     )  # fmt: skip
     check_place(out, folder=None, longest_suffix=".unverified" if out.suffix else "")  # what a missed check adds
-    from turbovaed_cli.export import export_student, next_commands, raise_for_misses  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.export.export import export_student, next_commands, raise_for_misses  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.pair import load_pair  # noqa: PLC0415
 
     pair = load_pair(_model_or_default(model), teacher, config=config, with_teacher=data is not None, consent=_consent(yes))
@@ -1510,9 +1510,9 @@ def bench(
     if ios_project is not None:
         check_place(ios_project, "--ios-project", folder=True)
         check_place(ios_project.parent, "--ios-project", folder=True)  # where the old and the new one change places
-    from turbovaed_cli.bench import bench as run  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.bench import write_ios_project  # noqa: PLC0415
-    from turbovaed_cli.targets import results  # noqa: PLC0415
+    from turbovaed_cli.benchmarking import results  # noqa: PLC0415
+    from turbovaed_cli.benchmarking.bench import bench as run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.benchmarking.bench import write_ios_project  # noqa: PLC0415
 
     least, earlier = results.thresholds(_listed(fail_under)), [results.read_document(path) for path in compare or []]
     settings = BenchSettings(

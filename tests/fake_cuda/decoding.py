@@ -13,11 +13,11 @@ from fake_cuda.device import device, metered
 from fake_cuda.memory import shipped
 from fake_cuda.networks import lpips, student_of, teacher_of, trainer_of
 from turbovaed_cli.metrics import flicker, lpips_video, psnr, ssim
-from turbovaed_cli.models.encoding import encoded
 from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.models.windows import reconstruct_window
+from turbovaed_cli.reconstruction.encoding import encoded
+from turbovaed_cli.reconstruction.windows import reconstruct_window
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.outputs import Samples
 

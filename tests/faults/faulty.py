@@ -91,7 +91,7 @@ def _count_native(counted: Callable[[Callable[..., object]], Callable[..., objec
             file.write(content)
 
     module.save_file = save_file
-    for name in ("test_kills", "turbovaed_cli.latents.cache", "turbovaed_cli.training.state"):
+    for name in ("test_kills", "turbovaed_cli.latents.writer", "turbovaed_cli.training.state"):
         import sys
 
         if name in sys.modules:

@@ -131,8 +131,8 @@ def metrics(content: bytes) -> None:
 
 
 def bench_document(content: bytes) -> None:
+    from turbovaed_cli.benchmarking.results import changes, read_document, same_machine
     from turbovaed_cli.html_report.bench import render
-    from turbovaed_cli.targets.results import changes, read_document, same_machine
 
     document = read_document(laid("bench.json", content))
     changes(document["rows"], document["rows"])
@@ -155,18 +155,18 @@ def evaluation(content: bytes) -> None:
 
 
 def export_document(content: bytes) -> None:
-    from turbovaed_cli.export import _earlier
-    from turbovaed_cli.exporters.readme import decoding_page, loading_instructions
+    from turbovaed_cli.export.readme import decoding_page, loading_instructions
+    from turbovaed_cli.export.record import read_records
 
-    records = _earlier(laid("export.json", content))
+    records = read_records(laid("export.json", content))
     loading_instructions(records)
     decoding_page(records)
 
 
 def options(content: bytes) -> None:
+    from turbovaed_cli.benchmarking.results import thresholds
     from turbovaed_cli.cli import _lengths, parse_bytes, parse_count, parse_size
-    from turbovaed_cli.metrics.scores import parse_thresholds
-    from turbovaed_cli.targets.results import thresholds
+    from turbovaed_cli.evaluation.scores import parse_thresholds
 
     text = content.decode("utf-8", errors="surrogateescape")
     refused = 0

@@ -511,7 +511,7 @@ def external(path: Path, location: str) -> Path:
 
 @pytest.mark.parametrize("way", ["parent", "absolute", "symlink"])
 def test_data_of_an_onnx_file_never_leaves_its_folder(way, tmp_path, tally):
-    from turbovaed_cli.exporters import onnx as exporter
+    from turbovaed_cli.export.formats import onnx as exporter
 
     canary = tmp_path / "canary"
     canary.write_bytes(torch.full((4,), 1234.5).numpy().tobytes())

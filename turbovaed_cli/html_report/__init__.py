@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, as_document, worst_clips
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_whole
@@ -23,7 +24,6 @@ from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_
 from turbovaed_cli.html_report.curves import Curves, draw
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
-from turbovaed_cli.metrics.scores import ClipScores, EvalResult, as_document, worst_clips
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import StudentDecoder

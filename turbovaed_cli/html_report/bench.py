@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from turbovaed_cli.benchmarking.results import VIDEO_FPS, BenchRow, MemoryRow, number, row_of
+from turbovaed_cli.benchmarking.target import TEACHER
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.html_report.assets import asset, source_expression, template
 from turbovaed_cli.html_report.curves import Tick, even_ticks
-from turbovaed_cli.targets import TEACHER
-from turbovaed_cli.targets.results import VIDEO_FPS, BenchRow, MemoryRow, number, row_of
 from turbovaed_cli.version import __version__
 
 WIDTH = 720  # of a drawing, in its own units

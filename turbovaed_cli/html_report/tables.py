@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from turbovaed_cli.errors import CorruptFileError
+from turbovaed_cli.evaluation.scores import interval_note
 from turbovaed_cli.files.documents import check_fields, shown
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.metrics import METRICS
-from turbovaed_cli.metrics.scores import interval_note
 
 Evaluation = Mapping[str, Any]  # the document of `eval --json`
 Rows = Sequence[Mapping[str, Any]]  # of metrics.jsonl

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbovaed_cli.metrics import METRICS, Metric
-from turbovaed_cli.metrics.paper import IN_PAPER
-from turbovaed_cli.metrics.scores import (
+from turbovaed_cli.evaluation.paper import IN_PAPER
+from turbovaed_cli.evaluation.scores import (
     PROTOCOLS,
     SIDES,
     ClipScores,
@@ -17,6 +16,7 @@ from turbovaed_cli.metrics.scores import (
     interval_note,
     worst_clips,
 )
+from turbovaed_cli.metrics import METRICS, Metric
 
 _MOST_INLINE = 4  # metrics that fit 80 columns with their intervals beside them rather than below
 _RATIO_DIGITS = 4

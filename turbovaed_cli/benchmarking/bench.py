@@ -1,0 +1,330 @@
+"""`bench`: time a student's decode beside its teacher's on every runtime there is, each target in a process of its own.
+
+All decode the same latents, take turns, and are compared with the fp32 student. Peak memory comes from yet another process
+that loads one network and decodes once, since a shared one would tell nothing. What cannot run on this machine is converted,
+described, and said not to have run; estimates and published figures lie apart.
+"""
+
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbovaed_cli.benchmarking.child import export_settings, in_child, num_threads, peak_in_child
+from turbovaed_cli.benchmarking.ios_project import write_project
+from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone, why_no_estimate
+from turbovaed_cli.benchmarking.results import BenchResult, BenchRow, MemoryRow, row_of
+from turbovaed_cli.benchmarking.target import STUDENT, TEACHER, Target
+from turbovaed_cli.benchmarking.targets.coreml import attached_device
+from turbovaed_cli.benchmarking.targets.table import targets
+from turbovaed_cli.choices import check_choice
+from turbovaed_cli.errors import (
+    MissingError,
+    OutputExistsError,
+    SettingsError,
+    TurboVaedError,
+    UnavailableError,
+)
+from turbovaed_cli.export.checked_on import first_videos, latents_for
+from turbovaed_cli.export.compare import MIN_PSNR_DB
+from turbovaed_cli.export.cost import cost
+from turbovaed_cli.export.export import export_student, raise_for_misses
+from turbovaed_cli.export.export_form import export_form
+from turbovaed_cli.export.format import Graph
+from turbovaed_cli.export.formats.coreml import runs_here
+from turbovaed_cli.export.formats.table import exporters
+from turbovaed_cli.files.documents import names_only
+from turbovaed_cli.files.whole import room_for, whole_folder
+from turbovaed_cli.machine.devices import DTYPES, apple_device, resolve_dtype, torch_device, warn_of_cudnn
+from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.registry.download import Consent, no_consent
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import LAYOUTS, BenchSettings
+from turbovaed_cli.version import __version__
+from turbovaed_cli.video import VideoInfo, read_clip
+from turbovaed_cli.video.usable import Skipped
+
+
+def bench(
+    model: str,
+    settings: BenchSettings = BenchSettings(),  # noqa: B008 - frozen
+    *,
+    teacher: str | None = None,
+    config: str | None = None,
+    consent: Consent = no_consent,
+    report: Reporter = quiet,
+) -> BenchResult:
+    """Time `model` on every target of `settings`; the teacher's decoder beside it where its weights are here.
+
+    Raises SettingsError for an unknown target or precision, ShapeError for sizes the student cannot make,
+    MissingWeightsError where the student itself is not here.
+    """
+    chosen = _check(settings)
+    student = load_student(model, config, consent=consent)
+    for frames in (settings.frames, *settings.memory_frames):
+        student.latent_shape(frames, settings.size)
+    device = torch_device(settings.device, report)
+    if "torch" in settings.targets:
+        for precision in settings.precisions:
+            if precision in DTYPES:
+                warn_of_cudnn(device, resolve_dtype(precision), report)
+    if apple_device(settings.device):
+        _check_attached(settings)
+    where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
+    rows: list[BenchRow] = []
+    loads: dict[str, tuple[float, float]] = {}
+    failures: list[TurboVaedError] = []
+    with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
+        with room_for(Path(folder)):
+            decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
+        job = {
+            "model": model,
+            "teacher": None if absent_teacher else where,
+            "config": config,
+            "settings": asdict(settings),
+            "folder": folder,
+        }
+        for target in report.track(chosen, "benchmarking"):
+            report.note(f"{target.name}: in a process of its own")
+            try:
+                answer = in_child({**job, "target": target.name}, settings)
+            except TurboVaedError as error:  # the other targets are still worth having
+                rows.append(_unmeasured(target, STUDENT, "; ".join(filter(None, (error.what, error.hint))), settings))
+                failures += [] if isinstance(error, MissingError) else [error]
+            else:
+                rows += [row_of(row) for row in answer["rows"]]
+                loads[target.name] = tuple(answer["load_average"])
+            if target.name == "torch" and absent_teacher:
+                rows.append(_unmeasured(target, TEACHER, absent_teacher, settings))
+        memory = [
+            MemoryRow(form, frames, peak_in_child({**job, "target": "torch", "memory": [form, frames]}, settings)[0])
+            for form in ("whole clip", "streamed")
+            for frames in report.track(settings.memory_frames, f"memory, {form}")
+        ]
+    gmacs = _gmacs(student, settings) if "coreml" in settings.targets else None
+    return BenchResult(
+        model,
+        _header(settings),
+        decoded,
+        num_params(student),
+        _with_speedups(rows, device),
+        loads,
+        memory,
+        {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
+        estimate_on_phone(gmacs, settings.frames) if gmacs is not None else None,
+        why_no_estimate(gmacs) if gmacs is not None else "",
+        failures,
+        skipped,
+    )
+
+
+def write_ios_project(
+    out: Path,
+    model: str,
+    settings: BenchSettings = BenchSettings(),  # noqa: B008 - frozen
+    *,
+    teacher: str | None = None,
+    config: str | None = None,
+    overwrite: bool = False,
+    consent: Consent = no_consent,
+    report: Reporter = quiet,
+) -> list[Skipped]:
+    """Write a Swift package that measures `model` on a phone into the folder `out`: whole, or not at all; gives the videos passed over."""
+    if out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
+    (target,) = _check(replace(settings, targets=("coreml",)))
+    if len(settings.precisions) > 1 or len(settings.layouts) > 1:
+        raise SettingsError("--ios-project holds one artefact", "one --dtype and one --layout")
+    precision, layout = target.chosen(settings.precisions)[0], settings.layouts[0]
+    student = load_student(model, config, consent=consent)
+    wanted = export_settings(settings, precision, layout)
+    videos, skipped = first_videos(wanted, report)
+    latents = _latents(model, teacher, config, student, settings, videos, consent, report)
+    with tempfile.TemporaryDirectory() as folder:
+        result = export_student(student, ("coreml",), Path(folder) / "student.mlpackage", wanted, report, latents=latents)
+        raise_for_misses(result)
+        (artifact,) = result.artifacts
+        example = latents[0][settings.size][0]
+        with torch.no_grad():
+            video = student(example)
+        case = {
+            "model": names_only(model),
+            "params": num_params(student),
+            "precision": precision,
+            "layout": layout,
+            "size_mb": artifact.size_mb,
+            "least_psnr_db": MIN_PSNR_DB.get(precision, MIN_PSNR_DB["fp16"]),
+        }
+        with whole_folder(out, overwrite=overwrite) as made:
+            write_project(made, artifact.path, example, video, case)
+    return skipped
+
+
+def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
+    """Of one decode in the export form."""
+    latents = torch.zeros(1, *student.latent_shape(settings.frames, settings.size))
+    return cost(Graph(export_form(student), {"latents": latents}), itemsize=2).gmacs
+
+
+def _teacher_of(
+    model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent
+) -> tuple[str | None, str]:
+    """Where the teacher is whose decoder is timed beside the student, and why it is not, "" where it is or was not asked for.
+
+    A teacher that was named and does not fit is an error; one that cannot be found is a row that says so.
+    """
+    if not settings.teacher or "torch" not in settings.targets:
+        return None, ""
+    try:
+        return load_pair(model, teacher, config=config, consent=consent).teacher_is, ""
+    except MissingError as error:
+        return None, f"{error.what}; {error.hint}"
+    except SettingsError as error:
+        if teacher is not None:
+            raise
+        return None, error.what
+
+
+def _check_attached(settings: BenchSettings) -> None:
+    """Raise where the device that --device names cannot be measured, before anything is converted."""
+    if "coreml" not in settings.targets:
+        raise SettingsError(f"--device {settings.device} is for Core ML", "--target coreml")
+    if not settings.apple_team:
+        raise SettingsError(
+            f"--device {settings.device} needs --apple-team",
+            "--apple-team ID, the development team with which coremltools signs the app that it runs there",
+        )
+    if not runs_here():
+        raise UnavailableError(
+            f"--device {settings.device} needs a Mac with Xcode", "here: --ios-project DIR writes a package to run there"
+        )
+    attached_device(settings.device)
+
+
+def _unmeasured(target: Target, network: str, reason: str, settings: BenchSettings) -> BenchRow:
+    precision, status = target.chosen(settings.precisions)[0], f"not measured: {reason}"
+    return BenchRow(target.name, network, target.name, "", precision, "", False, status, settings.frames, settings.size)
+
+
+def _check(settings: BenchSettings) -> list[Target]:
+    """The chosen rows of the table; SettingsError for what is not in it."""
+    table = targets()
+    for name in settings.targets:
+        check_choice("--target", name, [*table, "all"])
+        if settings.precisions and not set(settings.precisions) & set(table[name].precisions):
+            raise SettingsError(
+                f"--target {name} has no {' or '.join(settings.precisions)}", f"--dtype {' or '.join(table[name].precisions)}"
+            )
+    chosen = [table[name] for name in dict.fromkeys(settings.targets)]
+    for precision in settings.precisions:
+        if not any(precision in target.precisions for target in chosen):
+            raise SettingsError(
+                f"--dtype {precision} is of none of these targets",
+                f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
+            )
+    _check_layouts(chosen, settings)
+    if settings.repeats < 1 or settings.warmup < 1 or settings.clips < 1:
+        raise SettingsError("--repeats and --warmup must be at least 1")
+    if settings.threads < 0:
+        raise SettingsError(f"--threads {settings.threads} is below 0", "0 takes as many as torch does")
+    if settings.data is not None and settings.latents is not None:
+        raise SettingsError("--data and --latents both say what to decode", "give one of them")
+    calibrated = {name for target in chosen if target.name in exporters() for name in exporters()[target.name].calibrated}
+    if calibrated & set(settings.precisions) and settings.data is None and settings.latents is None:
+        raise SettingsError(
+            "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+        )
+    return chosen
+
+
+def _check_layouts(chosen: Sequence[Target], settings: BenchSettings) -> None:
+    for layout in settings.layouts or ("",):
+        check_choice("--layout", layout, LAYOUTS)
+        for target in chosen:
+            taken = exporters()[target.name].layouts if target.name in exporters() else LAYOUTS
+            if layout not in taken:
+                raise SettingsError(f"{target.name} does not take --layout {layout}", f"--layout {' or '.join(taken)}")
+
+
+def _write_inputs(
+    folder: Path,
+    model: str,
+    teacher: str | None,
+    config: str | None,
+    student: StudentDecoder,
+    settings: BenchSettings,
+    consent: Consent,
+    report: Reporter,
+) -> tuple[str, list[Skipped]]:
+    """Latents, the fp32 student's videos of them, and what they were encoded from; gives what the latents are, and the videos passed over."""
+    videos, skipped = first_videos(export_settings(settings), report)
+    by_size, decoded = _latents(model, teacher, config, student, settings, videos, consent, report)
+    latents = by_size[settings.size]
+    tensors = {f"latents_{i}": item for i, item in enumerate(latents)}
+    with torch.no_grad():
+        tensors |= {f"reference_{i}": student(item) for i, item in enumerate(latents)}
+    tensors |= {f"source_{i}": read_clip(info, settings.frames, settings.size)[None] for i, info in enumerate(videos)}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "inputs.safetensors")
+    return decoded, skipped
+
+
+def _latents(
+    model: str,
+    teacher: str | None,
+    config: str | None,
+    student: StudentDecoder,
+    settings: BenchSettings,
+    videos: Sequence[VideoInfo],
+    consent: Consent,
+    report: Reporter,
+) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
+    """What is decoded, and what it is; the teacher is loaded where videos have to be encoded."""
+    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
+    return latents_for(student, export_settings(settings), loaded, videos, report)
+
+
+def _header(settings: BenchSettings) -> str:
+    device = torch_device(settings.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return f"{name} ({device.type}), {num_threads(settings)} of {os.cpu_count()} threads; torch {torch.__version__}, turbovaed {__version__}"
+
+
+def cpu_name() -> str:
+    """Of this machine, as the system calls it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
+    elif platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        lines = asked.stdout.splitlines()
+    else:
+        lines = []
+    return next(iter(lines), "") or platform.processor() or platform.machine()
+
+
+def _with_speedups(rows: Sequence[BenchRow], device: torch.device) -> list[BenchRow]:
+    """Beside the teacher's time in the same precision, else in fp32, where both ran on the same device."""
+    teachers = {row.precision: row.p50_ms for row in rows if row.network == TEACHER and row.p50_ms}
+    found = []
+    for row in rows:
+        over = row.precision if row.precision in teachers else "fp32"
+        alike = row.target == "torch" or (device.type == "cpu" and row.unit.partition(",")[0] == "CPU")
+        if row.p50_ms and alike and over in teachers:
+            row = replace(row, speedup=teachers[over] / row.p50_ms, speedup_over=over)  # noqa: PLW2901 - the same row, told more
+        found.append(row)
+    return found
+
+
+# --- in the child -------------------------------------------------------------------------------------------------

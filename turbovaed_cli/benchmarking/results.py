@@ -1,0 +1,329 @@
+"""What `bench` found: rows, their JSON document, tables, comparison with an earlier run, thresholds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import numpy as np
+
+from turbovaed_cli.benchmarking.published import SOURCE, Estimate, PublishedSpeed
+from turbovaed_cli.benchmarking.target import TEACHER
+from turbovaed_cli.choices import hint_for
+from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError, TurboVaedError, UnavailableError
+from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.video.usable import Skipped
+
+VIDEO_FPS = 24  # what a real-time factor of 1 plays
+_TEXTS = ("model", "machine", "latents")  # of a document
+_LEAST, _MOST = 1e-9, 1e12  # of times and rates: beyond, somebody made them up
+_KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
+THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
+
+    target: str
+    network: str  # student; "student, plain", "student, compiled"; teacher (its decoder)
+    runtime: str
+    unit: str  # what computed
+    precision: str
+    layout: str  # of the exported graph; "" for torch
+    measured: bool
+    status: str
+    frames: int
+    size: tuple[int, int]
+    size_mb: float | None = None
+    load_s: float | None = None
+    first_ms: float | None = None
+    p50_ms: float | None = None
+    p90_ms: float | None = None
+    fps: float | None = None
+    realtime: float | None = None  # fps over VIDEO_FPS
+    peak_mb: float | None = None  # what loading and one decode add to a process
+    psnr_db: float | None = None  # against the fp32 student; the range is 2
+    source_psnr_db: float | None = None  # against the videos that the latents were encoded from
+    speedup: float | None = None  # the teacher's P50 in this run over this row's
+    speedup_over: str = ""  # the teacher's precision
+    samples_ms: list[float] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    told: dict[str, Any] = field(default_factory=dict)  # by the runtime, such as operators by compute unit
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes it the same row in another run; versions may differ."""
+        return self.target, self.network, self.unit, self.precision, self.layout, self.frames, tuple(self.size)
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Peak memory that one decode of a clip of some length adds, in torch."""
+
+    form: str  # "whole clip" or "streamed"
+    frames: int
+    peak_mb: float | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All rows, and the machine they are from."""
+
+    model: str
+    header: str
+    latents: str  # what was decoded
+    params: int  # of the student
+    rows: list[BenchRow]
+    load_average: dict[str, tuple[float, float]] = field(default_factory=dict)  # by target: before and after
+    memory: list[MemoryRow] = field(default_factory=list)
+    published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
+    estimate: Estimate | None = None
+    no_estimate: str = ""  # why there is none, where one was to be had
+    failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
+
+
+def row_of(record: Mapping[str, Any]) -> BenchRow:
+    """From JSON; fields of another version are left out."""
+    known = {item.name for item in fields(BenchRow)}
+    row = BenchRow(**{name: value for name, value in record.items() if name in known})
+    return replace(row, size=cast(tuple[int, int], tuple(row.size)))
+
+
+def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[str, Any]:
+    """The JSON document of `bench --json`."""
+    return {
+        "schema_version": 1,
+        "model": result.model,
+        "params": result.params,
+        "machine": result.header,
+        "latents": result.latents,
+        "load_average": result.load_average,
+        "rows": [asdict(row) for row in result.rows],
+        "memory": [asdict(row) for row in result.memory],
+        "compared": [
+            {**dict(zip(_KEY, item.row.key, strict=True)), "ratio": item.ratio, "low": item.low, "high": item.high}
+            for item in compared
+        ],
+        "published": [
+            asdict(speed) | {"student_of": name, "source": SOURCE}
+            for name, speeds in result.published.items()
+            for speed in speeds
+        ],
+        "estimates": [asdict(result.estimate)] if result.estimate else [],
+        "no_estimate": result.no_estimate or None,
+        "skipped": [asdict(item) for item in result.skipped],
+    }
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """An earlier `bench --json`, with its rows as BenchRow; SettingsError where the file is none."""
+    try:
+        document = read_json(path)
+        check_fields(document, {"rows": list[dict[str, Any]], "params": float | None, **dict.fromkeys(_TEXTS, str)}, path)
+        for number_, record in enumerate(document["rows"], start=1):
+            optional = {
+                item.name for item in fields(BenchRow) if item.default is not MISSING or item.default_factory is not MISSING
+            }
+            hints = {name: hint for name, hint in get_type_hints(BenchRow).items() if name in record or name not in optional}
+            check_fields(record, hints, path, f"rows.{number_}.")
+        rows = [row_of(record) for record in document["rows"]]
+    except (OSError, CorruptFileError) as error:
+        why = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
+        why = why.removeprefix(f"{path}: ").removeprefix(f"{path} is ")
+        raise SettingsError(f"{path} is no result of bench --json: {why}", "turbovaed bench --json > old.json") from error
+    if not rows or not all(map(_is_sound, rows)):
+        raise SettingsError(
+            f"{path} is no result of bench --json: rows without samples, or none", "turbovaed bench --json > old.json"
+        )
+    return {**document, "rows": rows}
+
+
+def _is_sound(row: BenchRow) -> bool:
+    """Whether a row says what a measured one does, in figures that can be divided by and drawn."""
+    times = [row.p50_ms or 0.0, row.fps or 0.0, *(row.samples_ms or [0.0])]
+    shape = (row.frames, *row.size)
+    others = [value for value in (row.speedup, row.psnr_db, row.source_psnr_db, row.peak_mb) if value is not None]
+    return min(shape) > 0 and (not row.measured or min(times) > _LEAST) and max(map(abs, [*times, *shape, *others])) < _MOST
+
+
+def same_machine(a: str, b: str) -> bool:
+    """Whether two headers name one; versions and threads may differ."""
+    return a.partition(" (")[0] == b.partition(" (")[0]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row then and now: how many times as fast, with the 95 % interval of a bootstrap over both runs' samples."""
+
+    row: BenchRow
+    ratio: float  # P50 then over P50 now
+    low: float
+    high: float
+
+
+def changes(rows: Sequence[BenchRow], earlier: Sequence[BenchRow]) -> list[Change]:
+    """Of every row that both runs measured."""
+    then = {row.key: row for row in earlier if row.measured}
+    found = []
+    draws = np.random.default_rng(0)
+    for row in rows:
+        old = then.get(row.key)
+        if not row.measured or old is None:
+            continue
+        medians = [np.median(draws.choice(samples, (2000, len(samples))), axis=1) for samples in (old.samples_ms, row.samples_ms)]
+        low, high = np.percentile(medians[0] / medians[1], (2.5, 97.5))
+        assert old.p50_ms is not None and row.p50_ms is not None
+        found.append(Change(row, old.p50_ms / row.p50_ms, float(low), float(high)))
+    return found
+
+
+def thresholds(asked: Sequence[str]) -> dict[str, float]:
+    """`fps=24` and the like to names and numbers."""
+    found = {}
+    for item in asked:
+        name, _, value = item.partition("=")
+        with suppress(ValueError):
+            found[name] = float(value)
+        if name not in THRESHOLDS or not math.isfinite(found.get(name, math.nan)):
+            raise SettingsError(
+                f"--fail-under {item} is not understood",
+                hint_for(name, THRESHOLDS, f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}")
+                if name not in THRESHOLDS
+                else f"NAME=NUMBER, such as {name}=24",
+            )
+    return found
+
+
+def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> None:
+    """CheckFailedError where the best row of the student on a target is below; UnavailableError where none was measured.
+
+    The best of a target is the fastest one; for a PSNR, it is that same row.
+    """
+    missed = []
+    for target in dict.fromkeys(row.target for row in result.rows) if least else ():
+        rows = [row for row in result.rows if row.target == target and row.network != TEACHER and row.fps]
+        if not rows:
+            status = next(row.status for row in result.rows if row.target == target)
+            raise UnavailableError(f"--fail-under: {target} was {status}", "leave it out of --target, or run this where it runs")
+        best = max(rows, key=lambda row: row.fps or 0.0)
+        for name, value in least.items():
+            found = getattr(best, name)
+            if found is None:
+                raise UnavailableError(
+                    f"--fail-under {name}: {target} has none", "a speed-up needs the teacher's weights on the same device"
+                )
+            if found < value:
+                missed.append(f"{target} ({best.unit}, {best.precision}): {name} {found:.4g} is below {value:g}")
+    if missed:
+        quality_alone = all(": psnr_db " in item for item in missed)
+        hint = "--dtype fp32 or fp16 keeps more" if quality_alone else "more repeats and a quiet machine make the figure steadier"
+        raise CheckFailedError("; ".join(missed), hint)
+
+
+Table = tuple[str, list[str], list[tuple[str, ...]]]  # title, columns, rows
+
+
+def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
+    """What the terminal shows: what ran and what it takes, how fast it was, and apart from it what was not measured here."""
+    rows = result.rows
+    height, width = rows[0].size
+    found: list[Table] = [
+        (
+            f"What ran: {rows[0].frames} frames of {width}x{height}; memory in MB, quality in dB",
+            ["target", "network", "unit", "dtype", "layout", "size", "load s", "peak", "PSNR", "source"],
+            [
+                (
+                    *_named(row),
+                    row.layout or "-",
+                    *map(number, (row.size_mb, row.load_s, row.peak_mb, row.psnr_db, row.source_psnr_db)),
+                )
+                for row in rows
+            ],
+        ),
+        (
+            f"How fast: ms per decode; x24: times real time at {VIDEO_FPS} frames a second; speed-up over the teacher in the same "
+            "precision, else fp32",
+            ["target", "network", "unit", "dtype", "first", "P50", "P90", "FPS", "x24", "speed-up"],
+            [
+                (
+                    *_named(row),
+                    *map(number, (row.first_ms, row.p50_ms, row.p90_ms, row.fps, row.realtime)),
+                    f"{row.speedup:.2f}x" if row.speedup else "-",
+                )
+                for row in rows
+                if row.measured
+            ],
+        ),
+        (
+            "Not measured here",
+            ["target", "network", "dtype", "why"],
+            [
+                (row.target, row.network, row.precision, row.status.removeprefix("not measured: "))
+                for row in rows
+                if not row.measured
+            ],
+        ),
+        (
+            "Against the earlier run: times as fast, with the 95 % interval",
+            ["target", "network", "unit", "dtype", "ratio", "from", "to"],
+            [(*_named(item.row), f"{item.ratio:.2f}", f"{item.low:.2f}", f"{item.high:.2f}") for item in compared],
+        ),
+        (
+            "Memory over length: MB that one decode adds",
+            ["form", "frames", "peak"],
+            [(row.form, str(row.frames), number(row.peak_mb)) for row in result.memory],
+        ),
+        (
+            f"Published frames per second, on other machines ({SOURCE})",
+            ["student of", "size", "GPU teacher", "GPU student", "iPhone teacher", "iPhone student"],
+            [
+                (name, f"{speed.size[1]}x{speed.size[0]}", *(number(fps) for fps in (*speed.gpu, *speed.phone)))
+                for name, speeds in result.published.items()
+                for speed in speeds
+            ],
+        ),
+        (
+            "Estimated, not measured",
+            ["", ""],
+            [
+                row
+                for item in filter(None, [result.estimate])
+                for row in (
+                    (item.device, f"{number(item.fps_low)} to {number(item.fps_high)} frames per second"),
+                    ("from", item.how.partition(" (")[0]),
+                    ("published in", SOURCE),
+                )
+            ],
+        ),
+    ]
+    return [table for table in found if table[2]]
+
+
+def said(row: BenchRow) -> list[str]:
+    """A row's remarks, and what its runtime told, in sentences."""
+    lines = list(row.remarks)
+    if "speedups" in row.told:
+        lines.append(f"{row.network}, {row.precision}: {row.told['speedups']}")
+    if row.told.get("operators_by_unit"):
+        counts = ", ".join(f"{count} on {unit}" for unit, count in row.told["operators_by_unit"].items())
+        slowest = ", ".join(f"{item['operator']} {100 * item['share']:.1f} %" for item in row.told["slowest_operators"])
+        lines.append(f"{row.unit}, {row.precision}: operators meant to run: {counts}; slowest: {slowest}")
+    if "not_told" in row.told:
+        lines.append(f"{row.unit}, {row.precision}: no plan of its operators ({row.told['not_told']})")
+    return lines
+
+
+def _named(row: BenchRow) -> tuple[str, str, str, str]:
+    return row.target, row.network, row.unit, row.precision
+
+
+def number(value: float | None) -> str:
+    """Three digits for people; a dash for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"

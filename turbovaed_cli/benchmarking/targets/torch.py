@@ -1,0 +1,70 @@
+"""torch itself: the student as it decodes, by its modules as published, in its layout for streaming, compiled; and its teacher's decoder."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.benchmarking.target import COMPILED, LAYOUT, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
+from turbovaed_cli.machine.devices import check_compiler, resolve_dtype, torch_device, wait_for
+from turbovaed_cli.models.student import DecoderOutput, StudentDecoder
+
+Decoder = Callable[[Tensor], Tensor]
+
+
+def variants(work: Work) -> list[Variant]:
+    """By precision: the fast form on a CPU, the modules, elsewhere the layout that streaming uses, torch.compile if asked for, the teacher."""
+    found = []
+    device = torch_device(work.settings.device)
+    unit = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    for precision in work.precisions:
+        rows: dict[str, Callable[[str], tuple[Decoder, Mapping[str, Any]]]] = {}
+        if device.type == "cpu":  # where StudentDecoder.decodes_fast is true, unless somebody set `fast`
+            rows[STUDENT] = lambda precision: _fast(work.student(precision))
+        rows[MODULES if rows else STUDENT] = lambda precision: (work.student(precision), {})
+        if device.type != "cpu":  # as `reconstruct` decodes there
+            rows[LAYOUT] = lambda precision: _channels_last(work.student(precision))
+        if work.settings.compile:
+            rows[COMPILED] = lambda precision: (_compiled(work.student(precision)), {})
+        if work.with_teacher:
+            rows[TEACHER] = lambda precision: (work.teacher(precision).decode, {})
+        found += [
+            Variant(network, f"torch {torch.__version__}", unit, precision, _loader(made, precision, device))
+            for network, made in rows.items()
+        ]
+    return found
+
+
+def _loader(
+    made: Callable[[str], tuple[Decoder, Mapping[str, Any]]], precision: str, device: torch.device
+) -> Callable[[], Running]:
+    def load() -> Running:
+        decode, about = made(precision)
+        dtype = resolve_dtype(precision)
+
+        @torch.no_grad()
+        def run(latents: Tensor) -> Tensor:
+            return decode(latents.to(device, dtype))
+
+        return Called(run, partial(wait_for, device), about)
+
+    return load
+
+
+def _fast(student: StudentDecoder) -> tuple[Decoder, Mapping[str, Any]]:
+    about = {"speedups": str(student.ready().speedups)}
+    return lambda latents: cast(DecoderOutput, student.decode(latents)).sample, about
+
+
+def _channels_last(student: StudentDecoder) -> tuple[Decoder, Mapping[str, Any]]:
+    return lambda latents: student.ready().decode(latents), {"speedups": str(student.ready().speedups)}
+
+
+def _compiled(student: StudentDecoder) -> Decoder:
+    check_compiler(student.device)
+    return torch.compile(student)
+
+
+TARGET = Target("torch", ("fp32", "bf16", "fp16"), variants)

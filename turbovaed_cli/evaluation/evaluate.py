@@ -1,0 +1,375 @@
+"""`eval`: how close a student comes to its source, beside its teacher on the same clips."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turbovaed_cli.choices import check_choice
+from turbovaed_cli.errors import MissingError, SettingsError
+from turbovaed_cli.evaluation import paper
+from turbovaed_cli.evaluation.measurable import Gauges, open_gauges
+from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
+from turbovaed_cli.evaluation.scores import (
+    PROTOCOLS,
+    ClipScores,
+    DecodeTimes,
+    EvalResult,
+    Miss,
+    Scores,
+    as_document,
+    find_misses,
+    met_thresholds,
+    parse_thresholds,
+    summarise,
+)
+from turbovaed_cli.latents.cache import ClipSource
+from turbovaed_cli.latents.caching import read_clip_of
+from turbovaed_cli.latents.planning import plan_clips
+from turbovaed_cli.machine.devices import num_readers, resolve_device, wait_for
+from turbovaed_cli.machine.ranks import Ranks, alone
+from turbovaed_cli.machine.threads import read_ahead
+from turbovaed_cli.metrics import fvd, metric_name
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.teacher import Teacher, decoder_params
+from turbovaed_cli.reconstruction.reconstruct import decoded_frames, reconstructed_frames
+from turbovaed_cli.reconstruction.windows import check_finite, decode_without_gradients, window_frames
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
+from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
+from turbovaed_cli.video.usable import Skipped, usable_videos
+
+__all__ = [
+    "SPEED_REPEATS",
+    "ClipScores",
+    "EvalResult",
+    "Miss",
+    "as_document",
+    "check_settings",
+    "clip_frames",
+    "evaluate",
+    "evaluate_all",
+    "find_misses",
+    "met_thresholds",
+    "parse_thresholds",
+]
+
+SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
+AS_RECONSTRUCT = ReconstructSettings()
+Clip = tuple[ClipSource, np.ndarray]  # which, and its frames (T, H, W, 3) uint8
+Videos = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
+
+
+def evaluate(
+    pair: Pair,
+    data: Path,
+    settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
+    *,
+    ranks: Ranks | None = None,
+    report: Reporter = quiet,
+) -> EvalResult:
+    """Measure teacher and student against the source on clips of every video under `data`; see evaluate_all."""
+    return evaluate_all([pair], data, settings, ranks=ranks, report=report)[0]
+
+
+def evaluate_all(
+    pairs: Sequence[Pair],
+    data: Path,
+    settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
+    *,
+    required: Iterable[str] = (),
+    ranks: Ranks | None = None,
+    report: Reporter = quiet,
+) -> list[EvalResult]:
+    """Measure several students, each with its own teacher, on the same clips of every video under `data`.
+
+    Under `standard` both decode the posterior mean as `reconstruct` does, and are rounded to the 8 bits that it hands to
+    the video encoder; every metric has a fixed range, per clip, then the mean over clips. Under `paper` the published
+    script is repeated: see metrics/paper.py. What cannot be measured here is listed in `not_measured` with the reason.
+
+    `required` names metrics that must be measurable. Several `ranks` take turns at the clips, and each returns the result
+    of all; under `standard` alone, as a batch of `paper` depends on what could be read before it. Raises SettingsError for settings that cannot work and data without
+    a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
+    """
+    check_settings(settings)
+    for pair in pairs:
+        assert pair.teacher is not None
+        pair.teacher.spec.check_frames(settings.frames)
+        pair.teacher.spec.check_size(*settings.size)
+    ranks = ranks or alone(resolve_device(settings.device))
+    assert ranks.count == 1 or settings.protocol == "standard"
+    videos, skipped = ranks.share(
+        lambda: usable_videos(data, (settings.frames - 1) * settings.stride + 1, report, hdr=settings.hdr)
+    )
+    planned = _plan(videos, settings)
+    gauges = open_gauges(settings, ranks.device, len(planned))
+    _check_required(required, gauges)
+    if not gauges.per_clip and gauges.detector is None:
+        raise MissingError(
+            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other --metrics"
+        )
+    tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
+    unread: list[Skipped] = []
+    mine = planned[ranks.rank :: ranks.count]
+    read = read_ahead(read_clip_of, _with_infos(mine, videos), num_readers(ranks.device))
+    clips = _readable(report.track(read, "evaluating", total=len(mine)), unread)
+    first: np.ndarray | None = None
+    for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
+        first = batch[0][1] if first is None else first
+        _measure(number, batch, tallies, gauges, settings, measuring_device(ranks.device, settings.protocol))
+        if "psnr" in gauges.per_clip:
+            report.note(psnr=tallies[0].clips[-1].student["psnr"])
+    skipped = skipped + [item for found in ranks.gather(unread) for item in found]
+    if ranks.count > 1:
+        for tally in tallies:
+            tally.take_turns(ranks.gather((tally.clips, tally.features)))
+    if not tallies[0].clips:
+        raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
+    dataset = recognise(settings.dataset, [info.path for info in videos])
+    return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
+
+
+def check_settings(settings: EvalSettings) -> None:
+    """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
+    check_choice("--protocol", settings.protocol, PROTOCOLS)
+    if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
+        raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
+    recognise(settings.dataset, [])
+    for name in settings.metrics:
+        metric_name(name)
+
+
+def _check_required(required: Iterable[str], gauges: Gauges) -> None:
+    for name in required:
+        if name in gauges.not_measured:
+            raise MissingError(
+                f"--fail-under {name} cannot be checked: {gauges.not_measured[name]}", "give what is missing, or drop it"
+            )
+        if name not in gauges.per_clip and not (name == "rfvd" and gauges.detector):
+            raise SettingsError(f"--fail-under {name} needs the metric that --metrics leaves out", f"add {name} to --metrics")
+
+
+def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSource]:
+    cut = CacheSettings(settings.frames, settings.size, settings.stride, settings.clips_per_video)
+    return [clip for info in videos for clip in plan_clips(info, cut)]
+
+
+def measuring_device(device: torch.device, protocol: str) -> torch.device:
+    """The device that computes PSNR, SSIM and flicker, in fp64: CUDA or the CPU. The published script's are computed on the CPU."""
+    return device if device.type == "cuda" and protocol == "standard" else torch.device("cpu")
+
+
+def _with_infos(planned: Iterable[ClipSource], videos: Sequence[VideoInfo]) -> Iterator[tuple[ClipSource, VideoInfo]]:
+    infos = {str(info.path): info for info in videos}
+    return ((clip, infos[clip.path]) for clip in planned)
+
+
+def _readable(read: Iterable[tuple[tuple[ClipSource, VideoInfo], np.ndarray | str]], skipped: list[Skipped]) -> Iterator[Clip]:
+    """Each clip with its frames (T, H, W, 3) uint8; those that could not be read go to `skipped`."""
+    for (clip, _), frames in read:
+        if isinstance(frames, str):
+            skipped.append(Skipped(f"{clip.path} (from frame {clip.start})", frames))
+        else:
+            yield clip, frames
+
+
+def _in_batches(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:
+    while batch := list(islice(clips, size)):
+        yield batch
+
+
+@dataclass
+class _Tally:
+    """What one pair has scored so far."""
+
+    pair: Pair
+    clips: list[ClipScores] = field(default_factory=list)
+    features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"source": [], "teacher": [], "student": []})
+
+    def take_turns(self, found: Sequence[tuple[list[ClipScores], dict[str, list[np.ndarray]]]]) -> None:
+        """Become what all ranks scored, in the order in which one would have come to it."""
+        turns = sorted(
+            (turn, rank) for rank, (clips, _) in enumerate(found) for turn in range(len(clips))
+        )  # where nothing was unreadable, the clips' own order
+        self.clips = [replace(found[rank][0][turn], batch=number) for number, (turn, rank) in enumerate(turns)]
+        self.features = {
+            side: [found[rank][1][side][turn] for turn, rank in turns if found[rank][1][side]] for side in self.features
+        }
+
+
+def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs, with one teacher object where several have the same weights, which then decodes once for all."""
+    if len(pairs) == 1:
+        return list(pairs)
+    seen: dict[str, Teacher] = {}
+    shared = []
+    for pair in pairs:
+        assert pair.teacher is not None
+        identity = json.dumps(pair.teacher.identity(), sort_keys=True, default=str)
+        shared.append(replace(pair, teacher=seen.setdefault(identity, pair.teacher)))
+    return shared
+
+
+def _measure(
+    number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings, device: torch.device
+) -> None:
+    """Score one batch of clips by every pair on `device`; a teacher that several share is scored once."""
+    known: dict[int, tuple[list[Scores], list[np.ndarray]]] = {}  # by teacher: its scores and features
+    frames = [frames for _, frames in batch]
+    prepare = paper.min_max if settings.protocol == "paper" else list
+    sources = prepare([to_model(clip, device) for clip in frames])
+    source_features = _features(gauges, sources)
+    for tally in tallies:
+        teacher = id(tally.pair.teacher)
+        if settings.protocol == "paper":
+            decoded = _decode_sampled(number, frames, tally.pair)
+        else:
+            decoded = _decode_rounded(frames, tally.pair, device, with_teacher=teacher not in known)
+        student = prepare(decoded["student"])
+        if teacher not in known:
+            videos = prepare(decoded["teacher"])
+            known[teacher] = _scores(gauges, videos, sources), _features(gauges, videos)
+        scores = zip(batch, known[teacher][0], _scores(gauges, student, sources), strict=True)
+        tally.clips += [
+            ClipScores(clip.path, clip.start, by_teacher, by_student, number) for (clip, _), by_teacher, by_student in scores
+        ]
+        for side, found in (("source", source_features), ("teacher", known[teacher][1]), ("student", _features(gauges, student))):
+            tally.features[side] += found
+
+
+def _scores(gauges: Gauges, videos: Videos, sources: Videos) -> list[Scores]:
+    return [
+        {name: measure(video, source) for name, measure in gauges.per_clip.items()}
+        for video, source in zip(videos, sources, strict=True)
+    ]
+
+
+def _features(gauges: Gauges, videos: Videos) -> list[np.ndarray]:
+    return [gauges.detector.features(video) for video in videos] if gauges.detector else []
+
+
+# --- decoding -----------------------------------------------------------------------------------------------------
+
+
+def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, Videos]:
+    """What `reconstruct` writes of each clip, in [-1, 1] on `device`."""
+    decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
+    return {
+        "teacher": [to_model(teacher, device) for teacher, _ in decoded if teacher is not None],
+        "student": [to_model(student, device) for _, student in decoded],
+    }
+
+
+def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
+    """Teacher's (if asked for) and student's version of (T, H, W, 3) uint8 frames: within rounding, what `reconstruct` writes."""
+    assert pair.teacher is not None
+    length, height, width, _ = source.shape
+    settings = replace(AS_RECONSTRUCT, compare=with_teacher)
+    teacher = student = None
+    is_short = length <= window_frames(pair.teacher.spec, height, width, settings.window, settings.overlap)
+    if with_teacher or is_short:
+        columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
+        student = columns[:, :, -width:]
+        teacher = columns[:, :, width : 2 * width] if with_teacher else None  # (T, H, 3W, 3): source, teacher, student
+    if student is None or not is_short:  # windows have seams, which the student's stream has not
+        made = reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT, num_frames=length)
+        student = np.stack(list(made))
+    return teacher, student
+
+
+@torch.no_grad()
+def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, Videos]:
+    """As the published script decodes: a sample of the posterior, the whole clip at once, clamped, not rounded."""
+    assert pair.teacher is not None
+    decoded: dict[str, Videos] = {"teacher": [], "student": []}
+    for i, clip in enumerate(frames):
+        posterior = pair.teacher.encode(to_model(clip, pair.device)[None])
+        generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        latents = posterior.sample(noise)
+        videos = {"teacher": pair.teacher.decode(latents), "student": decode_without_gradients(pair.student, latents)}
+        check_finite(videos.values())
+        for side, video in videos.items():
+            decoded[side].append(video[0].float().clamp(-1, 1).cpu())
+    return decoded
+
+
+def clip_frames(pair: Pair, clip: ClipScores, settings: EvalSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8: what was measured, computed once more.
+
+    `settings` are those of the evaluation. Under `--protocol paper` too these are the frames that `reconstruct` would
+    write. Raises VideoError where the video has gone.
+    """
+    source = read_clip_uint8(probe(Path(clip.path)), settings.frames, settings.size, start=clip.start, stride=settings.stride)
+    teacher, student = decode_clip(source, pair)
+    assert teacher is not None
+    return source, teacher, student
+
+
+@torch.no_grad()
+def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
+    """Time decodes of the clip (T, H, W, 3) uint8 by teacher and by student, which take turns, after a warm-up each."""
+    assert pair.teacher is not None
+    latents = pair.teacher.encode(to_model(frames)[None]).mean
+    decoders: dict[str, Callable[[Tensor], Tensor]] = {
+        "teacher": pair.teacher.decode,
+        "student": lambda latents: decode_without_gradients(pair.student, latents),
+    }
+    seconds: dict[str, list[float]] = {side: [] for side in decoders}
+    for turn in range(repeats + 1):
+        for side, decode in decoders.items():
+            wait_for(pair.device)
+            began = time.perf_counter()
+            decode(latents)
+            wait_for(pair.device)
+            if turn:  # the first one allocates and chooses kernels
+                seconds[side].append(time.perf_counter() - began)
+    return DecodeTimes(seconds["teacher"], seconds["student"], str(pair.device))
+
+
+# --- the result ---------------------------------------------------------------------------------------------------
+
+
+def _result(
+    tally: _Tally, first: np.ndarray | None, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
+) -> EvalResult:
+    pair = tally.pair
+    assert pair.teacher is not None
+    not_measured = dict(gauges.not_measured)
+    of_the_set: dict[str, Scores] = {}
+    if gauges.detector and len(tally.clips) < fvd.MIN_CLIPS:  # some could not be read
+        not_measured["rfvd"] = fvd.not_comparable(len(tally.clips))
+    elif gauges.detector:
+        source = np.stack(tally.features["source"])
+        of_the_set["rfvd"] = {
+            side: fvd.frechet_distance(np.stack(tally.features[side]), source) for side in ("teacher", "student")
+        }
+    summary = summarise(tally.clips, of_the_set)
+    return EvalResult(
+        model=pair.name,
+        protocol=settings.protocol,
+        frames=settings.frames,
+        size=settings.size,
+        stride=settings.stride,
+        clips=tally.clips,
+        means=summary.means,
+        intervals=summary.intervals,
+        kept=summary.kept,
+        worst=summary.worst,
+        num_videos=summary.num_videos,
+        not_measured=not_measured,
+        decoder_params={"teacher": decoder_params(pair.teacher), "student": num_params(pair.student)},
+        weights=gauges.weights,
+        dataset=dataset,
+        published=published_scores(pair.spec, pair.name, dataset, settings),
+        published_missing=why_not_published(pair.spec, dataset, settings),
+        decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats and first is not None else None,
+        skipped=skipped,
+    )

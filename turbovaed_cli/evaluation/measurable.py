@@ -1,0 +1,127 @@
+"""What can be measured on this machine, and why the rest can not: METRICS as functions of (video, source)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
+from turbovaed_cli.evaluation import paper
+from turbovaed_cli.files.whole import sha256_of
+from turbovaed_cli.metrics import METRICS, fvd, metric_name
+from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
+from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
+from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
+from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
+from turbovaed_cli.registry.backbones import TRUNKS
+from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.video import ffmpeg
+
+Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
+
+
+@dataclass(frozen=True)
+class Gauges:
+    """How each metric is measured here. Under `standard` clips are in [-1, 1]; under `paper`, min-max normalised, in [0, 1]."""
+
+    per_clip: dict[str, Measure]
+    detector: fvd.Detector | None  # for rFVD, which no clip has alone
+    not_measured: dict[str, str]  # metric -> why, and what to run
+    weights: dict[str, list[dict[str, str]]]  # metric -> the files it was measured with: "file", "sha256"
+
+
+def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) -> Gauges:
+    """Load what the metrics of `settings.metrics` need. What is not there is listed in `not_measured`, never guessed.
+
+    Raises what a file *given* by the user deserves: WeightFileError, CorruptFileError, MissingWeightsError.
+    """
+    names = _asked(settings.metrics)
+    gauges = Gauges({}, None, {}, {})
+    detector = None
+    for name in names:
+        try:
+            if settings.protocol == "paper" and name not in paper.IN_PAPER:
+                gauges.not_measured[name] = (
+                    "not measured: the published script has no such metric (--protocol standard measures it)"
+                )
+            elif name == "rfvd":
+                detector = _open_detector(settings, device, num_clips, gauges)
+            else:
+                gauges.per_clip[name] = _open(name, settings, device, gauges)
+        except MissingError as error:
+            gauges.not_measured[name] = f"not measured: {error.what} ({error.hint})"
+    return Gauges(gauges.per_clip, detector, gauges.not_measured, gauges.weights)
+
+
+def _asked(metrics: Sequence[str]) -> list[str]:
+    asked = [metric_name(name) for name in metrics]
+    return [name for name in METRICS if name in asked or not asked]
+
+
+def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauges) -> Measure:
+    as_published = settings.protocol == "paper"
+    if name == "psnr":
+        return paper.psnr if as_published else psnr
+    if name == "ssim":
+        _check_side(name, paper.MIN_SIDE if as_published else SSIM_WINDOW, settings)
+        return paper.ssim if as_published else ssim
+    if name == "flicker":
+        if settings.frames < 2:
+            raise MissingError("a clip of one frame does not change", "--frames 2 or more")
+        return flicker
+    if name == "vmaf":
+        check_vmaf()
+        _check_side(name, VMAF_MIN_SIDE, settings)
+        blank = torch.zeros(3, min(settings.frames, 2), *settings.size)
+        try:
+            vmaf(blank, blank)
+        except VideoError as error:  # it wants frames of some size
+            raise MissingError(error.what, "use a larger --size") from error
+        label = f"ffmpeg {ffmpeg.version()}, {VMAF_MODEL} built in"
+        gauges.weights[name] = [{"file": label, "sha256": sha256_of(Path(ffmpeg.executable()))}]
+        return vmaf
+    backbone = {"lpips": "alex", "lpips_vgg": "vgg"}[name]
+    _check_side(name, TRUNKS[backbone].min_side, settings)
+    network, gauges.weights[name] = _open_lpips(backbone, settings, device)
+    return partial(_lpips, network, device, as_published)
+
+
+def _check_side(name: str, least: int, settings: EvalSettings) -> None:
+    """Raise MissingError where the clips have a side of fewer pixels than a metric can look at."""
+    height, width = settings.size
+    if min(height, width) < least:
+        raise MissingError(
+            f"{METRICS[name].label} needs {least}x{least} pixels at least; these clips are {width}x{height}", "a larger --size"
+        )
+
+
+def _open_lpips(backbone: str, settings: EvalSettings, device: torch.device) -> tuple[Lpips, list[dict[str, str]]]:
+    found = lpips_files(backbone, settings.lpips_weights)
+    network = read_lpips(backbone, found).to(device)
+    return network, [{"file": path.name, "sha256": sha256_of(path)} for path in (found.trunk, found.linear)]
+
+
+def _lpips(network: Lpips, device: torch.device, spatial: bool, video: Tensor, source: Tensor) -> float:
+    return lpips_video(network, video.to(device), source.to(device), spatial=spatial)
+
+
+def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int, gauges: Gauges) -> fvd.Detector | None:
+    enough = num_clips >= fvd.MIN_CLIPS
+    if not enough:
+        gauges.not_measured["rfvd"] = fvd.not_comparable(num_clips)
+        if settings.i3d is None:
+            return None
+    detector, path = fvd.load_detector(settings.i3d, settings.i3d_sha256, device)
+    try:
+        detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file is named before the work begins
+    except WeightFileError as error:
+        if settings.frames >= fvd.MIN_FRAMES:
+            raise
+        what = f"rFVD needs clips of {fvd.MIN_FRAMES} frames at least; these have {settings.frames}"
+        raise MissingError(what, "more --frames") from error
+    gauges.weights["rfvd"] = [{"file": path.name, "sha256": settings.i3d_sha256.lower()}]
+    return detector if enough else None

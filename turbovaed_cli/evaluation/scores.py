@@ -1,0 +1,294 @@
+"""What `eval` finds out: scores per clip, and what follows from them: means, ratios, intervals, worst clips, thresholds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, cast
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.evaluation.intervals import CONFIDENCE, MIN_GROUPS, ratio_interval
+from turbovaed_cli.metrics import METRICS, metric_name
+from turbovaed_cli.video.usable import Skipped
+
+Scores = dict[str, float]
+Interval = tuple[float, float] | None  # low and high; None where there is nothing to compute it from
+NUM_WORST = 3
+SCHEMA_VERSION = 1
+SIDES = ("teacher", "student")
+PROTOCOLS = {
+    "standard": "fixed range, per clip, then the mean over clips",
+    "paper": "the published script: min-max normalised per batch of 4, LPIPS and I3D fed [0, 1]; hides contrast errors",
+}
+INTERVAL_METHOD = "Student's t over videos; the ratio paired, linearised"
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """One clip: which (its video, and the frame it starts at), and what teacher and student score on it."""
+
+    path: str
+    start: int
+    teacher: Scores
+    student: Scores
+    batch: int = 0  # --protocol paper normalises clips together: which ones
+
+
+@dataclass(frozen=True)
+class DecodeTimes:
+    """Seconds of one decode of the same latents, turn by turn: teacher, then student, in one process."""
+
+    teacher_s: list[float]
+    student_s: list[float]
+    device: str
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as the teacher the student is: the ratio of the medians."""
+        return median(self.teacher_s) / median(self.student_s)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest ratio of a single turn: far apart where the machine was busy with other things."""
+        ratios = [teacher / student for teacher, student in zip(self.teacher_s, self.student_s, strict=True)]
+        return min(ratios), max(ratios)
+
+
+@dataclass(frozen=True)
+class PublishedScores:
+    """Published figures of the same model on the same data set: (teacher, student) by metric."""
+
+    means: dict[str, tuple[float, float]]
+    label: str  # "published", or "published, other protocol"
+    source: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the scores of all clips come to. `ratio` is student / teacher; `kept` turns it round where lower is better."""
+
+    means: dict[str, Scores]  # "teacher", "student", "ratio": metric -> value
+    intervals: dict[str, dict[str, Interval]]  # the same keys: 95 % intervals over videos
+    kept: Scores  # share of the teacher's quality: 1 is as good, more is better, whichever way the metric points
+    worst: dict[str, list[ClipScores]]  # metric -> the clips with the student's worst scores, worst first
+    num_videos: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Everything `eval` says of one model. `means`, `intervals`, `kept` and `worst` are those of Summary."""
+
+    model: str
+    protocol: str
+    frames: int
+    size: tuple[int, int]  # (height, width)
+    stride: int
+    clips: list[ClipScores]
+    means: dict[str, Scores]
+    intervals: dict[str, dict[str, Interval]]
+    kept: Scores
+    worst: dict[str, list[ClipScores]]
+    num_videos: int
+    not_measured: dict[str, str]
+    decoder_params: dict[str, int]  # of "teacher" and "student"
+    weights: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # what a metric was measured with: file, sha256
+    dataset: str | None = None
+    published: PublishedScores | None = None
+    published_missing: str = ""  # why there are none, where the data set is one with published figures
+    decode_times: DecodeTimes | None = None
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | None = None) -> Summary:
+    """Means over clips, their ratios, intervals and worst clips; `of_the_set` holds metrics that no clip has alone (rFVD).
+
+    Clips that were normalised together count as their batch does: a batch of one counts as much as one of four, which
+    is the published script's mean of batch means. Outside that protocol every clip is a batch of its own.
+    """
+    names = list(clips[0].student)
+    weights = _weights(clips)
+    groups = [clip.path for clip in clips]
+    scores = {side: {name: [getattr(clip, side)[name] for clip in clips] for name in names} for side in SIDES}
+    means: dict[str, Scores] = {side: {} for side in (*SIDES, "ratio")}
+    intervals: dict[str, dict[str, Interval]] = {side: {} for side in (*SIDES, "ratio")}
+    for name in names:
+        weighted = {side: [w * x for w, x in zip(weights, scores[side][name], strict=True)] for side in SIDES}
+        for side in SIDES:
+            means[side][name] = math.fsum(weighted[side]) / math.fsum(weights)
+            intervals[side][name] = ratio_interval(weighted[side], weights, groups)
+        means["ratio"][name] = _ratio(means["student"][name], means["teacher"][name])
+        intervals["ratio"][name] = ratio_interval(weighted["student"], weighted["teacher"], groups)
+    for name, values in (of_the_set or {}).items():
+        means["teacher"][name], means["student"][name] = values["teacher"], values["student"]
+        means["ratio"][name] = _ratio(values["student"], values["teacher"])
+        for by_name in intervals.values():
+            by_name[name] = None
+    kept = {name: _kept(name, means) for name in means["ratio"]}
+    worst = {name: worst_clips(clips, name) for name in names}
+    return Summary(means, intervals, kept, worst, len(set(groups)))
+
+
+def interval_note(num_videos: int) -> str:
+    """Why there is no interval; empty where there is one."""
+    videos = f"{num_videos} video{'s' if num_videos != 1 else ''}"
+    return f"{videos}: too few for an interval" if num_videos < MIN_GROUPS else ""
+
+
+def _weights(clips: Sequence[ClipScores]) -> list[float]:
+    sizes: dict[int, int] = {}
+    for clip in clips:
+        sizes[clip.batch] = sizes.get(clip.batch, 0) + 1
+    return [1 / sizes[clip.batch] for clip in clips]
+
+
+def _ratio(student: float, teacher: float) -> float:
+    return student / teacher if teacher else math.nan
+
+
+def _kept(name: str, means: Mapping[str, Scores]) -> float:
+    student, teacher = means["student"][name], means["teacher"][name]
+    if student == teacher:
+        return 1.0
+    if METRICS[name].better == "up":
+        return _ratio(student, teacher)
+    return teacher / student if student else math.inf
+
+
+def worst_clips(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
+    """The `num` clips on which the student scores worst, worst first."""
+    return sorted(clips, key=lambda clip: clip.student[name], reverse=METRICS[name].better == "down")[:num]
+
+
+def furthest_behind(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
+    """The `num` clips on which the student is furthest behind its teacher, in units of the metric; worst first."""
+    sign = 1 if METRICS[name].better == "up" else -1
+    return sorted(clips, key=lambda clip: sign * (clip.student[name] - clip.teacher[name]))[:num]
+
+
+# --- thresholds ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A threshold that was not reached: `kept` of the teacher's quality where `wanted` was asked for."""
+
+    model: str
+    name: str
+    wanted: float
+    kept: float
+    short_by: float  # in units of the metric: how far the student's mean is from where it should be
+
+    def __str__(self) -> str:
+        metric = METRICS[self.name]
+        unit = f" {metric.unit}" if metric.unit else ""
+        if not math.isfinite(self.kept):
+            return f"{self.model} {metric.label}: no ratio to the teacher's could be had, {self.wanted:g} asked"
+        return (
+            f"{self.model} {metric.label}: {self.kept:.4f} of the teacher's, {self.wanted:g} asked: "
+            f"short by {self.wanted - self.kept:.4f} ({self.short_by:.{metric.digits}f}{unit})"
+        )
+
+
+def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
+    """["psnr=0.969,ssim=0.98", "lpips=0.9"] to {"psnr": 0.969, ...}: shares of the teacher's quality, as in `kept`.
+
+    Raises SettingsError for anything that is not NAME=RATIO with a metric's name and a ratio above 0 and at most 2.
+    """
+    thresholds = {}
+    for text in ",".join(texts).split(",") if texts else ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise SettingsError(f"--fail-under {text!r} is not NAME=RATIO", "such as --fail-under psnr=0.969")
+        name = metric_name(name)
+        try:
+            ratio = float(value)
+        except ValueError:
+            ratio = math.nan
+        if not 0 < ratio <= 2:
+            raise SettingsError(
+                f"--fail-under {text.strip()}: {value.strip() or 'nothing'} is not a ratio to the teacher's score",
+                f"1 is as good as the teacher, so for example --fail-under {name}=0.969",
+            )
+        if name in thresholds:
+            raise SettingsError(f"--fail-under {name} is given twice", "give each metric once")
+        thresholds[name] = ratio
+    return thresholds
+
+
+def find_misses(result: EvalResult, thresholds: Mapping[str, float]) -> list[Miss]:
+    """The thresholds that the student's means do not reach; what was not measured reaches none."""
+    misses = []
+    for name, wanted in thresholds.items():
+        kept, teacher, student = (
+            scores.get(name, math.nan) for scores in (result.kept, result.means["teacher"], result.means["student"])
+        )
+        if not kept >= wanted:  # NaN reaches nothing
+            needed = teacher * wanted if METRICS[name].better == "up" else teacher / wanted
+            misses.append(Miss(result.model, name, wanted, kept, abs(student - needed)))
+    return misses
+
+
+def met_thresholds(results: Sequence[EvalResult], thresholds: Mapping[str, float]) -> list[str]:
+    """A line for every threshold that a model's means reach: "psnr 1.117 >= 0.969: met"."""
+    return [
+        f"{f'{result.model} ' if len(results) > 1 else ''}{name} {result.kept[name]:.3f} >= {wanted:g}: met"
+        for result in results
+        for name, wanted in thresholds.items()
+        if result.kept.get(name, math.nan) >= wanted
+    ]
+
+
+# --- the document -------------------------------------------------------------------------------------------------
+
+
+def as_document(result: EvalResult) -> dict[str, Any]:
+    """The JSON document of `eval --json` and of eval/*.json in a run folder. What is not a number (yet) is null."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "model": result.model,
+        "protocol": result.protocol,
+        "protocol_label": PROTOCOLS[result.protocol],
+        "frames": result.frames,
+        "size": list(result.size),
+        "stride": result.stride,
+        "dataset": result.dataset,
+        "num_clips": len(result.clips),
+        "num_videos": result.num_videos,
+        "means": result.means,
+        "intervals": {
+            "confidence": CONFIDENCE,
+            "method": INTERVAL_METHOD,
+            "reason": interval_note(result.num_videos) or None,
+            **result.intervals,
+        },
+        "kept": result.kept,
+        "decoder_params": {
+            **result.decoder_params,
+            "ratio": result.decoder_params["student"] / result.decoder_params["teacher"],
+        },
+        "decode_times": {**asdict(result.decode_times), "ratio": result.decode_times.ratio, "range": result.decode_times.range}
+        if result.decode_times
+        else None,
+        "published": asdict(result.published) if result.published else None,
+        "published_missing": result.published_missing or None,
+        "worst": {name: _named(clips, name) for name, clips in result.worst.items()},
+        "furthest_behind": {name: _named(furthest_behind(result.clips, name), name) for name in result.worst},
+        "clips": [{"path": c.path, "start": c.start, "teacher": c.teacher, "student": c.student} for c in result.clips],
+        "not_measured": result.not_measured,
+        "weights": result.weights,
+        "skipped": [{"path": s.path, "reason": s.reason} for s in result.skipped],
+    }
+    return cast(dict[str, Any], _finite(document))
+
+
+def _named(clips: Sequence[ClipScores], name: str) -> list[dict[str, Any]]:
+    return [{"path": c.path, "start": c.start, "teacher": c.teacher[name], "student": c.student[name]} for c in clips]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

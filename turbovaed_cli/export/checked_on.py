@@ -1,0 +1,80 @@
+"""The latents that artefacts are checked on."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.latents.latent_files import LatentsFile, LatentSpace, read_latents
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import ExportSettings
+from turbovaed_cli.video import VideoInfo, read_clip
+from turbovaed_cli.video.usable import Skipped, usable_videos
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.teacher import Teacher
+
+
+CHECKED_ON_RANDOM = "random latents of the usual spread"
+
+
+def first_videos(settings: ExportSettings, report: Reporter = quiet) -> tuple[list[VideoInfo], list[Skipped]]:
+    """The first `settings.clips` usable videos of `settings.data`, and those that were passed over; none of either without it."""
+    if settings.data is None:
+        return [], []
+    return usable_videos(settings.data, settings.frames, report, first=settings.clips, hdr=settings.hdr)
+
+
+def latents_for(
+    student: StudentDecoder,
+    settings: ExportSettings,
+    teacher: "Teacher | None" = None,
+    videos: Sequence[VideoInfo] = (),
+    report: Reporter = quiet,
+) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
+    """Latents (1, C, t, h, w) by size: of `videos`, of the given files cut to it, or random ones; and what they are."""
+    shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
+    if settings.data is not None:
+        assert teacher is not None, "videos are encoded by the teacher"
+        return {
+            size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes
+        }, f"latents of {settings.data.resolve().name}"
+    if settings.latents is not None:
+        read = read_latents(
+            settings.latents,
+            LatentSpace.of(student),
+            latents_are=settings.latents_are,
+            shape=settings.latents_shape,
+            expected=shapes[settings.sizes[0]][1:],
+            report=report,
+        )
+        return {size: [_cut(read, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
+    mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
+    random = {}
+    for size, shape in shapes.items():
+        noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
+        random[size] = [noise * std + mean]
+    return random, CHECKED_ON_RANDOM
+
+
+def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
+    found = read.latents
+    if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
+        raise SettingsError(
+            f"{read.path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+        )
+    return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
+
+
+@torch.no_grad()
+def _encoded(
+    teacher: "Teacher", videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], report: Reporter
+) -> list[Tensor]:
+    """One clip of each video."""
+    clips = []
+    for info in report.track(videos, "encoding"):
+        clips.append(teacher.encode(read_clip(info, frames, size)[None]).mean.float().contiguous())
+    return clips

@@ -1,0 +1,243 @@
+"""`export`: write a student for other runtimes, and check each written file before anybody relies on it."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbovaed_cli.errors import CheckFailedError
+from turbovaed_cli.export.checked_on import first_videos, latents_for
+from turbovaed_cli.export.chunks import UNKNOWN_END, ChunkDecoder, ChunkPlan, StatefulChunkDecoder
+from turbovaed_cli.export.compare import Artifact, Reference, compared
+from turbovaed_cli.export.cost import Cost, cost
+from turbovaed_cli.export.export_form import FoldedDecoder, export_form
+from turbovaed_cli.export.format import Graph
+from turbovaed_cli.export.fp16_range import keep_in_range
+from turbovaed_cli.export.plan import WRITTEN_BY, Job, plan_jobs, refuse_to_replace
+from turbovaed_cli.export.readme import LATENTS_FILE, decoding_page, loading_instructions
+from turbovaed_cli.export.record import conventions, export_document, read_records, records_beside
+from turbovaed_cli.files.places import check_place, hidden_name
+from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.settings import ExportSettings
+from turbovaed_cli.version import __version__
+from turbovaed_cli.video.usable import Skipped
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Every artefact of one call."""
+
+    artifacts: list[Artifact]
+    document: Path  # export.json
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
+
+    @property
+    def missed(self) -> list[Artifact]:
+        """Those that are not what the student is; kept as `.unverified`."""
+        return [item for item in self.artifacts if item.verified is False]
+
+
+def export_student(
+    student: StudentDecoder,
+    formats: tuple[str, ...],
+    out: Path,
+    settings: ExportSettings = ExportSettings(),  # noqa: B008 - frozen
+    report: Reporter = quiet,
+    *,
+    teacher: "Teacher | None" = None,
+    latents: tuple[dict[tuple[int, int], list[Tensor]], str] | None = None,
+) -> ExportResult:
+    """Write `student` in each of `formats` and compare each written artefact with it, on as much as this machine can run.
+
+    `out` is the artefact, or a folder for several; export.json, a README with loading code and the latents that were checked
+    with are written beside. One that misses
+    (fp32: max abs above 1e-3; others below MIN_PSNR_DB) is kept as `.unverified` and is in `missed`. `settings.data` is
+    encoded by `teacher`; `latents` (by size, and what they are) take the place of both. Raises ShapeError
+    for sizes the student cannot make, SettingsError for what cannot be written.
+    """
+    jobs = plan_jobs(student, tuple(dict.fromkeys(formats)), out, settings)
+    folder = out if jobs[0].path != out else out.parent
+    readme = folder / "README.md" if folder == out else out.with_name(f"{out.name}.README.md")
+    beside = folder / LATENTS_FILE if folder == out else out.with_name(f"{out.name}.{LATENTS_FILE}")
+    check_place(folder, folder=True)
+    refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], beside, settings)
+    if (folder / "export.json").is_file():
+        read_records(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
+    student = student.float().cpu().eval()
+    videos, skipped = first_videos(settings, report) if latents is None else ([], [])
+    found, checked_on = latents or latents_for(student, settings, teacher, videos, report)
+    reference = Reference(student, found, checked_on)
+    made, known = [], []
+    for job in report.track(jobs, "exporting"):
+        made.append(_make(job, reference, settings, report))
+        known = records_beside(
+            folder / "export.json", made
+        )  # after each, so that one that fails leaves the others with their record
+        write_json(folder / "export.json", export_document(student, known))
+    example = _example(student, found[settings.sizes[0]][0])
+    write_whole(beside, lambda temporary: save_file(example, temporary, metadata={"written_by": WRITTEN_BY}))
+    if folder == out:
+        html = decoding_page(known)
+        if html is not None:
+            write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
+    text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name], beside.name)
+    write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return ExportResult(made, folder / "export.json", skipped)
+
+
+def _example(student: StudentDecoder, latents: Tensor) -> dict[str, Tensor]:
+    """Latents, and what makes those of a pipeline such ones."""
+    mean, std = (value.float().cpu() for value in (student.latents_mean, student.latents_std))
+    return {
+        "latents": latents,
+        "latents_mean": mean,
+        "latents_std": std,
+        "scaling_factor": torch.tensor(student.config.scaling_factor or 1.0),
+    }
+
+
+def raise_for_misses(result: ExportResult) -> None:
+    """CheckFailedError where an artefact is not what the student is."""
+    if not result.missed:
+        return
+    parts = []
+    for item in result.missed:
+        assert item.max_abs is not None and item.psnr_db is not None, "what was not run has not missed"
+        where = f", first not finite: {item.first_non_finite}" if item.first_non_finite else ""
+        parts.append(
+            f"{item.format} {item.precision}: max abs {item.max_abs:.2g}, {item.psnr_db:.1f} dB{where}; kept as {item.path.name}"
+        )
+    raise CheckFailedError("; ".join(parts), _what_helps(result.missed))
+
+
+def _what_helps(missed: Sequence[Artifact]) -> str:
+    if any(item.precision in ("int8", "6bit") for item in missed):
+        return "--dtype fp16 keeps more; int8 gets better with more --data that looks like what it will decode"
+    return "--dtype fp32 is exact; --layout 4d-cat keeps fp16 within its range, calibrated on --data or --latents"
+
+
+# --- what to write ------------------------------------------------------------------------------------------------
+
+
+# --- what to check on ---------------------------------------------------------------------------------------------
+
+
+# --- one artefact -------------------------------------------------------------------------------------------------
+
+
+def _make(job: Job, reference: "Reference", settings: ExportSettings, report: Reporter) -> Artifact:
+    """Write it beside its destination, run what was written, and move it there under the name it deserves."""
+    row, began = job.row, time.monotonic()
+    student, latents = reference.student, reference.latents
+    what = f"{row.name} {job.precision}{' chunk' if job.chunk else ''}"
+    report.note(f"{what}: converting")
+    graphs, plan = _graphs(job, student, latents, settings)
+    samples = [item for size in job.sizes for item in latents[size]]
+    # Converted inside a folder of its own: what a kill leaves half-done has another name.
+    aside = job.path.with_name(hidden_name(job.path, "export"))
+    with whole_folder(aside, overwrite=True) as folder:
+        written = folder / job.path.name
+        spent = cost(graphs[0], 4 if job.precision == "fp32" else 2)  # before a writer turns the module into halves
+        row.write(graphs, written, job.precision, _metadata(student, settings, plan), samples)
+        report.note(f"{what}: checking what was written")
+        artifact = _inspected(job, written, spent, compared(job, written, graphs, plan, reference))
+    _take_place(aside / job.path.name, artifact.path)
+    return replace(artifact, layout=settings.layout, seconds=time.monotonic() - began)
+
+
+def _graphs(
+    job: Job, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], settings: ExportSettings
+) -> tuple[list[Graph], ChunkPlan | None]:
+    if not job.row.is_graph:
+        return [Graph(student, {"latents": latents[size][0]}) for size in job.sizes], None
+    form = export_form(student, settings.layout)
+    if job.precision != "fp32" and isinstance(form, FoldedDecoder):
+        keep_in_range(form, [item for size in job.sizes for item in latents[size]])
+    if not job.chunk:
+        return [Graph(form, {"latents": latents[size][0]}) for size in job.sizes], None
+    assert isinstance(form, FoldedDecoder)
+    _, channels, _, height, width = latents[job.sizes[0]][0].shape
+    decoder = ChunkDecoder(form, (channels, job.chunk, height, width))
+    piece = latents[job.sizes[0]][0][:, :, : job.chunk]
+    piece = torch.cat([piece] + [piece[:, :, -1:]] * (job.chunk - piece.shape[2]), dim=2)
+    inputs = {"latents": piece, "window": torch.tensor([0, UNKNOWN_END], dtype=torch.int32)}
+    if settings.states and job.row.stateful:
+        stateful = StatefulChunkDecoder(decoder)
+        return [Graph(stateful.eval(), inputs, tuple(stateful.plan.output_names), stateful=True)], stateful.plan
+    inputs |= decoder.plan.beginning()
+    return [Graph(decoder.eval(), inputs, tuple(decoder.plan.output_names))], decoder.plan
+
+
+def _metadata(student: StudentDecoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
+    """What an artefact says of itself."""
+    config = {name: value for name, value in student.config.items() if not name.startswith("_")}
+    return {
+        "turbovaed": __version__,
+        "config": json.dumps(config),
+        **conventions(student),
+        "layout": settings.layout,
+        **({"chunk": json.dumps(asdict(plan))} if plan else {}),
+    }
+
+
+def _inspected(job: Job, written: Path, spent: Cost, artifact: Artifact) -> Artifact:
+    inside = job.row.anatomy(written)
+    return replace(
+        artifact,
+        sha256=_sha256(written),
+        operators=dict(inside.operators.most_common()),
+        num_conv3d=inside.num_conv3d,
+        max_rank=inside.max_rank if inside.max_rank is not None else spent.max_rank,
+        gmacs=spent.gmacs,
+        peak_activation_mb=spent.peak_activation_bytes / 1e6,
+        functions=inside.functions,
+    )
+
+
+def _sha256(path: Path) -> str:
+    """Of a file; of a package, of the list of its files."""
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = "".join(f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _take_place(written: Path, path: Path) -> None:
+    """Move a checked artefact, file or package, to where it was asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.rmtree(path)
+    if written.is_file():
+        written.chmod(0o644)  # some writers let nobody else read
+    written.replace(path)
+    shutil.rmtree(written.parent)
+
+
+# --- what lies beside ---------------------------------------------------------------------------------------------
+
+
+def next_commands(result: ExportResult, model: str) -> list[str]:
+    """What people do with the artefacts of `model` next."""
+    alone = result.artifacts[0].path
+    readme = alone.with_name(f"{alone.name}.README.md")
+    lines = [f"{readme if readme.is_file() else result.document.with_name('README.md')} has the lines of code that load it"]
+    timed = dict.fromkeys(item.format for item in result.artifacts if item.format in ("onnx", "executorch", "litert"))
+    if timed:
+        lines.append(f"turbovaed bench --model {model} --target {','.join(timed)}")
+    if any(item.format == "coreml" for item in result.artifacts):
+        lines.append(f"on a Mac: open the .mlpackage in Xcode, or turbovaed bench --model {model} --target coreml")
+    return lines

@@ -1,0 +1,122 @@
+"""Keep every value of an export form within fp16's range, by powers of two folded into its weights.
+
+The residual stream of a student may grow beyond 255, whose square is no fp16 number, or beyond all of them. What grows feeds
+norms that do not care about scale, so a stream scaled down by 2^e, with the norm's eps scaled by 4^-e, gives the same video:
+exactly, since powers of two round nothing. It is also scaled up where it is small, since squares of small values vanish.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from turbovaed_cli.export.export_form import FoldedDecoder, FoldedDepthwiseSeparable, FoldedResnet, FoldedUpsampler, RMSNorm
+from turbovaed_cli.models.layers import RMS_EPS
+
+LARGEST = 128.0  # of any value: 512 times below fp16's end
+LARGEST_SQUARES = 8192.0  # of a sum of squares over channels, which a mean takes
+SMALLEST_EPS = 2.0**-24  # fp16's smallest number above zero: an eps that became zero would divide by it
+
+
+def keep_in_range(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, int]:
+    """Fold powers of two into `form`, in place, so that no value between its layers comes near fp16's end on `latents`.
+
+    Returns the exponents by the place they apply to: there, values are 2^-exponent of what they were. The video stays the
+    same within the rounding of eps. `latents` are (1, C, t, h, w), of any number and sizes; real ones tell the true range.
+    """
+    ranges = _ranges(form, latents)
+    exponents: dict[str, int] = {}
+
+    def exponent(place: str, *names: str) -> int:
+        names = names or (place,)
+        exponents[place] = _exponent(max(ranges[name][0] for name in names), max(ranges[name][1] for name in names))
+        return exponents[place]
+
+    stretches = _stretches(form)
+    stream = exponent("conv_in", *stretches["conv_in"])
+    form.conv_in.scale(2.0**-stream, 2.0**-stream)
+    for index, block in enumerate(form.blocks):
+        name = f"blocks.{index}"
+        before = stream
+        if name in stretches:
+            stream = exponent(name, *stretches[name])
+        if isinstance(block, FoldedUpsampler):
+            block.conv.scale(2.0 ** (before - stream), 2.0**-stream)
+            continue
+        assert isinstance(block, FoldedResnet)
+        inside = exponent(f"{name}.conv1")
+        block.conv1.scale(2.0**-inside, 2.0**-inside)
+        block.conv2.scale(2.0**-stream, 2.0**-stream)
+        for which, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
+            if isinstance(conv, FoldedDepthwiseSeparable):
+                conv.scale_between(2.0 ** -exponent(f"{name}.{which}.depthwise"))
+        block.norm1.eps, block.norm2.eps = _eps(block.norm1.eps, before), _eps(block.norm2.eps, inside)
+        if block.has_shortcut:
+            block.norm3.eps = _eps(block.norm3.eps, before)
+            block.conv_shortcut.scale(2.0**-stream, 2.0**-stream)
+    for index, upsampler in enumerate(form.tail()):
+        cast(RMSNorm, form.norms_out[index]).eps = _eps(RMS_EPS, stream)
+        stream = exponent(f"tail.{index}")
+        upsampler.weight.data *= 2.0**-stream
+        assert upsampler.bias is not None
+        upsampler.bias.data *= 2.0**-stream
+    cast(RMSNorm, form.norms_out[-1]).eps = _eps(RMS_EPS, stream)
+    return exponents
+
+
+def _eps(eps: float, exponent: int) -> float:
+    return max(eps * 4.0**-exponent, SMALLEST_EPS)
+
+
+def _exponent(peak: float, squares: float) -> int:
+    """The power of two that brings both below their limits, or up to them."""
+    if not 0 < peak < math.inf:
+        return 0
+    return max(math.ceil(math.log2(peak / LARGEST)), math.ceil(math.log2(squares / LARGEST_SQUARES) / 2))
+
+
+def _stretches(form: FoldedDecoder) -> dict[str, list[str]]:
+    """Places that share one scale, since a sum ties them together, by the name of the first."""
+    stretches = {"conv_in": ["conv_in"]}
+    current = "conv_in"
+    for index, block in enumerate(form.blocks):
+        if isinstance(block, FoldedUpsampler) or (isinstance(block, FoldedResnet) and block.has_shortcut):
+            current = f"blocks.{index}"
+            stretches[current] = []
+        stretches[current].append(f"blocks.{index}")
+        if isinstance(block, FoldedResnet):
+            stretches[current].append(f"blocks.{index}.conv2")
+    return stretches
+
+
+@torch.no_grad()
+def _ranges(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    """(largest magnitude, largest sum of squares over channels) of what each place gives."""
+    found: dict[str, tuple[float, float]] = {}
+
+    def note(name: str, value: Tensor) -> None:
+        peak, squares = found.get(name, (0.0, 0.0))
+        wide = value.float()
+        found[name] = max(peak, wide.abs().max().item()), max(squares, wide.square().sum(dim=1).max().item())
+
+    def watch(module: nn.Module, name: str) -> None:
+        handles.append(module.register_forward_hook(lambda _module, _inputs, output: note(name, output)))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    watch(form.conv_in, "conv_in")
+    for index, block in enumerate(form.blocks):
+        watch(block, f"blocks.{index}")
+    for name, module in form.named_modules():
+        if name.endswith((".conv1", ".conv2", ".depthwise")):
+            watch(module, name)
+    for index, conv in enumerate(form.tail()):
+        watch(conv, f"tail.{index}")
+    try:
+        for item in latents:
+            form(item)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

@@ -1,0 +1,84 @@
+"""export.json: what is known of every artefact in a folder."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.errors import CorruptFileError
+from turbovaed_cli.export.compare import Artifact
+from turbovaed_cli.files.documents import check_fields, plain_name
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.machine.devices import environment
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.registry.rows import MODELS
+
+
+def conventions(student: StudentDecoder) -> dict[str, str]:
+    """Shapes, ranges, teacher and licence of a student, for a record that stands alone."""
+    teacher = student.config.teacher
+    return {
+        "latents": "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them",
+        "video": "(1, 3, T, H, W) in [-1, 1], not clamped",
+        "teacher": str(teacher),
+        "licence": MODELS[teacher].teacher.licence if teacher in MODELS else "that of the teacher",
+    }
+
+
+def records_beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
+    """The new artefacts as records, and those of earlier exports that still lie there."""
+    names = {item.path.name.removesuffix(".unverified") for item in made}
+    earlier = read_records(document) if document.is_file() else []
+    kept = [
+        item
+        for item in earlier
+        if item["path"].removesuffix(".unverified") not in names and (document.parent / item["path"]).exists()
+    ]
+    return kept + [{**asdict(item), "path": item.path.name} for item in made]
+
+
+_TIME = 2  # of a chunk's latents: which dimension
+# What the README says of an artefact.
+_RECORD = {
+    **dict.fromkeys(("path", "format", "precision", "graph", "status"), str),
+    **dict.fromkeys(("psnr_db", "max_abs"), float | None),
+    "verified": bool | str,
+    "size_mb": float,
+    "checked_on": str | None,
+    "chunk": dict[str, Any] | None,
+    "functions": list[str] | None,
+    "shapes": list[list[int]],
+}
+
+
+def read_records(document: Path) -> list[dict[str, Any]]:
+    """The artefacts of an export.json; CorruptFileError if it is not one."""
+    found = read_json(document)
+    check_fields(found, {"artifacts": list[dict[str, Any]]}, document)
+    for number, item in enumerate(found["artifacts"]):
+        check_fields(item, _RECORD, document, f"artifacts.{number}.")
+        for name in ("max_abs", "psnr_db", "checked_on"):
+            item.setdefault(name, None)
+        chunk = item.get("chunk") or {"latents": [0, 0, 0]}
+        check_fields(chunk, {"latents": list[int]}, document, f"artifacts.{number}.chunk.")
+        whole = (item["psnr_db"] is None) == (item["max_abs"] is None) and item["shapes"] and len(chunk["latents"]) > _TIME
+        if not whole:
+            raise CorruptFileError(f"{document}: artifacts.{number} is no record of an export", "export to another --out")
+        if not plain_name(item["path"]):
+            raise CorruptFileError(
+                f"{document} names {item['path']!r}, which is no file of its folder", "export to another --out"
+            )
+    return list(found["artifacts"])
+
+
+def export_document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The contents of export.json."""
+    here = environment()
+    return {
+        "schema_version": 1,
+        "versions": {"turbovaed": here["turbovaed"], "python": here["python"], **here["packages"]},
+        "machine": f"{platform.system()} {platform.machine()}",
+        **conventions(student),
+        "artifacts": records,
+    }
