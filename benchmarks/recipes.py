@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from turbovaed_cli.distill import distill
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.metrics import psnr, ssim
 from turbovaed_cli.models.loading import load_student
@@ -28,6 +27,7 @@ from turbovaed_cli.models.network import num_params
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.training.distill import distill
 from turbovaed_cli.video import to_model, to_uint8
 
 # The first stage of recipe fast, made short: a smaller rate, and an average that a hundred steps can follow.

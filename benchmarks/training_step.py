@@ -61,7 +61,7 @@ from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.data import VideoClips
+from turbovaed_cli.training.batches import VideoClips
 from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.state import TrainingState

@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 from conftest import HANG_S
 
-import turbovaed_cli.distill
-import turbovaed_cli.evaluation.evaluate  # noqa: F401 - for the children, which then need not
 from turbovaed_cli import cli
 
 

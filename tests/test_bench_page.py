@@ -13,7 +13,7 @@ from turbovaed_cli.benchmarking import results
 from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone
 from turbovaed_cli.benchmarking.results import BenchResult, MemoryRow
 from turbovaed_cli.benchmarking.target import TEACHER
-from turbovaed_cli.html_report.bench import bars, memory, name_of, render, tradeoff, write_page
+from turbovaed_cli.report.bench_page import bars, memory, name_of, render, tradeoff, write_page
 
 HOSTILE = "<img src=x onerror=alert(1)> {{ 7*7 }}"
 

@@ -12,7 +12,6 @@ from conftest import HANG_S, make_video
 from typer.testing import CliRunner
 
 from turbovaed_cli.cli import app
-from turbovaed_cli.distill import prepare
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.latents.batch import item_at
@@ -32,6 +31,7 @@ from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
+from turbovaed_cli.training.prepare import prepare
 from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model
 
 SMALL = CacheSettings(frames=9, size=(64, 64))

@@ -616,7 +616,7 @@ def test_precise_reaches_the_settings_of_both_commands(turbovaed, tmp_path, monk
     def take_of_a_cache(spec, data, out, settings, **_):
         take(settings=settings)
 
-    monkeypatch.setattr(import_module("turbovaed_cli.distill"), "distill", take)
+    monkeypatch.setattr(import_module("turbovaed_cli.training.distill"), "distill", take)
     monkeypatch.setattr(import_module("turbovaed_cli.latents.caching"), "cache_latents", take_of_a_cache)
     for command in (
         ("distill", "--data", tmp_path, "--run", tmp_path / "r"),

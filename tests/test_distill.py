@@ -11,7 +11,6 @@ from conftest import Notes, make_video
 from PIL import Image
 
 from turbovaed_cli.cli import _recipe_named
-from turbovaed_cli.distill import _settle, _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents.batch import Batch, Crop
 from turbovaed_cli.latents.cache import LatentCache
@@ -29,10 +28,13 @@ from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
 from turbovaed_cli.training.alignment import AlignmentHeads
+from turbovaed_cli.training.batches import VideoClips
 from turbovaed_cli.training.checks import check_clips_per_pass
-from turbovaed_cli.training.data import VideoClips
+from turbovaed_cli.training.distill import distill
 from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stages, forecast
+from turbovaed_cli.training.loop import waits_in_words
 from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
+from turbovaed_cli.training.prepare import prepare, settle
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
@@ -173,8 +175,8 @@ def test_every_step_says_what_it_waited_for_and_the_memory_it_took(run):
 
 
 def test_a_run_that_waits_for_data_is_told_what_to_do():
-    assert _waits_in_words(9.0, 100.0, 2) == _waits_in_words(0.0, 0.0, 2) == ""
-    assert _waits_in_words(30.0, 100.0, 2).startswith("steps waited 30% of their time for data; --workers 4")
+    assert waits_in_words(9.0, 100.0, 2) == waits_in_words(0.0, 0.0, 2) == ""
+    assert waits_in_words(30.0, 100.0, 2).startswith("steps waited 30% of their time for data; --workers 4")
 
 
 def test_only_waiting_is_counted_as_waiting(monkeypatch):
@@ -233,7 +235,7 @@ def test_a_video_that_turns_out_damaged_is_passed_over_named_and_the_same_every_
 
     from conftest import make_video
 
-    from turbovaed_cli.training.data import VideoClips
+    from turbovaed_cli.training.batches import VideoClips
     from turbovaed_cli.video import probe
 
     data = tmp_path / "data"
@@ -577,7 +579,7 @@ def test_the_recipe_of_the_embedded_teacher_runs_from_a_fitted_start_and_says_ea
 
 
 def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, videos, cache, small_student, tmp_path):
-    from turbovaed_cli.distill import estimate_distill
+    from turbovaed_cli.training.distill import estimate_distill
 
     spec, run = find_model(ltx_teacher), tmp_path / "run"
     settings = TINY.with_changes(
@@ -603,8 +605,8 @@ def test_a_dry_run_times_steps_of_every_stage_and_writes_nothing(ltx_teacher, vi
 
 
 def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, small_student, tmp_path):
-    from turbovaed_cli.distill import estimate_distill
     from turbovaed_cli.runs.rundir import RunDir
+    from turbovaed_cli.training.distill import estimate_distill
 
     spec, run, settings = find_model(ltx_teacher), tmp_path / "run", TINY.with_changes(steps=2, sample_every=0, save_every=1)
     first = {"latents": cache, "settings": settings, "student_config": small_student, "command_line": "turbovaed distill --first"}
@@ -643,7 +645,7 @@ def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, sm
 
 
 def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(videos, tmp_path):
-    from turbovaed_cli.distill import estimate_distill
+    from turbovaed_cli.training.distill import estimate_distill
 
     found = estimate_distill(find_model("ltx"), tmp_path / "run", data=videos)
     assert found.download_bytes > 1e9 and found.stages == [] and found.seconds is None
@@ -734,7 +736,7 @@ def test_the_number_for_a_smaller_student_works_for_every_row():
 
 def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, tmp_path, monkeypatch):
     """Before anything is downloaded or loaded, as far as the cache alone tells."""
-    from turbovaed_cli.distill import estimate_distill
+    from turbovaed_cli.training.distill import estimate_distill
 
     with pytest.raises(SettingsError, match=r"made by vae \(a 'AutoencoderKLLTXVideo' of 6 channels\), not by tiny") as error:
         distill(find_model("tiny"), tmp_path / "run", latents=cache, settings=TINY)
@@ -854,15 +856,15 @@ def test_a_fitted_run_goes_on_only_where_its_clips_can_be_shared(ltx_teacher, vi
     recorded = replace(settings, stages=(replace(stage, batch_size=2, accumulation=4),))  # two processes: 8 clips a step
     folder = RunDir(tmp_path / "run")
     folder.snapshot({"settings": asdict(recorded), "ranks": 2}, {})
-    one = _settle(settings, folder, torch.device("cpu"), 2, quiet).stages[0]
+    one = settle(settings, folder, torch.device("cpu"), 2, quiet).stages[0]
     assert (one.batch_size, one.accumulation) == (1, 4)
-    two = _settle(replace(settings, stages=(replace(stage, batch_size=8),)), folder, torch.device("cpu"), 1, quiet)
+    two = settle(replace(settings, stages=(replace(stage, batch_size=8),)), folder, torch.device("cpu"), 1, quiet)
     assert (two.stages[0].batch_size, two.stages[0].accumulation) == (2, 4)
     check_clips_per_pass(folder, two, 2)
     with pytest.raises(RunFolderError, match="which 4 processes cannot share") as error:
         check_clips_per_pass(folder, two, 4)
     assert "divides 2" in error.value.hint
-    other = _settle(replace(settings, stages=(replace(stage, batch_size=6),)), folder, torch.device("cpu"), 1, quiet)
+    other = settle(replace(settings, stages=(replace(stage, batch_size=6),)), folder, torch.device("cpu"), 1, quiet)
     assert (other.stages[0].batch_size, other.stages[0].accumulation) == (6, 1)  # which the snapshot names
 
 

@@ -15,17 +15,18 @@ from conftest import HANG_S, make_video
 from PIL import Image
 
 from turbovaed_cli import cli
-from turbovaed_cli.distill import distill
 from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
 from turbovaed_cli.evaluation.scores import DecodeTimes, as_document
 from turbovaed_cli.files.whole import write_json
-from turbovaed_cli.html_report import ShownClip, noteworthy_clips, render, report_of_eval, report_of_run, tables, write_report
-from turbovaed_cli.html_report.clips import encode, error_levels, error_scale, heat
-from turbovaed_cli.html_report.curves import LEFT, MAX_POINTS, RIGHT, draw
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.report import tables
+from turbovaed_cli.report.clips import encode, error_levels, error_scale, heat
+from turbovaed_cli.report.curves import LEFT, MAX_POINTS, RIGHT, draw
+from turbovaed_cli.report.run_page import ShownClip, noteworthy_clips, render, report_of_eval, report_of_run, write_report
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
+from turbovaed_cli.training.distill import distill
 
 HOSTILE = "<img src=x onerror=alert(1)> & \"'{{ 7*7 }}.mp4"
 SMALL = EvalSettings(frames=9, size=(64, 64), metrics=("psnr", "ssim", "lpips"))
@@ -166,8 +167,8 @@ def test_pictures_are_near_to_what_was_measured(report):
 
 
 def test_a_large_clip_is_cut_to_its_worst_part_and_says_so(monkeypatch):
-    monkeypatch.setattr("turbovaed_cli.html_report.clips.MAX_SIDE", 64)
-    monkeypatch.setattr("turbovaed_cli.html_report.clips.MAX_FRAMES", 4)
+    monkeypatch.setattr("turbovaed_cli.report.clips.MAX_SIDE", 64)
+    monkeypatch.setattr("turbovaed_cli.report.clips.MAX_FRAMES", 4)
     source = np.zeros((6, 96, 81, 3), np.uint8)
     student = source.copy()
     student[:, -20:, :20] = 200

@@ -13,19 +13,19 @@ from safetensors.torch import save_file
 
 from turbovaed_cli.cli import main
 from turbovaed_cli.console import human_bytes
-from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
 from turbovaed_cli.export.export import export_student
 from turbovaed_cli.files.documents import names_only
-from turbovaed_cli.html_report import report_of_eval, write_report
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.teacher import decoder_params, load_teacher
 from turbovaed_cli.registry.find import find_model, with_licence
 from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.report.run_page import report_of_eval, write_report
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, ExportSettings, Stage
+from turbovaed_cli.training.distill import distill
 
 ONE_STEP = DistillSettings(
     (Stage("only", steps=1, accumulation=1, perceptual="none", feature_weight=0.0),), frames=9, size=(64, 64), dtype="fp32",

@@ -8,13 +8,13 @@ import torch
 from conftest import Notes
 from PIL import Image
 
-from turbovaed_cli.distill import distill, estimate_distill
 from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training import estimate, outputs
+from turbovaed_cli.training.distill import distill, estimate_distill
 from turbovaed_cli.training.trainer import Trainer
 
 SETTINGS = DistillSettings(

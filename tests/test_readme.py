@@ -61,7 +61,7 @@ def test_crops_of_the_readme_fit_into_its_clips(command, monkeypatch, tmp_path):
         given.append((spec, settings))
         raise SystemExit
 
-    monkeypatch.setattr(import_module("turbovaed_cli.distill"), "distill", teach)
+    monkeypatch.setattr(import_module("turbovaed_cli.training.distill"), "distill", teach)
     monkeypatch.setattr(sys, "argv", shlex.split(command))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):

@@ -15,13 +15,13 @@ import torch
 from conftest import HANG_S
 from safetensors.torch import load_file
 
-from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError
 from turbovaed_cli.machine.signals import stop_requests
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
 from turbovaed_cli.training import state as training_state
+from turbovaed_cli.training.distill import distill
 from turbovaed_cli.training.resume import machine_changes
 from turbovaed_cli.training.trainer import Trainer
 

@@ -12,13 +12,13 @@ import pytest
 from conftest import HANG_S
 
 from turbovaed_cli import cli
-from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.listing import list_runs
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.training.distill import distill
 
 SETTINGS = DistillSettings(
     (Stage("only", steps=4, accumulation=1, perceptual="none"),), frames=9, size=(64, 64), save_every=2, sample_every=0, workers=1

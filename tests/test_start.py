@@ -6,7 +6,7 @@ from golden import load_golden
 
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.start import _principal, _unshuffle, are_flat, fit_start
+from turbovaed_cli.training.fitted_start import _principal, _unshuffle, are_flat, fit_start
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:

@@ -154,11 +154,11 @@ def test_a_video_that_vanished_is_skipped_like_any_that_cannot_be_read(remote_vi
 def test_a_run_behind_urls_resumes_there_and_ends_in_the_bits_of_a_local_one(
     remote_videos, s3, ltx_teacher, small_student, cache, tmp_path
 ):
-    from turbovaed_cli.distill import distill
     from turbovaed_cli.latents.caching import cache_latents
     from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.runs.rundir import RunDir
     from turbovaed_cli.settings import DistillSettings, Stage
+    from turbovaed_cli.training.distill import distill
 
     spec, url = find_model(ltx_teacher), "s3://bucket/runs/mine"
     cache_latents(spec, remote_videos, "s3://bucket/for-run", SMALL)

@@ -9,12 +9,12 @@ import pytest
 from conftest import HANG_S
 from test_resume import StopsAfter
 
-from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import RECIPES, DistillSettings
 from turbovaed_cli.training import trackers
+from turbovaed_cli.training.distill import distill
 
 
 @pytest.fixture(scope="module")

@@ -494,7 +494,7 @@ def metrics(machine: Machine) -> Iterator[Row]:
     from turbovaed_cli.latents.caching import encode_clips
     from turbovaed_cli.metrics.pixels import psnr, ssim
     from turbovaed_cli.registry.rows import MODELS
-    from turbovaed_cli.training.data import DeviceCopies
+    from turbovaed_cli.training.batches import DeviceCopies
 
     shape = (3, 3, 64, 64) if machine.small else (3, 17, 704, 1280)
     generator = torch.Generator().manual_seed(0)

@@ -1,11 +1,10 @@
 """Distil the VAE decoders of video diffusion models into small ones, and use them.
 
-The public names below are imported on first use, so that `import turbovaed_cli` costs nothing.
+The public names below are imported on first use, so that `import turbovaed_cli` costs nothing. A room per command (training,
+evaluation, reconstruction, export, benchmarking, latents) and per subject; each room's own docstring names its files.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from turbovaed_cli.machine.streams import reserve_descriptors
@@ -28,7 +27,7 @@ _HOME_OF = {
     "write_video": "video",
     "LatentCache": "latents.cache",
     "cache_latents": "latents.caching",
-    "distill": "distill",
+    "distill": "training.distill",
     "reconstruct": "reconstruction.reconstruct",
     "reconstruct_folder": "reconstruction.folder",
     "evaluate": "evaluation.evaluate",
@@ -41,7 +40,6 @@ __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt o
 
 if TYPE_CHECKING:
     from turbovaed_cli.benchmarking.bench import bench
-    from turbovaed_cli.distill import distill
     from turbovaed_cli.evaluation.evaluate import evaluate
     from turbovaed_cli.export.export import export_student
     from turbovaed_cli.latents.cache import LatentCache
@@ -56,6 +54,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.registry.find import find_model
     from turbovaed_cli.registry.rows import MODELS
     from turbovaed_cli.runs.listing import list_runs
+    from turbovaed_cli.training.distill import distill
     from turbovaed_cli.video import read_clip, read_frames, write_video
 
 
@@ -67,17 +66,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """Where a verb and its module share a name (`distill`), the package's attribute is the verb.
-
-    Python binds every imported submodule to its parent, which would put the module there.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        is_verb = name in _HOME_OF and isinstance(value, ModuleType)
-        super().__setattr__(name, getattr(value, name) if is_verb else value)
-
-
-sys.modules[__name__].__class__ = _Package

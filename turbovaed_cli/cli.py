@@ -65,7 +65,6 @@ from turbovaed_cli.settings import (
 from turbovaed_cli.version import __version__
 
 if TYPE_CHECKING:
-    from turbovaed_cli.distill import DistillResult
     from turbovaed_cli.evaluation.scores import EvalResult
     from turbovaed_cli.latents.estimate import CacheEstimate
     from turbovaed_cli.latents.parts import Shard
@@ -73,6 +72,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.pair import Pair
     from turbovaed_cli.reconstruction.folder import FolderResult
     from turbovaed_cli.reconstruction.reconstruct import ReconstructResult
+    from turbovaed_cli.training.distill import DistillResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
 
@@ -886,13 +886,13 @@ def distill(
     check_device(device or "auto")
     if nproc != 1 and not dry_run:
         _launch(nproc)
-    from turbovaed_cli.distill import distill as teach  # noqa: PLC0415 - help stays quick
-    from turbovaed_cli.distill import estimate_distill  # noqa: PLC0415
     from turbovaed_cli.evaluation.evaluate import as_document  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.metrics.table import as_tables  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.design import Budget, design_student  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.models.loading import read_config  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import RunDir  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.training.distill import distill as teach  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.training.distill import estimate_distill  # noqa: PLC0415
     from turbovaed_cli.video import list_videos  # noqa: PLC0415 - help stays quick
 
     if data is not None:
@@ -1049,11 +1049,11 @@ def _measure_run(
     spec: ModelSpec, run: str, val: Path, latents: str | None, settings: DistillSettings, report: console.ConsoleReporter
 ) -> "EvalResult":
     """`eval` of a finished run on clips of the shape it learnt from; kept in the run folder, with its page."""
-    from turbovaed_cli.distill import trained_pair  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.evaluation.evaluate import evaluate as measure  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.latents.cache import LatentCache  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.machine.ranks import join_ranks  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.runs.rundir import open_run  # noqa: PLC0415 - help stays quick
+    from turbovaed_cli.training.distill import trained_pair  # noqa: PLC0415 - help stays quick
 
     ranks = join_ranks(settings.device)
     shape = LatentCache(latents) if latents is not None else settings
@@ -1346,7 +1346,7 @@ def _keep(result: "EvalResult", pair: "Pair", settings: EvalSettings, data: Path
     """Into the run folder, where the model is one: the document and report.html; the page to `report` too."""
     from turbovaed_cli.evaluation.evaluate import as_document, clip_frames  # noqa: PLC0415 - help stays quick
     from turbovaed_cli.files.whole import write_json  # noqa: PLC0415
-    from turbovaed_cli.html_report import report_of_eval, write_report  # noqa: PLC0415
+    from turbovaed_cli.report.run_page import report_of_eval, write_report  # noqa: PLC0415
 
     if pair.run is not None:
         name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
@@ -1560,7 +1560,7 @@ def bench(
     if earlier and not results.same_machine(earlier[0]["machine"], result.header):
         console.warn(f"the earlier run is from another machine: {earlier[0]['machine']}")
     if report is not None:
-        from turbovaed_cli.html_report.bench import write_page  # noqa: PLC0415 - needed with --report alone
+        from turbovaed_cli.report.bench_page import write_page  # noqa: PLC0415 - needed with --report alone
 
         write_page(report, [results.as_document(result), *earlier])
         console.note(f"to look at: {report}")

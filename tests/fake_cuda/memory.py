@@ -11,7 +11,7 @@ from unittest import mock
 
 from fake_cuda.device import Meter, metered
 from fake_cuda.networks import teacher_of, trainer_of
-from turbovaed_cli.distill import MOST_WORKERS
+from turbovaed_cli.machine.devices import MOST_READERS
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
@@ -71,7 +71,7 @@ def shipped(recipe: str) -> DistillSettings:
         for stage in settings.stages
     ]
     dtype = DTYPE if settings.dtype == "auto" else settings.dtype
-    return replace(settings, stages=tuple(stages), dtype=dtype, workers=settings.workers or MOST_WORKERS)
+    return replace(settings, stages=tuple(stages), dtype=dtype, workers=settings.workers or MOST_READERS)
 
 
 def peaks_of(

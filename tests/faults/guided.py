@@ -7,8 +7,9 @@ from pathlib import Path
 import atheris
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-OURS = ("cli", "distill", "documents", "export", "html_report.bench", "html_report.curves", "html_report.tables", "latents", "models.pair",
-        "models.student", "registry", "rundir", "runs", "settings", "targets.results", "weights")  # fmt: skip
+OURS = ("benchmarking.results", "cli", "export.record", "files.documents", "files.sealed", "files.tensors", "latents.cache", "latents.writer",
+        "models.loading", "models.pair", "registry.find", "report.bench_page", "report.curves", "report.tables", "runs.listing",
+        "runs.rundir", "settings", "training.distill")  # fmt: skip
 with atheris.instrument_imports(include=["turbovaed_cli"]):
     for module in OURS:
         importlib.import_module(f"turbovaed_cli.{module}")

@@ -30,8 +30,8 @@ def recipe(content: bytes) -> None:
 
 def run_config(content: bytes) -> None:
     from turbovaed_cli.files.sealed import read_json
-    from turbovaed_cli.html_report.tables import flatten, key_figures, stage_table
     from turbovaed_cli.models.pair import _teacher_of
+    from turbovaed_cli.report.tables import flatten, key_figures, stage_table
     from turbovaed_cli.runs.listing import list_runs
     from turbovaed_cli.runs.rundir import RunDir
 
@@ -117,8 +117,8 @@ def pickled_file(content: bytes) -> None:
 
 
 def metrics(content: bytes) -> None:
-    from turbovaed_cli.html_report.curves import draw
-    from turbovaed_cli.html_report.tables import key_figures, with_data_size
+    from turbovaed_cli.report.curves import draw
+    from turbovaed_cli.report.tables import key_figures, with_data_size
     from turbovaed_cli.runs.listing import _best
     from turbovaed_cli.runs.rundir import RunDir
 
@@ -132,7 +132,7 @@ def metrics(content: bytes) -> None:
 
 def bench_document(content: bytes) -> None:
     from turbovaed_cli.benchmarking.results import changes, read_document, same_machine
-    from turbovaed_cli.html_report.bench import render
+    from turbovaed_cli.report.bench_page import render
 
     document = read_document(laid("bench.json", content))
     changes(document["rows"], document["rows"])
@@ -142,7 +142,7 @@ def bench_document(content: bytes) -> None:
 
 
 def evaluation(content: bytes) -> None:
-    from turbovaed_cli.html_report import tables
+    from turbovaed_cli.report import tables
     from turbovaed_cli.runs.listing import _best
     from turbovaed_cli.runs.rundir import RunDir
 

@@ -23,11 +23,11 @@ from pathlib import Path
 import psutil
 import torch
 
-import turbovaed_cli.distill  # noqa: F401 - for the children
+import turbovaed_cli.training.distill  # noqa: F401 - for the children
 from turbovaed_cli import cli
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.files.sealed import verify_manifest
-from turbovaed_cli.html_report.assets import template
+from turbovaed_cli.report.assets import template
 from turbovaed_cli.reporting import hushed
 from turbovaed_cli.runs.rundir import RunDir
 

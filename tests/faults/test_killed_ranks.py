@@ -13,8 +13,8 @@ from turbovaed_cli.runs.rundir import RunDir
 
 pytestmark = pytest.mark.faults
 MEETING = """
-import sys, turbovaed_cli.distill
-verb = sys.modules["turbovaed_cli.distill"]
+import sys, turbovaed_cli.training.distill
+verb = sys.modules["turbovaed_cli.training.distill"]
 join = verb.join_ranks
 def join_and_say(*given):
     ranks = join(*given)

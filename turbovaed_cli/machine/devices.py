@@ -55,6 +55,7 @@ _OUT_OF_MEMORY = (
     "unable to find an engine",
 )
 
+MOST_READERS = 8  # threads that read ahead, unless more are asked for
 _TF32_CAPABILITY = (8, 0)  # compute capability of the first NVIDIA GPUs with TF32
 _IN_TF32 = threading.RLock()  # held by the thread inside `tf32`
 
@@ -293,8 +294,8 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def num_readers(device: torch.device, asked: int = 0) -> int:
-    """Threads that read videos ahead of a device: as many as asked for; 0: two, and on CUDA one per core, up to eight."""
-    if asked or device.type != "cuda":
+    """Threads that read ahead of a device: as many as asked for; 0: two for a CPU, else one per core, up to eight."""
+    if asked or device.type == "cpu":
         return asked or 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores, 2), 8)
+    return min(max(cores, 2), MOST_READERS)

@@ -1,4 +1,10 @@
-"""How close a video comes to its source: the METRICS table, and a module for each kind of measurement."""
+"""How close a video comes to its source: METRICS, and one file for each kind of measurement.
+
+pixels.py  PSNR, SSIM, flicker
+lpips.py   LPIPS
+fvd.py     rFVD
+vmaf.py    VMAF
+"""
 
 from dataclasses import dataclass
 from typing import Literal

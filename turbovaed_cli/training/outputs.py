@@ -1,15 +1,17 @@
 """What a run shows of itself: sample strips, report.html, and model/ with its card."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.files.sealed import write_manifest
-from turbovaed_cli.files.whole import whole_folder
-from turbovaed_cli.html_report import ShownClip, model_facts, report_of_run, write_report
+from turbovaed_cli.files.whole import whole_folder, write_whole
 from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.metrics import psnr
@@ -18,10 +20,10 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import is_known, yaml_text
+from turbovaed_cli.report.run_page import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import Stage
-from turbovaed_cli.training.samples import write_strip
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.version import __version__
@@ -179,3 +181,20 @@ def _stage_in_words(trainer: Trainer, index: int) -> str:
         f"  {index + 1}. {stage.name}: {stage.steps:,} steps of {data['clips']} clips, {data['frames']} frames of "
         f"{data['width']}x{data['height']}; {losses_in_words(stage)}; lr {stage.lr} {stage.lr_schedule}"
     )
+
+
+LABEL_HEIGHT = 18  # pixels above each column
+
+
+def write_strip(path: Path, columns: Mapping[str, Tensor], num_rows: int = 3) -> None:
+    """Write a PNG with one labelled column per video (3, T, H, W) in [-1, 1], and rows of frames spread over its time."""
+    videos = {label: to_uint8(video) for label, video in columns.items()}  # (T, H, W, 3)
+    frames, height, width, _ = next(iter(videos.values())).shape
+    rows = np.linspace(0, frames - 1, min(num_rows, frames)).round().astype(int)
+    image = Image.new("RGB", (width * len(videos), LABEL_HEIGHT + height * len(rows)), "white")
+    draw = ImageDraw.Draw(image)
+    for column, (label, video) in enumerate(videos.items()):
+        draw.text((column * width + 4, 3), label, fill="black")
+        for row, index in enumerate(rows):
+            image.paste(Image.fromarray(video[index]), (column * width, LABEL_HEIGHT + row * height))
+    write_whole(path, lambda temporary: image.save(temporary, format="PNG"))

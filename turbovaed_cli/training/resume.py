@@ -4,17 +4,29 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.errors import DifferentRunError
+from turbovaed_cli.errors import DifferentRunError, TurboVaedError
 from turbovaed_cli.files.changes import Change, arrow, option_of, shortened
 from turbovaed_cli.files.remote import is_url
-from turbovaed_cli.runs.rundir import RunDir
+from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.files.whole import write_whole
+from turbovaed_cli.machine.devices import environment
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import hash_of_state
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.reporting import Reporter
+from turbovaed_cli.runs.rundir import RunDir, metrics_row
 from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
+from turbovaed_cli.training.estimate import forecast
+from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trainer import Trainer
+from turbovaed_cli.video import reading_identity
 
 MOST_CHANGES = 5  # that an error lists
 # What only a recipe's file can set: people know it by the name it has there.
@@ -202,3 +214,80 @@ def _schedule(stages: object) -> str:
     """Stages of config.json as "reconstruct 450, adversarial 50"."""
     listed = stages if isinstance(stages, list) else []
     return ", ".join(f"{stage.get('name')} {stage.get('steps')}" for stage in listed if isinstance(stage, dict)) or "none"
+
+
+def begin(
+    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
+) -> dict[str, Any]:
+    """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
+    config = run_config(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
+    check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
+    machine = environment(trainer.device)
+    before: dict[str, Any] = {}
+    with suppress(TurboVaedError):  # damaged: nothing but this warning needs it
+        before = read_json(folder.env) if folder.env.is_file() and folder.steps() else {}
+    if before and (changes := machine_changes(before, machine)):
+        where = f"resumed on another machine or with other libraries ({', '.join(changes)})"
+        report.note(f"{where}: the last bits may differ from those of an uninterrupted run", warning=True)
+    folder.snapshot(config, machine)
+    folder.clean_leftovers()
+    return config
+
+
+def run_config(
+    trainer: Trainer,
+    spec: ModelSpec,
+    init: str | None,
+    settings: DistillSettings,
+    processes: int,
+    folder: RunDir,
+    command_line: str,
+) -> dict[str, Any]:
+    """config.json of a run; `settings` have the clips of a forward pass on all processes."""
+    student, teacher = trainer.state.student, trainer.teacher
+    first = folder.read_config().get("command_line") if folder.config.exists() else None
+    return {
+        "command": "distill",
+        "command_line": first or command_line or None,
+        "settings": asdict(settings),
+        "ranks": processes,
+        "model": spec.name,
+        "teacher": {
+            **teacher.identity(),
+            "where": spec.teacher.where or spec.name,
+        },
+        "student_config": _published_config(student),
+        "init_sha256": hash_of_state(student) if init is not None else None,
+        "data_fingerprint": trainer.streams[0].fingerprint,
+        # Of videos; a cache has its own.
+        **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
+    }
+
+
+def resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
+    """Go on from the newest checkpoint and return its step; without one, make the fresh student ready."""
+    resumed_from = _resume(folder, trainer.state)
+    if resumed_from:
+        report.note(f"resumed from step {resumed_from}")
+    else:
+        if trainer.settings.start == "fitted" and fits:
+            trainer.fit_start(report)
+        report.note(forecast(trainer))
+    return resumed_from
+
+
+def _resume(folder: RunDir, state: TrainingState) -> int | None:
+    """Load the newest checkpoint; forget what the metrics say of steps behind it. Returns its step."""
+    path = folder.latest_checkpoint()
+    if path is not None:
+        state.load(path)
+    if folder.metrics.exists():
+        lines = [line for line in folder.metrics_lines() if (row := metrics_row(line)) is not None and row["step"] <= state.step]
+        write_whole(
+            folder.metrics, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        )
+    return state.step if path is not None else None
+
+
+def _published_config(student: StudentDecoder) -> dict[str, Any]:
+    return {name: value for name, value in student.config.items() if not name.startswith("_")}

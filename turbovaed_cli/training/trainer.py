@@ -4,64 +4,34 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch import config as functorch_config
 
 from turbovaed_cli.errors import NonFiniteError
-from turbovaed_cli.latents.batch import WHOLE, Batch, Crop
+from turbovaed_cli.latents.batch import Batch, Crop
 from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.settings import DistillSettings, Stage
-from turbovaed_cli.training.data import DeviceCopies
+from turbovaed_cli.training.batches import ClipStream, DeviceCopies
 from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
+from turbovaed_cli.training.fitted_start import NUM_CLIPS, are_flat, fit_start
 from turbovaed_cli.training.losses import (
     Losses,
     PerceptualLoss,
     reconstruction_losses,
 )
 from turbovaed_cli.training.schedule import crop_of, learning_rate, position_at
-from turbovaed_cli.training.start import NUM_CLIPS, are_flat, fit_start
 from turbovaed_cli.training.state import TrainingState
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 _MOST_NAMES = 4  # of clips in a message
 _NO_NORM = 1e-6  # beside a norm that is divided by, as in torch.nn.utils.clip_grad_norm_
 FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
-
-
-class ClipStream(Protocol):
-    """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
-
-    is_encoded: bool  # whether its batches have latents
-    damaged: dict[str, str]  # videos that could not be read after all, and why
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of its clips in pixels."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when the data does."""
-        ...
-
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
-        """`part` of batch number `index`, cut to `crop`."""
-        ...
-
-    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
-        """The clips of that batch, for people."""
-        ...
-
-    @property
-    def frames(self) -> int:
-        """Frames of its clips."""
-        ...
 
 
 @dataclass

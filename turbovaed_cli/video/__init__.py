@@ -1,4 +1,13 @@
-"""Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them."""
+"""Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them.
+
+sources.py usable.py      which files are videos, here or at a URL, and which can be used
+probing.py input_streams.py frame_times.py   what a video is: tracks, pixels, the time of every frame
+reading.py colour.py      frames as arrays and tensors
+pixels.py                 the one conversion between uint8 and [-1, 1]
+writing.py tracks.py timing.py codecs.py     a file with sound, chapters and exact times
+images.py                 folders of numbered pictures
+ffmpeg.py messages.py     the ffmpeg child process, and what its messages are about
+"""
 
 from turbovaed_cli.video.codecs import find_codec
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit

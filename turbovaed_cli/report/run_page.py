@@ -18,16 +18,16 @@ from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, as_document,
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_whole
-from turbovaed_cli.html_report import tables
-from turbovaed_cli.html_report.assets import asset, source_expression, template
-from turbovaed_cli.html_report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
-from turbovaed_cli.html_report.curves import Curves, draw
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params
+from turbovaed_cli.report import tables
+from turbovaed_cli.report.assets import asset, source_expression, template
+from turbovaed_cli.report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
+from turbovaed_cli.report.curves import Curves, draw
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.version import __version__

@@ -14,8 +14,8 @@ from turbovaed_cli.benchmarking.results import VIDEO_FPS, BenchRow, MemoryRow, n
 from turbovaed_cli.benchmarking.target import TEACHER
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.whole import write_whole
-from turbovaed_cli.html_report.assets import asset, source_expression, template
-from turbovaed_cli.html_report.curves import Tick, even_ticks
+from turbovaed_cli.report.assets import asset, source_expression, template
+from turbovaed_cli.report.curves import Tick, even_ticks
 from turbovaed_cli.version import __version__
 
 WIDTH = 720  # of a drawing, in its own units

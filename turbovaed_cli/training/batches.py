@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -97,3 +98,33 @@ class DeviceCopies:
             for tensor in batch.tensors:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
         return batch
+
+
+class ClipStream(Protocol):
+    """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
+
+    is_encoded: bool  # whether its batches have latents
+    damaged: dict[str, str]  # videos that could not be read after all, and why
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its clips in pixels."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the data does."""
+        ...
+
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+        """`part` of batch number `index`, cut to `crop`."""
+        ...
+
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+        """The clips of that batch, for people."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Frames of its clips."""
+        ...

@@ -1,0 +1,181 @@
+"""`distill`: teach a small decoder to do what a frozen teacher's decoder does. Source: arXiv:2508.09136."""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from turbovaed_cli.errors import RunFolderError
+from turbovaed_cli.files.remote import free_disk_bytes, is_url
+from turbovaed_cli.machine.devices import (
+    resolve_device,
+)
+from turbovaed_cli.machine.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.pair import Pair, load_pair
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import decoder_params, load_teacher
+from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
+from turbovaed_cli.runs.rundir import RunDir, look_at_run, open_run
+from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.training.checks import check_settings
+from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
+from turbovaed_cli.training.loop import memory_in_words, train
+from turbovaed_cli.training.outputs import Samples, write_model, write_run_report
+from turbovaed_cli.training.prepare import cache_for, over_all_processes, prepare
+from turbovaed_cli.training.resume import begin, check_resume, resume_or_start, run_config
+from turbovaed_cli.training.trackers import trackers_of
+from turbovaed_cli.training.trainer import Trainer
+from turbovaed_cli.video.usable import Skipped
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What a distillation came to."""
+
+    run: Path  # as a URL where that was given
+    model: Path
+    step: int
+    resumed_from: int | None  # step of the checkpoint it went on from
+    losses: dict[str, float]  # of the last step; empty when there was nothing left to do
+    student_params: int
+    teacher_decoder_params: int
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+def distill(
+    spec: ModelSpec,
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    latents: str | Path | None = None,
+    settings: DistillSettings | None = None,
+    student_config: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    command_line: str = "",
+    consent: Consent = no_consent,
+    report: Reporter = quiet,
+) -> DistillResult:
+    """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
+
+    `settings` None takes the recipe that the teacher's row of the registry names.
+    `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
+    config.json, for messages about a resume. Places may be fsspec URLs.
+    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit on one type
+    of machine (on a GPU, with equal free memory). Where several
+    processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
+    SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
+    NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
+    """
+    settings = settings or RECIPES[spec.recipe]
+    ranks = join_ranks(settings.device, report)
+    if not ranks.is_first:
+        report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
+    nowhere = nullcontext((Path(str(run)), lambda: None))
+    with ranks.together(), open_run(run) if ranks.is_first else nowhere as (root, publish):
+        folder = RunDir(root, publish)
+        trainer, skipped = prepare(ranks, spec, folder, data, latents, settings, student_config, init, consent, report)
+        resumed_from, losses = _run(trainer, folder, spec, init, run, command_line, report)
+        damaged = {path: reason for found in ranks.gather(trainer.streams[0].damaged) for path, reason in found.items()}
+    skipped += [Skipped(path, reason) for path, reason in damaged.items()]
+    student, teacher = trainer.state.student, trainer.teacher
+    place: Any = str(run) if is_url(run) else Path(run)
+    model: Any = f"{place}/{folder.model.name}" if is_url(run) else folder.model
+    return DistillResult(
+        place, model, trainer.state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
+    )
+
+
+def estimate_distill(
+    spec: ModelSpec,
+    run: str | Path,
+    *,
+    data: str | Path | None = None,
+    latents: str | Path | None = None,
+    settings: DistillSettings | None = None,
+    student_config: Mapping[str, Any] | None = None,
+    init: str | None = None,
+    processes: int = 1,
+    command_line: str = "",
+    report: Reporter = quiet,
+) -> DistillEstimate:
+    """What is left of `distill` with the same arguments, in one process: some of its steps, timed; nothing is written.
+
+    Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
+    teacher that is not here is no error.
+    """
+    settings = settings or RECIPES[spec.recipe]
+    check_settings(settings)
+    if latents is not None:
+        cache_for(latents, spec)
+    download = missing_bytes(spec)
+    if download:
+        room = None if is_url(run) else free_disk_bytes(Path(run))
+        return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
+    ranks = alone(resolve_device(settings.device, report))
+    with look_at_run(run) as root:
+        folder = RunDir(root)
+        if holder := folder.holder():
+            raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
+        first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
+        trainer, skipped = prepare(
+            ranks,
+            spec,
+            folder,
+            data,
+            latents,
+            settings,
+            student_config,
+            init,
+            no_consent,
+            report,
+            first=first,
+            processes=processes,
+        )
+        over_all = over_all_processes(trainer.settings, processes)
+        config = run_config(trainer, spec, init, over_all, processes, folder, command_line)
+        check_resume(folder, config, over_all, processes, run)
+        if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
+            trainer.state.load(checkpoint)
+        return estimate(trainer, run, folder, skipped, report, fits=init is None)
+
+
+def _run(
+    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
+) -> tuple[int | None, dict[str, float]]:
+    """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
+    ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
+    with folder.lock() if ranks.is_first else nullcontext():
+        config = ranks.share(lambda: begin(folder, trainer, spec, init, run, command_line, report))
+        if trainer.streams[0].is_encoded:
+            trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
+        with memory_in_words(trainer, folder):
+            resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report, fits=init is None))
+        if ranks.count > 1:
+            state.take(ranks.broadcast(state.tables()))
+        samples = Samples(trainer, report)
+        logs = settings.log if ranks.is_first else ()
+        with memory_in_words(trainer, folder), trackers_of(logs, folder, config, state.step, report) as trackers:
+            losses = train(trainer, folder, trackers, samples, report)
+        if ranks.is_first:
+            write_model(folder, trainer, spec, config)
+            if losses or not folder.report.exists():
+                write_run_report(folder, trainer, samples.clips())
+    return resumed_from, losses
+
+
+def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
+    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
+    pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
+    config = ranks.share(lambda: pair and dict(pair.student.config))
+    if pair is None:
+        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
+        pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
+    if ranks.count > 1:
+        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
+    return pair

@@ -1,0 +1,211 @@
+"""Everything that a distillation needs, checked before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.files.documents import shown
+from turbovaed_cli.files.tensors import load_strictly
+from turbovaed_cli.latents.cache import LatentCache
+from turbovaed_cli.machine.devices import auto_dtype, check_compiler, num_readers, resolve_dtype, warn_of_cudnn
+from turbovaed_cli.machine.ranks import Ranks
+from turbovaed_cli.models.design import suggested_params
+from turbovaed_cli.models.loading import build_student, load_student
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
+from turbovaed_cli.registry.download import Consent
+from turbovaed_cli.registry.find import is_model_name
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.reporting import Reporter
+from turbovaed_cli.runs.rundir import RunDir
+from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.training.alignment import build_heads
+from turbovaed_cli.training.batches import ClipStream, VideoClips
+from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
+from turbovaed_cli.training.estimate import fitted_stages
+from turbovaed_cli.training.losses import perceptual_loss, resolve_perceptual
+from turbovaed_cli.training.schedule import crop_of
+from turbovaed_cli.training.state import TrainingState
+from turbovaed_cli.training.trackers import check_trackers
+from turbovaed_cli.training.trainer import Trainer
+from turbovaed_cli.video.sources import local_videos
+from turbovaed_cli.video.usable import Skipped, usable_videos
+
+
+def prepare(
+    ranks: Ranks,
+    spec: ModelSpec,
+    folder: RunDir,
+    data: str | Path | None,
+    latents: str | Path | None,
+    settings: DistillSettings,
+    student_config: Mapping[str, Any] | None,
+    init: str | None,
+    consent: Consent,
+    report: Reporter,
+    *,
+    first: int | None = None,
+    processes: int = 0,
+) -> tuple[Trainer, list[Skipped]]:
+    """Everything that a step needs, and the videos that cannot be used; writes nothing. `first` looks at no more videos.
+
+    `processes` will distil; 0: those that are here.
+    """
+    if (data is None) == (latents is None):
+        raise SettingsError(
+            "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
+        )
+    check_settings(settings)
+    device = ranks.device
+    if ranks.is_first:  # before anything is loaded or written
+        check_trackers(settings.log)
+    if settings.compile:
+        check_compiler(device)
+        report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+    cache = None if latents is None else cache_for(latents, spec)  # before a download that would be of no use
+    teacher = ranks.first_of_each_machine_first(
+        lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=consent)
+    )
+    others = (processes or ranks.count) // ranks.count
+    settings = ranks.share(lambda: settle(over_all_processes(settings, ranks.count), folder, device, others, report))
+    dtype = resolve_dtype(settings.dtype)
+    if ranks.local_rank == 0:
+        warn_of_cudnn(device, dtype, report)
+    wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
+    perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
+    if cache is None:
+        assert data is not None
+        streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
+    else:
+        if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+            raise _made_by_another(cache, spec)
+        check_sizes(settings, cache)
+        if settings.precise and cache.tf32_clips and ranks.is_first:
+            text = f"--precise: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
+            report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
+        streams, skipped = [cache] * len(settings.stages), []
+        ranks.check_same("the latent cache", cache.fingerprint)
+    crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
+
+    torch.manual_seed(settings.seed)
+    student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
+    if init is not None and ranks.is_first:  # the others get every weight from it
+        load_strictly(student, load_student(init, consent=consent).state_dict(), Path(init))
+    check_ratios(student, spec)
+    aligned = any(stage.feature_weight for stage in settings.stages)
+    heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
+    report.note(
+        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
+        f"on {device.type}, {settings.dtype}"
+        + (", the teacher in TF32 (--precise: fp32)" if teacher.uses_tf32 else "")
+        + (f", {ranks.count} processes" if ranks.count > 1 else "")
+    )
+    if ranks.is_first and num_params(student) > decoder_params(teacher):
+        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
+    state = TrainingState(student, heads, settings, device)
+    ranks.check_same("the teacher", str(teacher.identity()))
+    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
+    if settings.fit_batch and device.type != "cpu" and not ranks.share(lambda: RunDir.is_run(folder.root)):
+        report.note("trying how many clips of a forward pass fit in the free memory")
+        trainer.settings = replace(settings, stages=fitted_stages(trainer))
+    return trainer, skipped
+
+
+def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
+    """What to say of a student that is no smaller than what it replaces, and what mends it."""
+    ours, theirs = num_params(student), decoder_params(teacher)
+    smaller = suggested_params(spec, theirs)
+    cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
+    return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
+
+
+def over_all_processes(settings: DistillSettings, processes: int) -> DistillSettings:
+    """The settings with the clips of a forward pass on all processes, as config.json has them, where those of one were given."""
+    return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * processes) for stage in settings.stages))
+
+
+def settle(settings: DistillSettings, folder: RunDir, device: torch.device, others: int, report: Reporter) -> DistillSettings:
+    """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud.
+
+    A run has `others` times the clips in a pass that `settings` have: more processes than are here.
+    """
+    before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = before.get("dtype") or auto_dtype(device, report)
+    known = [stage.get("perceptual") or "none" for stage in before.get("stages") or []]
+    if not known and any(stage.perceptual == "auto" and stage.perceptual_weight for stage in settings.stages):
+        known = [resolve_perceptual("auto", report)] * len(settings.stages)
+    stages = [
+        replace(stage, perceptual=known[index] if index < len(known) else "none") if stage.perceptual == "auto" else stage
+        for index, stage in enumerate(settings.stages)
+    ]
+    fitted = before.get("stages") or []
+    if settings.fit_batch and before.get("fit_batch") and len(fitted) == len(stages):
+        stages = [_as_fitted(stage, was, others) for stage, was in zip(stages, fitted, strict=True)]
+    return replace(settings, stages=tuple(stages), dtype=dtype, workers=num_readers(device, settings.workers))
+
+
+def _as_fitted(stage: Stage, was: Mapping[str, Any], others: int) -> Stage:
+    """A stage in the passes that a run began with; as it is where a step would see other clips, which the snapshot names."""
+    clips, passes = was.get("batch_size") or 0, was.get("accumulation") or 0
+    if clips * passes != stage.batch_size * others * stage.accumulation or clips % others:
+        return stage
+    return replace(stage, batch_size=clips // others, accumulation=passes)
+
+
+def _video_streams(
+    data: str | Path, spec: ModelSpec, settings: DistillSettings, ranks: Ranks, report: Reporter, first: int | None
+) -> tuple[list[ClipStream], list[Skipped]]:
+    """One stream per stage, over the same videos, at the stage's size."""
+    sizes = [stage.size or settings.size for stage in settings.stages]
+    spec.teacher.check_frames(settings.frames)
+    for size in sizes:
+        spec.teacher.check_size(*size)
+    folder = ranks.first_of_each_machine_first(lambda: local_videos(data, report, first=first))
+    span = (settings.frames - 1) * settings.stride + 1
+    videos, skipped = ranks.share(lambda: usable_videos(folder, span, report, first=first, hdr=settings.hdr))
+    damaged: dict[str, str] = {}
+    return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
+
+
+def cache_for(latents: str | Path, spec: ModelSpec) -> LatentCache:
+    """The cache, if it can be this teacher's as far as is known without its weights."""
+    cache = LatentCache(latents)
+    made_by = cache.manifest.get("teacher") or {}
+    if (made_by.get("class"), made_by.get("latent_channels")) != (spec.teacher.class_name, spec.teacher.latent_channels):
+        raise _made_by_another(cache, spec)
+    return cache
+
+
+def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
+    """The error for a cache of another teacher; the hint names that one, as far as the cache does."""
+    made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
+    what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
+    if name is None:
+        option = "--teacher with the one that made them"
+    else:
+        option = f"--teacher {name}" if is_model_name(str(name)) else f"--teacher DIR, with the folder {name}"
+    return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
+
+
+def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
+    """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
+    config_of_teacher = teacher.vae.config
+    inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
+    for name in ("latents_mean", "latents_std"):
+        value = dict(teacher.vae.named_buffers()).get(name, getattr(config_of_teacher, name, None))
+        if isinstance(value, Tensor):
+            inherited[name] = value.float().cpu().tolist()
+        elif value is not None:
+            inherited[name] = [float(one) for one in value]
+    scaling = getattr(config_of_teacher, "scaling_factor", None)
+    if scaling is not None:
+        inherited["scaling_factor"] = scaling
+    return {**config, **inherited}
