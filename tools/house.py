@@ -83,7 +83,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
         stack = [(start, iter(sorted(edges[start])))]
         seen.add(start)
         while stack:
-            name, targets = stack[-1]
+            targets = stack[-1][1]
             following = next((target for target in targets if target not in seen), None)
             if following is None:
                 out.append(stack.pop()[0])

@@ -57,7 +57,7 @@ from turbovaed_cli.video.usable import Skipped
 
 def bench(
     model: str,
-    settings: BenchSettings = BenchSettings(),  # noqa: B008 - frozen
+    settings: BenchSettings = BenchSettings(),
     *,
     teacher: str | None = None,
     config: str | None = None,
@@ -131,7 +131,7 @@ def bench(
 def write_ios_project(
     out: Path,
     model: str,
-    settings: BenchSettings = BenchSettings(),  # noqa: B008 - frozen
+    settings: BenchSettings = BenchSettings(),
     *,
     teacher: str | None = None,
     config: str | None = None,

@@ -70,7 +70,7 @@ Videos = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of t
 def evaluate(
     pair: Pair,
     data: Path,
-    settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
+    settings: EvalSettings = EvalSettings(),
     *,
     ranks: Ranks | None = None,
     report: Reporter = quiet,
@@ -82,7 +82,7 @@ def evaluate(
 def evaluate_all(
     pairs: Sequence[Pair],
     data: Path,
-    settings: EvalSettings = EvalSettings(),  # noqa: B008 - frozen
+    settings: EvalSettings = EvalSettings(),
     *,
     required: Iterable[str] = (),
     ranks: Ranks | None = None,

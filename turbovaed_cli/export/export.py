@@ -54,7 +54,7 @@ def export_student(
     student: StudentDecoder,
     formats: tuple[str, ...],
     out: Path,
-    settings: ExportSettings = ExportSettings(),  # noqa: B008 - frozen
+    settings: ExportSettings = ExportSettings(),
     report: Reporter = quiet,
     *,
     teacher: "Teacher | None" = None,

@@ -30,8 +30,8 @@ def load_safely(path: Path) -> object:
 
     Raises WeightFileError for what cannot be read so.
     """
-    import torch  # noqa: PLC0415 - a download needs none
-    from safetensors.torch import load_file  # noqa: PLC0415
+    import torch
+    from safetensors.torch import load_file
 
     if not path.is_file():
         raise WeightFileError(f"{path} is not there, or no file", "give a .safetensors, or a .pth state dict")
@@ -59,7 +59,7 @@ def _check_not_compressed(path: Path) -> None:
 
 def is_plain_tensor(value: object) -> bool:
     """Whether it is a dense tensor in memory, all of whose elements the file holds."""
-    import torch  # noqa: PLC0415
+    import torch
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         return False
@@ -90,7 +90,7 @@ def check_fit(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) 
 
 def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
     """Copy `state` into `module`; WeightFileError names the first key that check_fit refuses, or that holds NaN or infinity."""
-    import torch  # noqa: PLC0415
+    import torch
 
     check_fit(module, state, source)
     try:

@@ -50,7 +50,7 @@ class Crop:
 
     def places(self, seed: int, index: int, batch_size: int, clip: tuple[int, int]) -> list[Place]:
         """Those of batch number `index`, in clips of (height, width) pixels."""
-        rng = random.Random(f"crop/{seed}/{index}")  # noqa: S311 - reproducible, not secret
+        rng = random.Random(f"crop/{seed}/{index}")
         return [self.place(rng, (clip[0] // self.ratio, clip[1] // self.ratio)) for _ in range(batch_size)]
 
 
@@ -100,7 +100,7 @@ WHOLE = slice(None)  # every clip of a batch; of several processes each reads it
 @lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, num_items: int) -> list[int]:
     order = list(range(num_items))
-    random.Random(f"order/{seed}/{epoch}").shuffle(order)  # noqa: S311 - reproducible, not secret
+    random.Random(f"order/{seed}/{epoch}").shuffle(order)
     return order
 
 

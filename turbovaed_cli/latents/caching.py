@@ -49,7 +49,7 @@ def cache_latents(
     spec: ModelSpec,
     data: str | Path,
     out: str | Path,
-    settings: CacheSettings = CacheSettings(),  # noqa: B008 - frozen
+    settings: CacheSettings = CacheSettings(),
     *,
     shard: Shard | None = None,
     consent: Consent = no_consent,

@@ -76,7 +76,7 @@ class Ranks:
         """What the first rank makes, for all."""
         values = [make() if self.is_first else None]
         if self.count > 1:
-            from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - one process needs no accelerate
+            from accelerate.utils import broadcast_object_list
 
             self._agree()
             with _lost():
@@ -113,7 +113,7 @@ class Ranks:
         """The mean of each over all ranks, to the same bits on all."""
         if self.count == 1:
             return list(tensors)
-        from accelerate.utils import reduce  # noqa: PLC0415 - one process needs no accelerate
+        from accelerate.utils import reduce
 
         self._agree()
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -188,7 +188,7 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
             f"{here} processes on a machine with {torch.cuda.device_count()} CUDA devices", "start one process per device"
         )
     os.environ.setdefault("LOCAL_RANK", "0")
-    from accelerate import PartialState  # noqa: PLC0415 - one process needs no accelerate
+    from accelerate import PartialState
 
     with warnings.catch_warnings(), _could_not_join(count):
         warnings.simplefilter("ignore")  # of threads, which it sets

@@ -49,7 +49,7 @@ def reconstruct_folder(
     folder: Path,
     out: Path,
     pair: Pair,
-    settings: ReconstructSettings = ReconstructSettings(),  # noqa: B008 - frozen
+    settings: ReconstructSettings = ReconstructSettings(),
     *,
     overwrite: bool = False,
     report: Reporter = quiet,

@@ -53,7 +53,7 @@ def reconstruct(
     source: Path,
     out: Path,
     pair: Pair,
-    settings: ReconstructSettings = ReconstructSettings(),  # noqa: B008 - frozen
+    settings: ReconstructSettings = ReconstructSettings(),
     *,
     overwrite: bool = False,
     report: Reporter = quiet,

@@ -199,7 +199,7 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str,
                 f"{name}: weights not on this machine ({what}; {total / 1e6:,.0f} MB)",
                 f"{offer}; or {by_hand}",
             )
-        from huggingface_hub import constants  # noqa: PLC0415
+        from huggingface_hub import constants
 
         check_place(Path(constants.HF_HUB_CACHE), "HF_HOME", folder=True)
         for file in missing:
@@ -209,7 +209,7 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str,
 
 def cached_file(file: RemoteFile) -> Path | None:
     """Where a file lies in the hub's cache; None where it does not. Never touches the network."""
-    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - a third of a second that most calls do not need
+    from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(file.repo, file.filename)
     return Path(found) if isinstance(found, str) else None
@@ -238,8 +238,8 @@ def _without_retry_log() -> Iterator[None]:
 
 def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
     """Fetch a file into the hub's cache and check it there; `again` is the command that repeats it, `by_hand` the way without network."""
-    from huggingface_hub import constants, hf_hub_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
         LocalEntryNotFoundError,
@@ -295,9 +295,9 @@ def _checked(path: Path, again: str) -> PulledFile:
 
 def _pull_trunk(name: str, consent: Consent) -> PulledFile:
     """The backbone of LPIPS, into torch's own cache; its file name carries the beginning of its sha256."""
-    from http.client import HTTPException  # noqa: PLC0415
+    from http.client import HTTPException
 
-    import torch  # noqa: PLC0415
+    import torch
 
     kind = name.removeprefix("lpips-")
     if kind not in TRUNKS:

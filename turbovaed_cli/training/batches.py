@@ -61,7 +61,7 @@ class VideoClips:
         first = item_at(seed, i, len(self.videos))
         for turn in range(len(self.videos)):
             info = self.videos[(first + turn) % len(self.videos)]
-            rng = random.Random(f"clip/{seed}/{i}/{turn}")  # noqa: S311 - reproducible, not secret
+            rng = random.Random(f"clip/{seed}/{i}/{turn}")
             yield info, rng.randrange(info.num_frames - (self.frames - 1) * self.stride), rng
 
     def _clip_at(self, seed: int, i: int) -> Tensor:

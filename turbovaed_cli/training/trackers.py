@@ -19,15 +19,15 @@ _PATIENCE_S = 30  # that a service has to answer at the start
 
 
 def _tensorboard(run: RunDir, _name: str, first_step: int) -> Any:
-    from accelerate.tracking import TensorBoardTracker  # noqa: PLC0415 - only where asked for
+    from accelerate.tracking import TensorBoardTracker
 
     # What a killed process wrote behind its last checkpoint does not count.
     return TensorBoardTracker("tensorboard", run.root, purge_step=first_step + 1)
 
 
 def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
-    import trackio  # noqa: PLC0415 - only where asked for
-    from accelerate.tracking import TrackioTracker  # noqa: PLC0415 - only where asked for
+    import trackio
+    from accelerate.tracking import TrackioTracker
 
     class Tracker(TrackioTracker):  # type: ignore[misc]
         def finish(self) -> None:
@@ -37,8 +37,8 @@ def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
 
 
 def _wandb(run: RunDir, name: str, _first_step: int) -> Any:
-    import wandb  # noqa: PLC0415 - only where asked for
-    from accelerate.tracking import WandBTracker  # noqa: PLC0415 - only where asked for
+    import wandb
+    from accelerate.tracking import WandBTracker
 
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing leaves for anybody else
     settings = wandb.Settings(init_timeout=_PATIENCE_S, silent=True, console="off", save_code=False, disable_git=True)
@@ -84,7 +84,7 @@ def trackers_of(
     # The folder's path on this machine, as two runs may have one name.
     name = f"{run.root.resolve().name}-{hashlib.sha256(str(run.root.resolve()).encode()).hexdigest()[:8]}"
     if names:
-        from accelerate import PartialState  # noqa: PLC0415 - only where asked for
+        from accelerate import PartialState
 
         PartialState(cpu=True)  # its trackers ask who they are, also where one process trains alone
     started = []

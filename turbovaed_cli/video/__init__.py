@@ -10,8 +10,9 @@ ffmpeg.py messages.py     the ffmpeg child process, and what its messages are ab
 """
 
 from turbovaed_cli.video.codecs import find_codec
+from turbovaed_cli.video.input_streams import Track
 from turbovaed_cli.video.pixels import to_model, to_uint8, to_uint16, to_unit
-from turbovaed_cli.video.probing import Track, VideoInfo, notes_on, probe
+from turbovaed_cli.video.probing import VideoInfo, notes_on, probe
 from turbovaed_cli.video.reading import read_clip, read_clip_uint8, read_frames, reading_identity
 from turbovaed_cli.video.sources import (
     VIDEO_SUFFIXES,

@@ -4,69 +4,31 @@ Everything comes from ffmpeg: its description of the file, and a table of packet
 decoded frames.
 """
 
-import os
 import re
-import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
-from typing import IO
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import VideoError
 from turbovaed_cli.settings import HDR_CHOICES
-from turbovaed_cli.video import ffmpeg, messages
+from turbovaed_cli.video import ffmpeg
 from turbovaed_cli.video.codecs import coders
 from turbovaed_cli.video.colour import Colour, colour_of, how_it_is_shown
+from turbovaed_cli.video.frame_times import FrameTable, FrameTimes, frame_table, frame_times_of, rate_of, table_of
 from turbovaed_cli.video.images import demuxer_of, joined
+from turbovaed_cli.video.input_streams import Pixels, Track, has_alpha, search, stated_rate, tracks_of
 from turbovaed_cli.video.sources import as_text, frames_in
 
-# In these, one packet is one frame unless the table shows signs of the opposite. VP8 hides frames, AVI packs several into one.
-_COUNTABLE_CODECS = ("h264", "hevc", "av1", "vp9")
 # Reading may jump in these: every packet has a timestamp that does not depend on where reading began.
 _SEEKABLE_CONTAINERS = ("mov,mp4", "matroska")
 # In these, every track has its own timestamps; in others, when a picture starts is a matter of decoding order.
 _TIMED_CONTAINERS = (*_SEEKABLE_CONTAINERS, "mpegts", "mpeg", "flv", "asf", "ogg")
 _FIRST_FRAME = ["-frames:v", "1", "-enc_time_base", "demux", "-c:v", "wrapped_avframe"]
-_COMMON_RATES = [Fraction(n) for n in (1, 5, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)] + [
-    Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120, 240)
-]
-# 23 hours at 60 a second. Nor has a video more frames than bytes, but its tables can say so: what it costs is bounded by its size.
-_MAX_FRAMES = 5_000_000
 _MOST_DRIFT_S = 0.005  # of a constant rate: more than any container rounds, and a quarter of what keeps sound in sync
-_COARSEST_TICK_S = Fraction(1, 900)  # a millisecond, of Matroska and FLV, and a little more
-_DISCARD = 4  # flag of a packet that is decoded and not shown
-_NO_PICTURES = {"attached pic", "still image", "timed thumbnails"}
 TRANSPARENT = "transparent parts are shown over black"
-_FIELD_ORDERS = ("progressive", "top first", "bottom first", "top coded first (swapped)", "bottom coded first (swapped)")
-
-
-@dataclass(frozen=True)
-class Track:
-    """One stream of a file, as ffmpeg describes it."""
-
-    index: int
-    kind: str  # video, audio, subtitle, data or attachment
-    codec: str  # ffmpeg's name; "none" if it knows none
-    language: str  # "" if not given
-    dispositions: frozenset[str]  # such as "default", "forced", "attached pic"
-    description: str = ""  # the rest of ffmpeg's line
-
-    @property
-    def is_default(self) -> bool:
-        """Whether players choose it by themselves."""
-        return "default" in self.dispositions
-
-    @property
-    def is_picture(self) -> bool:
-        """Whether it is a moving picture, rather than cover art or thumbnails."""
-        return self.kind == "video" and not self.dispositions & _NO_PICTURES
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.index} ({', '.join(filter(None, (self.codec, self.language)))})"
 
 
 @dataclass(frozen=True)
@@ -189,29 +151,29 @@ def _probe_folder(folder: Path, fps: Fraction) -> VideoInfo:
             "a folder of frames holds numbered .png or .jpg files, all alike but for the number",
         )
     with joined(images[:1], images[0]) as file:
-        first = _table_of(folder, file, "0:V:0", _FIRST_FRAME, demuxer=demuxer_of(images))
+        first = table_of(folder, file, "0:V:0", _FIRST_FRAME, demuxer=demuxer_of(images))
     base = 1 / fps
-    return _info(folder, first, _Frames(tuple(range(len(images))), base), keeps_time=False, images=images)
+    return _info(folder, first, FrameTimes(tuple(range(len(images))), base), keeps_time=False, images=images)
 
 
 def _probe_file(path: Path) -> VideoInfo:
-    first = _frame_table(path, "0:V:0", _FIRST_FRAME, ["-copyts"])
+    first = frame_table(path, "0:V:0", _FIRST_FRAME, ["-copyts"])
     tracks = tracks_of(first.log)
     pictures = [track for track in tracks if track.is_picture]
     picture = next((track for track in pictures if track.is_default), pictures[0] if pictures else None)
     if picture is not None and picture is not pictures[0]:
-        first = _frame_table(path, f"0:{picture.index}", _FIRST_FRAME, ["-copyts"])
+        first = frame_table(path, f"0:{picture.index}", _FIRST_FRAME, ["-copyts"])
     if picture is None:
         raise VideoError(f"{path}: no frame could be decoded")
     text = "\n".join(first.log)
-    keeps_time = (_search(r"Input #0, (\S+),", text) or "").startswith(_SEEKABLE_CONTAINERS)
-    return _info(path, first, _frames_of(path, picture, keeps_time, text), keeps_time=keeps_time, picture=picture)
+    keeps_time = (search(r"Input #0, (\S+),", text) or "").startswith(_SEEKABLE_CONTAINERS)
+    return _info(path, first, frame_times_of(path, picture, keeps_time, text), keeps_time=keeps_time, picture=picture)
 
 
 def _info(
     path: Path,
-    first: "_Table",
-    frames: "_Frames",
+    first: "FrameTable",
+    frames: "FrameTimes",
     *,
     keeps_time: bool,
     picture: Track | None = None,
@@ -224,7 +186,7 @@ def _info(
         raise VideoError(f"{path}: no frame could be decoded")
     width, height = (int(n) for n in first.header["dimensions"].split("x"))
     text = "\n".join(first.log)
-    pixels = _Pixels.of(picture.description)
+    pixels = Pixels.of(picture.description)
     stored = pixels.size or (height, width)
     has_alpha_mode = bool(re.search(rf"Stream #0:{picture.index}\b(?:(?!Stream #).)*alpha_mode +: 1\b", text, re.DOTALL))
     return VideoInfo(
@@ -233,7 +195,7 @@ def _info(
         height=height,
         # Of pictures, it is the density of print.
         sample_aspect_ratio=Fraction(1) if images else _aspect_of(first.header.get("sar", "")),
-        fps=1 / frames.base if images else _rate_of(frames.ticks, frames.base, _stated_rate(picture.description)),
+        fps=1 / frames.base if images else rate_of(frames.ticks, frames.base, stated_rate(picture.description)),
         ticks=frames.ticks,
         time_base=frames.base,
         start=_start_of(first, frames, text),
@@ -249,7 +211,7 @@ def _info(
         colour=colour_of(pixels.format, pixels.range, pixels.matrix, pixels.primaries, pixels.transfer, stored[0]),
         field_order=pixels.field_order,
         has_alpha=has_alpha_mode or has_alpha(pixels.format),
-        dolby_vision_profile=int(_search(r"DOVI configuration record:.*?profile: (\d+)", text) or 0),
+        dolby_vision_profile=int(search(r"DOVI configuration record:.*?profile: (\d+)", text) or 0),
         sizes=tuple(size for size in frames.sizes if size != stored),
         decoder={"vp9": "libvpx-vp9", "vp8": "libvpx"}.get(picture.codec, "") if has_alpha_mode else "",
         images=images,
@@ -279,273 +241,6 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
         )
 
 
-# --- tracks and pixels ------------------------------------------------------------------------------------------------
-
-_STREAM = re.compile(r"^(?:\[info\] )? {2,}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
-
-
-def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
-    """The streams in ffmpeg's description of its input."""
-    found: dict[int, Track] = {}
-    for line in log:
-        if "Output #0" in line:
-            break
-        if match := _STREAM.match(line):
-            index, language, kind, rest = match.groups()
-            words = re.findall(r"\(([a-z][a-z ]*)\)", rest)
-            codec = rest.split(" ")[0].rstrip(",")
-            # Of one track that is listed twice, as in a program of a transport stream, the first line counts.
-            language = "" if language in (None, "und") else language
-            found.setdefault(int(index), Track(int(index), kind.lower(), codec, language, frozenset(words), rest))
-    return tuple(found[index] for index in sorted(found))
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """What ffmpeg's line says of a picture's pixels; "" for what it does not."""
-
-    format: str = ""
-    range: str = ""  # tv or pc
-    matrix: str = ""
-    primaries: str = ""
-    transfer: str = ""
-    field_order: str = ""
-    size: tuple[int, int] | None = None  # (height, width) before any rotation
-
-    @classmethod
-    def of(cls, description: str) -> "_Pixels":
-        """Take "vp9 (Profile 2), yuv420p10le(tv, bt2020nc/unknown/unknown, progressive), 426x240, ..." apart."""
-        found = re.search(r", ([a-z]\w+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?, (?:\d+x|none)", description)
-        if found is None:
-            return cls()
-        said: dict[str, str] = {}
-        for part in (found[2] or "").split(", "):
-            if part in ("tv", "pc"):
-                said["range"] = part
-            elif part in _FIELD_ORDERS:
-                said["field_order"] = part
-            elif part.count("/") == 2:
-                names = ("" if name in ("unknown", "reserved") else name for name in part.split("/"))
-                said |= dict(zip(("matrix", "primaries", "transfer"), names, strict=True))
-            elif re.fullmatch(r"[a-z]+\d+\w*|ycgco|fcc|gbr", part) and not part.endswith("bpc"):  # all three alike
-                said |= dict.fromkeys(("matrix", "primaries", "transfer"), part)
-        size = re.search(r", (\d+)x(\d+)", description)
-        return cls(found[1], size=(int(size[2]), int(size[1])) if size else None, **said)
-
-
-def has_alpha(pixel_format: str) -> bool:
-    """Whether a pixel format has transparency."""
-    return bool(re.match(r"(yuva|gbrap|rgba|bgra|argb|abgr|ya\d|ayuv|vuya|pal8)", pixel_format))
-
-
-# --- frames -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Packet:
-    """A line of ffmpeg's framecrc: a packet, or a decoded frame."""
-
-    time: int | None  # in ticks
-    flags: int
-    num_bytes: int
-
-
-@dataclass(frozen=True)
-class _Table:
-    """What ffmpeg's framecrc prints of one track of a video, in units of header["tb"] seconds."""
-
-    log: list[str]
-    header: dict[str, str]
-    packets: list[_Packet]  # in the order of the file
-    marked: set[int | None]  # times of those that came through the second mapping, if there is one
-
-    @property
-    def times(self) -> list[int | None]:
-        return [packet.time for packet in self.packets]
-
-
-@dataclass(frozen=True)
-class _Frames:
-    """When frames are shown, and where decoding may begin."""
-
-    ticks: tuple[int, ...]
-    base: Fraction
-    has_exact_times: bool = False
-    is_seekable: bool = False
-    key_frames: tuple[int, ...] = ()
-    closed: frozenset[int] = frozenset()
-    sizes: tuple[tuple[int, int], ...] = ()
-
-
-def _frames_of(path: Path, picture: Track, keeps_time: bool, text: str) -> _Frames:
-    """The frames that are shown: by the packets if these are frames, else by decoding them all."""
-    clock = ["-copyts"] if keeps_time else []
-    where = f"0:{picture.index}"
-    packets = None
-    if keeps_time and picture.codec in _COUNTABLE_CODECS:
-        # Of H.264's key frames, only IDR pictures (NAL type 5) start anew; the others may have frames that look back, or
-        # be the first of several that refresh the picture.
-        second = ["-map", where, "-bsf:v:1", "filter_units=pass_types=5"] if picture.codec == "h264" else []
-        try:
-            packets = _frame_table(path, where, [*second, "-c", "copy"], clock, of_packets=True)
-        except VideoError:
-            packets = None  # decoding will say what is wrong, if anything is
-    may_be_frames = packets is not None and not _may_hide_frames(packets, picture, text)
-    shown = packets
-    if packets is None or not may_be_frames or any(messages.is_complaint(line) for line in packets.log):
-        try:
-            shown = _frame_table(path, where, ["-enc_time_base", "demux", "-c:v", "wrapped_avframe"], clock)
-        except VideoError:
-            if not may_be_frames:
-                raise
-            # Damage inside of packets, which those who read there will meet; the rest of the video is whole.
-    assert shown is not None
-    if not shown.packets:
-        raise VideoError(f"{path}: no frame could be decoded")
-    times = sorted(time for time in shown.times if time is not None)
-    base = Fraction(shown.header["tb"])
-    if len(times) < len(shown.packets):  # a stream without times: as evenly as its rate says
-        step = max(round(1 / (_stated_rate(picture.description) or Fraction(24)) / base), 1)
-        times = [i * step for i in range(len(shown.packets))]
-        return _Frames(tuple(times), base, sizes=_sizes_in(shown.log))
-    known = set(times)
-    is_exact = len(known) == len(times) and (shown is packets or shown.times == times)
-    is_seekable = (
-        packets is not None
-        and is_exact
-        and Fraction(packets.header["tb"]) == base
-        and known <= {packet.time for packet in packets.packets}
-    )
-    keys = {packet.time for packet in packets.packets if packet.flags & 1} if packets is not None and is_seekable else set()
-    closed = packets.marked if packets is not None and picture.codec == "h264" else keys
-    return _Frames(
-        tuple(times),
-        base,
-        is_exact,
-        is_seekable,
-        tuple(i for i, time in enumerate(times) if time in keys),
-        frozenset(i for i, time in enumerate(times) if time in keys and time in closed),
-        _sizes_in(shown.log),
-    )
-
-
-def _may_hide_frames(table: _Table, picture: Track, text: str) -> bool:
-    """Whether there is any sign that packets and shown frames are not the same."""
-    times = table.times
-    numbers = sorted(time for time in times if time is not None)
-    gaps = [after - before for before, after in pairwise(numbers)]
-    return (
-        len(numbers) < len(times)
-        or not numbers
-        or numbers[0] < 0  # the hidden lead-in of a cut
-        or times[0] != numbers[0]  # frames that look back to before the first
-        or any(packet.flags & _DISCARD or packet.num_bytes == 0 for packet in table.packets)
-        or any(messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
-        or "multilayer" in picture.dispositions
-        or bool(re.search(r"DOVI configuration record:.*el flag: 1", text))
-        or _Pixels.of(picture.description).field_order not in ("", "progressive")  # a packet may be a field
-        # VP9 hides frames in packets of their own, a tick before the next.
-        or (bool(gaps) and min(gaps) < (statistics.median(gaps) / 2 if picture.codec == "vp9" else 1))
-    )
-
-
-def _sizes_in(log: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """The sizes (height, width) of decoded frames, in ffmpeg's log."""
-    return tuple(dict.fromkeys(size for line in log if (size := messages.filtered_size(line))))
-
-
-def _frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = (), *, of_packets: bool = False) -> _Table:
-    """Run ffmpeg to a table of frames, or `of_packets`, whose contents do not count.
-
-    Raises VideoError if it gives up, complains of the file, or finds more frames than there can be.
-    """
-    with ffmpeg.open_regular(path) as file:
-        return _table_of(path, file, where, options, clock, of_packets=of_packets)
-
-
-def _table_of(
-    path: Path,
-    file: IO[bytes],
-    where: str,
-    options: list[str],
-    clock: Sequence[str] = (),
-    *,
-    demuxer: str = "",
-    of_packets: bool = False,
-) -> _Table:
-    header: dict[str, str] = {}
-    packets: list[_Packet] = []
-    marked: set[int | None] = set()
-    most = min(os.fstat(file.fileno()).st_size, _MAX_FRAMES)
-    arguments = ["-loglevel", "level+verbose", "-nostats", *clock, *ffmpeg.input_options(file.fileno(), demuxer=demuxer)]
-    arguments += ["-map", where, *options, "-an", "-sn", "-dn", "-fps_mode", "passthrough", "-f", "framecrc", "pipe:1"]
-    with ffmpeg.Child(arguments, descriptors=[file.fileno()]) as child:
-        for line in _lines(child):
-            if line.startswith("#"):
-                name, _, value = line[1:].partition(":")
-                header[name.removesuffix(" 0")] = value.strip()
-                continue
-            stream, packet = _packet_of(line)
-            if stream:
-                marked.add(packet.time)
-                continue
-            packets.append(packet)
-            if len(packets) > most:
-                raise VideoError(f"{path}: it claims more than {most} frames, which is no video")
-        code = child.finish()
-        log = child.messages
-    if code != 0:
-        raise VideoError(f"{path}: {_reason(log)}")
-    if damage := messages.damage(log, in_container=of_packets):
-        raise VideoError(f"{path}: damaged: {damage}")
-    if "tb" not in header:
-        raise VideoError(f"{path}: no video in it")
-    return _Table(log, header, packets, marked)
-
-
-def _packet_of(line: str) -> tuple[int, _Packet]:
-    """Number of the mapping, and what framecrc prints: stream, dts, pts, duration, size, checksum, then flags that are not "key"."""
-    fields = [text.strip() for text in line.split(",")]
-    flags = next((text[2:] for text in fields[6:] if text.startswith("F=")), "0x1")
-    time = int(fields[2]) if fields[2].lstrip("-").isdigit() else None
-    return int(fields[0]), _Packet(time, int(flags, 16), int(fields[4]))
-
-
-def _lines(child: ffmpeg.Child) -> Iterator[str]:
-    rest = b""
-    while data := child.read(1 << 16, whole=False):
-        *lines, rest = (rest + data).split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines if line)
-
-
-def _search(pattern: str, text: str) -> str | None:
-    found = re.search(pattern, text)
-    return found[1] if found else None
-
-
-_NO_CONTAINER = "not a video container (mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, gif, webp, y4m)"
-# What ffmpeg says, and what it means: wherever it says it, and where it has said nothing else before.
-_MEANINGS = {"whitelist": _NO_CONTAINER, "m3u8": _NO_CONTAINER, "matches no streams": "no video in it"}
-_MEANINGS_AT_FIRST = {
-    "Error opening input: Invalid data found": "not a video, or damaged from its first bytes on",
-    "Cannot determine format of input": "no frame could be decoded",
-}
-
-
-def _reason(log: list[str]) -> str:
-    """Why ffmpeg gave up, from a log that says other things too."""
-    wanted = re.compile(
-        r"invalid|error|failed|not found|no such|moov|matches no streams|does not contain|not in .*whitelist|unknown|cannot|end of file|unsupported|exceeds|too large",
-        re.IGNORECASE,
-    )
-    last_words = [messages.parse(line).text for line in log if wanted.search(line) and "configuration:" not in line]
-    for signs, lines in ((_MEANINGS, last_words), (_MEANINGS_AT_FIRST, last_words[:1])):
-        for sign, meaning in signs.items():
-            if any(sign in line for line in lines):
-                return meaning
-    return last_words[0].rstrip(".") if last_words else "ffmpeg could not read it"
-
-
 def _aspect_of(text: str) -> Fraction:
     numerator, _, denominator = text.partition("/")
     if numerator.isdigit() and denominator.isdigit() and int(numerator) and int(denominator):
@@ -553,10 +248,10 @@ def _aspect_of(text: str) -> Fraction:
     return Fraction(1)
 
 
-def _start_of(first: _Table, frames: _Frames, text: str) -> Fraction:
+def _start_of(first: FrameTable, frames: FrameTimes, text: str) -> Fraction:
     """When the file's earliest track starts, on the clock of `frames`, of which `first` has the first on the file's own clock."""
     picture = frames.ticks[0] * frames.base
-    stated = _search(r"Duration: [^,]+, start: (-?[\d.]+)", text)
+    stated = search(r"Duration: [^,]+, start: (-?[\d.]+)", text)
     first_tick = first.packets[0].time
     if stated is None or first_tick is None or not re.search(rf"Input #0, ({'|'.join(_TIMED_CONTAINERS)})", text):
         return picture
@@ -566,30 +261,3 @@ def _start_of(first: _Table, frames: _Frames, text: str) -> Fraction:
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
-
-
-def _stated_rate(description: str) -> Fraction | None:
-    """The rate in ffmpeg's line, which has two decimals, as the standard rate that it may stand for."""
-    found = re.search(r", ([\d.]+)(k?) fps", description)
-    if found is None or not float(found[1]):
-        return None
-    rate = Fraction(found[1]) * (1000 if found[2] else 1)
-    near = min(_COMMON_RATES, key=lambda common: abs(common - rate))
-    return near if abs(near - rate) <= Fraction(1, 200) else rate
-
-
-def _rate_of(ticks: Sequence[int], base: Fraction, stated: Fraction | None) -> Fraction:
-    """The average rate: exactly, or as a standard or the stated one if the rounding of times explains the difference."""
-    if len(ticks) < 2 or ticks[-1] == ticks[0]:
-        return stated or Fraction(24)
-    rate = Fraction(len(ticks) - 1, ticks[-1] - ticks[0]) / base
-    gaps = [after - before for before, after in pairwise(ticks)]
-    spread = max(gaps) - min(gaps)  # of times that another container rounded to milliseconds before
-    rounding = spread if spread * base <= _COARSEST_TICK_S else 1
-    slack = max(Fraction(max(rounding, 1), ticks[-1] - ticks[0]), Fraction(1, 1_000_000))  # relative, over the whole length
-    fitting = [common for common in _COMMON_RATES if abs(common / rate - 1) <= slack]
-    if stated is not None and (stated in fitting or (not fitting and abs(stated / rate - 1) <= slack)):
-        return stated
-    if fitting:
-        return min(fitting, key=lambda common: abs(common - rate))
-    return rate.limit_denominator(100_000)

@@ -22,8 +22,9 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.colour import SWS, readable, to_rgb
 from turbovaed_cli.video.images import demuxer_of, joined
+from turbovaed_cli.video.input_streams import has_alpha
 from turbovaed_cli.video.pixels import to_model
-from turbovaed_cli.video.probing import TRANSPARENT, VideoInfo, has_alpha, probe, size_change
+from turbovaed_cli.video.probing import TRANSPARENT, VideoInfo, probe, size_change
 
 # Changes whenever other pixels are made of the same file. Caches and runs keep it, so that two versions are not mixed.
 POLICY = 2

@@ -7,7 +7,8 @@ from fractions import Fraction
 
 from turbovaed_cli.video import ffmpeg
 from turbovaed_cli.video.codecs import coders
-from turbovaed_cli.video.probing import Track, VideoInfo
+from turbovaed_cli.video.input_streams import Track
+from turbovaed_cli.video.probing import VideoInfo
 
 _MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 _MOV_SOUND = ("aac", "mp3", "ac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le")

@@ -25,7 +25,7 @@ def coremltools() -> Any:
     """The package, or UnavailableError."""
     try:
         with hushed():
-            import coremltools  # noqa: PLC0415 - four seconds that only this format needs
+            import coremltools
     except ImportError as error:
         raise UnavailableError(
             "coremltools is not on this machine", "it has no build for Windows or Python >= 3.14; convert elsewhere"
@@ -118,7 +118,7 @@ def saved_program(path: Path) -> Any:
     """The MIL program of a saved package, weights included, as coremltools' own classes."""
     tools = coremltools()
     with hushed():
-        from coremltools.converters.mil.frontend.milproto import load  # noqa: PLC0415
+        from coremltools.converters.mil.frontend.milproto import load
 
         model = tools.models.MLModel(str(path), skip_model_load=True)
         spec = model.get_spec()

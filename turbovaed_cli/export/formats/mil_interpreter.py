@@ -80,7 +80,7 @@ def _declared(variable: Any, value: Tensor) -> Tensor:
 
 
 def _is_half(variable: Any) -> bool:
-    from coremltools.converters.mil.mil import types  # noqa: PLC0415 - the program came from coremltools
+    from coremltools.converters.mil.mil import types
 
     return bool(types.builtin_to_string(variable.dtype) == "fp16")
 

@@ -37,7 +37,7 @@ def write(
 
 
 def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]) -> None:
-    import onnx  # noqa: PLC0415 - only this format needs it
+    import onnx
 
     with hushed(), torch.no_grad():
         program = exported_program(graph, precision)
@@ -68,8 +68,8 @@ def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]
 
 def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: set[str]) -> None:
     """Static int8 of the convolutions, per channel, as QDQ pairs that every ONNX runtime knows; `sensitive` ones stay fp32."""
-    import onnx  # noqa: PLC0415
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static  # noqa: PLC0415
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
         def __init__(self) -> None:
@@ -101,7 +101,7 @@ def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: 
 
 def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
     """An ONNX Runtime session on exactly these providers; UnavailableError where one is not there."""
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime
 
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
     if missing:
@@ -128,7 +128,7 @@ def load(path: Path, _graph: Graph) -> Decode:
 
 def anatomy(path: Path) -> Anatomy:
     """Operators, and the rank of convolutions' weights."""
-    import onnx  # noqa: PLC0415
+    import onnx
 
     graph = onnx.load(str(path)).graph
     ranks = {item.name: len(item.dims) for item in graph.initializer}
@@ -149,8 +149,8 @@ def anatomy(path: Path) -> Anatomy:
 
 def first_non_finite(path: Path, graph: Graph) -> str | None:
     """The first operator whose output is not finite on the graph's example inputs, as "name (type)"."""
-    import numpy as np  # noqa: PLC0415
-    import onnx  # noqa: PLC0415
+    import numpy as np
+    import onnx
 
     proto = onnx.load(str(path))
     produced = [(node.op_type, node.name, output) for node in proto.graph.node for output in node.output]
@@ -170,7 +170,7 @@ def first_non_finite(path: Path, graph: Graph) -> str | None:
 
 def verified_by() -> str:
     """What running it here is."""
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime
 
     return f"opset {OPSET}, ran in ONNX Runtime {onnxruntime.__version__}, CPU"
 

@@ -58,7 +58,7 @@ def write_weights(
 
 def load_weights(path: Path, _graph: Graph) -> Decode:
     """By `load_student`, which needs nothing but the file."""
-    from turbovaed_cli.models.loading import load_student  # noqa: PLC0415 - pieces of models are above exporters' table
+    from turbovaed_cli.models.loading import load_student
 
     student = load_student(path)
 

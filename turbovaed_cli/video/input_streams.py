@@ -1,0 +1,110 @@
+"""ffmpeg's description of its input: tracks, pixels, stated rate."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+COMMON_RATES = [Fraction(n) for n in (1, 5, 8, 10, 12, 15, 16, 20, 24, 25, 30, 48, 50, 60, 90, 100, 120, 240)] + [
+    Fraction(n * 1000, 1001) for n in (24, 30, 48, 60, 120, 240)
+]
+_NO_PICTURES = {"attached pic", "still image", "timed thumbnails"}
+_FIELD_ORDERS = ("progressive", "top first", "bottom first", "top coded first (swapped)", "bottom coded first (swapped)")
+
+
+@dataclass(frozen=True)
+class Track:
+    """One stream of a file, as ffmpeg describes it."""
+
+    index: int
+    kind: str  # video, audio, subtitle, data or attachment
+    codec: str  # ffmpeg's name; "none" if it knows none
+    language: str  # "" if not given
+    dispositions: frozenset[str]  # such as "default", "forced", "attached pic"
+    description: str = ""  # the rest of ffmpeg's line
+
+    @property
+    def is_default(self) -> bool:
+        """Whether players choose it by themselves."""
+        return "default" in self.dispositions
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a moving picture, rather than cover art or thumbnails."""
+        return self.kind == "video" and not self.dispositions & _NO_PICTURES
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.index} ({', '.join(filter(None, (self.codec, self.language)))})"
+
+
+_STREAM = re.compile(r"^(?:\[info\] )? {2,}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)\))?: (\w+): (.*)$")
+
+
+def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
+    """The streams in ffmpeg's description of its input."""
+    found: dict[int, Track] = {}
+    for line in log:
+        if "Output #0" in line:
+            break
+        if match := _STREAM.match(line):
+            index, language, kind, rest = match.groups()
+            words = re.findall(r"\(([a-z][a-z ]*)\)", rest)
+            codec = rest.split(" ")[0].rstrip(",")
+            # Of one track that is listed twice, as in a program of a transport stream, the first line counts.
+            language = "" if language in (None, "und") else language
+            found.setdefault(int(index), Track(int(index), kind.lower(), codec, language, frozenset(words), rest))
+    return tuple(found[index] for index in sorted(found))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What ffmpeg's line says of a picture's pixels; "" for what it does not."""
+
+    format: str = ""
+    range: str = ""  # tv or pc
+    matrix: str = ""
+    primaries: str = ""
+    transfer: str = ""
+    field_order: str = ""
+    size: tuple[int, int] | None = None  # (height, width) before any rotation
+
+    @classmethod
+    def of(cls, description: str) -> "Pixels":
+        """Take "vp9 (Profile 2), yuv420p10le(tv, bt2020nc/unknown/unknown, progressive), 426x240, ..." apart."""
+        found = re.search(r", ([a-z]\w+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?, (?:\d+x|none)", description)
+        if found is None:
+            return cls()
+        said: dict[str, str] = {}
+        for part in (found[2] or "").split(", "):
+            if part in ("tv", "pc"):
+                said["range"] = part
+            elif part in _FIELD_ORDERS:
+                said["field_order"] = part
+            elif part.count("/") == 2:
+                names = ("" if name in ("unknown", "reserved") else name for name in part.split("/"))
+                said |= dict(zip(("matrix", "primaries", "transfer"), names, strict=True))
+            elif re.fullmatch(r"[a-z]+\d+\w*|ycgco|fcc|gbr", part) and not part.endswith("bpc"):  # all three alike
+                said |= dict.fromkeys(("matrix", "primaries", "transfer"), part)
+        size = re.search(r", (\d+)x(\d+)", description)
+        return cls(found[1], size=(int(size[2]), int(size[1])) if size else None, **said)
+
+
+def has_alpha(pixel_format: str) -> bool:
+    """Whether a pixel format has transparency."""
+    return bool(re.match(r"(yuva|gbrap|rgba|bgra|argb|abgr|ya\d|ayuv|vuya|pal8)", pixel_format))
+
+
+def search(pattern: str, text: str) -> str | None:
+    """The first group of the first match; None without one."""
+    found = re.search(pattern, text)
+    return found[1] if found else None
+
+
+def stated_rate(description: str) -> Fraction | None:
+    """The rate in ffmpeg's line, which has two decimals, as the standard rate that it may stand for."""
+    found = re.search(r", ([\d.]+)(k?) fps", description)
+    if found is None or not float(found[1]):
+        return None
+    rate = Fraction(found[1]) * (1000 if found[2] else 1)
+    near = min(COMMON_RATES, key=lambda common: abs(common - rate))
+    return near if abs(near - rate) <= Fraction(1, 200) else rate
