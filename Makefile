@@ -31,7 +31,7 @@ test: install
 test-all: extras test  ## also the tests that need these converters, which `make test` skips without them
 
 faults: install        ## kills, flips and other mishaps in full: minutes
-	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/test_video_reading.py tests/test_gpu_first.py
+	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/video/test_video_reading.py tests/test_gpu_first.py
 
 two-machines: install  ## docs/SCALE.md on two network namespaces; Linux and root, two minutes on 2 cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh

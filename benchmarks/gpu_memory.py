@@ -3,7 +3,7 @@
     python benchmarks/gpu_memory.py --write        # docs/GPU_MEMORY.md, in some five minutes
     python benchmarks/gpu_memory.py ltx --recipe night
 
-Needs Linux and a C++ compiler, which the fake device is built with (tests/fake_cuda/).
+Needs Linux and a C++ compiler, which the fake device is built with (tests/support/fake_cuda/).
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 from fake_cuda import library  # noqa: E402
 
 library.load(library.build())  # before torch

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HANG_S
+from limits import HANG_S
 from safetensors.torch import load_file
 
 from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError

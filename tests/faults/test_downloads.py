@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import HANG_S
 from faulty import count_of
 from hub import Hub
+from limits import HANG_S
 
 pytestmark = pytest.mark.faults
 STUDENT = "hustvl/Turbo-VAED/Turbo-VAED-LTX.pth"

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import parsers
 import pytest
-from conftest import HANG_S
 from faulty import count_of
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
+from limits import HANG_S
 
 pytestmark = [
     pytest.mark.faults,

@@ -18,8 +18,8 @@ import hostile_videos
 import numpy as np
 import psutil
 import pytest
-from conftest import HANG_S
 from faulty import count_of
+from limits import HANG_S
 
 from turbovaed_cli import cli
 from turbovaed_cli.errors import VideoError

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from conftest import HANG_S
+from limits import HANG_S
 from test_bench import row_with
 
 from turbovaed_cli.benchmarking import results

@@ -23,7 +23,7 @@ from turbovaed_cli.video import (
     to_uint8,
 )
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 RATE = "25"
 
 

@@ -5,7 +5,8 @@ import shutil
 import sys
 
 import pytest
-from conftest import HANG_S, make_video
+from conftest import make_video
+from limits import HANG_S
 
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, PassingVideoError, SettingsError
 from turbovaed_cli.latents.cache import LatentCache

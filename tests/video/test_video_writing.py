@@ -16,7 +16,7 @@ from turbovaed_cli import write_video
 from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, VideoError
 from turbovaed_cli.video import Timing, VideoWriter, codecs, ffmpeg, probe, read_frames, to_uint8, to_uint16
 
-REPORTED = Path(__file__).resolve().parents[2] / "shared" / "videos" / "reported"
+REPORTED = Path(__file__).resolve().parents[3] / "shared" / "videos" / "reported"
 SIZE = (48, 64)
 PICTURE = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=25:duration=1"]
 SOUND = ["-f", "lavfi", "-i", "sine=duration=1"]

@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from conftest import HANG_S
+from limits import HANG_S
 
 from turbovaed_cli import cli
 from turbovaed_cli.errors import RunFolderError, SettingsError

@@ -16,8 +16,10 @@ import traceback
 from pathlib import Path
 
 import torch
-from conftest import HANG_S
+from limits import HANG_S
 
+import turbovaed_cli.evaluation.evaluate
+import turbovaed_cli.training.distill  # noqa: F401 - for the children, which then need not
 from turbovaed_cli import cli
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HANG_S, make_video
+from conftest import make_video
+from limits import HANG_S
 from typer.testing import CliRunner
 
 from turbovaed_cli.cli import app

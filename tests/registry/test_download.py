@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import HANG_S
 from golden import load_golden, write_student, write_teacher
 from hub import Hub
+from limits import HANG_S
 
 from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
 from turbovaed_cli.registry.download import I3D_FILE, no_consent, pull, student_weights, teacher_folder

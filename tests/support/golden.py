@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 NAMES = ("ltx", "hunyuan", "cogvideox", "video-dc-ae")
 # Where each teacher's own weights are: the student of video-dc-ae came with a file apart.
 TEACHER_FILES = {"ltx": "ltx", "hunyuan": "hunyuan", "cogvideox": "cogvideox", "video-dc-ae": "video-dc-ae-teacher"}

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import HANG_S
+from limits import HANG_S
 
 from fake_cuda.library import compiler
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,11 @@ def run_cases(module: str, kind: str = "cuda") -> dict[str, Result]:
         )
     if compiler() is None:
         pytest.skip("no C++ compiler here, which the fake device is built with: apt-get install g++")
-    environment = {**os.environ, "FAKE_DEVICE": kind, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    environment = {
+        **os.environ,
+        "FAKE_DEVICE": kind,
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support"))),
+    }
     command = [sys.executable, "-m", "fake_cuda", module]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr

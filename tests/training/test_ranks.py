@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HANG_S
+from limits import HANG_S
 from test_resume import RECIPE, differing, everything
 
 from turbovaed_cli.latents.cache import ClipSource, LatentCache
@@ -20,7 +20,7 @@ from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.video import to_uint8
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-SERVER = Path(__file__).with_name("rank_server.py")
+SERVER = Path(__file__).parents[1] / "support" / "rank_server.py"
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 # Adam's first steps go by the sign of a gradient, so a last bit may cost a weight both of them: not with so large an eps, and
 # hardly with a judge that learns so slowly.

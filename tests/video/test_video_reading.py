@@ -15,7 +15,7 @@ from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.video import VideoInfo, ffmpeg, list_videos, probe, read_clip_uint8, read_frames, sha256_of_video, stamp_of
 from turbovaed_cli.video import reading as reading_module
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "videos"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "videos"
 
 
 def run_ffmpeg(*arguments: object) -> bytes:

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import HANG_S
+from limits import HANG_S
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, VideoError
 from turbovaed_cli.files.remote import Mirror, RemoteFolder

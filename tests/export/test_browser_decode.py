@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HANG_S, missing_browser
+from conftest import missing_browser
+from limits import HANG_S
 from safetensors.torch import load_file
 
 from turbovaed_cli.export.export import export_student
@@ -17,7 +18,7 @@ from turbovaed_cli.export.readme import ORT_WEB, code_blocks
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import ExportSettings
 
-WEB = Path(__file__).parents[1] / ".venv" / "web" / "node_modules" / "onnxruntime-web"
+WEB = Path(__file__).parents[2] / ".venv" / "web" / "node_modules" / "onnxruntime-web"
 
 
 @pytest.fixture(scope="module")

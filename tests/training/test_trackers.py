@@ -6,7 +6,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from conftest import HANG_S
+from limits import HANG_S
 from test_resume import StopsAfter
 
 from turbovaed_cli.errors import MissingError, SettingsError

@@ -11,7 +11,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from conftest import HANG_S, make_video
+from conftest import make_video
+from limits import HANG_S
 from PIL import Image
 
 from turbovaed_cli import cli

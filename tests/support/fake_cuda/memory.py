@@ -19,7 +19,7 @@ from turbovaed_cli.training.estimate import _all_read_ahead
 from turbovaed_cli.training.outputs import Samples, ema_student
 from turbovaed_cli.training.trainer import Trainer
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "GPU_MEMORY.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "GPU_MEMORY.md"
 PERCEPTUAL, DTYPE = "lpips", "bf16"  # what `auto` takes on a GPU where it takes the most memory
 BOUND_GB = 20.0  # of everything that a default run does: a card of 24 GB keeps 4 for what is not tensors
 
