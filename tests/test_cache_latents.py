@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from turbovaed_cli.background import Background
 from turbovaed_cli.cache_job import cache_status, merge_caches
 from turbovaed_cli.cache_latents import BusyClock, cache_latents, num_readers, plan_clips
-from turbovaed_cli.cli import app
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.distill import prepare
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.latent_files import read_latents

@@ -11,7 +11,7 @@ from conftest import Notes, make_video
 from PIL import Image
 
 from turbovaed_cli.cache_latents import cache_latents
-from turbovaed_cli.cli import _recipe_named
+from turbovaed_cli.cli.distill import _recipe_named
 from turbovaed_cli.distill import _settle, _waits_in_words, distill, prepare
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents import Batch, Crop, LatentCache

@@ -13,6 +13,7 @@ import torch
 from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
+from turbovaed_cli.cli.eval_tables import as_tables
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluate import (
     as_document,
@@ -28,7 +29,6 @@ from turbovaed_cli.metrics import flicker, fvd, paper, psnr, ssim
 from turbovaed_cli.metrics.intervals import ratio_interval
 from turbovaed_cli.metrics.published import published_scores, recognise, why_not_published
 from turbovaed_cli.metrics.scores import ClipScores, met_thresholds, summarise
-from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import num_params
 from turbovaed_cli.reconstruct import reconstruct

@@ -12,7 +12,6 @@ from golden import load_golden, write_student, write_teacher
 from safetensors.torch import save_file
 
 from turbovaed_cli.cli import main
-from turbovaed_cli.console import human_bytes
 from turbovaed_cli.distill import distill
 from turbovaed_cli.documents import names_only
 from turbovaed_cli.errors import SettingsError
@@ -25,6 +24,7 @@ from turbovaed_cli.models.teacher import decoder_params, load_teacher
 from turbovaed_cli.registry import MODELS, find_model, with_licence
 from turbovaed_cli.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, ExportSettings, Stage
+from turbovaed_cli.units import human_bytes
 
 ONE_STEP = DistillSettings(
     (Stage("only", steps=1, accumulation=1, perceptual="none", feature_weight=0.0),), frames=9, size=(64, 64), dtype="fp32",

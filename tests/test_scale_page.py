@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from turbovaed_cli.cache_latents import cache_latents
 from turbovaed_cli.cache_parts import Shard, shard_from_environment
-from turbovaed_cli.cli import app
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import ModelSpec, find_model
 from turbovaed_cli.settings import RECIPES, CacheSettings

@@ -7,8 +7,8 @@ from pathlib import Path
 import atheris
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-OURS = ("cli", "distill", "documents", "export", "html_report.bench", "html_report.curves", "html_report.tables", "latents", "models.pair",
-        "models.student", "registry", "rundir", "runs", "settings", "targets.results", "weights")  # fmt: skip
+OURS = ("cli.options", "distill", "documents", "export", "html_report.bench", "html_report.curves", "html_report.tables", "latents", "models.pair",
+        "models.student", "registry", "rundir", "runs", "settings", "targets.results", "units", "weights")  # fmt: skip
 with atheris.instrument_imports(include=["turbovaed_cli"]):
     for module in OURS:
         importlib.import_module(f"turbovaed_cli.{module}")

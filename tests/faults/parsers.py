@@ -162,9 +162,10 @@ def export_document(content: bytes) -> None:
 
 
 def options(content: bytes) -> None:
-    from turbovaed_cli.cli import _lengths, parse_bytes, parse_count, parse_size
+    from turbovaed_cli.cli.options import lengths
     from turbovaed_cli.metrics.scores import parse_thresholds
     from turbovaed_cli.targets.results import thresholds
+    from turbovaed_cli.units import parse_bytes, parse_count, parse_size
 
     text = content.decode("utf-8", errors="surrogateescape")
     refused = 0
@@ -172,7 +173,7 @@ def options(content: bytes) -> None:
         parse_size,
         parse_count,
         parse_bytes,
-        _lengths,
+        lengths,
         lambda text: parse_thresholds([text]),
         lambda text: thresholds([text]),
     ):

@@ -14,12 +14,13 @@ import torch
 from faulty import count_of
 from safetensors.torch import load_file, save, save_file
 
+import turbovaed_cli
 from turbovaed_cli import cli
 from turbovaed_cli.registry import ASSETS, MODELS
 from turbovaed_cli.rundir import sealed, sha256_of, write_manifest
 
 pytestmark = pytest.mark.faults
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(turbovaed_cli.__file__).parent
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CUT = ("--frames", "5", "--size", "32")
 _opened: list[str] = []
