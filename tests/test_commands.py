@@ -17,8 +17,10 @@ import pytest
 from conftest import make_video
 from golden import TEACHER_FILES, load_golden, write_student, write_teacher
 
-from turbovaed_cli import cli
+from turbovaed_cli.cli.app import app, main, root
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.units import format_size, parse_size
 from turbovaed_cli.video import probe
 
 
@@ -30,7 +32,7 @@ def turbovaed(capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["turbovaed", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         assert "Traceback" not in err
         return end.value.code, out, err
@@ -47,7 +49,7 @@ def _commands(app, *words):
         yield from _commands(group.typer_instance, *words, group.name)
 
 
-COMMANDS = [((), cli.root), *_commands(cli.app)]
+COMMANDS = [((), root), *_commands(app)]
 
 
 @pytest.mark.parametrize(("words", "function"), COMMANDS, ids=[" ".join(words) or "turbovaed" for words, _ in COMMANDS])
@@ -188,7 +190,7 @@ def test_eval_judges_a_threshold_and_says_by_how_much_it_was_missed(turbovaed, l
 def test_eval_compares_several_models_in_one_table_of_80_columns(turbovaed, ltx_student, videos, monkeypatch, tmp_path):
     """--compare alone names all of them; with --model that one comes first."""
     for name in ("mine", "other"):
-        shutil.copytree(cli.MODELS["tiny"].teacher.path.parent / "student", tmp_path / name)
+        shutil.copytree(MODELS["tiny"].teacher.path.parent / "student", tmp_path / name)
     monkeypatch.chdir(tmp_path)
     pixels = ("--data", videos, *SMALL, "--metrics", "psnr,ssim,vmaf,flicker")
     code, out, err = turbovaed("eval", *pixels, "--compare", "mine", "other")
@@ -285,6 +287,7 @@ def test_a_mistake_is_two_lines_and_an_exit_code(arguments, code, said, turbovae
     assert list(tmp_path.iterdir()) == []
 
 
+CHECKING = ("options", "export", "bench")  # modules of the command line that look at places before any work
 UNLOADED = {"models.pair": "load_pair", "cache_latents": "load_teacher", "distill": "load_teacher", "bench": "load_student"}
 WRITERS = {
     "reconstruct": ("reconstruct", "in.mp4", "--out", "{}"),
@@ -411,7 +414,8 @@ def test_the_hint_says_what_is_left(command, left, end, turbovaed, loads_nothing
     def ends(*_arguments, **_options):
         raise end
 
-    monkeypatch.setattr(cli, "check_place", ends)
+    for module in CHECKING:
+        monkeypatch.setattr(f"turbovaed_cli.cli.{module}.check_place", ends)
     code, _, err = turbovaed(*(word.format("x.mp4") for word in WRITERS[command]))
     assert code == (130 if isinstance(end, KeyboardInterrupt) else 1)
     assert is_two_lines(err) and left in err.splitlines()[-1]
@@ -440,7 +444,8 @@ def test_too_little_memory_has_a_hint_with_options_of_that_command(command, help
         def ends(*_arguments, _error=error, **_options):
             raise _error
 
-        monkeypatch.setattr(cli, "check_place", ends)
+        for module in CHECKING:
+            monkeypatch.setattr(f"turbovaed_cli.cli.{module}.check_place", ends)
         code, _, err = turbovaed(*(word.format("x.mp4") for word in WRITERS[command]))
         assert code == 1 and is_two_lines(err) and said in err and "non-PyTorch" not in err and "report it" not in err
         hint = err.splitlines()[-1]
@@ -571,11 +576,11 @@ def test_a_wrong_frame_count_names_the_nearest(turbovaed, ltx_teacher, videos, t
 
 
 def test_sizes_are_width_by_height():
-    assert cli.parse_size("640x480") == (480, 640)
-    assert cli.parse_size("64") == (64, 64)
-    assert cli.format_size(cli.parse_size("720p")) == "1280x704"
+    assert parse_size("640x480") == (480, 640)
+    assert parse_size("64") == (64, 64)
+    assert format_size(parse_size("720p")) == "1280x704"
     with pytest.raises(SettingsError):
-        cli.parse_size("0x5")
+        parse_size("0x5")
 
 
 def test_an_encoding_error_leaves_no_output(turbovaed, ltx_student, ltx_teacher, tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from turbovaed_cli import console
+from turbovaed_cli import units
+from turbovaed_cli.cli import console
 from turbovaed_cli.errors import TurboVaedError
 
 
@@ -134,7 +135,7 @@ def test_frames_that_come_in_bursts_give_a_rate_that_is_near():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "0:01"), (90, "1:30"), (7_300, "2 h 01 min"), (133_944, "37 h 12 min")])
 def test_times_are_for_people(seconds, text):
-    assert console.human_duration(seconds) == text
+    assert units.human_duration(seconds) == text
 
 
 def test_quiet_says_nothing_and_yields_everything(capsys):
@@ -152,8 +153,8 @@ def test_without_a_terminal_nobody_is_asked():
     ("num_bytes", "text"), [(1_680_000_000, "1.68 GB"), (84_000_000, "84 MB"), (2_000, "2 kB"), (7, "7 bytes")]
 )
 def test_sizes_are_for_people(num_bytes, text):
-    assert console.human_bytes(num_bytes) == text
+    assert units.human_bytes(num_bytes) == text
 
 
 def test_spans_have_units():
-    assert [console.human_span(s) for s in (0.2, 59.6, 744, 66_750)] == ["1 s", "1 min 0 s", "12 min 24 s", "18 h 32 min"]
+    assert [units.human_span(s) for s in (0.2, 59.6, 744, 66_750)] == ["1 s", "1 min 0 s", "12 min 24 s", "18 h 32 min"]

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from turbovaed_cli import console
+from turbovaed_cli.cli import console
 from turbovaed_cli.video import probe
 
 SMALL = ("--frames", "9", "--size", "64")

@@ -75,7 +75,7 @@ def test_crops_of_the_readme_fit_into_its_clips(command, monkeypatch, tmp_path):
 
 
 def test_every_command_is_in_the_readme():
-    from turbovaed_cli.cli import app
+    from turbovaed_cli.cli.app import app
 
     named = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
     assert named == {command.split()[1] for command in COMMANDS}

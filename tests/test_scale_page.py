@@ -13,7 +13,7 @@ import yaml
 from conftest import load_golden, write_teacher
 from safetensors import safe_open
 
-from turbovaed_cli.cli import app
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.latents.caching import cache_latents
 from turbovaed_cli.latents.parts import Shard, shard_from_environment

@@ -19,6 +19,7 @@ from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone, smal
 from turbovaed_cli.benchmarking.results import BenchResult, BenchRow
 from turbovaed_cli.benchmarking.target import COMPILED, MODULES
 from turbovaed_cli.benchmarking.targets import coreml
+from turbovaed_cli.cli import bench_tables
 from turbovaed_cli.errors import CheckFailedError, SettingsError, ShapeError, TurboVaedError, UnavailableError
 from turbovaed_cli.settings import BenchSettings
 
@@ -144,7 +145,7 @@ def test_coreml_converts_describes_and_says_it_did_not_run(one_block_folder):
     assert "did not run here" in row.status and "Mac" in row.status
     assert row.precision == "fp16" and row.size_mb > 0
     assert "operators" in row.remarks[0] and "GMAC" in row.remarks[0]
-    shown = {title.partition(":")[0]: rows for title, _, rows in results.tables(result)}
+    shown = {title.partition(":")[0]: rows for title, _, rows in bench_tables.tables(result)}
     assert "How fast" not in shown and shown["Not measured here"][0][0] == "coreml"
     assert "Estimated, not measured" not in shown and result.estimate is None
     assert re.fullmatch(
@@ -240,7 +241,7 @@ def test_on_a_mac_every_choice_of_compute_units_is_measured(one_block_folder, mo
         counts = row.told["operators_by_unit"]
         assert (counts.get("Neural Engine", 0) > 10) == (row.unit in ("all units", "CPU and Neural Engine"))
         assert row.told["slowest_operators"][0]["operator"] == "conv"
-    assert any("on Neural Engine" in line for line in results.said(rows[0]))
+    assert any("on Neural Engine" in line for line in bench_tables.said(rows[0]))
 
 
 def test_an_attached_iphone_is_measured_by_name(one_block_folder, monkeypatch):
@@ -386,7 +387,7 @@ def test_published_counts_of_operations_are_our_own():
     result = BenchResult(
         "ltx", "here", "random latents", 1, [row_with([30.0])], estimate=estimate, no_estimate=why_no_estimate(406.32)
     )
-    (table,) = (table for table in results.tables(result) if table[0] == "Estimated, not measured")
+    (table,) = (table for table in bench_tables.tables(result) if table[0] == "Estimated, not measured")
     widths = [max(len(row[column]) for row in table[2]) for column in (0, 1)]
     assert sum(widths) + 2 <= 80 and result.no_estimate == ""
 

@@ -13,6 +13,7 @@ import torch
 from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
 
+from turbovaed_cli.cli.eval_tables import as_tables
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluation import paper
 from turbovaed_cli.evaluation.evaluate import (
@@ -29,7 +30,6 @@ from turbovaed_cli.evaluation.intervals import ratio_interval
 from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
 from turbovaed_cli.evaluation.scores import ClipScores, met_thresholds, summarise
 from turbovaed_cli.metrics import flicker, fvd, psnr, ssim
-from turbovaed_cli.metrics.table import as_tables
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.reconstruction.reconstruct import reconstruct

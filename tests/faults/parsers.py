@@ -165,8 +165,9 @@ def export_document(content: bytes) -> None:
 
 def options(content: bytes) -> None:
     from turbovaed_cli.benchmarking.results import thresholds
-    from turbovaed_cli.cli import _lengths, parse_bytes, parse_count, parse_size
+    from turbovaed_cli.cli.options import lengths
     from turbovaed_cli.evaluation.scores import parse_thresholds
+    from turbovaed_cli.units import parse_bytes, parse_count, parse_size
 
     text = content.decode("utf-8", errors="surrogateescape")
     refused = 0
@@ -174,7 +175,7 @@ def options(content: bytes) -> None:
         parse_size,
         parse_count,
         parse_bytes,
-        _lengths,
+        lengths,
         lambda text: parse_thresholds([text]),
         lambda text: thresholds([text]),
     ):

@@ -14,6 +14,7 @@ import torch
 from faulty import count_of
 from safetensors.torch import load_file, save, save_file
 
+import turbovaed_cli
 from turbovaed_cli import cli
 from turbovaed_cli.files.sealed import sealed, write_manifest
 from turbovaed_cli.files.whole import sha256_of
@@ -21,7 +22,7 @@ from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ASSETS
 
 pytestmark = pytest.mark.faults
-PACKAGE = Path(cli.__file__).parent
+PACKAGE = Path(turbovaed_cli.__file__).parent
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CUT = ("--frames", "5", "--size", "32")
 _opened: list[str] = []

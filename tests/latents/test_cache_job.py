@@ -163,7 +163,7 @@ def test_a_dry_run_for_weights_that_are_not_here_says_what_it_would_download(man
 def test_status_is_a_document_for_scripts(whole):
     from typer.testing import CliRunner
 
-    from turbovaed_cli.cli import app
+    from turbovaed_cli.cli.app import app
 
     done = CliRunner().invoke(app, ["cache-latents", "--status", "--out", str(whole[0]), "--json"])
     found = json.loads(done.stdout)

@@ -12,7 +12,7 @@ from conftest import make_video
 from limits import HANG_S
 from typer.testing import CliRunner
 
-from turbovaed_cli.cli import app
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.latents.batch import item_at

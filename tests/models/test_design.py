@@ -212,7 +212,7 @@ def test_without_frames_a_design_is_for_17_or_the_next_that_the_teacher_takes(tu
 
 @pytest.mark.parametrize(("text", "number"), [("8M", 8e6), ("0.8M", 8e5), ("800k", 8e5), ("8000000", 8e6), ("1.5m", 1.5e6)])
 def test_counts_are_read_as_people_write_them(text, number):
-    from turbovaed_cli.cli import parse_count
+    from turbovaed_cli.units import parse_count
 
     assert parse_count(text) == number
 

@@ -12,7 +12,6 @@ from golden import load_golden, write_student, write_teacher
 from safetensors.torch import save_file
 
 from turbovaed_cli.cli import main
-from turbovaed_cli.console import human_bytes
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
 from turbovaed_cli.export.export import export_student
@@ -26,6 +25,7 @@ from turbovaed_cli.report.run_page import report_of_eval, write_report
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, EvalSettings, ExportSettings, Stage
 from turbovaed_cli.training.distill import distill
+from turbovaed_cli.units import human_bytes
 
 ONE_STEP = DistillSettings(
     (Stage("only", steps=1, accumulation=1, perceptual="none", feature_weight=0.0),), frames=9, size=(64, 64), dtype="fp32",

@@ -10,7 +10,7 @@ import torch
 from conftest import Notes, make_video
 from PIL import Image
 
-from turbovaed_cli.cli import _recipe_named
+from turbovaed_cli.cli.distill import _recipe_named
 from turbovaed_cli.errors import CorruptFileError, NonFiniteError, RunFolderError, SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.latents.batch import Batch, Crop
 from turbovaed_cli.latents.cache import LatentCache

@@ -1,4 +1,4 @@
-"""What `bench` found: rows, their JSON document, tables, comparison with an earlier run, thresholds."""
+"""What `bench` found: rows, their JSON document, comparison with an earlier run, thresholds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -223,103 +223,6 @@ def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> Non
         quality_alone = all(": psnr_db " in item for item in missed)
         hint = "--dtype fp32 or fp16 keeps more" if quality_alone else "more repeats and a quiet machine make the figure steadier"
         raise CheckFailedError("; ".join(missed), hint)
-
-
-Table = tuple[str, list[str], list[tuple[str, ...]]]  # title, columns, rows
-
-
-def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
-    """What the terminal shows: what ran and what it takes, how fast it was, and apart from it what was not measured here."""
-    rows = result.rows
-    height, width = rows[0].size
-    found: list[Table] = [
-        (
-            f"What ran: {rows[0].frames} frames of {width}x{height}; memory in MB, quality in dB",
-            ["target", "network", "unit", "dtype", "layout", "size", "load s", "peak", "PSNR", "source"],
-            [
-                (
-                    *_named(row),
-                    row.layout or "-",
-                    *map(number, (row.size_mb, row.load_s, row.peak_mb, row.psnr_db, row.source_psnr_db)),
-                )
-                for row in rows
-            ],
-        ),
-        (
-            f"How fast: ms per decode; x24: times real time at {VIDEO_FPS} frames a second; speed-up over the teacher in the same "
-            "precision, else fp32",
-            ["target", "network", "unit", "dtype", "first", "P50", "P90", "FPS", "x24", "speed-up"],
-            [
-                (
-                    *_named(row),
-                    *map(number, (row.first_ms, row.p50_ms, row.p90_ms, row.fps, row.realtime)),
-                    f"{row.speedup:.2f}x" if row.speedup else "-",
-                )
-                for row in rows
-                if row.measured
-            ],
-        ),
-        (
-            "Not measured here",
-            ["target", "network", "dtype", "why"],
-            [
-                (row.target, row.network, row.precision, row.status.removeprefix("not measured: "))
-                for row in rows
-                if not row.measured
-            ],
-        ),
-        (
-            "Against the earlier run: times as fast, with the 95 % interval",
-            ["target", "network", "unit", "dtype", "ratio", "from", "to"],
-            [(*_named(item.row), f"{item.ratio:.2f}", f"{item.low:.2f}", f"{item.high:.2f}") for item in compared],
-        ),
-        (
-            "Memory over length: MB that one decode adds",
-            ["form", "frames", "peak"],
-            [(row.form, str(row.frames), number(row.peak_mb)) for row in result.memory],
-        ),
-        (
-            f"Published frames per second, on other machines ({SOURCE})",
-            ["student of", "size", "GPU teacher", "GPU student", "iPhone teacher", "iPhone student"],
-            [
-                (name, f"{speed.size[1]}x{speed.size[0]}", *(number(fps) for fps in (*speed.gpu, *speed.phone)))
-                for name, speeds in result.published.items()
-                for speed in speeds
-            ],
-        ),
-        (
-            "Estimated, not measured",
-            ["", ""],
-            [
-                row
-                for item in filter(None, [result.estimate])
-                for row in (
-                    (item.device, f"{number(item.fps_low)} to {number(item.fps_high)} frames per second"),
-                    ("from", item.how.partition(" (")[0]),
-                    ("published in", SOURCE),
-                )
-            ],
-        ),
-    ]
-    return [table for table in found if table[2]]
-
-
-def said(row: BenchRow) -> list[str]:
-    """A row's remarks, and what its runtime told, in sentences."""
-    lines = list(row.remarks)
-    if "speedups" in row.told:
-        lines.append(f"{row.network}, {row.precision}: {row.told['speedups']}")
-    if row.told.get("operators_by_unit"):
-        counts = ", ".join(f"{count} on {unit}" for unit, count in row.told["operators_by_unit"].items())
-        slowest = ", ".join(f"{item['operator']} {100 * item['share']:.1f} %" for item in row.told["slowest_operators"])
-        lines.append(f"{row.unit}, {row.precision}: operators meant to run: {counts}; slowest: {slowest}")
-    if "not_told" in row.told:
-        lines.append(f"{row.unit}, {row.precision}: no plan of its operators ({row.told['not_told']})")
-    return lines
-
-
-def _named(row: BenchRow) -> tuple[str, str, str, str]:
-    return row.target, row.network, row.unit, row.precision
 
 
 def number(value: float | None) -> str:

@@ -5,6 +5,8 @@ page.css, page.js) with every value escaped; a content security policy in it for
 videos.
 """
 
+import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,10 +16,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from turbovaed_cli.evaluation.evaluate import clip_frames
 from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, as_document, worst_clips
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
-from turbovaed_cli.files.whole import whole_files, write_whole
+from turbovaed_cli.files.whole import whole_files, write_json, write_whole
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.models.network import num_params
@@ -28,8 +31,10 @@ from turbovaed_cli.report import tables
 from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
 from turbovaed_cli.report.curves import Curves, draw
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.units import format_size
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import probe
 
@@ -162,6 +167,34 @@ def _shown(role: str, clip: ClipScores, frames_of: FramesOf, settings: EvalSetti
     name = f"{path.name}, from frame {clip.start}" if clip.start else path.name
     scores = {"teacher": clip.teacher, "student": clip.student}
     return ShownClip(name, role, *frames_of(clip), float(probe(path).fps) / settings.stride, scores)
+
+
+# --- keeping an evaluation ----------------------------------------------------------------------------------------
+
+
+def keep_evaluation(
+    result: EvalResult, pair: Pair, settings: EvalSettings, data: Path, page: Path | None = None, report: Reporter = quiet
+) -> None:
+    """Write the document and report.html into the run folder, where the model is one, and the page to `page` too."""
+    if pair.run is not None:
+        name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
+        write_json(pair.run.eval / name, as_document(result))
+        report.note(f"kept in {pair.run.eval / name}")
+    pages = [path for path in (page, pair.run.report if pair.run else None) if path is not None]
+    if pages:
+        shown = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
+        write_report(pages, shown)
+        report.note(f"to look at: {', '.join(map(str, pages))}")
+
+
+_MOST_NAME_BYTES = 160  # of the data's name in the name of an evaluation
+
+
+def _short(name: str) -> str:
+    """The beginning of a file's name, which leaves room for more in a name of 255 bytes."""
+    while len(os.fsencode(name)) > _MOST_NAME_BYTES:
+        name = name[:-1]
+    return name
 
 
 # --- the page -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.machine.streams import fitting, is_utf8
+from turbovaed_cli.units import human_duration
 
 SCHEMA_VERSION = 1
 _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal
@@ -168,31 +169,6 @@ def confirm(question: str) -> bool:
         return False
 
 
-def human_bytes(num_bytes: int) -> str:
-    """1_680_000_000 as "1.68 GB"."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.3g} {unit}"
-    return f"{num_bytes} bytes"
-
-
-def human_age(seconds: float) -> str:
-    """7_300 as "2 h": the largest whole unit."""
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= size:
-            return f"{int(seconds // size)} {unit}"
-    return f"{int(seconds)} s"
-
-
-def human_span(seconds: float) -> str:
-    """66_720 as "18 h 32 min", 744 as "12 min 24 s": its two largest units."""
-    whole = max(round(seconds), 1)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 class ConsoleReporter:
     """Draws progress: a live bar on a terminal, a line every ten seconds elsewhere, nothing when quiet."""
 
@@ -319,10 +295,3 @@ class _TimeColumn(ProgressColumn):
 
 def _figure(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def human_duration(seconds: float) -> str:
-    """90 as "1:30", 7_300 as "2 h 01 min"; what is less than a second as "0:01"."""
-    minutes, seconds = divmod(max(int(seconds), 1), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{seconds:02}"

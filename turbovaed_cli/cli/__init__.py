@@ -1,0 +1,14 @@
+"""The terminal: read options, call one function of another room, show its result. One file per command.
+
+app.py            which commands there are; main()
+options.py        options that mean the same everywhere
+exits.py          how a command ends: errors, signals, exit codes, skipped inputs
+console.py        notes, tables, JSON, progress
+estimates.py      the words of a dry run
+models.py cache_latents.py distill.py reconstruct.py eval.py export.py bench.py runs.py env.py    a command each
+eval_tables.py bench_tables.py    results as tables
+"""
+
+from turbovaed_cli.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,179 @@
+"""`turbovaed models`: the registry."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turbovaed_cli.cli import console
+from turbovaed_cli.cli.exits import command
+from turbovaed_cli.cli.options import Gflops, Json, Params, Quiet, Size, Verbose, Yes, consent_of, reporter_of
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
+from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.units import format_size, human_bytes, parse_count, parse_size
+
+if TYPE_CHECKING:
+    from turbovaed_cli.models.design import Design
+
+
+@command
+def models_root(context: typer.Context, json: Json = False) -> None:
+    """List the registry."""
+    if context.invoked_subcommand is None:
+        _list_models(json)
+
+
+@command
+def models_list(json: Json = False) -> None:
+    """List every teacher and its student."""
+    _list_models(json)
+
+
+def _list_models(json: bool) -> None:
+    if json:
+        console.print_json({"models": [_describe(spec) for spec in MODELS.values()]})
+        return
+    rows = []
+    for spec in MODELS.values():
+        teacher = spec.teacher
+        rows.append(
+            (
+                ", ".join((spec.name, *spec.aliases)),
+                spec.title,
+                f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio}",
+                str(teacher.frames),
+                f"{teacher.decoder_params_m:.1f}",
+                f"{spec.student.params_m:.1f}",
+            )
+        )
+    console.print_table("Models", ["name", "teacher", "ratio", "frames", "decoder M", "student M"], rows)
+
+
+@command
+def models_show(
+    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")], json: Json = False
+) -> None:
+    """Show one row: what the teacher needs, what the student is, where weights come from."""
+    spec = find_model(name)
+    description = _describe(spec)
+    if json:
+        console.print_json(description)
+        return
+    flat = [(f"{group} {key}", value) for group in ("teacher", "student") for key, value in description[group].items()]
+    console.print_table(f"{spec.name}: {spec.title}", ["", ""], [(key, _in_words(value)) for key, value in flat])
+
+
+def _in_words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key}: {_in_words(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        separator = "\n" if value and isinstance(value[0], Mapping | str) else ", "
+        return separator.join(_in_words(item).replace("\n", "; ") for item in value) or "none"
+    return "none" if value is None else str(value)
+
+
+def _describe(spec: ModelSpec) -> dict[str, Any]:
+    teacher, student = spec.teacher, spec.student
+    decoder, params = teacher.decoder_params_m, student.params_m
+    if params is None:  # of a local folder, whose own networks are counted
+        decoder, params = _counted(spec)
+    return {
+        "name": spec.name,
+        "aliases": list(spec.aliases),
+        "title": spec.title,
+        "teacher": {
+            "class": teacher.class_name,
+            "weights": str(teacher.path)
+            if teacher.path
+            else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
+            "size": human_bytes(teacher.num_bytes) if teacher.num_bytes is not None else "no weights in it",
+            "latent channels": teacher.latent_channels,
+            "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
+            "frames": str(teacher.frames),
+            "height and width": f"multiples of {teacher.space_ratio}",
+            "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
+            "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
+            "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
+        },
+        "student": {
+            "parameters": f"{params} M",
+            "recipe": f"{spec.recipe}: {RECIPES[spec.recipe].steps:,} steps, {RECIPES[spec.recipe].clips:,} clips",
+            "aligned": [f"{p.student_block} -> {p.teacher_tap}" + (" (head)" if p.head else "") for p in student.pairs],
+            "published results": {
+                **{name: f"{ours:g} (teacher {theirs:g})" for name, (theirs, ours) in spec.published_results.items()},
+                "measured on": PUBLISHED_ON,
+            }
+            if spec.published_results and teacher.repo
+            else None,
+            "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
+            if student.published
+            else None,
+            "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
+        },
+    }
+
+
+def _counted(spec: ModelSpec) -> tuple[float | None, float]:
+    """Millions of parameters: of a local teacher's decoder (None without its weights), and of its student."""
+    from turbovaed_cli.models.design import cost_of
+    from turbovaed_cli.models.teacher import decoder_params_of
+
+    found = decoder_params_of(spec)
+    return None if found is None else round(found / 1e6, 3), round(cost_of(spec.student.config, (1, 1, 1)).params / 1e6, 3)
+
+
+@command
+def models_design(
+    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")],
+    params: Params = None,
+    gflops: Gflops = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames of a decode. Default: 17 or a few more.")] = None,
+    size: Size = format_size(DistillSettings.size),
+    json: Json = False,
+) -> None:
+    """Show which student `distill` would build for a budget, and what it was chosen from."""
+    from turbovaed_cli.models.design import Budget, design_student
+
+    spec = find_model(name)
+    frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
+    design = design_student(spec, Budget(parse_count(params) if params else None, gflops, frames, parse_size(size)))
+    if json:
+        console.print_json(design)
+    else:
+        show_design(design)
+
+
+def show_design(design: "Design", *, on_stderr: bool = False) -> None:
+    """The candidates around the choice; on stderr where the result is another."""
+    from turbovaed_cli.models.design import as_rows, as_sentence
+
+    title = f"Students of {design.model} for {design.budget}"
+    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
+    console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
+    console.note(as_sentence(design))
+
+
+@command
+def models_pull(
+    name: Annotated[str, typer.Argument(help="Registry name, or lpips-vgg, lpips-alex, i3d.")],
+    yes: Yes = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Download weights into the cache: says the size and asks first."""
+    from turbovaed_cli.registry.download import pull
+
+    result = pull(name, consent_of(yes), reporter_of(quiet, verbose))
+    if json:
+        console.print_json(result)
+        return
+    rows = [(Path(file.path).name, human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
+    console.print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
+    if name == "i3d":
+        console.note(
+            f"it is code: compare its sha256 with a source you trust, then turbovaed eval --i3d-sha256 {result.files[0].sha256}"
+        )

@@ -1,0 +1,40 @@
+"""`--val`: the finished student of a run, measured on videos that it never learnt from."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from turbovaed_cli.evaluation.evaluate import evaluate
+from turbovaed_cli.evaluation.scores import EvalResult
+from turbovaed_cli.latents.cache import LatentCache
+from turbovaed_cli.machine.ranks import join_ranks
+from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.report.run_page import keep_evaluation
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.runs.rundir import RunDir, open_run
+from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.training.distill import trained_pair
+
+
+def measure_run(
+    spec: ModelSpec, run: str | Path, val: Path, latents: str | Path | None = None, device: str = "auto", report: Reporter = quiet
+) -> EvalResult:
+    """Evaluate the finished student of `run` on clips of the shape that it learnt from; keep the result in the run folder, with its page.
+
+    `run` is a folder or an fsspec URL, whose config.json has the shape; a cache of `latents` has its own. Where several processes
+    call it, each measures its share.
+    """
+    ranks = join_ranks(device)
+    nowhere = nullcontext((Path(str(run)), lambda: None))
+    with ranks.together(), open_run(run, checkpoints=False) if ranks.is_first else nowhere as (folder, _):
+        began: dict[str, Any] = ranks.share(lambda: RunDir(folder).read_config()["settings"])
+        frames, size = began["frames"], began["size"]
+        if latents is not None:
+            cache = LatentCache(latents)
+            frames, size = cache.frames, cache.size
+        settings = EvalSettings(frames=frames, size=(size[0], size[1]), device=device, hdr=began.get("hdr", EvalSettings.hdr))
+        pair = trained_pair(folder, spec, ranks)
+        result = evaluate(pair, val, settings, ranks=ranks, report=report)
+        if ranks.is_first:
+            keep_evaluation(result, pair, settings, val, report=report)
+    return result
