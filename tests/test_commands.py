@@ -288,7 +288,12 @@ def test_a_mistake_is_two_lines_and_an_exit_code(arguments, code, said, turbovae
 
 
 CHECKING = ("options", "export", "bench")  # modules of the command line that look at places before any work
-UNLOADED = {"models.pair": "load_pair", "cache_latents": "load_teacher", "distill": "load_teacher", "bench": "load_student"}
+UNLOADED = {
+    "models.pair": "load_pair",
+    "latents.caching": "load_teacher",
+    "training.prepare": "load_teacher",
+    "benchmarking.bench": "load_student",
+}
 WRITERS = {
     "reconstruct": ("reconstruct", "in.mp4", "--out", "{}"),
     "eval": ("eval", "--data", ".", "--report", "{}"),

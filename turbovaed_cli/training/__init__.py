@@ -8,6 +8,7 @@ trainer.py       one optimizer step
 batches.py       batches as functions of (seed, index), and copies to the device
 schedule.py      where in a schedule a step is
 losses.py alignment.py discriminator.py muon.py   what a step is made of
+validation.py    `--val`: the finished run, measured
 fitted_start.py  a start by least squares
 state.py         all that a resume needs
 checks.py estimate.py trackers.py outputs.py      refuse, foresee, log, show
