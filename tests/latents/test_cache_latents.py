@@ -27,12 +27,11 @@ from turbovaed_cli.machine.devices import num_readers
 from turbovaed_cli.machine.ranks import alone
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry.download import no_consent
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
-from turbovaed_cli.training.prepare import prepare
+from turbovaed_cli.training.prepare import Distillation, prepare
 from turbovaed_cli.video import list_videos, probe, read_clip, read_clip_uint8, to_model
 
 SMALL = CacheSettings(frames=9, size=(64, 64))
@@ -151,10 +150,8 @@ def test_what_was_encoded_in_tf32_is_recorded_per_shard_and_may_be_mixed_with_th
 
     stage = Stage("only", steps=1, perceptual="none", perceptual_weight=0.0, feature_weight=0.0)
     for precise in (False, True):
-        prepare(
-            alone(torch.device("cpu")), spec, RunDir(tmp_path / "run"), None, out, DistillSettings((stage,), precise=precise),
-            None, None, no_consent, Listening(),
-        )  # fmt: skip
+        asked = Distillation(spec, tmp_path / "run", None, out, DistillSettings((stage,), precise=precise))
+        prepare(asked, alone(torch.device("cpu")), RunDir(tmp_path / "run"), Listening())
         assert any(f"{count} of {len(LatentCache(out))} clips" in text and warning for text, warning in heard) == precise
         assert any("the teacher in TF32" in text for text, _ in heard) != precise
         heard.clear()

@@ -21,7 +21,6 @@ from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry.download import no_consent
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
@@ -34,7 +33,7 @@ from turbovaed_cli.training.distill import distill
 from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stages, forecast
 from turbovaed_cli.training.loop import waits_in_words
 from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
-from turbovaed_cli.training.prepare import prepare, settle
+from turbovaed_cli.training.prepare import Distillation, prepare, settle
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
@@ -768,8 +767,8 @@ def test_a_reason_stands_without_the_path_that_is_named_before_it(path, reason, 
 
 def trainer_of(spec, data, settings, tmp_path, config=None):
     """Ready to learn, of a run that has not begun."""
-    device = torch.device("cpu")
-    return prepare(alone(device), spec, RunDir(tmp_path / "run"), data, None, settings, config, None, no_consent, quiet)[0]
+    asked = Distillation(spec, tmp_path / "run", data, None, settings, config)
+    return prepare(asked, alone(torch.device("cpu")), RunDir(tmp_path / "run"), quiet)[0]
 
 
 def test_the_recipe_is_that_of_the_teachers_row_and_a_run_keeps_its_own(tmp_path):

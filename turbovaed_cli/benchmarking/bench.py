@@ -81,9 +81,6 @@ def bench(
     if apple_device(settings.device):
         _check_attached(settings)
     where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
-    rows: list[BenchRow] = []
-    loads: dict[str, tuple[float, float]] = {}
-    failures: list[TurboVaedError] = []
     with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
         with room_for(Path(folder)):
             decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
@@ -94,18 +91,7 @@ def bench(
             "settings": asdict(settings),
             "folder": folder,
         }
-        for target in report.track(chosen, "benchmarking"):
-            report.note(f"{target.name}: in a process of its own")
-            try:
-                answer = in_child({**job, "target": target.name}, settings)
-            except TurboVaedError as error:  # the other targets are still worth having
-                rows.append(_unmeasured(target, STUDENT, "; ".join(filter(None, (error.what, error.hint))), settings))
-                failures += [] if isinstance(error, MissingError) else [error]
-            else:
-                rows += [row_of(row) for row in answer["rows"]]
-                loads[target.name] = tuple(answer["load_average"])
-            if target.name == "torch" and absent_teacher:
-                rows.append(_unmeasured(target, TEACHER, absent_teacher, settings))
+        rows, loads, failures = _measure_each(chosen, job, absent_teacher, settings, report)
         memory = [
             MemoryRow(form, frames, peak_in_child({**job, "target": "torch", "memory": [form, frames]}, settings)[0])
             for form in ("whole clip", "streamed")
@@ -126,6 +112,28 @@ def bench(
         failures,
         skipped,
     )
+
+
+def _measure_each(
+    chosen: Sequence[Target], job: dict[str, Any], absent_teacher: str, settings: BenchSettings, report: Reporter
+) -> tuple[list[BenchRow], dict[str, tuple[float, float]], list[TurboVaedError]]:
+    """Rows of every target, the machine's load before and after each, and what failed; each target has a process of its own."""
+    rows: list[BenchRow] = []
+    loads: dict[str, tuple[float, float]] = {}
+    failures: list[TurboVaedError] = []
+    for target in report.track(chosen, "benchmarking"):
+        report.note(f"{target.name}: in a process of its own")
+        try:
+            answer = in_child({**job, "target": target.name}, settings)
+        except TurboVaedError as error:  # the other targets are still worth having
+            rows.append(_unmeasured(target, STUDENT, "; ".join(filter(None, (error.what, error.hint))), settings))
+            failures += [] if isinstance(error, MissingError) else [error]
+        else:
+            rows += [row_of(row) for row in answer["rows"]]
+            loads[target.name] = tuple(answer["load_average"])
+        if target.name == "torch" and absent_teacher:
+            rows.append(_unmeasured(target, TEACHER, absent_teacher, settings))
+    return rows, loads, failures
 
 
 def write_ios_project(

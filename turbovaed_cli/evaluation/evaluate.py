@@ -116,6 +116,27 @@ def evaluate_all(
             f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other --metrics"
         )
     tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
+    first, unread = _measure_clips(planned, videos, tallies, gauges, settings, ranks, report)
+    skipped = skipped + [item for found in ranks.gather(unread) for item in found]
+    if ranks.count > 1:
+        for tally in tallies:
+            tally.take_turns(ranks.gather((tally.clips, tally.features)))
+    if not tallies[0].clips:
+        raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
+    dataset = recognise(settings.dataset, [info.path for info in videos])
+    return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
+
+
+def _measure_clips(
+    planned: Sequence[ClipSource],
+    videos: Sequence[VideoInfo],
+    tallies: Sequence["_Tally"],
+    gauges: Gauges,
+    settings: EvalSettings,
+    ranks: Ranks,
+    report: Reporter,
+) -> tuple[np.ndarray | None, list[Skipped]]:
+    """Fill the tallies with this rank's clips. Returns the frames of the first clip, and what could not be read."""
     unread: list[Skipped] = []
     mine = planned[ranks.rank :: ranks.count]
     read = read_ahead(read_clip_of, _with_infos(mine, videos), num_readers(ranks.device))
@@ -126,14 +147,7 @@ def evaluate_all(
         _measure(number, batch, tallies, gauges, settings, measuring_device(ranks.device, settings.protocol))
         if "psnr" in gauges.per_clip:
             report.note(psnr=tallies[0].clips[-1].student["psnr"])
-    skipped = skipped + [item for found in ranks.gather(unread) for item in found]
-    if ranks.count > 1:
-        for tally in tallies:
-            tally.take_turns(ranks.gather((tally.clips, tally.features)))
-    if not tallies[0].clips:
-        raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
-    dataset = recognise(settings.dataset, [info.path for info in videos])
-    return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
+    return first, unread
 
 
 def check_settings(settings: EvalSettings) -> None:

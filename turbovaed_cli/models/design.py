@@ -6,7 +6,7 @@ convolutions, two per multiply-add, for one decode of one clip, as torch.utils.f
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -107,6 +107,30 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
     height, width = (pixels // spec.teacher.space_ratio for pixels in budget.size)
     latents = (spec.teacher.latent_frames(budget.frames), height, width)
 
+    candidate = _candidates_for(spec, budget, latents)
+    published = candidate(spec.student.config["decoder_block_out_channels"], spec.student.config["decoder_layers_per_block"])
+    candidates = [candidate(channels, layers) for channels in _widths(spec) for layers in _depths(spec)]
+    candidates = [one for one in candidates if one.of_teacher is None or one.of_teacher < 1] or candidates
+    smallest = min(candidates, key=lambda one: (one.used, one.params))
+    fitting = [one for one in candidates if one.fits]
+    if not fitting:
+        raise SettingsError(
+            f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
+            f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs for {budget.decode}",
+            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another --student-config FILE",
+        )
+    enough = FILLED * max(one.used for one in fitting)
+    chosen = min((one for one in fitting if one.used >= enough), key=lambda one: (one.change, -one.params))
+    table = _around(chosen, candidates, published)
+    return Design(
+        spec.name, budget, _config_of(spec, chosen.channels, chosen.layers), chosen, table, published, smallest, len(candidates)
+    )
+
+
+def _candidates_for(
+    spec: ModelSpec, budget: Budget, latents: tuple[int, int, int]
+) -> Callable[[Sequence[int], Sequence[int]], Candidate]:
+    """What makes a candidate of channels and layers, with its cost and its share of the budget."""
     published_cost = cost_of(spec.student.config, latents)
     teacher_params = decoder_params_of(spec)
 
@@ -125,23 +149,7 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
             used <= 1,
         )
 
-    published = candidate(spec.student.config["decoder_block_out_channels"], spec.student.config["decoder_layers_per_block"])
-    candidates = [candidate(channels, layers) for channels in _widths(spec) for layers in _depths(spec)]
-    candidates = [one for one in candidates if one.of_teacher is None or one.of_teacher < 1] or candidates
-    smallest = min(candidates, key=lambda one: (one.used, one.params))
-    fitting = [one for one in candidates if one.fits]
-    if not fitting:
-        raise SettingsError(
-            f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
-            f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs for {budget.decode}",
-            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another --student-config FILE",
-        )
-    enough = FILLED * max(one.used for one in fitting)
-    chosen = min((one for one in fitting if one.used >= enough), key=lambda one: (one.change, -one.params))
-    table = _around(chosen, candidates, published)
-    return Design(
-        spec.name, budget, _config_of(spec, chosen.channels, chosen.layers), chosen, table, published, smallest, len(candidates)
-    )
+    return candidate
 
 
 def suggested_params(spec: ModelSpec, teacher_params: int) -> int:

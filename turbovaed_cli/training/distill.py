@@ -6,18 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from turbovaed_cli.errors import RunFolderError
 from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.machine.devices import (
     resolve_device,
 )
-from turbovaed_cli.machine.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.machine.ranks import alone, join_ranks
 from turbovaed_cli.models.network import num_params
-from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.models.teacher import decoder_params, load_teacher
+from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
@@ -27,7 +23,7 @@ from turbovaed_cli.training.checks import check_settings
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.loop import memory_in_words, train
 from turbovaed_cli.training.outputs import Samples, write_model, write_run_report
-from turbovaed_cli.training.prepare import cache_for, over_all_processes, prepare
+from turbovaed_cli.training.prepare import Distillation, cache_for, over_all_processes, prepare
 from turbovaed_cli.training.resume import begin, check_resume, resume_or_start, run_config
 from turbovaed_cli.training.trackers import trackers_of
 from turbovaed_cli.training.trainer import Trainer
@@ -72,15 +68,15 @@ def distill(
     SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
     NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
     """
-    settings = settings or RECIPES[spec.recipe]
-    ranks = join_ranks(settings.device, report)
+    asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line, consent)
+    ranks = join_ranks(asked.settings.device, report)
     if not ranks.is_first:
         report = WarningsOf(report, f"process {ranks.rank} of {ranks.count}")
     nowhere = nullcontext((Path(str(run)), lambda: None))
     with ranks.together(), open_run(run) if ranks.is_first else nowhere as (root, publish):
         folder = RunDir(root, publish)
-        trainer, skipped = prepare(ranks, spec, folder, data, latents, settings, student_config, init, consent, report)
-        resumed_from, losses = _run(trainer, folder, spec, init, run, command_line, report)
+        trainer, skipped = prepare(asked, ranks, folder, report)
+        resumed_from, losses = _run(asked, trainer, folder, report)
         damaged = {path: reason for found in ranks.gather(trainer.streams[0].damaged) for path, reason in found.items()}
     skipped += [Skipped(path, reason) for path, reason in damaged.items()]
     student, teacher = trainer.state.student, trainer.teacher
@@ -109,53 +105,37 @@ def estimate_distill(
     Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
     teacher that is not here is no error.
     """
-    settings = settings or RECIPES[spec.recipe]
-    check_settings(settings)
+    asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line)
+    check_settings(asked.settings)
     if latents is not None:
         cache_for(latents, spec)
-    download = missing_bytes(spec)
-    if download:
+    if download := missing_bytes(spec):
         room = None if is_url(run) else free_disk_bytes(Path(run))
-        return DistillEstimate(str(run), 0, settings.steps, [], None, None, room, download, settings.device, [])
-    ranks = alone(resolve_device(settings.device, report))
+        return DistillEstimate(str(run), 0, asked.settings.steps, [], None, None, room, download, asked.settings.device, [])
+    ranks = alone(resolve_device(asked.settings.device, report))
     with look_at_run(run) as root:
         folder = RunDir(root)
         if holder := folder.holder():
             raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
         first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
-        trainer, skipped = prepare(
-            ranks,
-            spec,
-            folder,
-            data,
-            latents,
-            settings,
-            student_config,
-            init,
-            no_consent,
-            report,
-            first=first,
-            processes=processes,
-        )
+        trainer, skipped = prepare(asked, ranks, folder, report, first=first, processes=processes)
         over_all = over_all_processes(trainer.settings, processes)
-        config = run_config(trainer, spec, init, over_all, processes, folder, command_line)
+        config = run_config(asked, trainer, over_all, processes, folder)
         check_resume(folder, config, over_all, processes, run)
         if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
             trainer.state.load(checkpoint)
         return estimate(trainer, run, folder, skipped, report, fits=init is None)
 
 
-def _run(
-    trainer: Trainer, folder: RunDir, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
-) -> tuple[int | None, dict[str, float]]:
+def _run(asked: Distillation, trainer: Trainer, folder: RunDir, report: Reporter) -> tuple[int | None, dict[str, float]]:
     """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
-        config = ranks.share(lambda: begin(folder, trainer, spec, init, run, command_line, report))
+        config = ranks.share(lambda: begin(asked, folder, trainer, report))
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
         with memory_in_words(trainer, folder):
-            resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report, fits=init is None))
+            resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report, fits=asked.init is None))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
         samples = Samples(trainer, report)
@@ -163,19 +143,7 @@ def _run(
         with memory_in_words(trainer, folder), trackers_of(logs, folder, config, state.step, report) as trackers:
             losses = train(trainer, folder, trackers, samples, report)
         if ranks.is_first:
-            write_model(folder, trainer, spec, config)
+            write_model(folder, trainer, asked.spec, config)
             if losses or not folder.report.exists():
                 write_run_report(folder, trainer, samples.clips())
     return resumed_from, losses
-
-
-def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
-    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
-    pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
-    config = ranks.share(lambda: pair and dict(pair.student.config))
-    if pair is None:
-        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
-        pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
-    if ranks.count > 1:
-        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
-    return pair

@@ -1,7 +1,7 @@
 """Everything that a distillation needs, checked before anything is written."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
-from turbovaed_cli.registry.download import Consent
+from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import is_model_name
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter
@@ -38,76 +38,60 @@ from turbovaed_cli.video.sources import local_videos
 from turbovaed_cli.video.usable import Skipped, usable_videos
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """What `distill` was asked for: the arguments that it and its dry run share."""
+
+    spec: ModelSpec
+    run: str | Path
+    data: str | Path | None
+    latents: str | Path | None
+    settings: DistillSettings
+    student_config: Mapping[str, Any] | None = None
+    init: str | None = None
+    command_line: str = ""
+    consent: Consent = no_consent
+
+
 def prepare(
-    ranks: Ranks,
-    spec: ModelSpec,
-    folder: RunDir,
-    data: str | Path | None,
-    latents: str | Path | None,
-    settings: DistillSettings,
-    student_config: Mapping[str, Any] | None,
-    init: str | None,
-    consent: Consent,
-    report: Reporter,
-    *,
-    first: int | None = None,
-    processes: int = 0,
+    asked: Distillation, ranks: Ranks, folder: RunDir, report: Reporter, *, first: int | None = None, processes: int = 0
 ) -> tuple[Trainer, list[Skipped]]:
     """Everything that a step needs, and the videos that cannot be used; writes nothing. `first` looks at no more videos.
 
-    `processes` will distil; 0: those that are here.
+    `processes` will distil; 0: those that are here. Raises SettingsError for what cannot be learnt or from what.
     """
-    if (data is None) == (latents is None):
+    if (asked.data is None) == (asked.latents is None):
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
         )
-    check_settings(settings)
-    device = ranks.device
+    check_settings(asked.settings)
+    spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
         check_trackers(settings.log)
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
-    cache = None if latents is None else cache_for(latents, spec)  # before a download that would be of no use
+    cache = None if asked.latents is None else cache_for(asked.latents, spec)  # before a download that would be of no use
     teacher = ranks.first_of_each_machine_first(
-        lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=consent)
+        lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=asked.consent)
     )
     others = (processes or ranks.count) // ranks.count
-    settings = ranks.share(lambda: settle(over_all_processes(settings, ranks.count), folder, device, others, report))
+    settings = ranks.share(lambda: settle(over_all_processes(asked.settings, ranks.count), folder, device, others, report))
     dtype = resolve_dtype(settings.dtype)
     if ranks.local_rank == 0:
         warn_of_cudnn(device, dtype, report)
     wanted = {stage.perceptual if stage.perceptual_weight else "none" for stage in settings.stages}
     perceptual = {name: perceptual_loss(name, device, dtype) for name in wanted | {"none"}}
     if cache is None:
-        assert data is not None
-        streams, skipped = _video_streams(data, spec, settings, ranks, report, first)
+        streams, skipped = _video_streams(asked, settings, ranks, report, first)
     else:
-        if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
-            raise _made_by_another(cache, spec)
-        check_sizes(settings, cache)
-        if settings.precise and cache.tf32_clips and ranks.is_first:
-            text = f"--precise: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
-            report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
-        streams, skipped = [cache] * len(settings.stages), []
-        ranks.check_same("the latent cache", cache.fingerprint)
+        streams, skipped = _cached_streams(cache, spec, teacher, settings, ranks, report), []
     crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
 
-    torch.manual_seed(settings.seed)
-    student = build_student(_complete_config(student_config or spec.student.config, spec, teacher))
-    if init is not None and ranks.is_first:  # the others get every weight from it
-        load_strictly(student, load_student(init, consent=consent).state_dict(), Path(init))
-    check_ratios(student, spec)
+    student = _new_student(asked, settings, teacher, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
     heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
-    report.note(
-        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
-        f"on {device.type}, {settings.dtype}"
-        + (", the teacher in TF32 (--precise: fp32)" if teacher.uses_tf32 else "")
-        + (f", {ranks.count} processes" if ranks.count > 1 else "")
-    )
-    if ranks.is_first and num_params(student) > decoder_params(teacher):
-        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
+    _announce(spec, settings, teacher, student, ranks, report)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
@@ -115,6 +99,45 @@ def prepare(
         report.note("trying how many clips of a forward pass fit in the free memory")
         trainer.settings = replace(settings, stages=fitted_stages(trainer))
     return trainer, skipped
+
+
+def _cached_streams(
+    cache: LatentCache, spec: ModelSpec, teacher: Teacher, settings: DistillSettings, ranks: Ranks, report: Reporter
+) -> list[ClipStream]:
+    """The same cache for every stage, if this teacher made it."""
+    if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
+        raise _made_by_another(cache, spec)
+    check_sizes(settings, cache)
+    if settings.precise and cache.tf32_clips and ranks.is_first:
+        text = f"--precise: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
+        report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
+    ranks.check_same("the latent cache", cache.fingerprint)
+    return [cache] * len(settings.stages)
+
+
+def _new_student(asked: Distillation, settings: DistillSettings, teacher: Teacher, ranks: Ranks) -> StudentDecoder:
+    """A student with weights drawn by the seed, or those of `init`. What is random after this goes on from the same seed."""
+    torch.manual_seed(settings.seed)
+    spec = asked.spec
+    student = build_student(_complete_config(asked.student_config or spec.student.config, spec, teacher))
+    if asked.init is not None and ranks.is_first:  # the others get every weight from it
+        load_strictly(student, load_student(asked.init, consent=asked.consent).state_dict(), Path(asked.init))
+    check_ratios(student, spec)
+    return student
+
+
+def _announce(
+    spec: ModelSpec, settings: DistillSettings, teacher: Teacher, student: StudentDecoder, ranks: Ranks, report: Reporter
+) -> None:
+    """Report who learns from whom, on what; warn of a student that is larger than its teacher's decoder."""
+    report.note(
+        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
+        f"on {ranks.device.type}, {settings.dtype}"
+        + (", the teacher in TF32 (--precise: fp32)" if teacher.uses_tf32 else "")
+        + (f", {ranks.count} processes" if ranks.count > 1 else "")
+    )
+    if ranks.is_first and num_params(student) > decoder_params(teacher):
+        report.note(_in_words_if_larger(student, teacher, spec), warning=True)
 
 
 def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
@@ -161,9 +184,11 @@ def _as_fitted(stage: Stage, was: Mapping[str, Any], others: int) -> Stage:
 
 
 def _video_streams(
-    data: str | Path, spec: ModelSpec, settings: DistillSettings, ranks: Ranks, report: Reporter, first: int | None
+    asked: Distillation, settings: DistillSettings, ranks: Ranks, report: Reporter, first: int | None
 ) -> tuple[list[ClipStream], list[Skipped]]:
     """One stream per stage, over the same videos, at the stage's size."""
+    spec, data = asked.spec, asked.data
+    assert data is not None
     sizes = [stage.size or settings.size for stage in settings.stages]
     spec.teacher.check_frames(settings.frames)
     for size in sizes:

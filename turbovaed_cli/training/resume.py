@@ -18,12 +18,12 @@ from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import hash_of_state
-from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir, metrics_row
 from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
 from turbovaed_cli.training.estimate import forecast
+from turbovaed_cli.training.prepare import Distillation
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import reading_identity
@@ -216,12 +216,10 @@ def _schedule(stages: object) -> str:
     return ", ".join(f"{stage.get('name')} {stage.get('steps')}" for stage in listed if isinstance(stage, dict)) or "none"
 
 
-def begin(
-    folder: RunDir, trainer: Trainer, spec: ModelSpec, init: str | None, run: str | Path, command_line: str, report: Reporter
-) -> dict[str, Any]:
+def begin(asked: Distillation, folder: RunDir, trainer: Trainer, report: Reporter) -> dict[str, Any]:
     """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
-    config = run_config(trainer, spec, init, trainer.settings, trainer.ranks.count, folder, command_line)
-    check_resume(folder, config, trainer.settings, trainer.ranks.count, run)
+    config = run_config(asked, trainer, trainer.settings, trainer.ranks.count, folder)
+    check_resume(folder, config, trainer.settings, trainer.ranks.count, asked.run)
     machine = environment(trainer.device)
     before: dict[str, Any] = {}
     with suppress(TurboVaedError):  # damaged: nothing but this warning needs it
@@ -235,20 +233,15 @@ def begin(
 
 
 def run_config(
-    trainer: Trainer,
-    spec: ModelSpec,
-    init: str | None,
-    settings: DistillSettings,
-    processes: int,
-    folder: RunDir,
-    command_line: str,
+    asked: Distillation, trainer: Trainer, settings: DistillSettings, processes: int, folder: RunDir
 ) -> dict[str, Any]:
     """config.json of a run; `settings` have the clips of a forward pass on all processes."""
+    spec = asked.spec
     student, teacher = trainer.state.student, trainer.teacher
     first = folder.read_config().get("command_line") if folder.config.exists() else None
     return {
         "command": "distill",
-        "command_line": first or command_line or None,
+        "command_line": first or asked.command_line or None,
         "settings": asdict(settings),
         "ranks": processes,
         "model": spec.name,
@@ -257,7 +250,7 @@ def run_config(
             "where": spec.teacher.where or spec.name,
         },
         "student_config": _published_config(student),
-        "init_sha256": hash_of_state(student) if init is not None else None,
+        "init_sha256": hash_of_state(student) if asked.init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
         # Of videos; a cache has its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),

@@ -5,7 +5,7 @@ optimizer steps, so there is no half-summed gradient either.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,8 +19,6 @@ from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.discriminator import PatchDiscriminator3d
 from turbovaed_cli.training.muon import Muon
-
-PIECES = ("student", "heads", "ema", "optimizer", "scaler", "step", "discriminator", "discriminator_optimizer")
 
 
 class TrainingState:
@@ -60,12 +58,12 @@ class TrainingState:
         torch._foreach_lerp_(list(self.ema.values()), [weights[name] for name in self.ema], 1 - decay)
 
     def optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
-        """Those that make a step in `stage`."""
+        """The optimizers that make a step in `stage`."""
         both = [self.optimizer, self.discriminator_optimizer] if stage.adversarial_weight else [self.optimizer]
         return [optimizer for optimizer in both if optimizer is not None]
 
     def stepping_parameters(self, stage: Stage) -> list[nn.Parameter]:
-        """Those of these optimizers."""
+        """The parameters that are updated in `stage`."""
         judging = self.discriminator_parameters.values() if stage.adversarial_weight else ()
         return [*self.named_parameters.values(), *judging]
 
@@ -77,9 +75,9 @@ class TrainingState:
 
     def load(self, folder: Path) -> None:
         """Take every piece from `folder`; CorruptFileError where one does not belong to this student."""
-        for piece in PIECES:
+        for piece, (_, take) in self._pieces().items():
             try:
-                getattr(self, f"_{piece}_in")(load_file(folder / f"{piece}.safetensors"))
+                take(load_file(folder / f"{piece}.safetensors"))
             except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
                 raise CorruptFileError(
                     f"{folder / piece}.safetensors does not fit this run: {error}",
@@ -88,15 +86,28 @@ class TrainingState:
 
     def tables(self) -> dict[str, Mapping[str, Tensor]]:
         """Every piece as it is now, not copied."""
-        return {piece: getattr(self, f"_{piece}_out")() for piece in PIECES}
+        return {piece: give() for piece, (give, _) in self._pieces().items()}
 
     def take(self, tables: Mapping[str, dict[str, Tensor]]) -> None:
         """Become what `tables` of another state of the same student were."""
-        for piece in PIECES:
-            getattr(self, f"_{piece}_in")(tables[piece])
+        for piece, (_, take) in self._pieces().items():
+            take(tables[piece])
+
+    def _pieces(self) -> dict[str, tuple[Callable[[], Mapping[str, Tensor]], Callable[[dict[str, Tensor]], None]]]:
+        """Every piece by its name, which is that of its file: how it is read out, and how it is put back."""
+        return {
+            "student": (self._student_out, self._student_in),
+            "heads": (self._heads_out, self._heads_in),
+            "ema": (self._ema_out, self._ema_in),
+            "optimizer": (self._optimizer_out, self._optimizer_in),
+            "scaler": (self._scaler_out, self._scaler_in),
+            "step": (self._step_out, self._step_in),
+            "discriminator": (self._discriminator_out, self._discriminator_in),
+            "discriminator_optimizer": (self._discriminator_optimizer_out, self._discriminator_optimizer_in),
+        }
 
     def digest(self) -> str:
-        """Of every bit that a step changes."""
+        """Hex sha256 of every bit that a step changes."""
         found = hashlib.sha256()
         for table in self.tables().values():
             for name, value in sorted(table.items()):

@@ -4,16 +4,20 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from turbovaed_cli.evaluation.evaluate import evaluate
 from turbovaed_cli.evaluation.scores import EvalResult
 from turbovaed_cli.latents.cache import LatentCache
-from turbovaed_cli.machine.ranks import join_ranks
+from turbovaed_cli.machine.ranks import Ranks, join_ranks
+from turbovaed_cli.models.pair import Pair, load_pair
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.report.run_page import keep_evaluation
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir, open_run
 from turbovaed_cli.settings import EvalSettings
-from turbovaed_cli.training.distill import trained_pair
 
 
 def measure_run(
@@ -38,3 +42,15 @@ def measure_run(
         if ranks.is_first:
             keep_evaluation(result, pair, settings, val, report=report)
     return result
+
+
+def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
+    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
+    pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
+    config = ranks.share(lambda: pair and dict(pair.student.config))
+    if pair is None:
+        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
+        pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
+    if ranks.count > 1:
+        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
+    return pair
