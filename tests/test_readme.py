@@ -52,7 +52,7 @@ def test_every_flag_of_every_command_exists(command, helps):
 def test_crops_of_the_readme_fit_into_its_clips(command, monkeypatch, tmp_path):
     """Every check of the command that needs no weights and no videos lets it pass."""
     from turbovaed_cli import cli
-    from turbovaed_cli.training.checks import check_settings
+    from turbovaed_cli.training.checks import check_distill_settings
     from turbovaed_cli.training.schedule import crop_of
 
     given = []
@@ -67,7 +67,7 @@ def test_crops_of_the_readme_fit_into_its_clips(command, monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         cli.main()
     ((spec, settings),) = given
-    check_settings(settings)
+    check_distill_settings(settings)
     spec.teacher.check_frames(settings.frames)
     spec.teacher.check_size(*settings.size)
     crops = [crop_of(stage, spec.teacher, stage.size or settings.size) for stage in settings.stages]

@@ -56,7 +56,7 @@ def test_torch_and_onnx_are_measured_beside_the_teacher(measured):
 
 
 def test_its_document_is_read_again_and_holds_no_estimate_among_rows(measured, tmp_path):
-    document = json.loads(json.dumps(results.as_document(measured), default=str))
+    document = json.loads(json.dumps(results.bench_document(measured), default=str))
     assert document["schema_version"] == 1 and document["estimates"] == []
     assert {"target", "measured", "status"} <= set(document["rows"][0])
     (tmp_path / "old.json").write_text(json.dumps(document))
@@ -95,7 +95,7 @@ def test_an_earlier_run_is_compared_row_by_row_with_an_interval():
     (same,) = results.changes(old[:1], old)
     assert same.low <= 1.0 <= same.high
     assert results.changes([replace(old[0], unit="CUDA")], old) == []
-    document = results.as_document(BenchResult("tiny", "here", "random latents", 1, old), [change])
+    document = results.bench_document(BenchResult("tiny", "here", "random latents", 1, old), [change])
     assert document["compared"][0]["unit"] == "CPU" and document["compared"][0]["ratio"] == change.ratio
 
 
@@ -151,7 +151,7 @@ def test_coreml_converts_describes_and_says_it_did_not_run(one_block_folder):
     assert re.fullmatch(
         r"no estimate for an iPhone: the graph has \S+ GMAC, the smallest with published figures 406", result.no_estimate
     )
-    assert results.as_document(result)["no_estimate"] == result.no_estimate
+    assert results.bench_document(result)["no_estimate"] == result.no_estimate
 
 
 @pytest.mark.slow

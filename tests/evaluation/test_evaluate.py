@@ -17,9 +17,9 @@ from turbovaed_cli.cli.eval_tables import as_tables
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluation import paper
 from turbovaed_cli.evaluation.evaluate import (
-    as_document,
     clip_frames,
     decode_times,
+    eval_document,
     evaluate,
     evaluate_all,
     find_misses,
@@ -84,7 +84,7 @@ def test_intervals_are_over_clips_and_paired_for_the_ratio(result):
     assert result.num_videos == 5
     scores_table, facts, *_ = as_tables([result], Path())
     assert "±" in scores_table.rows[0][1] and dict(facts.rows)["±"].startswith("95 % confidence")
-    assert as_document(result)["intervals"]["reason"] is None
+    assert eval_document(result)["intervals"]["reason"] is None
 
 
 def test_fewer_than_five_videos_have_no_interval_and_that_is_said_once(result):
@@ -92,7 +92,7 @@ def test_fewer_than_five_videos_have_no_interval_and_that_is_said_once(result):
     scores_table, facts, *_ = as_tables([result], Path())
     assert not any("±" in cell for row in scores_table.rows for cell in row)
     assert [text for row in facts.rows for text in row if "interval" in text] == ["3 videos: too few for an interval"]
-    intervals = as_document(result)["intervals"]
+    intervals = eval_document(result)["intervals"]
     assert intervals["reason"] == "3 videos: too few for an interval"
     assert {value for side in ("teacher", "student", "ratio") for value in intervals[side].values()} == {None}
 
@@ -101,7 +101,7 @@ def test_the_worst_clips_are_named_worst_first(result):
     by_psnr = sorted(result.clips, key=lambda clip: clip.student["psnr"])
     assert result.worst["psnr"] == by_psnr
     assert result.worst["flicker"] == sorted(result.clips, key=lambda clip: -clip.student["flicker"])
-    assert as_document(result)["worst"]["psnr"][0]["path"] == by_psnr[0].path
+    assert eval_document(result)["worst"]["psnr"][0]["path"] == by_psnr[0].path
 
 
 @pytest.mark.parametrize("frames", [9, 41])
@@ -193,7 +193,7 @@ def test_clips_too_short_for_i3d_leave_out_rfvd_alone(pair, videos, tmp_path, mo
 
 
 def test_the_document_is_the_contract(result):
-    document = json.loads(json.dumps(as_document(result), allow_nan=False))
+    document = json.loads(json.dumps(eval_document(result), allow_nan=False))
     assert document["schema_version"] == 1
     assert set(document["means"]) == {"teacher", "student", "ratio"}
     assert {"clips", "not_measured", "intervals", "worst", "weights", "published", "decoder_params", "kept"} <= set(document)
@@ -214,7 +214,7 @@ def test_several_clips_of_a_video_count_as_one_video(pair, videos):
     assert [clip.start for clip in result.clips] == [0, 9, 0, 21]
     assert result.num_videos == 2
     alone = evaluate(pair, videos / "a.mp4", PIXELS)
-    assert alone.intervals["student"]["psnr"] is None and as_document(alone)["intervals"]["reason"].startswith("1 video: ")
+    assert alone.intervals["student"]["psnr"] is None and eval_document(alone)["intervals"]["reason"].startswith("1 video: ")
 
 
 def test_skipped_videos_are_listed(pair, videos, tmp_path):
@@ -382,7 +382,7 @@ def test_paper_normalises_batches_of_four_and_takes_the_mean_of_batch_means(pair
 
 def test_paper_is_labelled_wherever_its_numbers_are(pair, videos):
     result = evaluate(pair, videos / "a.mp4", replace(PIXELS, protocol="paper"))
-    document = as_document(result)
+    document = eval_document(result)
     assert document["protocol"] == "paper" and "published script" in document["protocol_label"]
     scores, facts, *_ = as_tables([result], videos)
     assert "protocol paper" in scores.title
@@ -421,7 +421,7 @@ def test_published_figures_stand_beside_ours_where_model_and_data_match(protocol
         assert published_scores(spec, "ltx", dataset, other) is None
 
     result = evaluate(ltx, tmp_path, settings)
-    document = as_document(result)
+    document = eval_document(result)
     assert document["dataset"] == "ucf101"
     assert document["published"]["label"] == label and document["published"]["means"]["psnr"] == [32.40, 31.68]
     scores, facts, *_ = as_tables([result], tmp_path)
@@ -449,7 +449,7 @@ def test_decoders_are_timed_in_turns_and_only_their_ratio_is_shown(pair, videos,
     low, high = times.range
     assert 0 < low <= high and times.ratio == pytest.approx(np.median(times.teacher_s) / np.median(times.student_s))
     result = evaluate(pair, videos / "a.mp4", replace(PIXELS, speed_repeats=1))
-    assert as_document(result)["decode_times"]["ratio"] > 0
+    assert eval_document(result)["decode_times"]["ratio"] > 0
     assert "times as fast as the teacher" in dict(as_tables([result], videos)[1].rows)["speed"]
 
 
@@ -481,7 +481,7 @@ def test_why_no_published_figures_stand_beside_ours_is_said(result):
     assert why.startswith("none for this model; the paper has ltx, hunyuan, cogvideox, video-dc-ae on UCF-101")
     assert why_not_published(MODELS["ltx"], "ucf101", SMALL) == "none for these clips: the paper measured 17 frames of 256x256"
     table = as_tables([replace(result, published_missing=why)], Path())[1]
-    assert ("published", why) in table.rows and as_document(replace(result, published_missing=why))["published_missing"] == why
+    assert ("published", why) in table.rows and eval_document(replace(result, published_missing=why))["published_missing"] == why
 
 
 def test_the_student_is_behind_or_ahead_of_its_teacher(result):

@@ -22,10 +22,10 @@ def laid(name: str, content: bytes) -> Path:
 
 def recipe(content: bytes) -> None:
     from turbovaed_cli.settings import read_recipe
-    from turbovaed_cli.training.checks import check_settings
+    from turbovaed_cli.training.checks import check_distill_settings
 
     settings = read_recipe(str(laid("recipe.toml", content)))
-    check_settings(settings.with_changes(steps=len(settings.stages) or 1))
+    check_distill_settings(settings.with_changes(steps=len(settings.stages) or 1))
 
 
 def run_config(content: bytes) -> None:

@@ -39,7 +39,7 @@ def document():
     result = BenchResult(
         HOSTILE, "this machine", "random latents", 1_000_000, rows(), {"torch": (0.5, 0.75)}, lengths, {"ltx": SPEEDS["ltx"]}, estimate_on_phone(3000.0, 9)
     )  # fmt: skip
-    return json.loads(json.dumps(results.as_document(result)))
+    return json.loads(json.dumps(results.bench_document(result)))
 
 
 def test_every_row_is_there_and_what_was_not_measured_says_why(document):

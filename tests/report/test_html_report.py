@@ -17,7 +17,7 @@ from PIL import Image
 
 from turbovaed_cli import cli
 from turbovaed_cli.evaluation.evaluate import clip_frames, evaluate
-from turbovaed_cli.evaluation.scores import DecodeTimes, as_document
+from turbovaed_cli.evaluation.scores import DecodeTimes, eval_document
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.registry.find import find_model
@@ -106,10 +106,10 @@ def test_every_metric_has_a_figure_or_a_reason(path, result):
 def test_intervals_are_the_evaluation_s(result):
     span = (result.means["student"]["psnr"] - 0.5, result.means["student"]["psnr"] + 0.5)
     drawn = replace(result, num_videos=5, intervals={"student": {"psnr": span}})
-    row = tables.metric_rows(as_document(drawn))[0]
+    row = tables.metric_rows(eval_document(drawn))[0]
     assert row.student.interval == "± 0.50" and row.student.places
     for few in (replace(drawn, num_videos=2), replace(drawn, intervals={})):  # the first as earlier versions wrote it
-        row = tables.metric_rows(as_document(few))[0]
+        row = tables.metric_rows(eval_document(few))[0]
         assert row.student.interval == "" and row.student.places is None
 
 
@@ -128,7 +128,7 @@ def test_too_few_videos_for_an_interval_are_said_once_and_nothing_is_drawn(path,
 
 
 def test_a_score_that_is_none_is_no_figure(result):
-    document = as_document(result)
+    document = eval_document(result)
     document["means"]["student"]["psnr"] = document["means"]["ratio"]["psnr"] = None
     row = tables.metric_rows(document)[0]
     assert row.student.text == "none" and "%" not in row.ratio.text
@@ -244,7 +244,7 @@ def test_a_checkpoint_brings_its_curves_and_a_finished_run_keeps_its_report(run,
 def test_going_on_keeps_the_newest_evaluation_and_says_that_it_is_older(run, result, clips, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(run.root, folder)
-    write_json(folder / "eval" / "val.json", as_document(result))
+    write_json(folder / "eval" / "val.json", eval_document(result))
     distill(find_model("tiny"), folder, data=clips, settings=two_stages(3), init="tiny")
     text = (folder / "report.html").read_text()
     assert "Measured before the last steps, in val.json" in text and "of 5 steps" in text
@@ -252,7 +252,7 @@ def test_going_on_keeps_the_newest_evaluation_and_says_that_it_is_older(run, res
 
 
 def test_the_page_of_a_timed_evaluation_says_how_much_faster(result):
-    document = as_document(replace(result, decode_times=DecodeTimes([3.0, 4.0, 5.0], [1.0, 2.0, 1.0], "cpu")))
+    document = eval_document(replace(result, decode_times=DecodeTimes([3.0, 4.0, 5.0], [1.0, 2.0, 1.0], "cpu")))
     assert ("4.0×", "as fast as its decoder, median of 3 turns on cpu") in tables.key_figures(document, (), {})
 
 

@@ -94,7 +94,7 @@ def row_of(record: Mapping[str, Any]) -> BenchRow:
     return replace(row, size=cast(tuple[int, int], tuple(row.size)))
 
 
-def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[str, Any]:
+def bench_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[str, Any]:
     """The JSON document of `bench --json`."""
     return {
         "schema_version": 1,

@@ -139,7 +139,7 @@ def bench(
     )
     compared = results.changes(result.rows, earlier[0]["rows"]) if earlier else []
     if json:
-        console.print_json(results.as_document(result, compared))
+        console.print_json(results.bench_document(result, compared))
     else:
         console.note(result.header)
         console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
@@ -157,7 +157,7 @@ def bench(
     if report is not None:
         from turbovaed_cli.report.bench_page import write_page
 
-        write_page(report, [results.as_document(result), *earlier])
+        write_page(report, [results.bench_document(result), *earlier])
         console.note(f"to look at: {report}")
 
     def check() -> None:

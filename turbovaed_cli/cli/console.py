@@ -24,7 +24,7 @@ from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.machine.streams import fitting, is_utf8
 from turbovaed_cli.units import human_duration
 
-SCHEMA_VERSION = 1
+DOCUMENT_VERSION = 1
 _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal
 _PIPE_WIDTH = 10_000  # columns: wider than any table
 
@@ -37,9 +37,9 @@ def print_json(value: object) -> None:
     """One JSON document on stdout, with schema_version; dataclasses and paths as plain values."""
     plain = _plain(value)
     document = (
-        {"schema_version": SCHEMA_VERSION, **plain}
+        {"schema_version": DOCUMENT_VERSION, **plain}
         if isinstance(plain, dict)
-        else {"schema_version": SCHEMA_VERSION, "items": plain}
+        else {"schema_version": DOCUMENT_VERSION, "items": plain}
     )
     text = json.dumps(document, indent=2, ensure_ascii=not is_utf8(sys.stdout), allow_nan=False)
     # Bytes of a file name that are no UTF-8 are \udcff in Python, in JSON too, and cannot be written as they are.

@@ -158,7 +158,7 @@ def distill(
     if nproc != 1 and not dry_run:
         _launch(nproc)
     from turbovaed_cli.cli.eval_tables import as_tables
-    from turbovaed_cli.evaluation.evaluate import as_document
+    from turbovaed_cli.evaluation.evaluate import eval_document
     from turbovaed_cli.models.design import Budget, design_student
     from turbovaed_cli.models.loading import read_config
     from turbovaed_cli.training.distill import distill as teach
@@ -235,7 +235,7 @@ def distill(
     )
     measured = measure_run(spec, folder, val, latents, settings.device, report) if val is not None else None
     if json:
-        extras = {"design": design, "evaluation": measured and as_document(measured)}
+        extras = {"design": design, "evaluation": measured and eval_document(measured)}
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
     else:
         _show_distilled(result)

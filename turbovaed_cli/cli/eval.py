@@ -101,8 +101,8 @@ def evaluate(
     from turbovaed_cli.cli.eval_tables import as_tables
     from turbovaed_cli.evaluation.evaluate import (
         SPEED_REPEATS,
-        as_document,
-        check_settings,
+        check_eval_settings,
+        eval_document,
         evaluate_all,
         find_misses,
         met_thresholds,
@@ -119,7 +119,7 @@ def evaluate(
         frames, parse_size(size), stride, clips_per_video, protocol, dtype, device, tuple(filter(None, metrics.split(","))),
         tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
     )  # fmt: skip
-    check_settings(settings)
+    check_eval_settings(settings)
     reporter = reporter_of(quiet, verbose)
     on, precision, consent = resolve_device(device, reporter), resolve_dtype(dtype), consent_of(yes)
     warn_of_cudnn(on, precision, reporter)
@@ -140,7 +140,7 @@ def evaluate(
     ]
     results = evaluate_all(pairs, data, settings, required=thresholds, report=reporter)
     if json:
-        documents = [as_document(result) for result in results]
+        documents = [eval_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
         for table in as_tables(results, data, every_clip=verbose):

@@ -108,7 +108,7 @@ def reconstruct(
     from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
     from turbovaed_cli.models.pair import load_pair
     from turbovaed_cli.reconstruction.folder import plan_folder, reconstruct_folder
-    from turbovaed_cli.reconstruction.reconstruct import check_settings, output_path
+    from turbovaed_cli.reconstruction.reconstruct import check_reconstruct_settings, output_path
     from turbovaed_cli.reconstruction.reconstruct import reconstruct as run
     from turbovaed_cli.video import frames_in
 
@@ -121,7 +121,7 @@ def reconstruct(
             raise SettingsError(f"{source} is a folder: name the folder to write to", "--out FOLDER")
         needs_teacher = not all(is_latents_file(path) for path in plan_folder(source, out, settings))
     else:
-        check_settings(settings, place)
+        check_reconstruct_settings(settings, place)
         check_file(place, "--out", overwrite=overwrite)
         needs_teacher = not is_latents_file(source)
         if out is None:

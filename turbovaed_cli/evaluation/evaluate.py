@@ -23,7 +23,7 @@ from turbovaed_cli.evaluation.scores import (
     EvalResult,
     Miss,
     Scores,
-    as_document,
+    eval_document,
     find_misses,
     met_thresholds,
     parse_thresholds,
@@ -51,9 +51,9 @@ __all__ = [
     "ClipScores",
     "EvalResult",
     "Miss",
-    "as_document",
-    "check_settings",
+    "check_eval_settings",
     "clip_frames",
+    "eval_document",
     "evaluate",
     "evaluate_all",
     "find_misses",
@@ -64,7 +64,7 @@ __all__ = [
 SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
 AS_RECONSTRUCT = ReconstructSettings()
 Clip = tuple[ClipSource, np.ndarray]  # which, and its frames (T, H, W, 3) uint8
-Videos = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
+ClipBatch = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
 
 
 def evaluate(
@@ -98,7 +98,7 @@ def evaluate_all(
     of all; under `standard` alone, as a batch of `paper` depends on what could be read before it. Raises SettingsError for settings that cannot work and data without
     a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
     """
-    check_settings(settings)
+    check_eval_settings(settings)
     for pair in pairs:
         assert pair.teacher is not None
         pair.teacher.spec.check_frames(settings.frames)
@@ -150,7 +150,7 @@ def _measure_clips(
     return first, unread
 
 
-def check_settings(settings: EvalSettings) -> None:
+def check_eval_settings(settings: EvalSettings) -> None:
     """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
     check_choice("--protocol", settings.protocol, PROTOCOLS)
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
@@ -258,21 +258,21 @@ def _measure(
             tally.features[side] += found
 
 
-def _scores(gauges: Gauges, videos: Videos, sources: Videos) -> list[Scores]:
+def _scores(gauges: Gauges, videos: ClipBatch, sources: ClipBatch) -> list[Scores]:
     return [
         {name: measure(video, source) for name, measure in gauges.per_clip.items()}
         for video, source in zip(videos, sources, strict=True)
     ]
 
 
-def _features(gauges: Gauges, videos: Videos) -> list[np.ndarray]:
+def _features(gauges: Gauges, videos: ClipBatch) -> list[np.ndarray]:
     return [gauges.detector.features(video) for video in videos] if gauges.detector else []
 
 
 # --- decoding -----------------------------------------------------------------------------------------------------
 
 
-def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, Videos]:
+def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, ClipBatch]:
     """What `reconstruct` writes of each clip, in [-1, 1] on `device`."""
     decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
     return {
@@ -299,10 +299,10 @@ def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) ->
 
 
 @torch.no_grad()
-def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, Videos]:
+def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, ClipBatch]:
     """As the published script decodes: a sample of the posterior, the whole clip at once, clamped, not rounded."""
     assert pair.teacher is not None
-    decoded: dict[str, Videos] = {"teacher": [], "student": []}
+    decoded: dict[str, ClipBatch] = {"teacher": [], "student": []}
     for i, clip in enumerate(frames):
         posterior = pair.teacher.encode(to_model(clip, pair.device)[None])
         generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model

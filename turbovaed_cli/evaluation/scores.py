@@ -14,7 +14,7 @@ from turbovaed_cli.video.usable import Skipped
 Scores = dict[str, float]
 Interval = tuple[float, float] | None  # low and high; None where there is nothing to compute it from
 NUM_WORST = 3
-SCHEMA_VERSION = 1
+EVAL_VERSION = 1
 SIDES = ("teacher", "student")
 PROTOCOLS = {
     "standard": "fixed range, per clip, then the mean over clips",
@@ -241,10 +241,10 @@ def met_thresholds(results: Sequence[EvalResult], thresholds: Mapping[str, float
 # --- the document -------------------------------------------------------------------------------------------------
 
 
-def as_document(result: EvalResult) -> dict[str, Any]:
+def eval_document(result: EvalResult) -> dict[str, Any]:
     """The JSON document of `eval --json` and of eval/*.json in a run folder. What is not a number (yet) is null."""
     document = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": EVAL_VERSION,
         "model": result.model,
         "protocol": result.protocol,
         "protocol_label": PROTOCOLS[result.protocol],

@@ -13,7 +13,7 @@ from turbovaed_cli.files.whole import room_for
 
 
 @contextmanager
-def held(path: Path) -> Iterator[str | None]:
+def hold_lock(path: Path) -> Iterator[str | None]:
     """Hold a lock file while the context lasts, and yield None; where somebody holds it, yield who and since when.
 
     The system drops the lock when the process ends, however it ends. Raises UnavailableError on Windows, and if the file
@@ -37,7 +37,7 @@ def held(path: Path) -> Iterator[str | None]:
             file.truncate(0)
 
 
-def holder_of(path: Path) -> str | None:
+def lock_holder(path: Path) -> str | None:
     """Who holds a lock file, None where nobody does; looks without changing anything."""
     if is_windows():  # nothing that locks runs there
         return None
@@ -51,7 +51,7 @@ def holder_of(path: Path) -> str | None:
 
 
 def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
-    """Take a lock that the system drops when the file is closed or the process ends, however it ends; False where it is held.
+    """Take a lock that the system drops when the file is closed or the process ends, however it ends; False if another holds it.
 
     A look takes a shared one for an instant; who wants to hold it in that very instant tries again.
     """

@@ -94,7 +94,7 @@ class Batch:
         return torch.stack([clip[..., rows, columns] for clip, (rows, columns) in zip(video, self.windows, strict=True)])
 
 
-WHOLE = slice(None)  # every clip of a batch; of several processes each reads its part
+ALL_CLIPS = slice(None)  # every clip of a batch; of several processes each reads its part
 
 
 @lru_cache(maxsize=4)

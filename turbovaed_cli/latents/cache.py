@@ -29,7 +29,7 @@ from turbovaed_cli.files.documents import check_fields, plain_name, shown
 from turbovaed_cli.files.remote import Mirror, RemoteFolder, cache_home, is_url
 from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.files.whole import sha256_of, whole_files
-from turbovaed_cli.latents.batch import WHOLE, Batch, Crop, Place, item_at
+from turbovaed_cli.latents.batch import ALL_CLIPS, Batch, Crop, Place, item_at
 from turbovaed_cli.latents.parts import RERUN
 from turbovaed_cli.video import to_model
 
@@ -207,7 +207,7 @@ class LatentCache:
         if mean.ndim != 4 or 0 in mean.shape or video.get_dtype() != "U8" or video.get_shape() != wanted:
             raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
         """`part` of the batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
         numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)[part]]
         places = [None] * len(numbers) if crop is None else crop.places(seed, index, batch_size, self.size)[part]
@@ -215,7 +215,7 @@ class LatentCache:
         windows = tuple(place.window for place in places if place is not None) if crop is not None and crop.margin else None
         return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds), windows)
 
-    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
         """The clips of that batch, for people."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]

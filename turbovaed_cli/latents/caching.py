@@ -18,7 +18,15 @@ from torch import Tensor
 from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
 from turbovaed_cli.latents.cache import ClipSource, open_cache
 from turbovaed_cli.latents.parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
-from turbovaed_cli.latents.planning import PlannedVideo, check_settings, made_by, plan_known, plan_video, span_of, still_known
+from turbovaed_cli.latents.planning import (
+    PlannedVideo,
+    check_cache_settings,
+    made_by,
+    plan_known,
+    plan_video,
+    span_of,
+    still_known,
+)
 from turbovaed_cli.latents.writer import CacheWriter
 from turbovaed_cli.machine.devices import num_readers, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.machine.threads import Background, read_ahead
@@ -63,7 +71,7 @@ def cache_latents(
     the teacher would silently change, SettingsError where `out` was made otherwise or no video can be used,
     CheckFailedError for too many failures.
     """
-    check_settings(spec, settings)
+    check_cache_settings(spec, settings)
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
     settings = replace(settings, workers=num_readers(device, settings.workers))
@@ -72,7 +80,7 @@ def cache_latents(
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)
         write_listing(folder, len(videos.names))
-        return _Job(videos, writer, settings, shard, report).run(teacher, device, str(out))
+        return _CachingRun(videos, writer, settings, shard, report).run(teacher, device, str(out))
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class _End:
     part: Part
 
 
-class _Job:
+class _CachingRun:
     """One process's run over its share of the videos."""
 
     def __init__(

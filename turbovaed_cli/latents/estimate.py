@@ -16,7 +16,15 @@ from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.latents.cache import check_manifest, committed_shards
 from turbovaed_cli.latents.caching import encode_clips, read_clip_of
 from turbovaed_cli.latents.parts import KnownVideo, Shard, known_videos, num_parts, part_of
-from turbovaed_cli.latents.planning import PlannedVideo, check_settings, made_by, plan_known, plan_video, span_of, still_known
+from turbovaed_cli.latents.planning import (
+    PlannedVideo,
+    check_cache_settings,
+    made_by,
+    plan_known,
+    plan_video,
+    span_of,
+    still_known,
+)
 from turbovaed_cli.machine.devices import forget_peak, num_readers, peak_mb, resolve_device, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.models.teacher import load_teacher
@@ -58,7 +66,7 @@ def estimate_cache(
     report: Reporter = quiet,
 ) -> CacheEstimate:
     """Look into some videos, encode some clips, and write nothing. Raises what cache_latents would for the settings."""
-    check_settings(spec, settings)
+    check_cache_settings(spec, settings)
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
     settings = replace(settings, workers=num_readers(device, settings.workers))

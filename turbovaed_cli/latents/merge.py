@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from turbovaed_cli.errors import CorruptFileError, SettingsError
-from turbovaed_cli.files.locks import held
+from turbovaed_cli.files.locks import hold_lock
 from turbovaed_cli.files.remote import is_url
 from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
@@ -91,7 +91,7 @@ def _merge_records(sources: Sequence[Path], out: Path) -> None:
             for video, facts in read_part(folder / "parts" / name).items():
                 if video not in known or not facts.reason:  # who could read it knows more
                     known[video] = facts
-        with held(out / "parts" / Path(name).with_suffix(".lock")) as other:
+        with hold_lock(out / "parts" / Path(name).with_suffix(".lock")) as other:
             if other:
                 raise SettingsError(f"{out} is being worked on by {other}", "merge when it is done")
             write_part(out / "parts" / name, known)

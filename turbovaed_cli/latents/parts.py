@@ -20,7 +20,7 @@ from typing import Any
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.documents import check_fields
-from turbovaed_cli.files.locks import held, holder_of
+from turbovaed_cli.files.locks import hold_lock, lock_holder
 from turbovaed_cli.files.sealed import read_sealed, sealed
 from turbovaed_cli.files.whole import whole_files, write_whole
 
@@ -144,7 +144,7 @@ class Part:
 def claim(root: Path, number: int) -> Part | str:
     """Take a part for this process; the words about who has it where that is another one."""
     lock = ExitStack()
-    other = lock.enter_context(held(_record_path(root, number).with_suffix(".lock")))
+    other = lock.enter_context(hold_lock(_record_path(root, number).with_suffix(".lock")))
     if other:
         lock.close()
         return other
@@ -172,7 +172,7 @@ def read_listing(root: Path) -> int | None:
 
 def holders(root: Path) -> list[str]:
     """Who works on parts of a cache at the moment, each once."""
-    return list(dict.fromkeys(filter(None, map(holder_of, sorted((root / "parts").glob("part-*.lock"))))))
+    return list(dict.fromkeys(filter(None, map(lock_holder, sorted((root / "parts").glob("part-*.lock"))))))
 
 
 def known_videos(root: Path) -> Iterator[tuple[str, KnownVideo]]:

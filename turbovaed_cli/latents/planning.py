@@ -13,7 +13,7 @@ from turbovaed_cli.video import VideoInfo, as_text, probe, reading_identity, sha
 from turbovaed_cli.video.sources import Videos
 
 
-def check_settings(spec: ModelSpec, settings: CacheSettings) -> None:
+def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
     """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
     check_counts(settings, ("frames", "stride", "batch_size", "shard_mb"))
     if settings.workers < 0:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.files.locks import held
+from turbovaed_cli.files.locks import hold_lock
 from turbovaed_cli.files.sealed import sealed
 from turbovaed_cli.files.whole import sha256_of, whole_files, write_whole
 from turbovaed_cli.latents.cache import ClipSource, check_manifest, read_shard
@@ -111,7 +111,7 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
             raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
         text = sealed({**made_by, "parts": parts})
         while not path.exists():
-            with held(root / "parts" / "manifest.lock") as other:
+            with hold_lock(root / "parts" / "manifest.lock") as other:
                 if other is None and not path.exists():
                     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             time.sleep(0.02 if other else 0)

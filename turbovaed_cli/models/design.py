@@ -33,7 +33,7 @@ class Budget:
     frames: int = ClipSettings.frames
     size: tuple[int, int] = ClipSettings.size  # (height, width)
 
-    def share(self, cost: "Cost") -> float:
+    def share(self, cost: "StudentCost") -> float:
         """How much of the budget `cost` takes, by the tighter of the limits; above 1 it does not fit."""
         return max(cost.params / self.params if self.params else 0.0, cost.gflops / self.gflops if self.gflops else 0.0)
 
@@ -49,7 +49,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Cost:
+class StudentCost:
     """Parameters, and GFLOPs (two FLOPs per multiply-add) of one decode."""
 
     params: int
@@ -272,7 +272,7 @@ def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
     return flags
 
 
-def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Cost:
+def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> StudentCost:
     """Parameters of the student that build_student makes of `config`, and GFLOPs of its decode of (1, C, t, h, w) latents.
 
     `latents` is (t, h, w). Equal to what counting on the real network gives; the tests hold it to that.
@@ -307,7 +307,7 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Cost:
             count.conv(channels, channels, 3**2, frames * height * width)
             channels, height, width = channels // 4, 2 * height, 2 * width
     count.conv(channels, config["out_channels"], 3**3, frames * height * width)
-    return Cost(count.params, 2 * count.multiply_adds / 1e9)
+    return StudentCost(count.params, 2 * count.multiply_adds / 1e9)
 
 
 class _Count:

@@ -25,7 +25,7 @@ class Spill:
 
     def memory(self) -> Memory:
         """Of one stage."""
-        return _Spilled(self)
+        return SpilledFrames(self)
 
     def clear(self) -> None:
         """Forget all that was written: another clip begins."""
@@ -57,7 +57,7 @@ class Spill:
             view = view[count:]
 
 
-class _Spilled:
+class SpilledFrames:
     """Tensors in channels_last memory, by number, each in its place in a Spill."""
 
     def __init__(self, spill: Spill) -> None:

@@ -13,7 +13,7 @@ from turbovaed_cli.models.layers import LAYER_NORM_EPS, ChannelLayerNorm
 
 
 @dataclass(frozen=True)
-class Place:
+class Stripe:
     """Which rows of a piece are under way, and what follows them."""
 
     stripe: int  # number of the stripe, from the top
@@ -22,14 +22,14 @@ class Place:
     end: bool  # no frame follows
 
 
-class Stage(Protocol):
+class StreamStage(Protocol):
     """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
 
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         """Take new frames of the stripe and return what is determined by now."""
         ...
 
-    def behind(self, frames: int) -> int:
+    def frames_out(self, frames: int) -> int:
         """How many frames are out when `frames` have come in and more will follow."""
         ...
 
@@ -45,21 +45,24 @@ class Memory(Protocol):
 
 
 Keep = Callable[[], Memory]
-_Maker = Callable[[Keep], Stage]
+StageMaker = Callable[[Keep], StreamStage]
 
 
-def _run(stages: Iterable[Stage], x: Tensor, at: Place) -> Tensor:
+def run_stages(stages: Iterable[StreamStage], x: Tensor, at: Stripe) -> Tensor:
+    """Pass a stripe (n, C, h, W) through stages, one after the other."""
     for stage in stages:
         x = stage(x, at)
     return x
 
 
-def _places(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Place, Tensor]]:
+def stripes_of(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Stripe, Tensor]]:
+    """Every stripe of a piece, from the top, with its place."""
     for number, stripe in enumerate(stripes):
-        yield Place(number, number == 0, number == len(stripes) - 1, end), stripe
+        yield Stripe(number, number == 0, number == len(stripes) - 1, end), stripe
 
 
-def _framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> _Maker:
+def framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> StageMaker:
+    """A stage of a layer that looks at one frame at a time, and makes `time` of it."""
     return lambda _keep: _Framewise(layer, time)
 
 
@@ -69,14 +72,14 @@ class _Framewise:
     def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
         self.layer, self.time = layer, time
 
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         return self.layer(x)
 
-    def behind(self, frames: int) -> int:
+    def frames_out(self, frames: int) -> int:
         return frames * self.time
 
 
-class _Convolution:
+class StreamConvolution:
     """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
 
     def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
@@ -84,17 +87,17 @@ class _Convolution:
         self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
 
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         padded, top = self._padded(x, at)
         reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
         if not at.end and (frames := padded.shape[0]):
             self.kept[at.stripe] = padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows]
         is_whole = at.top and at.bottom
         if not is_whole and reach:
-            self.above = None if at.bottom else _copy(padded[:, :, -2 * reach :])
+            self.above = None if at.bottom else copied(padded[:, :, -2 * reach :])
         return self.kernel(padded, pad_height=is_whole)
 
-    def _padded(self, x: Tensor, at: Place) -> tuple[Tensor, int]:
+    def _padded(self, x: Tensor, at: Stripe) -> tuple[Tensor, int]:
         """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
         frames, channels, height, width = x.shape
         reach_time, reach = self.kernel.reach_time, self.kernel.reach
@@ -119,11 +122,11 @@ class _Convolution:
             padded[:, :, -bottom:] = 0
         return padded, top
 
-    def behind(self, frames: int) -> int:
+    def frames_out(self, frames: int) -> int:
         return frames - self.kernel.reach_time
 
 
-class _Shortcut:
+class StreamShortcut:
     """LayerNorm over channels, then the pointwise convolution."""
 
     def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
@@ -135,16 +138,16 @@ class _Shortcut:
         return self.pointwise(rows.permute(0, 3, 1, 2))
 
 
-class _Residual:
+class StreamResidual:
     """A branch, and the input that waits for it."""
 
-    def __init__(self, branch: Sequence[Stage], shortcut: _Shortcut | None, waiting: Memory) -> None:
+    def __init__(self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory) -> None:
         self.branch, self.shortcut = branch, shortcut
         self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
-        y = _run(self.branch, x, at)
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        y = run_stages(self.branch, x, at)
         straight = self.shortcut(x) if self.shortcut else x
         before = self.waiting.get(at.stripe)
         if before is not None and before.shape[0]:
@@ -155,31 +158,31 @@ class _Residual:
         if self.above is not None:
             straight = torch.cat([self.above, straight], dim=2)
         if not at.top or not at.bottom:
-            self.above = None if at.bottom else _copy(straight[:, :, y.shape[2] :])
+            self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
         return y.add_(straight[:, :, : y.shape[2]])
 
-    def behind(self, frames: int) -> int:
+    def frames_out(self, frames: int) -> int:
         for stage in self.branch:
-            frames = stage.behind(frames)
+            frames = stage.frames_out(frames)
         return frames
 
 
-class _WithoutFirst:
+class WithoutFirst:
     """Drops the first frame of the stream."""
 
     def __init__(self) -> None:
         self.dropped: set[int] = set()  # stripes that have lost theirs
 
-    def __call__(self, x: Tensor, at: Place) -> Tensor:
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         if at.stripe in self.dropped or not x.shape[0]:
             return x
         self.dropped.add(at.stripe)
         return x[1:]
 
-    def behind(self, frames: int) -> int:
+    def frames_out(self, frames: int) -> int:
         return frames - 1
 
 
-def _copy(x: Tensor) -> Tensor:
+def copied(x: Tensor) -> Tensor:
     """A copy that holds nothing else alive, in channels_last memory."""
     return x.clone(memory_format=torch.channels_last)

@@ -29,15 +29,15 @@ from turbovaed_cli.models.network import StudentNetwork
 from turbovaed_cli.models.spill import Spill
 from turbovaed_cli.models.stages import (
     Keep,
-    Stage,
-    _Convolution,
-    _framewise,
-    _Maker,
-    _places,
-    _Residual,
-    _run,
-    _Shortcut,
-    _WithoutFirst,
+    StageMaker,
+    StreamConvolution,
+    StreamResidual,
+    StreamShortcut,
+    StreamStage,
+    WithoutFirst,
+    framewise,
+    run_stages,
+    stripes_of,
 )
 
 
@@ -56,7 +56,7 @@ class FastDecoder:
         self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
 
-    def stages(self, keep: Keep = Kept) -> list[Stage]:
+    def stages(self, keep: Keep = Kept) -> list[StreamStage]:
         """The decoder as stages that have seen nothing yet, and keep frames in what `keep` makes; weights are shared."""
         return [make(keep) for make in self._makers]
 
@@ -79,7 +79,7 @@ class FastDecoder:
         assert done == length, (done, length)
         return video
 
-    def _makers_of(self, student: StudentNetwork) -> Iterator[_Maker]:
+    def _makers_of(self, student: StudentNetwork) -> Iterator[StageMaker]:
         yield self._convolution(student.conv_in)
         for block in (student.mid_block, *student.up_blocks):
             if hasattr(block, "conv_in"):
@@ -91,7 +91,7 @@ class FastDecoder:
         if student.config.patch_size == 4:
             for upsampler in (student.upsampler2d_1, student.upsampler2d_2):
                 yield self._convolution(upsampler.conv, "silu", shuffled_time=1)
-                yield _framewise(partial(shuffle, time=1))
+                yield framewise(partial(shuffle, time=1))
         yield self._convolution(student.conv_out, "silu")
 
     def _kernel(self, convolution: nn.Module, shuffled_time: int = 0) -> Convolution:
@@ -105,30 +105,30 @@ class FastDecoder:
         self._kernels.append(Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch))
         return self._kernels[-1]
 
-    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> _Maker:
+    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> StageMaker:
         kernel, prepare, scratch = self._kernel(convolution, shuffled_time), Preparation(activation), self.scratch
-        return lambda keep: _Convolution(kernel, prepare, scratch, keep())
+        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep())
 
-    def _branch(self, convolution: nn.Module, activation: str) -> list[_Maker]:
+    def _branch(self, convolution: nn.Module, activation: str) -> list[StageMaker]:
         if not isinstance(convolution, DepthwiseSeparableConv3d):
             return [self._convolution(convolution, activation)]
         pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
-        return [self._convolution(convolution.depthwise_conv, activation), _framewise(pointwise)]
+        return [self._convolution(convolution.depthwise_conv, activation), framewise(pointwise)]
 
-    def _residual(self, resnet: ResnetBlock) -> _Maker:
+    def _residual(self, resnet: ResnetBlock) -> StageMaker:
         first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
         makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
         shortcut = None
         if hasattr(resnet, "conv_shortcut"):
             pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
-            shortcut = _Shortcut(resnet.norm3, pointwise, self.dtype)
-        return lambda keep: _Residual([make(keep) for make in makers], shortcut, keep())
+            shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
+        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
 
-    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[_Maker]:
+    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
         yield self._convolution(upsampler.conv, shuffled_time=upsampler.time)
-        yield _framewise(partial(shuffle, time=upsampler.time), upsampler.time)
+        yield framewise(partial(shuffle, time=upsampler.time), upsampler.time)
         if upsampler.drop_first_frame:
-            yield lambda _keep: _WithoutFirst()
+            yield lambda _keep: WithoutFirst()
 
 
 def fast_form(student: StudentNetwork) -> FastDecoder:
@@ -174,7 +174,7 @@ class StreamingDecoder:
         many = 1000
         frames = many
         for stage in self.fast.stages():
-            frames = stage.behind(frames)
+            frames = stage.frames_out(frames)
         return self.student.pixel_frames(many) - frames
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class StreamingDecoder:
             self._start()
 
     def _start(self) -> None:
-        self._clips: list[list[Stage]] = []
+        self._clips: list[list[StreamStage]] = []
         if self._spill:
             self._spill.clear()
         self._first: torch.Size | None = None
@@ -244,18 +244,18 @@ class StreamingDecoder:
     def _joined(self, clips: Sequence[Tensor]) -> Tensor:
         return clips[0][None] if len(clips) == 1 else torch.stack(list(clips))
 
-    def _clip(self, stages: Sequence[Stage], latents: Tensor, *, end: bool) -> Tensor:
+    def _clip(self, stages: Sequence[StreamStage], latents: Tensor, *, end: bool) -> Tensor:
         """(C, n, h, w) of one clip to (3, m, H, W)."""
         latents = latents.to(self.fast.device, self.fast.dtype)
         frames = latents.movedim(1, 0).contiguous(memory_format=torch.channels_last)
         return self._through(stages, frames.split(self.rows or frames.shape[2], dim=2), end=end)
 
-    def _through(self, stages: Sequence[Stage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
+    def _through(self, stages: Sequence[StreamStage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
         """One piece, stripe by stripe, to (3, m, H, W)."""
-        made = [_run(stages, stripe, at) for at, stripe in _places(stripes, end=end)]
+        made = [run_stages(stages, stripe, at) for at, stripe in stripes_of(stripes, end=end)]
         return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
 
-    def _flush(self, stages: Sequence[Stage]) -> Iterator[Tensor]:
+    def _flush(self, stages: Sequence[StreamStage]) -> Iterator[Tensor]:
         """Of one clip, stage by stage: what the end makes it give goes through those behind it in pieces."""
         assert self._first is not None
         _, channels, _, height, width = self._first
@@ -263,7 +263,7 @@ class StreamingDecoder:
         stripes: Sequence[Tensor] = x.split(self.rows or height, dim=2)
         most = self._most
         for number, stage in enumerate(stages):
-            left = [stage(x, at) for at, x in _places(stripes, end=True)]
+            left = [stage(x, at) for at, x in stripes_of(stripes, end=True)]
             most *= getattr(stage, "time", 1)
             pieces = zip(*[x.split(most) for x in left], strict=True) if left[0].shape[0] else ()
             for piece in pieces:

@@ -12,7 +12,7 @@ from turbovaed_cli.files.whole import DISK_IS_FULL
 from turbovaed_cli.latents.latent_files import SUFFIXES as LATENTS_SUFFIXES
 from turbovaed_cli.machine.devices import is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.models.pair import Pair
-from turbovaed_cli.reconstruction.reconstruct import ReconstructResult, check_settings, num_frames_of, reconstruct
+from turbovaed_cli.reconstruction.reconstruct import ReconstructResult, check_reconstruct_settings, num_frames_of, reconstruct
 from turbovaed_cli.reporting import Item, Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import VIDEO_SUFFIXES, check_output, find_codec, list_videos
@@ -98,7 +98,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
     inputs, or an `out` that is the folder itself or above it, or cannot be written.
     """
     suffix = find_codec(settings.codec).suffixes[0]
-    check_settings(settings)
+    check_reconstruct_settings(settings)
     inside, outside = folder.resolve(), out.resolve()
     if outside == inside or outside in inside.parents:
         raise SettingsError(

@@ -228,7 +228,7 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
     SettingsError if the smallest pieces do not fit, which takes two rehearsals of the encoder and two of the decoder at most.
     """
     held = held_bytes(pair.device)
-    allowed = budget or held + free_bytes(pair.device) * 7 // 10
+    allowed = budget or held + free_memory_bytes(pair.device) * 7 // 10
     ratio = int(pair.student.spatial_compression_ratio)
     latent = size[0] // ratio, size[1] // ratio
     pixels = pixels_per_piece(pair.device.type)
@@ -318,7 +318,7 @@ def held_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
-def free_bytes(device: torch.device) -> int:
+def free_memory_bytes(device: torch.device) -> int:
     """What it may still take: of the machine, or of the container where that has a limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

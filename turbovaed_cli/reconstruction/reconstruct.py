@@ -63,7 +63,7 @@ def reconstruct(
     Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
     inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
     """
-    check_settings(settings, out)
+    check_reconstruct_settings(settings, out)
     before = pair.student.fast
     pair.student.fast = before if settings.fast else False
     try:
@@ -129,7 +129,7 @@ def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
             write(frame)
 
 
-def check_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
+def check_reconstruct_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
     """Raise SettingsError for settings that cannot work, alone or for this output."""
     check_reconstruct(settings)
     find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)

@@ -36,7 +36,7 @@ class ShownClip:
 
 
 @dataclass(frozen=True)
-class Part:
+class ClipPart:
     """Where a picture lies in the video, in its pixels."""
 
     left: int
@@ -51,7 +51,7 @@ class ClipVideo:
 
     clip: ShownClip
     data_uri: str
-    parts: dict[str, Part]  # source, teacher, student, teacher_error, student_error
+    parts: dict[str, ClipPart]  # source, teacher, student, teacher_error, student_error
     num_frames: int
     fps: float
     width: int  # of the part of the frame that is shown, in pixels of the clip
@@ -104,8 +104,8 @@ def encode(clip: ShownClip, scale: float) -> ClipVideo:
     middle = (slice(None), slice(factor // 2, None, factor), slice(factor // 2, 3 * width * factor, factor))
     distance = np.square(back[middle].astype(np.float32) - sheet[middle]).mean()
     w, h = width * factor, height * factor
-    parts = {name: Part(i * w, 0, w, h) for i, name in enumerate(("source", "teacher", "student"))}
-    parts |= {f"{name}_error": Part(3 * w, i * (h // 2), w // 2, h // 2) for i, name in enumerate(("teacher", "student"))}
+    parts = {name: ClipPart(i * w, 0, w, h) for i, name in enumerate(("source", "teacher", "student"))}
+    parts |= {f"{name}_error": ClipPart(3 * w, i * (h // 2), w // 2, h // 2) for i, name in enumerate(("teacher", "student"))}
     return ClipVideo(
         clip=clip,
         data_uri="data:video/mp4;base64," + base64.b64encode(encoded).decode(),

@@ -17,7 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from turbovaed_cli.evaluation.evaluate import clip_frames
-from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, as_document, worst_clips
+from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, eval_document, worst_clips
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_json, write_whole
@@ -109,7 +109,7 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
     `frames_of` gives source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8.
     """
     assert pair.teacher is not None
-    document = as_document(result)
+    document = eval_document(result)
     height, width = result.size
     noteworthy = noteworthy_clips(result)
     return Report(
@@ -178,7 +178,7 @@ def keep_evaluation(
     """Write the document and report.html into the run folder, where the model is one, and the page to `page` too."""
     if pair.run is not None:
         name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
-        write_json(pair.run.eval / name, as_document(result))
+        write_json(pair.run.eval / name, eval_document(result))
         report.note(f"kept in {pair.run.eval / name}")
     pages = [path for path in (page, pair.run.report if pair.run else None) if path is not None]
     if pages:

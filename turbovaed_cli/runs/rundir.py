@@ -15,12 +15,12 @@ from turbovaed_cli.errors import (
 )
 from turbovaed_cli.files.changes import Change, differences
 from turbovaed_cli.files.documents import check_fields, fits, parse_json, read_text
-from turbovaed_cli.files.locks import held, holder_of
+from turbovaed_cli.files.locks import hold_lock, lock_holder
 from turbovaed_cli.files.remote import Mirror, is_for_others, is_url
 from turbovaed_cli.files.sealed import read_json, verify_manifest, write_manifest
 from turbovaed_cli.files.whole import remove_folder, whole_folder, write_json
 
-SCHEMA_VERSION = 1  # of config.json
+RUN_VERSION = 1  # of config.json
 _MOST_NUMBERS = 8  # that describe the data of a step: clips, frames, height, width
 # Names that write_whole, whole_folder and remove_folder give to what is not complete.
 _LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
@@ -97,14 +97,14 @@ class RunDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run folder; a second process is refused with who holds it. A dead process leaves no lock behind."""
-        with held(self.root / "lock") as other:
+        with hold_lock(self.root / "lock") as other:
             if other:
                 raise RunFolderError(f"{self.root} is in use by {other}", "wait for it, or give another --run")
             yield
 
     def holder(self) -> str | None:
         """Who holds the run folder's lock ("process 4711 on host, since ..."), None where nobody does; changes nothing."""
-        return holder_of(self.root / "lock")
+        return lock_holder(self.root / "lock")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every logged step, ascending; none before the first, and without the torn last line of a killed run."""
@@ -167,7 +167,7 @@ class RunDir:
 
 def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as config.json has it."""
-    return cast(dict[str, Any], json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **config})))
+    return cast(dict[str, Any], json.loads(json.dumps({"schema_version": RUN_VERSION, **config})))
 
 
 def metrics_row(line: str) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import VideoError
-from turbovaed_cli.latents.batch import WHOLE, Batch, Crop, item_at
+from turbovaed_cli.latents.batch import ALL_CLIPS, Batch, Crop, item_at
 from turbovaed_cli.video import VideoInfo, read_clip, sha256_of_video
 
 
@@ -36,7 +36,7 @@ class VideoClips:
         """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
         return hashlib.sha256("".join(sha256_of_video(info.path) for info in self.videos).encode()).hexdigest()
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
         """`part` of batch number `index`, video only; depends on nothing but its arguments and the files.
 
         A place that turns out damaged is named in `damaged` and the next video takes its turn, the same one every time.
@@ -48,7 +48,7 @@ class VideoClips:
             clips = [clip[..., *place.pixels] for clip, place in zip(clips, places, strict=True)]
         return Batch(torch.stack(clips))
 
-    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
         """The clips of that batch, for people."""
         names = []
         for i in range(index * batch_size, (index + 1) * batch_size)[part]:
@@ -116,11 +116,11 @@ class ClipStream(Protocol):
         """Changes when the data does."""
         ...
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
         """`part` of batch number `index`, cut to `crop`."""
         ...
 
-    def names_at(self, seed: int, index: int, batch_size: int, part: slice = WHOLE) -> list[str]:
+    def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
         """The clips of that batch, for people."""
         ...
 

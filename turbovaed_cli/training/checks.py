@@ -18,7 +18,7 @@ from turbovaed_cli.training.losses import (
 from turbovaed_cli.training.schedule import position_at
 
 
-def check_settings(settings: DistillSettings) -> None:
+def check_distill_settings(settings: DistillSettings) -> None:
     """Raise SettingsError naming the first value that makes no sense."""
     if not settings.stages:
         raise SettingsError("the schedule has no stage", "give at least one")

@@ -19,7 +19,7 @@ from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.runs.rundir import RunDir, look_at_run, open_run
 from turbovaed_cli.settings import RECIPES, DistillSettings
-from turbovaed_cli.training.checks import check_settings
+from turbovaed_cli.training.checks import check_distill_settings
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.loop import memory_in_words, train
 from turbovaed_cli.training.outputs import Samples, write_model, write_run_report
@@ -106,7 +106,7 @@ def estimate_distill(
     teacher that is not here is no error.
     """
     asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line)
-    check_settings(asked.settings)
+    check_distill_settings(asked.settings)
     if latents is not None:
         cache_for(latents, spec)
     if download := missing_bytes(spec):

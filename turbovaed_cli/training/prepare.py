@@ -27,7 +27,7 @@ from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.batches import ClipStream, VideoClips
-from turbovaed_cli.training.checks import check_ratios, check_settings, check_sizes
+from turbovaed_cli.training.checks import check_distill_settings, check_ratios, check_sizes
 from turbovaed_cli.training.estimate import fitted_stages
 from turbovaed_cli.training.losses import perceptual_loss, resolve_perceptual
 from turbovaed_cli.training.schedule import crop_of
@@ -64,7 +64,7 @@ def prepare(
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
         )
-    check_settings(asked.settings)
+    check_distill_settings(asked.settings)
     spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
         check_trackers(settings.log)

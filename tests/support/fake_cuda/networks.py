@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fake_cuda.device import device, kind
-from turbovaed_cli.latents.batch import WHOLE, Batch, Crop
+from turbovaed_cli.latents.batch import ALL_CLIPS, Batch, Crop
 from turbovaed_cli.machine.devices import resolve_dtype
 from turbovaed_cli.metrics.lpips import Lpips
 from turbovaed_cli.models.loading import build_student
@@ -55,7 +55,7 @@ class Clips:
     is_encoded: bool
     fingerprint: str = ""
 
-    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = WHOLE) -> Batch:
+    def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
         height, width = self.size if crop is None else crop.pixels
         teacher = self.spec.teacher
         shape = (
