@@ -60,12 +60,8 @@ def in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
         answered = Path(folder) / "answer.json"
         done = subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "turbovaed_cli.benchmarking.bench",
-            ],  # -P: nothing of the folder it is started in is imported
+            # -P: nothing of the folder it is started in is imported
+            [sys.executable, "-P", "-m", "turbovaed_cli.benchmarking.child"],
             input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
             capture_output=True,
             encoding="utf-8",
