@@ -156,7 +156,7 @@ def test_gradients_that_are_not_reduced_are_seen_at_the_next_checkpoint(ask, wor
     patch = "from turbovaed_cli.machine.ranks import Ranks\nRanks.mean_gradients = lambda *_: None"
     done = ask(words(tmp_path / "run", 1), patch=patch)
     assert done["codes"] == [4, 4] and done["said"][1] == ""
-    assert done["said"][0].count("error:") == 1 and "behind step 1 of rank 1 is not that of rank 0" in done["said"][0]
+    assert done["said"][0].count("error:") == 1 and "after step 1 of rank 1 is not that of rank 0" in done["said"][0]
 
 
 def test_a_signal_to_any_rank_ends_all_and_another_number_of_them_goes_on(ask, words, of_two, of_one, tmp_path):
