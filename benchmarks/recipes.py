@@ -25,7 +25,8 @@ from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.metrics import psnr, ssim
 from turbovaed_cli.models.student import load_student, num_params
 from turbovaed_cli.registry import ModelSpec, find_model
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.video import to_model, to_uint8
 
 # The first stage of recipe fast, made short: a smaller rate, and an average that a hundred steps can follow.

@@ -19,8 +19,9 @@ from turbovaed_cli.distill import distill, stop_requests
 from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError
 from turbovaed_cli.registry import find_model
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training import state as training_state
+from turbovaed_cli.training.recipes import RECIPES, read_recipe
 from turbovaed_cli.training.resume import machine_changes
 from turbovaed_cli.training.trainer import Trainer
 

@@ -18,7 +18,8 @@ from turbovaed_cli.cache_parts import Shard, shard_from_environment
 from turbovaed_cli.cli.app import app
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import ModelSpec, find_model
-from turbovaed_cli.settings import RECIPES, CacheSettings
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "SCALE.md").read_text()

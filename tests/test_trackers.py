@@ -13,8 +13,9 @@ from turbovaed_cli.distill import distill
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.latents import LatentCache
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training import trackers
+from turbovaed_cli.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from turbovaed_cli import __version__
+from turbovaed_cli.choices import APPLE_DEVICES, check_device, check_dtype
 from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.gpus import cuda_problem, gpu_facts, has_cuda, is_hidden, mps_problem, slow_cudnn
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import APPLE_DEVICES, check_device, check_dtype
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (

@@ -37,7 +37,7 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, hash_of_state,
 from turbovaed_cli.registry import ModelSpec, is_model_name
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.rundir import RunDir, metrics_row, read_json, write_whole
-from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.signals import signals_handled_by
 from turbovaed_cli.storage import free_bytes, is_url, local_videos, look_at_run, open_run
 from turbovaed_cli.training.alignment import build_heads
@@ -50,6 +50,7 @@ from turbovaed_cli.training.losses import (
 )
 from turbovaed_cli.training.outputs import Samples, losses_in_words, write_model, write_run_report
 from turbovaed_cli.training.ranks import Ranks, alone, join_ranks
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.resume import check_resume, machine_changes
 from turbovaed_cli.training.schedule import crop_of, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState

@@ -4,7 +4,7 @@ import json
 
 from turbovaed_cli.distill import distill
 from turbovaed_cli.registry import find_model
-from turbovaed_cli.settings import RECIPES
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.validation import measure_run
 
 

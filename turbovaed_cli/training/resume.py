@@ -12,9 +12,10 @@ from typing import Any
 from turbovaed_cli.changes import Change, arrow, option_of, shortened
 from turbovaed_cli.errors import DifferentRunError
 from turbovaed_cli.rundir import RunDir
-from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.storage import is_url
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
+from turbovaed_cli.training.recipes import RECIPES, RESUMABLE_CHANGES
 
 MOST_CHANGES = 5  # that an error lists
 # What only a recipe's file can set: people know it by the name it has there.
