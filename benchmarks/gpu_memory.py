@@ -19,7 +19,7 @@ from fake_cuda.device import install  # noqa: E402
 from fake_cuda.memory import PAGE, peaks_of  # noqa: E402
 
 from turbovaed_cli.registry.rows import MODELS  # noqa: E402
-from turbovaed_cli.settings import RECIPES  # noqa: E402
+from turbovaed_cli.training.recipes import RECIPES  # noqa: E402
 
 COLUMNS = ("model", "recipe", "part", "clips at once", "GB")
 

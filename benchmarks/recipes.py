@@ -26,8 +26,9 @@ from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training.distill import distill
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.video import to_model, to_uint8
 
 # The first stage of recipe fast, made short: a smaller rate, and an average that a hundred steps can follow.

@@ -19,9 +19,10 @@ from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedErro
 from turbovaed_cli.machine.signals import stop_requests
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import RECIPES, DistillSettings, read_recipe
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training import state as training_state
 from turbovaed_cli.training.distill import distill
+from turbovaed_cli.training.recipes import RECIPES, read_recipe
 from turbovaed_cli.training.resume import machine_changes
 from turbovaed_cli.training.trainer import Trainer
 

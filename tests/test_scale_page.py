@@ -19,7 +19,8 @@ from turbovaed_cli.latents.caching import cache_latents
 from turbovaed_cli.latents.parts import Shard, shard_from_environment
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.settings import RECIPES, CacheSettings
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "SCALE.md").read_text()

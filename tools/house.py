@@ -18,7 +18,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "turbovaed_cli"
 ROOMS = (
-    "version", "errors", "reporting", "choices", "units", "files", "settings", "machine", "runs", "registry", "video", "models",
+    "version", "errors", "reporting", "choices", "units", "files", "setting", "settings", "machine", "runs", "registry", "video", "models",
     "metrics", "latents", "reconstruction", "export", "benchmarking", "evaluation", "report", "training", "cli", "__main__",
     "__init__",
 )  # fmt: skip

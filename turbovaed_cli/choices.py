@@ -1,10 +1,14 @@
-"""A name that must be one of a list: refused with the nearest ones, or with what other tools' word for it is here."""
+"""Names that must be one of a list: refused with the nearest ones, or with what another tool's word for it is here."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from turbovaed_cli.errors import SettingsError
 
+DTYPES = ("fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
 # What people call these elsewhere. Only suggested, never taken for it.
 OTHER_WORDS = {
     "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32", "f32": "fp32",
@@ -16,7 +20,7 @@ OTHER_WORDS = {
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """The one or two of `known` that somebody who typed `name` may have meant; none where nothing is like it."""
+    """The one or two of `known` that `name` may have been meant for; none if nothing is like it."""
     names, typed = list(known), name.strip().lower()
     if OTHER_WORDS.get(typed) in names:
         return [OTHER_WORDS[typed]]
@@ -43,3 +47,29 @@ def check_choices(option: str, chosen: Iterable[str], known: Mapping[str, object
     names = list(known)
     for name in chosen:
         check_choice(option, name, names)
+
+
+def check_device(name: str, others: Sequence[str] = ()) -> str:
+    """Return `name`; raise SettingsError unless `name` is a kind of device, or a CUDA device by its number. Whether it is there is another question.
+
+    `others` are further kinds that the command takes, for the hint.
+    """
+    kind, colon, number = name.partition(":")
+    check_choice("`device`", kind, (*DEVICES, *others))
+    if colon and kind != "cuda":
+        raise SettingsError(f"`device={name}`: {kind} has no number", f"`device={kind}`")
+    if colon and re.fullmatch(r"0|[1-9]\d{0,3}", number, re.ASCII) is None:
+        raise SettingsError(f"`device={name}` names no CUDA device", "`device=cuda:0` is the first, cuda:1 the second")
+    return name
+
+
+def check_bench_device(name: str) -> str:
+    """The same for `bench`, which takes attached Apple devices too, by their names: iphone:Lab."""
+    if name.partition(":")[0] not in APPLE_DEVICES:
+        check_device(name, APPLE_DEVICES)
+    return name
+
+
+def check_dtype(name: str) -> None:
+    """Raise SettingsError unless `name` is a precision that networks run in."""
+    check_choice("`dtype`", name, DTYPES)

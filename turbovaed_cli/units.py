@@ -15,16 +15,14 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) in (1, 2) and all(part.isdecimal() and len(part) <= 6 and int(part) > 0 for part in parts):
         width, height = int(parts[0]), int(parts[-1])
         return height, width
-    raise SettingsError(
-        f"--size {text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}"
-    )
+    raise SettingsError(f"{text} is not a size", f"WIDTHxHEIGHT such as 512x512, one number, or one of {', '.join(_NAMED_SIZES)}")
 
 
 def parse_count(text: str) -> int:
     """'8M', '0.8M', '800k' or '8000000' to a number; SettingsError for anything else."""
     digits, factor = (text[:-1], {"k": 1e3, "m": 1e6}[text[-1].lower()]) if text[-1:].lower() in ("k", "m") else (text, 1)
     if not digits.replace(".", "", 1).isdecimal() or len(digits) > 15 or round(float(digits) * factor) < 1:
-        raise SettingsError(f"--params {text} is not a number of parameters", "such as 8M, 0.8M, 800k or 8000000")
+        raise SettingsError(f"{text} is not a number of parameters", "such as 8M, 0.8M, 800k or 8000000")
     return round(float(digits) * factor)
 
 
@@ -32,8 +30,24 @@ def parse_bytes(text: str) -> int:
     """'4GB', '800MB' or '1.5 GiB' to bytes; SettingsError for anything else."""
     found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmgt])(i?)b", text.strip().lower())
     if found is None or not float(found[1]):
-        raise SettingsError(f"--memory {text} is not an amount of memory", "such as 4GB or 800MB")
+        raise SettingsError(f"{text} is not an amount of memory", "such as 4GB or 800MB")
     return round(float(found[1]) * (1024 if found[3] else 1000) ** ("kmgt".index(found[2]) + 1))
+
+
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """'17,33' to (17, 33); SettingsError for anything else."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        raise SettingsError(f"{text} is no list of numbers", "such as 17,33,65") from None
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """'16,15,22' or '16x15x22', latent frames, rows and columns, to (16, 15, 22); SettingsError for anything else."""
+    parts = text.lower().replace("x", ",").split(",") if text else []
+    if text and not (len(parts) == 3 and all(part.strip().isdecimal() and len(part) <= 9 and int(part) for part in parts)):
+        raise SettingsError(f"{text} is not three numbers", "latent frames, rows and columns, such as 16,15,22")
+    return tuple(map(int, parts))
 
 
 def format_size(size: tuple[int, int]) -> str:

@@ -21,8 +21,8 @@ def laid(name: str, content: bytes) -> Path:
 
 
 def recipe(content: bytes) -> None:
-    from turbovaed_cli.settings import read_recipe
     from turbovaed_cli.training.checks import check_distill_settings
+    from turbovaed_cli.training.recipes import read_recipe
 
     settings = read_recipe(str(laid("recipe.toml", content)))
     check_distill_settings(settings.with_changes(steps=len(settings.stages) or 1))

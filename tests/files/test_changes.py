@@ -6,7 +6,8 @@ from dataclasses import asdict, fields
 import pytest
 
 from turbovaed_cli.files.changes import Change, arrow, differences, in_words, shortened
-from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.training.recipes import RECIPES, RESUMABLE_CHANGES
 from turbovaed_cli.training.resume import ONLY_IN_RECIPES, free_run, in_options
 
 QUICK = RECIPES["quick"]
@@ -34,7 +35,7 @@ def test_a_recipe_is_named_once_and_not_by_all_that_it_sets():
     before = config(QUICK.with_changes(size=(128, 128)), "turbovaed distill --recipe quick --size 128 --params 2M")
     student = {"decoder_block_out_channels": [64, 128], "patch_size": 2}
     now = config(RECIPES["fast"], "turbovaed distill", student_config=student)
-    assert said(before, now) == ["recipe: quick -> fast", "--size 128x128 -> 256x256", "--params 2M -> none"]
+    assert said(before, now) == ["recipe: quick -> fast", "`size` 128x128 -> 256x256", "--params 2M -> none"]
 
 
 def test_settings_are_options_in_their_units_and_what_no_option_sets_has_its_name_in_recipes():
@@ -42,8 +43,8 @@ def test_settings_are_options_in_their_units_and_what_no_option_sets_has_its_nam
         size=(64, 96), ema_decay=0.5, lr=0.1, crop=(32, 48), crop_latents=8, clip_grad_norm=2.0, compile=True
     )
     assert said(config(), config(now)) == [
-        "--size 256x256 -> 96x64", "clip_grad_norm: 1 -> 2", "--ema-decay 0.99 -> 0.5", "--compile off -> on", "--crop none -> 48x32",
-        "crop_latents: 12 -> 8", "--lr 0.002 -> 0.1",
+        "`size` 256x256 -> 96x64", "clip_grad_norm: 1 -> 2", "`ema_decay` 0.99 -> 0.5", "`compile` off -> on", "`crop` none -> 48x32",
+        "crop_latents: 12 -> 8", "`lr` 0.002 -> 0.1",
     ]  # fmt: skip
 
 
@@ -52,16 +53,16 @@ def test_precise_is_a_change_only_if_it_is_on_in_one_of_two_runs():
     earlier = config()
     del earlier["settings"]["precise"]
     assert said(earlier, config()) == []
-    assert said(earlier, config(QUICK.with_changes(precise=True))) == ["--precise none -> on"]
-    assert said(config(QUICK.with_changes(precise=True)), config()) == ["--precise on -> off"]
+    assert said(earlier, config(QUICK.with_changes(precise=True))) == ["`precise` none -> on"]
+    assert said(config(QUICK.with_changes(precise=True)), config()) == ["`precise` on -> off"]
 
 
 def test_a_stage_is_named_where_others_did_not_change():
     stages = (Stage("first", steps=5), Stage("second", steps=5, lr=0.1))
     before = DistillSettings(stages)
     one = DistillSettings((stages[0], Stage("second", steps=5, lr=0.2)))
-    assert said(config(before), config(one)) == ["stage second: --lr 0.1 -> 0.2"]
-    assert said(config(before), config(before.with_changes(posterior="mean"))) == ["--posterior sample -> mean"]
+    assert said(config(before), config(one)) == ["stage second: `lr` 0.1 -> 0.2"]
+    assert said(config(before), config(before.with_changes(posterior="mean"))) == ["`posterior` sample -> mean"]
     like_a_preset = DistillSettings((stages[0], Stage("second", steps=5, lr=0.3)), recipe="quick")  # as quick.toml is called
     assert said(config(like_a_preset), config(RECIPES["fast"]))[0] == "recipe: quick -> fast"
     assert said(config(before), config(DistillSettings(stages[:1]))) == ["stages: first 5, second 5 -> first 5"]
@@ -94,7 +95,7 @@ def test_no_value_is_python():
         "text",
         "none",
     ]
-    assert arrow("--size", [64, 96], None, "size") == "--size 96x64 -> none" and arrow("recipe", "a", "b") == "recipe: a -> b"
+    assert arrow("`size`", [64, 96], None, "size") == "`size` 96x64 -> none" and arrow("recipe", "a", "b") == "recipe: a -> b"
     assert Change("settings.stages.2.lr", 1, 2).field == "lr"
     assert shortened(list("abc"), 2) == "a; b; and 1 more (-v lists them)" and shortened(["a"], 2) == "a"
 
@@ -103,7 +104,7 @@ def test_every_option_that_a_change_names_exists(capsys, monkeypatch):
     from turbovaed_cli import cli
 
     monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr("sys.argv", ["turbovaed", "distill", "--help"])
+    monkeypatch.setattr("sys.argv", ["turbovaed", "distill", "--help-all"])
     with pytest.raises(SystemExit):
         cli.main()
     text = capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_folders_of_several_machines_merge_into_the_bytes_of_one_run(many, whole
 
 def test_merging_refuses_what_was_made_otherwise_and_names_a_damaged_shard(whole, videos, ltx_teacher, tmp_path):
     cache_latents(find_model(ltx_teacher), videos, tmp_path / "other", CacheSettings(frames=17, size=(64, 64)))
-    with pytest.raises(SettingsError, match=r"other settings than .*: --frames 9 -> 17"):
+    with pytest.raises(SettingsError, match=r"other settings than .*: `frames` 9 -> 17"):
         merge_caches([whole[0], tmp_path / "other"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
     shutil.copytree(whole[0], tmp_path / "damaged")
@@ -226,7 +226,7 @@ def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_pat
 def test_more_shares_than_parts_are_refused_and_other_settings_also_by_a_dry_run(whole, many, ltx_teacher):
     with pytest.raises(SettingsError, match="divided into 4 parts"):
         cache_latents(find_model(ltx_teacher), many, whole[0], SMALL, shard=Shard(5, 8))
-    with pytest.raises(SettingsError, match=r"was made with other settings: --size 64x64 -> 32x32$"):
+    with pytest.raises(SettingsError, match=r"was made with other settings: `size` 64x64 -> 32x32$"):
         estimate_cache(find_model(ltx_teacher), many, whole[0], CacheSettings(frames=9, size=(32, 32)))
 
 

@@ -254,7 +254,7 @@ def test_clips_are_spread_evenly(videos):
 
 
 def test_other_settings_in_the_same_folder_are_refused(cache, ltx_teacher, videos):
-    with pytest.raises(SettingsError, match=r"other settings: --size 64x64 -> 64x96$"):
+    with pytest.raises(SettingsError, match=r"other settings: `size` 64x64 -> 64x96$"):
         cache_latents(find_model(ltx_teacher), videos, cache[0], CacheSettings(frames=9, size=(96, 64)))
 
 

@@ -6,7 +6,7 @@ from fake_cuda.child import run_cases
 from fake_cuda.memory import BOUND_GB, PAGE, recipe_of, rows_of
 
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.settings import RECIPES
+from turbovaed_cli.training.recipes import RECIPES
 
 # Operations that the same steps dispatched before weights were stepped together: 5889 and 5359.
 MOST_OPS = {"ltx bf16 ssim": 3500, "ltx bf16 ssim cached": 3200}

@@ -167,7 +167,7 @@ cli.main()
 )
 def test_names_that_are_no_devices_are_refused(name):
     for resolve in (resolve_device, torch_device):
-        with pytest.raises(SettingsError, match=f"--device {name}[ :]") as error:
+        with pytest.raises(SettingsError, match=f"`device[=`] ?{name}[` :]") as error:
             resolve(name)
         assert error.value.hint
     assert "did you mean cuda" in error.value.hint or name != "gpu"

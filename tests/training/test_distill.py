@@ -25,7 +25,7 @@ from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import RECIPES, CacheSettings, DistillSettings, Stage, read_recipe
+from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.batches import VideoClips
 from turbovaed_cli.training.checks import check_clips_per_pass
@@ -34,6 +34,7 @@ from turbovaed_cli.training.estimate import LONG, duration_in_words, fitted_stag
 from turbovaed_cli.training.loop import waits_in_words
 from turbovaed_cli.training.losses import perceptual_loss, reconstruction_losses
 from turbovaed_cli.training.prepare import Distillation, prepare, settle
+from turbovaed_cli.training.recipes import RECIPES, read_recipe
 from turbovaed_cli.training.schedule import crop_of, learning_rate, passes_from, position_at
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
@@ -275,8 +276,8 @@ def test_a_resume_with_other_settings_names_every_change(run, ltx_teacher, video
             settings=TINY.with_changes(lr=5e-4, seed=9),
             student_config=small_student,
         )
-    assert "--lr 0.001 -> 0.0005" in error.value.what
-    assert "--seed 0 -> 9" in error.value.what
+    assert "`lr` 0.001 -> 0.0005" in error.value.what
+    assert "`seed` 0 -> 9" in error.value.what
 
 
 def test_a_second_process_on_the_same_run_is_refused(run, ltx_teacher, videos, small_student):
@@ -614,7 +615,7 @@ def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, sm
     for change, what in (
         (
             {"settings": settings.with_changes(lr=0.5, ema_decay=0.5)},
-            "other settings: --ema-decay 0.999 -> 0.5; --lr 0.001 -> 0.5",
+            "other settings: `ema_decay` 0.999 -> 0.5; `lr` 0.001 -> 0.5",
         ),
         ({"settings": settings.with_changes(steps=1)}, "is at step 2"),
         ({"student_config": wider}, "student's decoder_block_out_channels: 32,8,8,8 -> 32,8,8,16"),

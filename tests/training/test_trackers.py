@@ -12,9 +12,10 @@ from test_resume import StopsAfter
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training import trackers
 from turbovaed_cli.training.distill import distill
+from turbovaed_cli.training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")

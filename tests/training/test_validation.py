@@ -3,8 +3,8 @@
 import json
 
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.settings import RECIPES
 from turbovaed_cli.training.distill import distill
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.validation import measure_run
 
 

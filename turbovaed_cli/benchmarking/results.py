@@ -15,13 +15,13 @@ from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import CheckFailedError, CorruptFileError, SettingsError, TurboVaedError, UnavailableError
 from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_json
+from turbovaed_cli.settings import THRESHOLDS
 from turbovaed_cli.video.usable import Skipped
 
 VIDEO_FPS = 24  # what a real-time factor of 1 plays
 _TEXTS = ("model", "machine", "latents")  # of a document
 _LEAST, _MOST = 1e-9, 1e12  # of times and rates: beyond, somebody made them up
 _KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
-THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def thresholds(asked: Sequence[str]) -> dict[str, float]:
             found[name] = float(value)
         if name not in THRESHOLDS or not math.isfinite(found.get(name, math.nan)):
             raise SettingsError(
-                f"--fail-under {item} is not understood",
+                f"`fail_under={item}` is not understood",
                 hint_for(name, THRESHOLDS, f"NAME=NUMBER, such as fps=24; NAME is one of {', '.join(THRESHOLDS)}")
                 if name not in THRESHOLDS
                 else f"NAME=NUMBER, such as {name}=24",
@@ -209,19 +209,23 @@ def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> Non
         rows = [row for row in result.rows if row.target == target and row.network != TEACHER and row.fps]
         if not rows:
             status = next(row.status for row in result.rows if row.target == target)
-            raise UnavailableError(f"--fail-under: {target} was {status}", "leave it out of --target, or run this where it runs")
+            raise UnavailableError(f"`fail_under`: {target} was {status}", "leave it out of `targets`, or run this where it runs")
         best = max(rows, key=lambda row: row.fps or 0.0)
         for name, value in least.items():
             found = getattr(best, name)
             if found is None:
                 raise UnavailableError(
-                    f"--fail-under {name}: {target} has none", "a speed-up needs the teacher's weights on the same device"
+                    f"`fail_under={name}`: {target} has none", "a speed-up needs the teacher's weights on the same device"
                 )
             if found < value:
                 missed.append(f"{target} ({best.unit}, {best.precision}): {name} {found:.4g} is below {value:g}")
     if missed:
         quality_alone = all(": psnr_db " in item for item in missed)
-        hint = "--dtype fp32 or fp16 keeps more" if quality_alone else "more repeats and a quiet machine make the figure steadier"
+        hint = (
+            "`precisions=fp32` or fp16 keeps more"
+            if quality_alone
+            else "more repeats and a quiet machine make the figure steadier"
+        )
         raise CheckFailedError("; ".join(missed), hint)
 
 

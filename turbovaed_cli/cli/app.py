@@ -2,63 +2,50 @@
 
 import sys
 import warnings
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
-from rich.markup import escape
-from typer.core import TyperGroup
 
-from turbovaed_cli.cli import console
-from turbovaed_cli.cli.bench import bench
-from turbovaed_cli.cli.cache_latents import cache_latents
-from turbovaed_cli.cli.distill import distill
-from turbovaed_cli.cli.env import env, show_version, show_version_as
-from turbovaed_cli.cli.eval import evaluate
+from turbovaed_cli.cli import bench, cache_latents, console, distill, env, export, models, reconstruct, runs
+from turbovaed_cli.cli import eval as evaluation
 from turbovaed_cli.cli.exits import LOST_OUTPUT, command
-from turbovaed_cli.cli.export import export
-from turbovaed_cli.cli.models import models_design, models_list, models_pull, models_root, models_show
-from turbovaed_cli.cli.reconstruct import reconstruct
-from turbovaed_cli.cli.runs import runs
+from turbovaed_cli.cli.help import HelpfulCommand, HelpfulGroup
 from turbovaed_cli.errors import SettingsError, TurboVaedError
 from turbovaed_cli.machine.launch import end_process, end_with_launcher, is_beside_another
 from turbovaed_cli.machine.streams import lost_output, open_standard_streams
 
-
-class PlainHelp(TyperGroup):
-    """A group whose help texts are no rich markup: `[[stages]]` is printed as it is written."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        for one in (self, *self.commands.values()):
-            if one is self or not isinstance(one, PlainHelp):
-                one.help = one.help and escape(one.help)
-                for param in one.params:
-                    if text := getattr(param, "help", None):
-                        setattr(param, "help", escape(text))  # noqa: B010 - click's parameters have none in their type
-
-
+EXAMPLES = """\
+turbovaed reconstruct in.mp4 --compare
+turbovaed distill --teacher ltx --data videos
+turbovaed help distill"""
+# Help is plain text: `[[stages]]` is no markup.
 app = typer.Typer(
-    cls=PlainHelp,
-    help="Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them.",
+    cls=HelpfulGroup,
+    epilog=EXAMPLES,
     invoke_without_command=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 models_app = typer.Typer(
-    cls=PlainHelp, help="The registry: list it, show a row, pull its weights.", no_args_is_help=False, invoke_without_command=True
+    cls=HelpfulGroup,
+    help="The registry: list it, show a row, pull its weights.",
+    epilog=models.EXAMPLES,
+    invoke_without_command=True,
 )
 
 
 @command
 def root(
+    *,
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
     json: Annotated[bool, typer.Option("--json", hidden=True)] = False,
 ) -> None:
     """Distil the VAE decoders of video diffusion models into small ones that run anywhere, and use them."""
     if version:
-        show_version_as(json=json)
+        env.show_version_as(json=json)
         raise typer.Exit
     if json:
         raise SettingsError("--json is an option of commands", "write it after the command, as in: turbovaed models --json")
@@ -69,30 +56,31 @@ def root(
 
 def show_help(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[COMMAND]...", help="A command, such as distill or models show.")
+        list[str] | None, typer.Argument(metavar="COMMAND", help="A command, such as distill or models show.")
     ] = None,
 ) -> None:
     """Show the help of a command, as its --help does."""
     app([*(names or ()), "--help"], prog_name="turbovaed", standalone_mode=False)
 
 
+COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("cache-latents", cache_latents.cache_latents, cache_latents.EXAMPLES),
+    ("distill", distill.distill, distill.EXAMPLES),
+    ("reconstruct", reconstruct.reconstruct, reconstruct.EXAMPLES),
+    ("eval", evaluation.evaluate, evaluation.EXAMPLES),
+    ("export", export.export, export.EXAMPLES),
+    ("bench", bench.bench, bench.EXAMPLES),
+    ("runs", runs.runs, runs.EXAMPLES),
+    ("env", env.env, env.EXAMPLES),
+    ("help", show_help, "turbovaed help\nturbovaed help distill\nturbovaed help models show"),
+    ("version", env.show_version, "turbovaed version\nturbovaed -V\nturbovaed version --json"),
+)
 app.callback()(root)
-app.command("cache-latents")(cache_latents)
-app.command("distill")(distill)
-app.command("reconstruct")(reconstruct)
-app.command("eval")(evaluate)
-app.command("export")(export)
-app.command("bench")(bench)
-app.command("runs")(runs)
-app.command("env")(env)
-app.command("help")(show_help)
-app.command("version")(show_version)
 app.add_typer(models_app, name="models")
-models_app.callback()(models_root)
-models_app.command("list")(models_list)
-models_app.command("show")(models_show)
-models_app.command("design")(models_design)
-models_app.command("pull")(models_pull)
+models_app.callback()(models.models_root)
+for group, commands in ((app, COMMANDS), (models_app, models.COMMANDS)):
+    for name, function, examples in commands:
+        group.command(name, cls=HelpfulCommand, epilog=examples)(function)
 
 
 def main() -> None:

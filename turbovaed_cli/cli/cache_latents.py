@@ -2,156 +2,125 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.estimates import download_in_words, free_in_words, time_in_words, warn_of_room
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import (
-    PRECISE_HELP,
-    Device,
-    Frames,
-    Hdr,
-    Json,
-    Quiet,
-    Size,
-    Teacher,
-    Verbose,
-    Yes,
-    check_folder,
-    consent_of,
-    reporter_of,
-    warn_of_old_ffmpeg,
-)
+from turbovaed_cli.cli.options import Downloads, Show, TeacherChoice, check_folder, option, warn_of_old_ffmpeg
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.settings import CacheSettings, check_device, check_dtype
-from turbovaed_cli.units import format_size, human_bytes, human_span, parse_size
+from turbovaed_cli.setting import setting
+from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.units import human_bytes, human_span
 
 if TYPE_CHECKING:
+    from turbovaed_cli.latents.caching import CacheResult
     from turbovaed_cli.latents.parts import Shard
+
+
+@dataclass(frozen=True)
+class CacheTask(TeacherChoice):
+    """Where clips come from and go to, and what is done with them."""
+
+    data: str | None = setting(
+        None, "A folder of videos, one video, or an fsspec URL such as s3://bucket/videos.", "Input and output", metavar="DIR"
+    )
+    dry_run: bool = setting(False, "Try some videos and clips and print what all would take; write nothing.", "Input and output")
+    status: bool = setting(False, "Print the progress of the cache, from any machine, and do nothing else.", "Input and output")
+    merge: tuple[Path, ...] = setting(
+        (),
+        "Copy this cache into --out, and do nothing else; repeat.",
+        "Input and output",
+        metavar="DIR",
+        many=True,
+        by_commas=False,
+    )
+    shard: str | None = setting(
+        None, "Process shard INDEX of COUNT, such as 0/8.", "Several workers", metavar="INDEX/COUNT",
+        shown="from Slurm, torchrun or Kubernetes",
+    )  # fmt: skip
+
+
+EXAMPLES = """\
+turbovaed cache-latents --teacher ltx --data videos --out latents
+turbovaed cache-latents --teacher ltx --data videos --out latents --dry-run
+turbovaed cache-latents --status --out latents"""
 
 
 @command
 def cache_latents(
-    out: Annotated[str, typer.Option("--out", help="The cache folder, or an fsspec URL; running again adds what is missing.")],
-    data: Annotated[
-        str | None, typer.Option("--data", help="A folder of videos, one video, or an fsspec URL such as s3://bucket/videos.")
-    ] = None,
-    teacher: Teacher = DEFAULT_MODEL,
-    frames: Frames = CacheSettings.frames,
-    size: Size = format_size(CacheSettings.size),
-    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = CacheSettings.stride,
-    hdr: Hdr = CacheSettings.hdr,
-    clips_per_video: Annotated[
-        int, typer.Option("--clips-per-video", help="At most this many, evenly spread; 0 takes all that fit.")
-    ] = CacheSettings.clips_per_video,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Clips encoded at once.")] = CacheSettings.batch_size,
-    shard_mb: Annotated[int, typer.Option("--shard-mb", help="Size at which a shard is closed.")] = CacheSettings.shard_mb,
-    dtype: Annotated[
+    *,
+    out: Annotated[
         str,
-        typer.Option(
-            "--dtype", help="fp32, bf16 or fp16; bf16 moves latents by 5 % on the embedded teacher, others not measured."
-        ),
-    ] = CacheSettings.dtype,
-    precise: Annotated[bool, typer.Option("--precise", help=PRECISE_HELP)] = CacheSettings.precise,
-    device: Device = CacheSettings.device,
-    workers: Annotated[
-        int,
-        typer.Option("--workers", help="Videos read ahead of the encoder; 0 takes two, on CUDA one per core, up to eight."),
-    ] = CacheSettings.workers,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard", help="Take the share INDEX/COUNT, from 0/COUNT on. Default: as Slurm, torchrun or Kubernetes say."
-        ),
-    ] = None,
-    max_failures: Annotated[
-        int | None, typer.Option("--max-failures", help="End with 4 when more videos and clips than this cannot be read.")
-    ] = CacheSettings.max_failures,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Look again at what could not be read before.")
-    ] = CacheSettings.retry_failed,
-    status: Annotated[
-        bool, typer.Option("--status", help="Show how far the cache is, from any machine, and do nothing.")
-    ] = False,
-    merge: Annotated[
-        list[Path] | None, typer.Option("--merge", help="Copy this cache into --out, and do nothing else; repeat.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Look into some videos, time some clips, say what it would take, write nothing.")
-    ] = False,
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+        option("--out", "Cache folder or fsspec URL; the same command adds what is missing.", "Input and output", metavar="DIR"),
+    ],
+    task: CacheTask,
+    settings: CacheSettings,
+    downloads: Downloads,
+    show: Show,
 ) -> None:
     """Encode clips once: posterior mean and std, and the pixels they were made from. Any number of machines at once."""
-    check_dtype(dtype)
-    check_device(device)
-    if not status:
+    if not task.status:
         check_system("cache-latents")
-        check_folder(out, "--out")
+        check_folder(out, "`out`")
+    if sum(map(bool, (task.status, task.merge, task.dry_run))) > 1 or (task.merge and task.data is not None):
+        raise SettingsError("`status`, `merge` and `dry_run` each do one thing", "give one of them; `merge` without `data`")
+    if task.status or task.merge:
+        _show_cache(out, task.merge, json=show.json, report=show.report)
+        return
+    if task.data is None:
+        raise SettingsError("`data` is missing", "give a folder of videos, or `status=True` to look at the cache")
     from turbovaed_cli.latents.caching import cache_latents as run
+
+    warn_of_old_ffmpeg()
+    share, settings = _share(task.shard, settings)
+    if share is None and "://" in out:
+        console.warn("nothing keeps other workers away from a URL: start one, or give each its `shard`")
+    spec = find_model(task.teacher)
+    if task.dry_run:
+        _show_estimate(spec, task.data, out, settings, share, json=show.json, report=show.report)
+        return
+    result = run(spec, task.data, out, settings, shard=share, consent=downloads.consent, report=show.report)
+    if show.json:
+        console.print_json(result)
+    else:
+        _show_result(result, out, task.teacher, share)
+    finish(result.skipped)
+
+
+def _share(shard: str | None, settings: CacheSettings) -> "tuple[Shard | None, CacheSettings]":
+    """The share of this process in the videos, as --shard or its launcher gives it, and the settings with its device."""
     from turbovaed_cli.latents.parts import parse_shard, shard_from_environment
     from turbovaed_cli.machine.devices import device_of_rank
 
-    if sum(map(bool, (status, merge, dry_run))) > 1 or (merge and data is not None):
-        raise SettingsError("--status, --merge and --dry-run each do one thing", "give one of them; --merge without --data")
-    if status or merge:
-        _show_cache(out, merge or [], json=json, report=reporter_of(quiet, verbose))
-        return
-    if data is None:
-        raise SettingsError("--data is missing", "give a folder of videos, or --status to look at the cache")
-    warn_of_old_ffmpeg()
-    share, why = (parse_shard(shard), "") if shard is not None else shard_from_environment(os.environ)
+    if shard is not None:
+        return parse_shard(shard), settings
+    share, why = shard_from_environment(os.environ)
     if why and share is None:
         raise SettingsError(why)
     if why:
         console.note(why)
-        device = device_of_rank(device, os.environ)
-    if share is None and "://" in out:
-        console.warn("nothing keeps other workers away behind a URL: start one, or give each its --shard")
-    settings = CacheSettings(
-        frames,
-        parse_size(size),
-        stride,
-        clips_per_video,
-        batch_size,
-        shard_mb,
-        dtype,
-        device,
-        workers,
-        max_failures,
-        retry_failed,
-        hdr=hdr,
-        precise=precise,
+        settings = replace(settings, device=device_of_rank(settings.device, os.environ))
+    return share, settings
+
+
+def _show_result(result: "CacheResult", out: str, teacher: str, share: "Shard | None") -> None:
+    """The table of a cache that was filled, and what comes next."""
+    busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
+    console.print_table(
+        "Latent cache",
+        ["encoded", "already there", "skipped", "encoder busy", "folder", *(["shard"] if share else [])],
+        [(result.encoded, result.found, len(result.skipped), busy, out, *([share] if share else []))],
     )
-    report = reporter_of(quiet, verbose)
-    if dry_run:
-        _show_estimate(find_model(teacher), data, out, settings, share, json=json, report=report)
-        return
-    result = run(find_model(teacher), data, out, settings, shard=share, consent=consent_of(yes), report=report)
-    if json:
-        console.print_json(result)
-    else:
-        busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
-        console.print_table(
-            "Latent cache",
-            ["encoded", "already there", "skipped", "encoder busy", "folder", *(["shard"] if share else [])],
-            [(result.encoded, result.found, len(result.skipped), busy, out, *([share] if share else []))],
-        )
-        for other in result.left_to_others:
-            console.note(f"{other} is at work on the rest; turbovaed cache-latents --status --out {out} shows how far")
-        if not result.left_to_others and share is None:
-            console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
-    finish(result.skipped)
+    for other in result.left_to_others:
+        console.note(f"{other} is at work on the rest; turbovaed cache-latents --status --out {out} shows how far")
+    if not result.left_to_others and share is None:
+        console.note(f"next: turbovaed distill --teacher {teacher} --latents {out}")
 
 
 def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.ConsoleReporter) -> None:
@@ -160,7 +129,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
     from turbovaed_cli.latents.status import cache_status
 
     if "://" in out:
-        raise SettingsError("--status and --merge look at local folders", "give a folder, or copy what lies behind the URL")
+        raise SettingsError("`status` and `merge` look at local folders", "give a folder, or copy what the URL holds")
     if merge:
         merged = merge_caches(merge, Path(out), report)
         if json:

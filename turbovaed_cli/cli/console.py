@@ -4,10 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -57,6 +58,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path | Fraction) else value
+
+
+def print_text(text: str) -> None:
+    """A text of several lines on stdout, as a result."""
+    sys.stdout.write(fitting(text, sys.stdout))
+    sys.stdout.flush()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on_stderr: bool = False) -> None:
@@ -112,6 +119,29 @@ def _looks_numeric(cell: str) -> bool:
     return not cell or cell[0].isdigit() or cell[0] == "-"
 
 
+_NAMED = re.compile(r"`([a-z_0-9]+)(?:=([^`]*))?`")
+_flags: dict[str, str] = {}  # of the command that runs: the names of its arguments, as they are typed
+
+
+def call_arguments(flags: Mapping[str, str]) -> None:
+    """Print arguments that errors and notes name in backticks as these options, from here on."""
+    _flags.clear()
+    _flags.update(flags)
+
+
+def in_flags(text: str) -> str:
+    """The text with arguments as options: `lr` as --lr, `batch_size=1` as --batch-size 1, `fast=False` as --no-fast."""
+    return _NAMED.sub(lambda found: _flag(found[1], found[2]) or found[0], text)
+
+
+def _flag(name: str, value: str | None) -> str:
+    """An argument as it is typed; "" for what is no argument of the command."""
+    flag, _, opposite = _flags.get(name, "").partition("/")
+    if value == "False":
+        return opposite or (flag and f"--no-{flag.removeprefix('--')}")
+    return flag and (flag if value in (None, "True") else f"{flag} {value}")
+
+
 _quiet = False
 
 
@@ -131,19 +161,23 @@ def leave_it_to_another() -> None:
 def note(text: str) -> None:
     """One line for people, on stderr; left out with -q."""
     if not _quiet:
-        stderr.print(escape(one_line(text)))
+        stderr.print(_shown(text))
 
 
 def warn(text: str) -> None:
     """One line that should be seen, on stderr."""
-    stderr.print(f"[yellow]warning:[/] {escape(one_line(text))}")
+    stderr.print(f"[yellow]warning:[/] {_shown(text)}")
 
 
 def print_error(error: TurboVaedError) -> None:
     """`error: what` and `hint: the command that mends it`, each one line, on stderr."""
-    stderr.print(f"[bold red]error:[/] {escape(one_line(error.what))}")
+    stderr.print(f"[bold red]error:[/] {_shown(error.what)}")
     if error.hint:
-        stderr.print(f"[bold]hint:[/] {escape(one_line(error.hint))}")
+        stderr.print(f"[bold]hint:[/] {_shown(error.hint)}")
+
+
+def _shown(text: str) -> str:
+    return escape(one_line(in_flags(text)))
 
 
 def one_line(text: str) -> str:
@@ -157,7 +191,7 @@ def _escaped(letter: str) -> str:
 
 
 def is_interactive() -> bool:
-    """Whether somebody can be asked."""
+    """Whether there is a terminal to ask on."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
@@ -190,15 +224,15 @@ class ConsoleReporter:
             yield from self._with_lines(items, label, total, start)
 
     def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
-        """Say a sentence, or keep figures for the progress of the moment; see Reporter."""
+        """Print a sentence, or keep figures for the progress of the moment; see Reporter."""
         if values:
             self._values = "  ".join(f"{name.replace('_per_s', '/s')} {_figure(value)}" for name, value in values.items())
         if warning:
             (Console(stderr=True, highlight=False, soft_wrap=True) if stderr.quiet else stderr).print(
-                f"[yellow]warning:[/] {escape(one_line(text))}"
+                f"[yellow]warning:[/] {_shown(text)}"
             )
         elif text and not self.quiet:
-            stderr.print(escape(one_line(text)))
+            stderr.print(_shown(text))
 
     def _with_bar(self, items: Iterable[Item], label: str, total: int | None, start: int) -> Iterator[Item]:
         columns = (

@@ -3,254 +3,232 @@
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
-from turbovaed_cli.choices import check_choice
 from turbovaed_cli.cli import console
+from turbovaed_cli.cli.completion import complete_model, complete_recipe
 from turbovaed_cli.cli.estimates import download_in_words, free_in_words, time_in_words, warn_of_room
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.models import show_design
 from turbovaed_cli.cli.options import (
-    HDR_HELP,
-    PRECISE_HELP,
-    Gflops,
-    Json,
-    Params,
-    Quiet,
-    Teacher,
-    Verbose,
-    Yes,
+    DesignBudget,
+    Downloads,
+    RecipeChanges,
+    Show,
+    TeacherChoice,
     check_folder,
-    consent_of,
-    one_of,
-    reporter_of,
     warn_of_old_ffmpeg,
 )
 from turbovaed_cli.errors import DifferentRunError, SettingsError, TurboVaedError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.machine.launch import command_line, is_beside_another, launch
 from turbovaed_cli.registry.find import find_model, with_licence
-from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import DEFAULT_RECIPE, DEVICES, DTYPES, OPTIMIZERS, RECIPES, check_device, read_recipe
-from turbovaed_cli.units import human_bytes, parse_count, parse_size
+from turbovaed_cli.setting import setting
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.training.recipes import DEFAULT_RECIPE, RECIPES, as_toml, changeable, read_changes, read_recipe
+from turbovaed_cli.units import human_bytes
 
 if TYPE_CHECKING:
+    from turbovaed_cli.evaluation.scores import EvalResult
+    from turbovaed_cli.models.design import Design
     from turbovaed_cli.training.distill import DistillResult
     from turbovaed_cli.training.estimate import DistillEstimate
 
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Sources(TeacherChoice):
+    """What is learnt from, and where the run is."""
+
+    data: str | None = setting(None, "Videos to learn from: a folder or an fsspec URL.", "Input and output", metavar="DIR")
+    latents: str | None = setting(
+        None, "Cache made by cache-latents, or its URL, instead of --data.", "Input and output", metavar="DIR"
+    )
+    run: str | None = setting(
+        None, "Run folder or its URL; the same command resumes.", "Input and output", metavar="DIR", shown="runs/TEACHER"
+    )
+    val: Path | None = setting(
+        None, "Videos to measure the finished student on; never learnt from.", "Input and output", metavar="DIR"
+    )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which recipe, how much of it, and on how many processes."""
+
+    recipe: str = setting(
+        DEFAULT_RECIPE, "{choices}, or a TOML file with [[stages]].", "Training", choices=tuple(RECIPES), parse=str,
+        complete=complete_recipe, shown="the run's, else the teacher's",
+    )  # fmt: skip
+    steps: int | None = setting(None, "Optimizer steps in all; stages keep their shares.", "Training", shown="recipe's")
+    changed: tuple[str, ...] = setting(
+        (), "Set any other field of the recipe, in every stage; repeat. --show-recipe lists them.", "Schedule", flag="--set",
+        metavar="NAME=VALUE", many=True, by_commas=False, complete=lambda _: [f"{name}=" for name in changeable()],
+    )  # fmt: skip
+    show_recipe: bool = setting(False, "Print the schedule as TOML for --recipe FILE, and do nothing.", "Training")
+    dry_run: bool = setting(False, "Time some steps, print what all would take, write nothing.", "Training")
+    nproc: int = setting(1, "Processes on this machine, each with its own device and batch.", "Speed and memory")
+
+
+@dataclass(frozen=True)
+class StudentChoice(DesignBudget):
+    """Which student learns."""
+
+    student_config: Path | None = setting(
+        None, "JSON with another student, in the published key names.", "Design of the student", metavar="FILE"
+    )
+    init: str | None = setting(
+        None, "Student to start from, as --model takes it, instead of random weights.", "Design of the student",
+        complete=complete_model,
+    )  # fmt: skip
+    licence: str | None = setting(
+        None, "Licence of a local teacher whose folder states none; its student carries it.", "Design of the student"
+    )
+
+    def own_config(self) -> dict[str, Any] | None:
+        """The config in --student-config; None for the published student."""
+        from turbovaed_cli.models.loading import read_config
+
+        return read_config(self.student_config) if self.student_config else None
+
+
+EXAMPLES = """\
+turbovaed distill --teacher ltx --data videos --dry-run
+turbovaed distill --teacher ltx --latents cache --run runs/ltx --val held-out
+turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
+
+
 @command
 def distill(
-    teacher: Teacher = DEFAULT_MODEL,
-    data: Annotated[
-        str | None, typer.Option("--data", help="Videos to learn from, encoded on the way; a folder or an fsspec URL.")
-    ] = None,
-    latents: Annotated[
-        str | None, typer.Option("--latents", help="A cache made by cache-latents, or its URL, instead of --data.")
-    ] = None,
-    val: Annotated[
-        Path | None, typer.Option("--val", help="Videos to measure the finished student on, for report.html; never learnt from.")
-    ] = None,
-    run: Annotated[
-        str | None, typer.Option("--run", help="The run folder or its URL. Default: runs/TEACHER. The same command resumes.")
-    ] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe",
-            help=f"{', '.join(RECIPES)}, or a TOML file with [[stages]]; the options below change it. "
-            "default: the teacher's own (models show NAME has it), or what the run folder began with.",
-        ),
-    ] = DEFAULT_RECIPE,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps in all; stages keep their shares.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Clips per forward pass, in every stage.")] = None,
-    accumulation: Annotated[int | None, typer.Option("--accumulation", help="Forward passes per optimizer step.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames per clip.")] = None,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", help="WIDTHxHEIGHT of the clips in pixels, or one number; not of stages with their own."),
-    ] = None,
-    stride: Annotated[int | None, typer.Option("--stride", help="Take every n-th frame.")] = None,
-    hdr: Annotated[str | None, typer.Option("--hdr", help=HDR_HELP)] = None,
-    crop: Annotated[
-        str | None, typer.Option("--crop", help="Learn from random crops of this size, WIDTHxHEIGHT, in every stage.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Learning rate, in every stage.")] = None,
-    lr_schedule: Annotated[str | None, typer.Option("--lr-schedule", help="constant or cosine.")] = None,
-    warmup_steps: Annotated[int | None, typer.Option("--warmup-steps", help="Steps of linear warm-up.")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help=f"{one_of(OPTIMIZERS)}.")] = None,
-    ema_decay: Annotated[float | None, typer.Option("--ema-decay", help="Of the averaged weights that model/ holds.")] = None,
-    perceptual: Annotated[str | None, typer.Option("--perceptual", help="auto, lpips, ssim or none.")] = None,
-    perceptual_weight: Annotated[float | None, typer.Option("--perceptual-weight", help="Weight of the perceptual loss.")] = None,
-    feature_weight: Annotated[
-        float | None, typer.Option("--feature-weight", help="Weight of feature alignment; 0 leaves it out.")
-    ] = None,
-    teacher_weight: Annotated[
-        float | None, typer.Option("--teacher-weight", help="Weight of L1 to the teacher's own pixels; 0 leaves it out.")
-    ] = None,
-    adversarial_weight: Annotated[
-        float | None, typer.Option("--adversarial-weight", help="Weight of the 3-D PatchGAN's loss, in every stage.")
-    ] = None,
-    posterior: Annotated[str | None, typer.Option("--posterior", help="sample or mean.")] = None,
-    start: Annotated[str | None, typer.Option("--start", help="plain random weights, or fitted by least squares.")] = None,
-    student_config: Annotated[
-        Path | None, typer.Option("--student-config", help="JSON with another student, in the published key names.")
-    ] = None,
-    init: Annotated[
-        str | None, typer.Option("--init", help="A student to start from, as --model takes it, instead of random weights.")
-    ] = None,
-    params: Params = None,
-    gflops: Gflops = None,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help="Licence of a local teacher whose folder states none; its student carries it.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random.")] = None,
-    save_every: Annotated[int | None, typer.Option("--save-every", help="Steps between checkpoints.")] = None,
-    sample_every: Annotated[int | None, typer.Option("--sample-every", help="Steps between sample strips; 0 draws none.")] = None,
-    gradient_checkpointing: Annotated[
-        bool | None,
-        typer.Option(
-            "--gradient-checkpointing", help="Recompute activations: less memory for large crops, more time, the same bits."
-        ),
-    ] = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option("--compile", help="torch.compile the student; the first step of every stage takes a minute or more."),
-    ] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help="Batches read ahead.")] = None,
-    log: Annotated[
-        str | None, typer.Option("--log", help="Also log to tensorboard, trackio or wandb; several by commas.")
-    ] = None,
-    nproc: Annotated[
-        int, typer.Option("--nproc", help="Processes on this machine, each with a device and --batch-size of its own.")
-    ] = 1,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help=f"{', '.join(DTYPES)}; auto takes bf16 where the device has it.")
-    ] = None,
-    precise: Annotated[bool | None, typer.Option("--precise", help=PRECISE_HELP)] = None,
-    device: Annotated[str | None, typer.Option("--device", help=f"{one_of(DEVICES)}.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Time some steps of every stage, say what it would take, write nothing.")
-    ] = False,
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    sources: Sources,
+    schedule: Schedule,
+    changes: RecipeChanges,
+    student: StudentChoice,
+    downloads: Downloads,
+    show: Show,
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
-    check_system("distill")
-    spec = with_licence(find_model(teacher), licence)
-    folder = run or f"runs/{spec.name}"
-    if not is_beside_another():
-        check_folder(folder, "--run")
-    settings = read_recipe(_recipe_named(recipe, spec, folder))
-    check_choice("--dtype", dtype or "auto", (*DTYPES, "auto"))
-    check_choice("--optimizer", optimizer or settings.optimizer, OPTIMIZERS)
-    check_device(device or "auto")
-    if nproc != 1 and not dry_run:
-        _launch(nproc)
-    from turbovaed_cli.cli.eval_tables import as_tables
-    from turbovaed_cli.evaluation.evaluate import eval_document
-    from turbovaed_cli.models.design import Budget, design_student
-    from turbovaed_cli.models.loading import read_config
-    from turbovaed_cli.training.distill import distill as teach
-    from turbovaed_cli.training.distill import estimate_distill
-    from turbovaed_cli.training.validation import measure_run
+    spec = with_licence(find_model(sources.teacher), student.licence)
+    run = sources.run or f"runs/{spec.name}"
+    if not schedule.show_recipe:
+        check_system("distill")
+        if not is_beside_another():
+            check_folder(run, "`run`")
+    settings = _settings(spec, run, schedule, changes)
+    if schedule.show_recipe:
+        _show_recipe(settings, json=show.json)
+        return
+    if schedule.nproc != 1 and not schedule.dry_run:
+        _launch(schedule.nproc)
     from turbovaed_cli.video import list_videos
 
-    if data is not None:
+    if sources.data is not None:
         warn_of_old_ffmpeg()
+    design = _design(spec, run, student, settings, show)
+    job: dict[str, Any] = {
+        "data": sources.data,
+        "latents": sources.latents,
+        "settings": settings,
+        "student_config": design.config if design else student.own_config(),
+        "init": student.init,
+        "command_line": command_line(),
+        "report": show.report,
+    }
+    if sources.val is not None:
+        list_videos(sources.val)  # before hours of training
+    if schedule.dry_run:
+        from turbovaed_cli.training.distill import estimate_distill
 
-    given = {
-        "steps": steps, "batch_size": batch_size, "accumulation": accumulation, "crop": parse_size(crop) if crop else None,
-        "lr": lr, "lr_schedule": lr_schedule, "warmup_steps": warmup_steps, "optimizer": optimizer, "ema_decay": ema_decay,
-        "perceptual": perceptual, "perceptual_weight": perceptual_weight, "feature_weight": feature_weight,
-        "teacher_weight": teacher_weight, "adversarial_weight": adversarial_weight, "posterior": posterior, "start": start,
-        "frames": frames, "size": parse_size(size) if size else None, "stride": stride, "hdr": hdr, "seed": seed, "save_every": save_every,
-        "sample_every": sample_every, "workers": workers, "dtype": dtype, "device": device,
-        "gradient_checkpointing": gradient_checkpointing, "compile": compiled, "precise": precise,
-        "log": tuple(name.strip() for name in log.split(",") if name.strip()) if log is not None else None,
-        "fit_batch": None if batch_size is None else False,
-    }  # fmt: skip
-    if optimizer not in (None, settings.optimizer) and lr is None:
+        processes = int(os.environ.get("WORLD_SIZE") or schedule.nproc)
+        found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
+        _show_distill_estimate(found, json=show.json)
+        return
+    from turbovaed_cli.training.distill import distill as teach
+
+    result = _with_changes_listed(show.verbose, teach, spec, run, consent=downloads.consent, **job)
+    measured = None
+    if sources.val is not None:
+        from turbovaed_cli.training.validation import measure_run
+
+        measured = measure_run(spec, run, sources.val, sources.latents, settings.device, show.report)
+    _show_result(result, design, measured, run, sources, show)
+    finish(result.skipped)
+
+
+def _settings(spec: ModelSpec, run: str, schedule: Schedule, changes: RecipeChanges) -> DistillSettings:
+    """The recipe with what the options change."""
+    settings = read_recipe(_recipe_named(schedule.recipe, spec, run))
+    given = read_changes(schedule.changed)
+    if twice := given.keys() & changes.keys():
+        raise SettingsError(f"`set={min(twice)}` and `{min(twice)}` set the same", "give one of them")
+    given |= changes
+    if schedule.steps is not None:
+        given["steps"] = schedule.steps
+    if "batch_size" in given:
+        given["fit_batch"] = given.get("fit_batch", False)
+    optimizer = given.get("optimizer", settings.optimizer)
+    if optimizer != settings.optimizer and "lr" not in given:
         raise SettingsError(
             f"the learning rates of recipe {settings.recipe} are {settings.optimizer}'s, and {optimizer} needs others",
-            "give --lr too: muon takes about 2e-3, adamw 1e-4",
+            "give `lr` too: muon takes about 2e-3, adamw 1e-4",
         )
-    settings = settings.with_changes(**{name: value for name, value in given.items() if value is not None})
-    report = reporter_of(quiet, verbose)
-    design = None
-    if params is not None or gflops is not None:
-        if student_config is not None or init is not None:
-            raise SettingsError(
-                "--params and --gflops design a student, --student-config and --init bring one", "leave out one of the two"
-            )
-        budget = Budget(parse_count(params) if params else None, gflops, settings.frames, settings.size)
-        design = design_student(spec, budget)
-        if not quiet and (verbose or not RunDir.is_run(Path(folder))):  # a resume has shown it before
-            show_design(design, on_stderr=True)
-    given_config = read_config(student_config) if student_config else None
-    if val is not None:
-        list_videos(val)  # before hours of training, not behind them
-    if dry_run:
-        _show_distill_estimate(
-            _with_changes_listed(
-                verbose,
-                estimate_distill,
-                spec,
-                folder,
-                data=data,
-                latents=latents,
-                settings=settings,
-                student_config=design.config if design else given_config,
-                init=init,
-                processes=int(os.environ.get("WORLD_SIZE") or nproc),
-                command_line=command_line(),
-                report=report,
-            ),
-            json=json,
-        )
-        return
-    result = _with_changes_listed(
-        verbose,
-        teach,
-        spec,
-        folder,
-        data=data,
-        latents=latents,
-        settings=settings,
-        student_config=design.config if design else given_config,
-        init=init,
-        command_line=command_line(),
-        consent=consent_of(yes),
-        report=report,
-    )
-    measured = measure_run(spec, folder, val, latents, settings.device, report) if val is not None else None
+    return settings.with_changes(**given)
+
+
+def _show_recipe(settings: DistillSettings, *, json: bool) -> None:
     if json:
+        console.print_json({"settings": settings})
+    else:
+        console.print_text(as_toml(settings))
+
+
+def _design(spec: ModelSpec, run: str, student: StudentChoice, settings: DistillSettings, show: Show) -> "Design | None":
+    """The student that --params and --gflops ask for, shown once."""
+    from turbovaed_cli.models.design import Budget, design_student
+
+    if student.params is None and student.gflops is None:
+        return None
+    if student.student_config is not None or student.init is not None:
+        raise SettingsError(
+            "`params` and `gflops` design a student, `student_config` and `init` bring one", "leave out one of the two"
+        )
+    design = design_student(spec, Budget(student.params, student.gflops, settings.frames, settings.size))
+    if not show.quiet and (show.verbose or not RunDir.is_run(Path(run))):  # a resume has shown it before
+        show_design(design, on_stderr=True)
+    return design
+
+
+def _show_result(
+    result: "DistillResult", design: "Design | None", measured: "EvalResult | None", run: str, sources: Sources, show: Show
+) -> None:
+    """What a finished distillation came to, and its scores with --val."""
+    from turbovaed_cli.cli.eval_tables import as_tables
+    from turbovaed_cli.evaluation.evaluate import eval_document
+
+    if show.json:
         extras = {"design": design, "evaluation": measured and eval_document(measured)}
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
-    else:
-        _show_distilled(result)
-        for table in as_tables([measured], val) if measured and val else ():
-            console.print_table(table.title, table.columns, table.rows)
-        console.note(f"next: turbovaed eval --model {folder} --data DIR; turbovaed reconstruct IN.mp4 --model {folder}")
-    finish(result.skipped)
+        return
+    _show_distilled(result)
+    for table in as_tables([measured], sources.val) if measured and sources.val else ():
+        console.print_table(table.title, table.columns, table.rows)
+    console.note(f"next: turbovaed eval --model {run} --data DIR; turbovaed reconstruct IN.mp4 --model {run}")
 
 
 def _launch(nproc: int) -> NoReturn:
     """The same command in `nproc` processes, which know each other."""
     if nproc < 1:
-        raise SettingsError(f"--nproc is {nproc}; it must be at least 1")
+        raise SettingsError(f"`nproc` is {nproc}; it must be at least 1")
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise SettingsError("--nproc starts processes, and a launcher has started several already", "leave out one of the two")
+        raise SettingsError("`nproc` starts processes, and a launcher has started several already", "leave out one of the two")
     words = list(sys.argv[1:])
     at = next(index for index, word in enumerate(words) if word.partition("=")[0] == "--nproc")
     del words[at : at + (1 if "=" in words[at] else 2)]

@@ -4,17 +4,19 @@ import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command
-from turbovaed_cli.cli.options import Json, reporter_of
+from turbovaed_cli.cli.options import Json, Show
 from turbovaed_cli.version import __version__
+
+EXAMPLES = "turbovaed env\nturbovaed env --json\nturbovaed env > bug-report.txt"
 
 
 @command
-def env(json: Json = False) -> None:
+def env(*, json: Json = False) -> None:
     """Versions and hardware: a block to paste into a bug report."""
     from turbovaed_cli.machine.devices import environment, resolve_device
     from turbovaed_cli.video.ffmpeg import version as ffmpeg_version
 
-    facts = environment(resolve_device("auto", reporter_of(quiet=False, verbose=False))) | {"ffmpeg": ffmpeg_version()}
+    facts = environment(resolve_device("auto", Show().report)) | {"ffmpeg": ffmpeg_version()}
     if json:
         console.print_json(facts)
         return
@@ -24,7 +26,7 @@ def env(json: Json = False) -> None:
 
 
 @command
-def show_version(json: Json = False) -> None:
+def show_version(*, json: Json = False) -> None:
     """Print the version, as --version does."""
     show_version_as(json=json)
 

@@ -1,164 +1,122 @@
 """`turbovaed eval`."""
 
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from turbovaed_cli.cli import console
+from turbovaed_cli.cli.completion import complete_model
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import (
-    Data,
-    Device,
-    Dtype,
-    Frames,
-    Hdr,
-    Json,
-    Model,
-    ModelConfig,
-    Overwrite,
-    Quiet,
-    Size,
-    TeacherOf,
-    Verbose,
-    Yes,
-    check_file,
-    consent_of,
-    model_or_default,
-    reporter_of,
-    warn_of_old_ffmpeg,
-)
+from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, field_option, warn_of_old_ffmpeg
 from turbovaed_cli.errors import CheckFailedError, SettingsError, UnwritableError
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import EvalSettings, check_device, check_dtype
-from turbovaed_cli.units import format_size, parse_size
+from turbovaed_cli.setting import setting
+from turbovaed_cli.settings import METRIC_NAMES, ClipSettings, EvalSettings
+
+if TYPE_CHECKING:
+    from turbovaed_cli.evaluation.scores import EvalResult
+    from turbovaed_cli.models.pair import Pair
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """What is compared, and what is asked of the result."""
+
+    compare: tuple[str, ...] = setting(
+        (), "Several models on the same clips: --compare A B C.", "Model", metavar="MODEL", many=True, by_commas=False,
+        complete=complete_model,
+    )  # fmt: skip
+    fail_under: tuple[str, ...] = setting(
+        (), "Exit with 4 below this share of the teacher: psnr=0.969.", "Measuring", metavar="NAME=X", many=True,
+        complete=lambda _: [f"{name}=" for name in METRIC_NAMES],
+    )  # fmt: skip
+    speed: bool = setting(False, "Time both decoders in turns, and print the ratio.", "Measuring")
+    report: Path | None = setting(None, "HTML page to write. A run folder gets one anyway.", "Input and output", metavar="FILE")
+
+
+EXAMPLES = """\
+turbovaed eval --data videos
+turbovaed eval --data videos --model runs/ltx --fail-under psnr=0.969
+turbovaed eval --data videos --compare runs/ltx runs/ltx-2"""
 
 
 @command
 def evaluate(
-    data: Data,
-    model: Model = None,
-    config: ModelConfig = None,
-    teacher: TeacherOf = None,
-    frames: Frames = EvalSettings.frames,
-    size: Size = format_size(EvalSettings.size),
-    stride: Annotated[int, typer.Option("--stride", help="Take every n-th frame.")] = EvalSettings.stride,
-    hdr: Hdr = EvalSettings.hdr,
-    clips_per_video: Annotated[
-        int, typer.Option("--clips-per-video", help="Evenly spread; 1 takes the first frames, 0 all.")
-    ] = EvalSettings.clips_per_video,
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="standard: fixed range, per clip, then the mean. paper: the published script's.")
-    ] = EvalSettings.protocol,
-    compare: Annotated[
-        list[str] | None,
-        typer.Option("--compare", help="Several models on the same clips, each against its own teacher: --compare A B C."),
+    *,
+    data: Annotated[Path, field_option(ClipSettings, "data")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Further models of --compare.", rich_help_panel="Model")
     ] = None,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="The further models of --compare.")] = None,
-    metrics: Annotated[str, typer.Option("--metrics", help="Only these, comma separated: psnr,ssim,... Default: all.")] = "",
-    lpips_weights: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--lpips-weights", help="A backbone (AlexNet, VGG16) or learned weights of LPIPS; repeat. Default: the pulled ones."
-        ),
-    ] = None,
-    i3d: Annotated[Path | None, typer.Option("--i3d", help="The I3D detector (TorchScript). Default: the pulled one.")] = None,
-    i3d_sha256: Annotated[
-        str, typer.Option("--i3d-sha256", help="Its sha256, which you vouch for: TorchScript is code.")
-    ] = EvalSettings.i3d_sha256,
-    dataset: Annotated[
-        str, typer.Option("--dataset", help="ucf101, where file names do not say so: shows the published figures.")
-    ] = EvalSettings.dataset,
-    speed: Annotated[bool, typer.Option("--speed", help="Time both decoders in turns, and print the ratio.")] = False,
-    fail_under: Annotated[
-        list[str] | None,
-        typer.Option("--fail-under", help="Least share of the teacher's score, such as psnr=0.969; repeat. A miss ends with 4."),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", help="Write an HTML page with the figures, clips and errors. A run folder gets one anyway."),
-    ] = None,
-    dtype: Dtype = EvalSettings.dtype,
-    device: Device = EvalSettings.device,
+    task: EvalTask,
     overwrite: Overwrite = False,
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    model: ModelChoice,
+    settings: EvalSettings,
+    show: Show,
 ) -> None:
     """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
     check_system("eval")
-    check_dtype(dtype)
-    check_device(device)
-    if report is not None and (compare or more):
-        raise SettingsError("--report shows one model, --compare asks for several", "one eval --model M --report FILE for each")
-    if report is not None:
-        check_file(report, "--report", overwrite=overwrite)
-    for name in filter(None, (model, *(compare or ()), *(more or ()))):
+    others = [*task.compare, *(more or ())]
+    if task.report is not None and others:
+        raise SettingsError("`report` shows one model, `compare` asks for several", "one eval --model M --report FILE for each")
+    check_file(task.report, "`report`", overwrite=overwrite)
+    for name in filter(None, (model.model, *others)):
         _check_run_folder(Path(name))
+    if others and not task.compare:
+        raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
     from turbovaed_cli.cli.eval_tables import as_tables
     from turbovaed_cli.evaluation.evaluate import (
         SPEED_REPEATS,
         check_eval_settings,
         eval_document,
         evaluate_all,
-        find_misses,
         met_thresholds,
         parse_thresholds,
     )
-    from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
-    from turbovaed_cli.models.pair import load_pair
     from turbovaed_cli.report.run_page import keep_evaluation
 
     warn_of_old_ffmpeg()
-
-    thresholds = parse_thresholds(fail_under or [])
-    settings = EvalSettings(
-        frames, parse_size(size), stride, clips_per_video, protocol, dtype, device, tuple(filter(None, metrics.split(","))),
-        tuple(lpips_weights or ()), i3d, i3d_sha256, dataset, SPEED_REPEATS if speed else 0, hdr=hdr
-    )  # fmt: skip
+    thresholds = parse_thresholds(task.fail_under)
+    settings = replace(settings, speed_repeats=SPEED_REPEATS if task.speed else 0)
     check_eval_settings(settings)
-    reporter = reporter_of(quiet, verbose)
-    on, precision, consent = resolve_device(device, reporter), resolve_dtype(dtype), consent_of(yes)
-    warn_of_cudnn(on, precision, reporter)
-    others = [*(compare or ()), *(more or ())]
-    if others and not compare:
-        raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
-    names = [model, *others] if model or not others else others
-    pairs = [
-        load_pair(
-            model_or_default(name),
-            teacher if name == model or not model else None,  # beside --model, --teacher is the teacher of that one
-            config=config if name == model else None,
-            device=on,
-            dtype=precision,
-            consent=consent,
-        )
-        for name in names
-    ]
-    results = evaluate_all(pairs, data, settings, required=thresholds, report=reporter)
-    if json:
+    pairs = _pairs(model, others, settings, show)
+    results = evaluate_all(pairs, data, settings, required=thresholds, report=show.report)
+    if show.json:
         documents = [eval_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
-        for table in as_tables(results, data, every_clip=verbose):
+        for table in as_tables(results, data, every_clip=show.verbose):
             console.print_table(table.title, table.columns, table.rows)
     for pair, result in zip(pairs, results, strict=True):
-        keep_evaluation(result, pair, settings, data, report, reporter)
-    misses = [miss for result in results for miss in find_misses(result, thresholds)]
+        keep_evaluation(result, pair, settings, data, task.report, show.report)
     for line in met_thresholds(results, thresholds):
         console.note(line)
+    finish(results[0].skipped, functools.partial(_check, results, thresholds))
 
-    def check() -> None:
-        if misses:
-            raise CheckFailedError(
-                "; ".join(str(miss) for miss in misses),
-                "docs/METRICS.md says what is compared; the clips to look at are in the table",
-            )
 
-    finish(results[0].skipped, check)
+def _pairs(model: ModelChoice, others: list[str], settings: EvalSettings, show: Show) -> "list[Pair]":
+    """The students with their teachers. Beside --model, --teacher and --config belong to that one."""
+    from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
+
+    device, dtype = resolve_device(settings.device, show.report), resolve_dtype(settings.dtype)
+    warn_of_cudnn(device, dtype, show.report)
+    first = [model] if model.model or not others else []
+    rest = [replace(model, model=name, teacher=None if model.model else model.teacher, config=None) for name in others]
+    return [one.load(device=device, dtype=dtype) for one in (*first, *rest)]
+
+
+def _check(results: "Sequence[EvalResult]", thresholds: Mapping[str, float]) -> None:
+    """Raise CheckFailedError if a threshold was missed."""
+    from turbovaed_cli.evaluation.evaluate import find_misses
+
+    if misses := [miss for result in results for miss in find_misses(result, thresholds)]:
+        hint = "docs/METRICS.md says what is compared; the clips to look at are in the table"
+        raise CheckFailedError("; ".join(map(str, misses)), hint)
 
 
 def _check_run_folder(path: Path) -> None:
@@ -170,5 +128,5 @@ def _check_run_folder(path: Path) -> None:
         check_place(run.eval, folder=True)
         check_place(run.report)
     except UnwritableError as error:
-        hint = f"--model {run.model} measures the same student and keeps nothing in the run folder"
+        hint = f"`model={run.model}` measures the same student and keeps nothing in the run folder"
         raise UnwritableError(error.what, hint) from error

@@ -8,16 +8,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import typer
 
 from turbovaed_cli.cli import console
+from turbovaed_cli.cli.options import Command, spread
 from turbovaed_cli.errors import InterruptedRunError, TurboVaedError, UnwritableError
 from turbovaed_cli.files.places import UNWRITABLE
 from turbovaed_cli.machine.signals import signals_handled_by
-
-Command = TypeVar("Command", bound=Callable[..., None])
 
 
 class _TerminatedError(BaseException):
@@ -26,7 +25,7 @@ class _TerminatedError(BaseException):
 
 @contextmanager
 def _signals_as_exceptions() -> Iterator[list[int]]:
-    """The signals that came, as a list: what is raised for one inside of a library's native code may come out as something else."""
+    """Collect the signals that came: what is raised for one inside of a library's native code may come out as something else."""
     received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
@@ -59,17 +58,21 @@ LESS_MEMORY = {
 
 
 def command(function: Command) -> Command:
-    """Turn our errors into one line, a hint and an exit code, and signals into theirs; expand ~ in what was given."""
+    """Make a command of a function: options of its settings, and its errors and signals as two lines and an exit code.
 
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
+    ~ is expanded in what was given.
+    """
+    spread_out = spread(function)
+
+    @functools.wraps(spread_out)
+    def run(**given: Any) -> None:
         with _signals_as_exceptions() as received:
             try:
-                function(*args, **{name: _expanded(value) for name, value in kwargs.items()})
+                spread_out(**{name: _expanded(value) for name, value in given.items()})
             except typer.Exit:  # a RuntimeError by birth
                 raise
             except BaseException as error:
-                code = _say(error, received, function.__name__)
+                code = _print_end(error, received, function.__name__)
                 if code is None or (os.environ.get("TURBOVAED_DEBUG") and code not in (130, 143)):
                     raise
                 raise typer.Exit(code) from None
@@ -87,7 +90,7 @@ def _expanded(value: Any) -> Any:
 
 
 def _out_of_memory(error: BaseException) -> str:
-    """What to say of an error that means too little memory; "" of others."""
+    """The words for an error that means too little memory; "" for others."""
     if "torch" not in sys.modules:  # too early for all other errors of that kind
         return "out of memory" if isinstance(error, MemoryError) else ""
     from turbovaed_cli.machine.devices import is_out_of_memory, out_of_memory_in_words
@@ -95,8 +98,8 @@ def _out_of_memory(error: BaseException) -> str:
     return out_of_memory_in_words(error) if is_out_of_memory(error) else ""
 
 
-def _say(error: BaseException, received: Sequence[int], name: str) -> int | None:
-    """Print what ended the command of the function `name`, and what is left of it; returns its exit code, None for a mistake of ours."""
+def _print_end(error: BaseException, received: Sequence[int], name: str) -> int | None:
+    """Print what ended the command of the function `name`, and what is left of it; return its exit code, None for a mistake of ours."""
     left = LEFT_BY.get(name, NOTHING_WRITTEN)
     if isinstance(error, TurboVaedError) and (not received or isinstance(error, InterruptedRunError)):
         console.print_error(error)

@@ -1,33 +1,40 @@
 """`turbovaed models`: the registry."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from turbovaed_cli.cli import console
+from turbovaed_cli.cli.completion import complete_weights
 from turbovaed_cli.cli.exits import command
-from turbovaed_cli.cli.options import Gflops, Json, Params, Quiet, Size, Verbose, Yes, consent_of, reporter_of
+from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
-from turbovaed_cli.settings import RECIPES, DistillSettings
-from turbovaed_cli.units import format_size, human_bytes, parse_count, parse_size
+from turbovaed_cli.settings import ClipSettings, DistillSettings
+from turbovaed_cli.training.recipes import RECIPES
+from turbovaed_cli.units import format_size, human_bytes, parse_size
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.design import Design
 
+EXAMPLES = """\
+turbovaed models
+turbovaed models show ltx
+turbovaed models pull ltx --yes"""
+
 
 @command
-def models_root(context: typer.Context, json: Json = False) -> None:
+def models_root(*, context: typer.Context, json: Json = False) -> None:
     """List the registry."""
     if context.invoked_subcommand is None:
         _list_models(json)
 
 
 @command
-def models_list(json: Json = False) -> None:
+def models_list(*, json: Json = False) -> None:
     """List every teacher and its student."""
     _list_models(json)
 
@@ -53,9 +60,7 @@ def _list_models(json: bool) -> None:
 
 
 @command
-def models_show(
-    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")], json: Json = False
-) -> None:
+def models_show(*, name: Name, json: Json = False) -> None:
     """Show one row: what the teacher needs, what the student is, where weights come from."""
     spec = find_model(name)
     description = _describe(spec)
@@ -127,11 +132,11 @@ def _counted(spec: ModelSpec) -> tuple[float | None, float]:
 
 @command
 def models_design(
-    name: Annotated[str, typer.Argument(help="Registry name, alias, or a local VAE folder.")],
-    params: Params = None,
-    gflops: Gflops = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="Pixel frames of a decode. Default: 17 or a few more.")] = None,
-    size: Size = format_size(DistillSettings.size),
+    *,
+    name: Name,
+    budget: DesignBudget,
+    frames: Annotated[int | None, option("--frames", "Pixel frames of a decode.", "Clips", shown="17 or a few more")] = None,
+    size: Annotated[str, field_option(ClipSettings, "size")] = format_size(DistillSettings.size),
     json: Json = False,
 ) -> None:
     """Show which student `distill` would build for a budget, and what it was chosen from."""
@@ -139,7 +144,7 @@ def models_design(
 
     spec = find_model(name)
     frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
-    design = design_student(spec, Budget(parse_count(params) if params else None, gflops, frames, parse_size(size)))
+    design = design_student(spec, Budget(budget.params, budget.gflops, frames, parse_size(size)))
     if json:
         console.print_json(design)
     else:
@@ -158,17 +163,19 @@ def show_design(design: "Design", *, on_stderr: bool = False) -> None:
 
 @command
 def models_pull(
-    name: Annotated[str, typer.Argument(help="Registry name, or lpips-vgg, lpips-alex, i3d.")],
-    yes: Yes = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    *,
+    name: Annotated[
+        str,
+        typer.Argument(help="Registry name, or lpips-vgg, lpips-alex, i3d.", autocompletion=complete_weights),
+    ],
+    downloads: Downloads,
+    show: Show,
 ) -> None:
-    """Download weights into the cache: says the size and asks first."""
+    """Download weights into the cache: prints the size and asks first."""
     from turbovaed_cli.registry.download import pull
 
-    result = pull(name, consent_of(yes), reporter_of(quiet, verbose))
-    if json:
+    result = pull(name, downloads.consent, show.report)
+    if show.json:
         console.print_json(result)
         return
     rows = [(Path(file.path).name, human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
@@ -177,3 +184,16 @@ def models_pull(
         console.note(
             f"it is code: compare its sha256 with a source you trust, then turbovaed eval --i3d-sha256 {result.files[0].sha256}"
         )
+
+
+COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("list", models_list, "turbovaed models list\nturbovaed models list --json\nturbovaed models"),
+    ("show", models_show, "turbovaed models show ltx\nturbovaed models show ./my-vae\nturbovaed models show ltx --json"),
+    (
+        "design",
+        models_design,
+        "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
+        "turbovaed models design ./my-vae --params 800k --json",
+    ),
+    ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull ltx --yes\nturbovaed models pull lpips-alex"),
+)

@@ -13,7 +13,8 @@ from turbovaed_cli.units import human_age
 
 @command
 def runs(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder that holds the runs.")] = Path("runs"),
+    *,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder that holds the runs.")] = Path("runs"),
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,3 +44,9 @@ def runs(
             console.warn(f"{run.name}: {run.reason}")
         elif run.status in ("stopped", "unfinished"):
             console.note(f"{run.name}: {run.reason}")
+
+
+EXAMPLES = """\
+turbovaed runs
+turbovaed runs /data/runs
+turbovaed runs --json"""

@@ -1,4 +1,4 @@
-"""What differs between two documents of settings, and how people write it: options, and sizes as WIDTHxHEIGHT."""
+"""What differs between two documents of settings, and how people write it: arguments in backticks, and sizes as WIDTHxHEIGHT."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Change:
 
 
 def differences(before: object, now: object, name: str = "") -> Iterator[Change]:
-    """Every change between two JSON values; lists of as many objects are compared object by object."""
+    """Yield every change between two JSON values; lists of equally many objects are compared object by object."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             if key not in before and not now[key]:
@@ -38,13 +38,13 @@ def differences(before: object, now: object, name: str = "") -> Iterator[Change]
 
 
 def arrow(what: str, before: object, now: object, field: str = "") -> str:
-    """A change as one item of a list: "--size 128x128 -> 256x256"."""
-    return f"{what}{' ' if what.startswith('--') else ': '}{in_words(before, field)} -> {in_words(now, field)}"
+    """A change as one item of a list: "`size` 128x128 -> 256x256", "recipe: fast -> quick"."""
+    return f"{what}{' ' if what.startswith(('`', '--')) else ': '}{in_words(before, field)} -> {in_words(now, field)}"
 
 
 def option_of(field: str) -> str:
-    """The option that sets a field: `ema_decay` as `--ema-decay`."""
-    return f"--{field.replace('_', '-')}"
+    """The argument that sets a field, in backticks; the command line prints it as its option."""
+    return f"`{field}`"
 
 
 def in_words(value: object, field: str = "") -> str:

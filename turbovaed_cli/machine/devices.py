@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from turbovaed_cli.choices import APPLE_DEVICES, check_device, check_dtype
 from turbovaed_cli.errors import UnavailableError
 from turbovaed_cli.machine.gpus import cuda_problem, gpu_facts, has_cuda, is_hidden, mps_problem, slow_cudnn
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import APPLE_DEVICES, check_device, check_dtype
 from turbovaed_cli.version import __version__
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -18,12 +18,13 @@ from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, WarningsOf, quiet
 from turbovaed_cli.runs.rundir import RunDir, look_at_run, open_run
-from turbovaed_cli.settings import RECIPES, DistillSettings
+from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.training.checks import check_distill_settings
 from turbovaed_cli.training.estimate import SAMPLE_VIDEOS, DistillEstimate, estimate
 from turbovaed_cli.training.loop import memory_in_words, train
 from turbovaed_cli.training.outputs import Samples, write_model, write_run_report
 from turbovaed_cli.training.prepare import Distillation, cache_for, over_all_processes, prepare
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.resume import begin, check_resume, resume_or_start, run_config
 from turbovaed_cli.training.trackers import trackers_of
 from turbovaed_cli.training.trainer import Trainer

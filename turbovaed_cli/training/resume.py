@@ -20,10 +20,11 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import hash_of_state
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir, metrics_row
-from turbovaed_cli.settings import RECIPES, RESUMABLE_CHANGES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
 from turbovaed_cli.training.estimate import forecast
 from turbovaed_cli.training.prepare import Distillation
+from turbovaed_cli.training.recipes import RECIPES, RESUMABLE_CHANGES
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import reading_identity

@@ -14,9 +14,10 @@ from fake_cuda.networks import teacher_of, trainer_of
 from turbovaed_cli.machine.devices import MOST_READERS
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.reporting import quiet
-from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.estimate import _all_read_ahead
 from turbovaed_cli.training.outputs import Samples, ema_student
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.trainer import Trainer
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "GPU_MEMORY.md"

@@ -8,8 +8,9 @@ from fake_cuda.device import Meter, device, metered
 from fake_cuda.memory import BOUND_GB, PAGE, clips_of, peaks_of, recipe_of, rows_of
 from fake_cuda.networks import batches, lpips, trainer_of
 from turbovaed_cli.registry.rows import DEFAULT_MODEL, MODELS
-from turbovaed_cli.settings import RECIPES, DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.losses import PerceptualLoss
+from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.trainer import Trainer
 
 STAGE = Stage("only", steps=100, batch_size=1, accumulation=1, perceptual="ssim", feature_weight=0.0)
