@@ -268,7 +268,7 @@ def test_the_names_to_choose_from_are_those_there_are():
     from turbovaed_cli.export.formats.table import exporters
     from turbovaed_cli.machine import devices
     from turbovaed_cli.metrics import METRICS
-    from turbovaed_cli.training import losses, start, trackers
+    from turbovaed_cli.training import fitted_start, losses, trackers
     from turbovaed_cli.video.codecs import VIDEO_CODECS
 
     assert tuple(exporters()) == settings.FORMATS
@@ -276,7 +276,7 @@ def test_the_names_to_choose_from_are_those_there_are():
     assert {name for row in (exporters() | targets()).values() for name in row.precisions} == set(settings.PRECISIONS)
     assert tuple(devices.DTYPES) == choices.DTYPES
     assert (tuple(METRICS), tuple(PROTOCOLS), tuple(VIDEO_CODECS)) == (settings.METRIC_NAMES, settings.PROTOCOLS, settings.CODECS)
-    assert (losses.PERCEPTUAL, start.STARTS, tuple(trackers.TRACKERS)) == (
+    assert (losses.PERCEPTUAL, fitted_start.STARTS, tuple(trackers.TRACKERS)) == (
         settings.PERCEPTUAL,
         settings.STARTS,
         settings.TRACKERS,

@@ -6,6 +6,7 @@ loop.py          the steps: learn, record, save, stop when asked
 resume.py        whether it is the same run, and where it goes on
 trainer.py       one optimizer step
 batches.py       batches as functions of (seed, index), and copies to the device
+recipes.py       presets, and schedules from TOML
 schedule.py      where in a schedule a step is
 losses.py alignment.py discriminator.py muon.py   what a step is made of
 validation.py    `--val`: the finished run, measured
