@@ -1,6 +1,8 @@
 """The terminal: read options, call one function of another room, show its result. One file per command.
 
 app.py            which commands there are; main()
+help.py           what --help prints
+completion.py     what a shell completes
 options.py        options that mean the same everywhere
 exits.py          how a command ends: errors, signals, exit codes, skipped inputs
 console.py        notes, tables, JSON, progress
