@@ -33,7 +33,7 @@ test-all: extras test  ## also the tests that need these converters, which `make
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/test_video_reading.py tests/test_gpu_first.py
 
-two-machines: install  ## docs/SCALE.md on two network namespaces; Linux and root, two minutes on 2 cores
+two-machines: install  ## docs/guides/scale.md on two network namespaces; Linux and root, two minutes on 2 cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
@@ -41,7 +41,7 @@ bench: install         ## the README's figures of speed and memory on this machi
 	$(BIN)/python benchmarks/decode.py --model ltx --rounds 3
 	$(BIN)/python benchmarks/decode.py --model hunyuan --rounds 2
 	$(BIN)/python benchmarks/decode.py --model all --size 128 --rounds 1 --teacher
-	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/decode_memory.svg
+	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/pictures/decode_memory.svg
 	$(BIN)/python benchmarks/training_step.py ltx hunyuan --only flops
 
 bench-gpu:             ## the same forms of the student on a CUDA device, within eight minutes, with the packages at hand or in carry/
