@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu clean
+.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu docs pictures reference package clean
 
 install: .venv/installed
 
@@ -49,6 +49,19 @@ bench-gpu:             ## the same forms of the student on a CUDA device, within
 	PYTHONPATH=carry:. $(PYTHON) benchmarks/decode.py --model hunyuan --size 512 --rounds 2 --device cuda --teacher
 	PYTHONPATH=carry:. $(PYTHON) benchmarks/training_step.py ltx hunyuan --rounds 2 --device cuda --only time memory
 
+docs: install          ## the documentation site: site/index.html; fails on a broken link
+	$(BIN)/python tools/docs_site.py
+
+CLIPS ?= demo-out/val
+pictures: install      ## the pictures of README and docs/ from the videos in CLIPS; a Chromium, some ten minutes, and a machine left alone
+	$(BIN)/python tools/pictures.py $(CLIPS)
+
+reference: install     ## docs/reference/cli.md and recipes.md, from the code
+	$(BIN)/python tools/reference.py --write
+
+package: install       ## sdist and wheel: build, install into an empty environment, decode a video
+	$(BIN)/python tools/check_package.py
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +72,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-out two-machines-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-out two-machines-out build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -99,10 +99,11 @@ def _save_small(png: bytes, path: Path) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Write bench.svg: the terminal after `turbovaed bench`."""
-    command = "bench --target torch,onnx --dtype fp32,bf16,int8"
-    table = turbovaed(f"{command} -q --data", options.clips, FORCE_COLOR="1", COLUMNS="100")
-    shown = Text.from_ansi(f"$ turbovaed {command} --data clips\n{table.split(chr(10) * 2)[0].rstrip()}")
-    terminal = Console(record=True, width=max(map(len, shown.plain.splitlines())) + 1, file=io.StringIO(), force_terminal=True)
+    command = "turbovaed bench --dtype fp32,bf16,int8 --data clips"
+    output = turbovaed("bench -q --dtype fp32,bf16,int8 --data", options.clips, FORCE_COLOR="1", COLUMNS="86")
+    shown = Text.from_ansi(f"$ {command}\n{output.rstrip()}")
+    width = max(len(line) for line in shown.plain.splitlines()) + 1
+    terminal = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     terminal.print(shown)
     svg = terminal.export_svg(title="turbovaed bench", theme=SVG_EXPORT_THEME, unique_id="bench")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another site
@@ -114,8 +115,8 @@ def bench(options: argparse.Namespace) -> None:
 
 def quality(options: argparse.Namespace) -> None:
     """Write quality.svg: PSNR against the videos over speed, every runtime and precision of the embedded pair."""
-    command = ("bench -q --json --target all --dtype fp32,bf16,int8 --data", options.clips)
-    rows = [row for row in json.loads(turbovaed(*command))["rows"] if row.get("p50_ms") and row.get("psnr_source_db")]
+    document = turbovaed("bench -q --json --target all --dtype fp32,bf16,int8 --data", options.clips)
+    rows = [row for row in json.loads(document)["rows"] if row["measured"] and row["source_psnr_db"]]
     _plot_quality(rows)
 
 
@@ -126,9 +127,21 @@ def _plot_quality(rows: list[dict[str, Any]]) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "turbovaed"
     from matplotlib import pyplot  # noqa: PLC0415
 
-    figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
+    (teacher,) = [row for row in rows if (row["network"], row["precision"]) == ("teacher", "fp32")]
+    figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for row in rows:
-        axes.plot(row["fps"], row["psnr_source_db"], "o", color="#b3403a" if row["is_teacher"] else "#2b6cb0", markersize=5)
+        is_teacher = row["network"] == "teacher"
+        place = (row["fps"] / teacher["fps"], row["source_psnr_db"])
+        axes.plot(*place, "o", color="#b3403a" if is_teacher else "#2b6cb0", markersize=5)
+        name = " ".join((row["target"], row["network"].removeprefix("student").strip(", "), row["precision"])).replace("  ", " ")
+        axes.annotate(name, place, (0, 7), textcoords="offset points", rotation=35, fontsize=8, color="#444444")
+    low, high = (pick(row["source_psnr_db"] for row in rows) for pick in (min, max))
+    axes.set(
+        xlabel="speed over the teacher's decoder in fp32 torch",
+        ylabel="PSNR against the videos, dB",
+        xlim=(0, max(row["fps"] for row in rows) / teacher["fps"] * 1.15),
+        ylim=(low - 0.3, high + 1.0),  # room for the names
+    )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURES / "quality.svg", metadata={"Date": None})
 
