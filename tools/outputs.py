@@ -4,7 +4,7 @@
     python tools/outputs.py FOLDER [PAGE ...] --write    # changes the pages
 
 FOLDER holds what the commands read: in.mp4, clips/ and videos/. Run it from an empty state: commands refuse to replace their outputs.
-A line `$ COMMAND` is run by bash in FOLDER, at 80 columns, with stderr; lines of progress are left out. If the block ends in a line `...`,
+A line `$ COMMAND` is run by bash in FOLDER, at 80 columns, with stderr; lines of progress and the path of FOLDER are left out. If the block ends in a line `...`,
 as many lines of output are kept as it has now.
 """
 
@@ -34,7 +34,8 @@ def run(command: str, folder: Path, programs: Path) -> list[str]:
         stderr=subprocess.STDOUT,
         check=False,
     )
-    return [line.rstrip() for line in done.stdout.splitlines() if not PROGRESS.match(line)]
+    text = done.stdout.replace(f"{folder.resolve()}/", "")
+    return [line.rstrip() for line in text.splitlines() if not PROGRESS.match(line)]
 
 
 def refreshed(block: str, folder: Path, programs: Path) -> str:

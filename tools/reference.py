@@ -27,6 +27,7 @@ _CLI_HEAD = """# Commands and options
 <!-- Made by tools/reference.py from the commands themselves. -->
 Every command takes `--help`. Options that mean the same everywhere have the same name everywhere.
 [Exit codes](exit-codes.md) and [environment variables](environment.md) have pages of their own.
+`turbovaed --install-completion` installs completion for your shell.
 """
 
 
