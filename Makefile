@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu clean
+.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu docs pictures reference package clean
 
 install: .venv/installed
 
@@ -33,7 +33,7 @@ test-all: extras test  ## also the tests that need these converters, which `make
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/video/test_video_reading.py tests/test_gpu_first.py
 
-two-machines: install  ## docs/SCALE.md on two network namespaces; Linux and root, two minutes on 2 cores
+two-machines: install  ## docs/guides/scale.md on two network namespaces; Linux and root, two minutes on 2 cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh
 
 bench: install         ## the README's figures of speed and memory on this machine, in some ten minutes
@@ -41,13 +41,26 @@ bench: install         ## the README's figures of speed and memory on this machi
 	$(BIN)/python benchmarks/decode.py --model ltx --rounds 3
 	$(BIN)/python benchmarks/decode.py --model hunyuan --rounds 2
 	$(BIN)/python benchmarks/decode.py --model all --size 128 --rounds 1 --teacher
-	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/decode_memory.svg
+	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/pictures/decode_memory.svg
 	$(BIN)/python benchmarks/training_step.py ltx hunyuan --only flops
 
 bench-gpu:             ## the same forms of the student on a CUDA device, within eight minutes, with the packages at hand or in carry/
 	PYTHONPATH=carry:. $(PYTHON) benchmarks/decode.py --model ltx --size 512 --rounds 3 --device cuda --teacher
 	PYTHONPATH=carry:. $(PYTHON) benchmarks/decode.py --model hunyuan --size 512 --rounds 2 --device cuda --teacher
 	PYTHONPATH=carry:. $(PYTHON) benchmarks/training_step.py ltx hunyuan --rounds 2 --device cuda --only time memory
+
+docs: install          ## the documentation site: site/index.html; fails on a broken link
+	$(BIN)/python tools/docs_site.py
+
+CLIPS ?= demo-out/val
+pictures: install      ## the pictures of README and docs/ from the videos in CLIPS; a Chromium, some ten minutes, and a machine left alone
+	$(BIN)/python tools/pictures.py $(CLIPS)
+
+reference: install     ## docs/reference/cli.md and recipes.md, from the code
+	$(BIN)/python tools/reference.py --write
+
+package: install       ## sdist and wheel: build, install into an empty environment, decode a video
+	$(BIN)/python tools/check_package.py
 
 check: install
 	$(BIN)/ruff check .
@@ -59,4 +72,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo-out two-machines-out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo-out two-machines-out build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis

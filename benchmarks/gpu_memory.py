@@ -1,6 +1,6 @@
 """How much memory of a GPU `distill` takes: each registry model and recipe, metered on fake tensors, on a machine without a GPU.
 
-    python benchmarks/gpu_memory.py --write        # docs/GPU_MEMORY.md, in some five minutes
+    python benchmarks/gpu_memory.py --write        # docs/gpu-memory.md, in some five minutes
     python benchmarks/gpu_memory.py ltx --recipe night
 
 Needs Linux and a C++ compiler, which the fake device is built with (tests/support/fake_cuda/).
@@ -37,7 +37,7 @@ def measured(models: list[str], recipes: list[str]) -> list[str]:
 
 
 def page(rows: list[str]) -> str:
-    """docs/GPU_MEMORY.md with this table."""
+    """docs/gpu-memory.md with this table."""
     before, _, _ = PAGE.read_text(encoding="utf-8").partition("| model |")
     return "\n".join([before + "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *rows, ""])
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--recipe", nargs="+", default=[*RECIPES], choices=[*RECIPES])
-    parser.add_argument("--write", action="store_true", help="write the table to docs/GPU_MEMORY.md, not to stdout")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/gpu-memory.md, not to stdout")
     options = parser.parse_args()
     rows = measured(options.models or [*MODELS], options.recipe)
     if options.write:

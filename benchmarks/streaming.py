@@ -1,7 +1,7 @@
 """Decoding latents in pieces against the whole clip at once: peak memory over clip length, time, and the largest difference.
 
     python benchmarks/streaming.py [--model tiny] [--size 256] [--frames 17 65 257] [--chunk 2] [--rows 0] [--spill] [--repeats 3]
-                                   [--plot docs/decode_memory.svg]
+                                   [--plot docs/pictures/decode_memory.svg]
 
 Every decode is a process of its own: the whole clip at once, module by module (plain) and in the fast form, and streamed, in
 turns. Memory is the peak above what the process holds before it decodes. Prints one line per length; ratios are over plain,

@@ -1,4 +1,4 @@
-"""What docs/SCALE.md says is so: its commands parse, its scripts and manifests too, its arithmetic adds up."""
+"""What docs/guides/scale.md says is so: its commands parse, its scripts and manifests too, its arithmetic adds up."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.training.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = (ROOT / "docs" / "SCALE.md").read_text()
+PAGE = (ROOT / "docs" / "guides" / "scale.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", PAGE, re.DOTALL)
 JOBS = [yaml.safe_load(block) for kind, block in BLOCKS if kind == "yaml"]
 VIDEOS = 1_000_000

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The commands of docs/SCALE.md on two machines that share a disk and a cable and nothing else: two namespaces, each with a network, a
+# The commands of docs/guides/scale.md on two machines that share a disk and a cable and nothing else: two namespaces, each with a network, a
 # host name and process ids of its own. On generated clips, with the embedded teacher. Needs root on Linux, no network. Everything lands
 # in two-machines-out/, made anew each time; ends with 1 at whatever was not as it should be.
 set -euo pipefail

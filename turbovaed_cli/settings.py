@@ -77,7 +77,7 @@ class CacheSettings:
         ClipSettings, "dtype", sentence="{choices}; bf16 moves latents by 5 % on the embedded teacher, others not measured."
     )
     device: str = same(ClipSettings, "device")
-    workers: int = setting(0, "Videos read ahead of the encoder.", "Several workers", shown="2; on CUDA one per core, at most 8")
+    workers: int = setting(0, "Videos read ahead of the encoder.", "Several workers", shown="2; on a GPU one per core, at most 8")
     max_failures: int | None = setting(
         None, "Exit with 4 after more unreadable clips than this.", "Several workers", shown="no limit"
     )

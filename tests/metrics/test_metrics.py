@@ -571,9 +571,9 @@ def test_the_table_says_which_way_is_better():
 
 def test_the_documents_contrast_example_prints_what_it_says(capsys):
     """The first number to its digit; the second is rounding noise, which another processor may place a little elsewhere."""
-    text = (Path(__file__).resolve().parents[2] / "docs" / "METRICS.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     ((snippet, quoted),) = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, re.DOTALL)
-    exec(compile(snippet, "docs/METRICS.md", "exec"), {})
+    exec(compile(snippet, "docs/metrics.md", "exec"), {})
     printed = capsys.readouterr().out
     standard, as_published = (float(number) for number in re.findall(r"[\d.]+(?= dB)", printed))
     quoted_standard, quoted_paper = (float(number) for number in re.findall(r"[\d.]+(?= dB)", quoted))
@@ -582,7 +582,7 @@ def test_the_documents_contrast_example_prints_what_it_says(capsys):
 
 
 def test_the_document_has_a_row_for_every_metric():
-    text = (Path(__file__).resolve().parents[2] / "docs" / "METRICS.md").read_text()
+    text = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     for name, metric in METRICS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` "))
         assert row.split("|")[2].strip() == {"up": "higher", "down": "lower"}[metric.better]

@@ -59,7 +59,7 @@ def evaluate(
     settings: EvalSettings,
     show: Show,
 ) -> None:
-    """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/METRICS.md."""
+    """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, rFVD, VMAF, flicker. See docs/metrics.md."""
     check_system("eval")
     others = [*task.compare, *(more or ())]
     if task.report is not None and others:
@@ -115,7 +115,7 @@ def _check(results: "Sequence[EvalResult]", thresholds: Mapping[str, float]) -> 
     from turbovaed_cli.evaluation.evaluate import find_misses
 
     if misses := [miss for result in results for miss in find_misses(result, thresholds)]:
-        hint = "docs/METRICS.md says what is compared; the clips to look at are in the table"
+        hint = "docs/metrics.md says what is compared; the clips to look at are in the table"
         raise CheckFailedError("; ".join(map(str, misses)), hint)
 
 

@@ -2,7 +2,7 @@
 
 What it does: latents sampled from the posterior; no rounding to 8 bits; batches of four clips; source and reconstruction each
 mapped to [0, 1] by *their own* minimum and maximum over the batch; PSNR per frame, then the mean; SSIM with reflected edges;
-LPIPS (Alex, spatial) and I3D, both made for [-1, 1], fed [0, 1]; the mean over batches. docs/METRICS.md shows what that does to
+LPIPS (Alex, spatial) and I3D, both made for [-1, 1], fed [0, 1]; the mean over batches. docs/metrics.md shows what that does to
 a contrast error. Source: `train_vae/validation_metrics.py` of hustvl/Turbo-VAED, with torchmetrics 1.8 and lpips 0.1.4.
 """
 

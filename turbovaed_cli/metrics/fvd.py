@@ -31,7 +31,7 @@ class Detector:
         try:
             self.network: Any = torch.jit.load(io.BytesIO(content), map_location=device).eval()
         except RuntimeError as error:
-            raise WeightFileError(f"{label} is not TorchScript", "see docs/METRICS.md for the detector that is meant") from error
+            raise WeightFileError(f"{label} is not TorchScript", "see docs/metrics.md for the detector that is meant") from error
 
     @torch.no_grad()
     def features(self, video: Tensor) -> np.ndarray:
@@ -42,11 +42,11 @@ class Detector:
             words = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise WeightFileError(
                 f"{self.label} does not take clips of {video.shape[1]} frames: {words[-1] if words else error}",
-                f"I3D needs {MIN_FRAMES} frames or more; see docs/METRICS.md for the detector that is meant",
+                f"I3D needs {MIN_FRAMES} frames or more; see docs/metrics.md for the detector that is meant",
             ) from error
         if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[0] != 1 or not bool(torch.isfinite(found).all()):
             raise WeightFileError(
-                f"{self.label} gave no row of finite features", "see docs/METRICS.md for the detector that is meant"
+                f"{self.label} gave no row of finite features", "see docs/metrics.md for the detector that is meant"
             )
         return found[0].double().cpu().numpy()
 
@@ -68,7 +68,7 @@ def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple
     if not sha256:
         raise MissingWeightsError(
             f"{found.name} is code, and nobody vouched for it",
-            f"compare its sha256 with a source you trust (docs/METRICS.md), then --i3d-sha256 {sha256_of(found)}",
+            f"compare its sha256 with a source you trust (docs/metrics.md), then --i3d-sha256 {sha256_of(found)}",
         )
     content = found.read_bytes()
     digest = hashlib.sha256(content).hexdigest()

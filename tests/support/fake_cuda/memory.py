@@ -20,7 +20,7 @@ from turbovaed_cli.training.outputs import Samples, ema_student
 from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.training.trainer import Trainer
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "GPU_MEMORY.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "gpu-memory.md"
 PERCEPTUAL, DTYPE = "lpips", "bf16"  # what `auto` takes on a GPU where it takes the most memory
 BOUND_GB = 20.0  # of everything that a default run does: a card of 24 GB keeps 4 for what is not tensors
 
@@ -37,17 +37,17 @@ class Peak:
 
 
 def _cells(text: str) -> list[list[str]]:
-    """Each row of the table of docs/GPU_MEMORY.md: model, recipe, part, clips at once, GB."""
+    """Each row of the table of docs/gpu-memory.md: model, recipe, part, clips at once, GB."""
     return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
 
 
 def rows_of(text: str) -> dict[tuple[str, str, str], float]:
-    """The figures of docs/GPU_MEMORY.md: (model, recipe, part) -> GB."""
+    """The figures of docs/gpu-memory.md: (model, recipe, part) -> GB."""
     return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in _cells(text)}
 
 
 def clips_of(text: str, model: str, recipe: str) -> dict[str, int]:
-    """The clips at once of each stage in docs/GPU_MEMORY.md."""
+    """The clips at once of each stage in docs/gpu-memory.md."""
     return {
         part: int(clips.split(" x ")[0])
         for of, named, part, clips, _ in _cells(text)
