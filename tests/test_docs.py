@@ -14,7 +14,7 @@ import typer
 from pages import PAGES, ROOT, name_of
 from typer.testing import CliRunner
 
-from turbovaed_cli.cli import app
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.training.recipes import RECIPES, read_recipe
 
 COMMANDS = [(path, words) for path in PAGES for words in pages.commands(path)]
