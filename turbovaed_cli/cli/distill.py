@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -144,11 +144,7 @@ def distill(
     if sources.val is not None:
         list_videos(sources.val)  # before hours of training
     if schedule.dry_run:
-        from turbovaed_cli.distill import estimate_distill
-
-        processes = int(os.environ.get("WORLD_SIZE") or schedule.nproc)
-        found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
-        _show_distill_estimate(found, json=show.json)
+        _estimate(spec, run, job, schedule.nproc, show)
         return
     from turbovaed_cli.distill import distill as teach
 
@@ -270,8 +266,17 @@ def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments:
         raise
 
 
-def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
+def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], nproc: int, show: Show) -> None:
     """`distill --dry-run`."""
+    from turbovaed_cli.distill import estimate_distill
+
+    processes = int(os.environ.get("WORLD_SIZE") or nproc)
+    found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
+    _show_estimate(found, json=show.json)
+
+
+def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
+    """What is left to do, stage by stage, and what it takes."""
     if json:
         console.print_json(found)
     else:
