@@ -23,6 +23,7 @@ from turbovaed_cli.cli.options import (
     check_folder,
     warn_of_old_ffmpeg,
 )
+from turbovaed_cli.cli.table import print_table, print_tables
 from turbovaed_cli.errors import DifferentRunError, SettingsError, TurboVaedError
 from turbovaed_cli.launch import command_line, is_beside_another, launch
 from turbovaed_cli.registry import ModelSpec, find_model, with_licence
@@ -213,8 +214,7 @@ def _show_result(
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
         return
     _show_distilled(result)
-    for table in as_tables([measured], sources.val) if measured and sources.val else ():
-        console.print_table(table.title, table.columns, table.rows)
+    print_tables(as_tables([measured], sources.val) if measured and sources.val else ())
     console.note(f"next: turbovaed eval --model {run} --data DIR; turbovaed reconstruct IN.mp4 --model {run}")
 
 
@@ -253,7 +253,7 @@ def _show_distilled(result: "DistillResult") -> None:
         ("student", f"{result.student_params / 1e6:.3f} M parameters, {share:.1f} % of the teacher's decoder"),
         ("model", str(result.model)),
     ]
-    console.print_table("Distilled", ["", ""], rows)
+    print_table("Distilled", ["", ""], rows)
 
 
 def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
@@ -294,7 +294,7 @@ def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
             for stage in found.stages
         ]
         if rows:
-            console.print_table("Some steps of every stage", columns, rows)
+            print_table("Some steps of every stage", columns, rows)
         facts = [
             ("steps", f"{found.steps}" + (f", {found.steps_done} of them done" if found.steps_done else "")),
             ("time", time_in_words(found)),
@@ -304,6 +304,6 @@ def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
             ),
             ("download", download_in_words(found)),
         ]
-        console.print_table("It would take", ["", ""], facts)
+        print_table("It would take", ["", ""], facts)
         warn_of_room(found, found.run)
     finish(found.skipped)
