@@ -9,6 +9,7 @@ import pytest
 
 from turbovaed_cli import units
 from turbovaed_cli.cli import console
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.errors import TurboVaedError
 
 
@@ -40,26 +41,26 @@ def test_a_strangers_file_name_breaks_no_line_and_steers_no_terminal(capsys):
     console.note(name)
     console.ConsoleReporter().note(name)
     assert capsys.readouterr().err.splitlines() == [f"warning: {shown}", shown, shown]
-    console.print_table("T", ["name"], [(name,)])
+    print_table("T", ["name"], [(name,)])
     assert [line.rstrip() for line in capsys.readouterr().out.splitlines()[2:]] == ["[red]a", shown.partition(r"\n")[2]]
     console.print_json({"name": name})
     assert json.loads(capsys.readouterr().out)["name"] == name
 
 
 def test_a_table_in_a_pipe_is_never_cut(capsys):
-    console.print_table("T", ["name", "n"], [("x" * 150, 1.5), ("[bold]", 2)])
+    print_table("T", ["name", "n"], [("x" * 150, 1.5), ("[bold]", 2)])
     out, _ = capsys.readouterr()
     assert "x" * 150 in out and "[bold]" in out
 
 
 def test_a_table_in_a_pipe_obeys_columns_and_is_padded_nowhere(capsys, monkeypatch):
     rows = [("first", "a text of several words"), ("second one", "b" * 12)]
-    console.print_table("A title that is longer than its table, and stays one line in a pipe", ["name", "text"], rows)
+    print_table("A title that is longer than its table, and stays one line in a pipe", ["name", "text"], rows)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "A title that is longer than its table, and stays one line in a pipe"
     assert all(line == line.rstrip() for line in lines) and "first       a text of several words" in lines
     monkeypatch.setenv("COLUMNS", "24")
-    console.print_table("T", ["name", "text"], rows)
+    print_table("T", ["name", "text"], rows)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 24
     assert lines[-1].split() == ["one", "b" * 12] or lines[-1].endswith("b" * 12)  # words stay whole while they fit

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from turbovaed_cli.cli import console
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.video import probe
 
 SMALL = ("--frames", "9", "--size", "64")
@@ -95,7 +95,7 @@ def test_eval_ends_well_on_a_terminal_without_unicode(videos):
 def test_characters_are_replaced_before_columns_are_laid_out(monkeypatch):
     written = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", written)
-    console.print_table("", ["", "PSNR"], [("teacher", "20.21 ± 1.5"), ("student", "18.99 ± 9.5")])
+    print_table("", ["", "PSNR"], [("teacher", "20.21 ± 1.5"), ("student", "18.99 ± 9.5")])
     written.seek(0)
     rows = written.read().splitlines()[1:]
     assert len({line.index("+-") for line in rows}) == 1, rows

@@ -234,7 +234,7 @@ def test_precise_is_part_of_what_a_run_is(teach, settings, tmp_path):
     precise, run = replace(short, precise=True), tmp_path / "run"
     teach(run, 1, precise)
     assert json.loads((run / "config.json").read_text())["settings"]["precise"] is True
-    with pytest.raises(RunFolderError, match="other settings: --precise on -> off"):
+    with pytest.raises(RunFolderError, match="other settings: `precise` on -> off"):
         teach(run, settings=short)
     teach(run, settings=precise)
     teach(tmp_path / "other", settings=short)
@@ -252,7 +252,7 @@ def test_a_compiled_run_resumes_as_one_and_is_not_mixed_with_others(teach, setti
     for name, chosen in (("plain", short), ("once", compiled)):
         teach(tmp_path / name, settings=chosen)
     teach(tmp_path / "twice", 1, compiled)
-    with pytest.raises(RunFolderError, match="--compile on -> off"):
+    with pytest.raises(RunFolderError, match="`compile` on -> off"):
         teach(tmp_path / "twice", settings=short)
     teach(tmp_path / "twice", settings=compiled)
     plain, once, twice = (everything(tmp_path / name, step=2) for name in ("plain", "once", "twice"))

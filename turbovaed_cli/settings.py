@@ -325,12 +325,7 @@ class ExportSettings:
     )
     # Of rank 4 with taps concatenated, or added up; 5d keeps conv3d.
     layout: str = setting("4d-cat", "Layout of the graph: {choices}.", "Format", choices=LAYOUTS)
-    chunk: int = setting(
-        0,
-        "Also write a graph of this many latent frames: on a phone it decodes any length piece by piece.",
-        "Format",
-        shown="none",
-    )
+    chunk: int = setting(0, "Also write a graph of this many latent frames, for clips of any length.", "Format", shown="none")
     states: bool = setting(False, "With --chunk: Core ML keeps the frames between two chunks itself (iOS 18).", "Apple devices")
     seed: int = same(ClipSettings, "seed")  # of the latents the artefact is checked on without real ones
     latents: Path | None = same(ClipSettings, "latents")

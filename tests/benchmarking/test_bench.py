@@ -145,7 +145,7 @@ def test_coreml_converts_describes_and_says_it_did_not_run(one_block_folder):
     assert "did not run here" in row.status and "Mac" in row.status
     assert row.precision == "fp16" and row.size_mb > 0
     assert "operators" in row.remarks[0] and "GMAC" in row.remarks[0]
-    shown = {title.partition(":")[0]: rows for title, _, rows in bench_tables.tables(result)}
+    shown = {table.title.partition(":")[0]: table.rows for table in bench_tables.tables(result)}
     assert "How fast" not in shown and shown["Not measured here"][0][0] == "coreml"
     assert "Estimated, not measured" not in shown and result.estimate is None
     assert re.fullmatch(
@@ -387,8 +387,8 @@ def test_published_counts_of_operations_are_our_own():
     result = BenchResult(
         "ltx", "here", "random latents", 1, [row_with([30.0])], estimate=estimate, no_estimate=why_no_estimate(406.32)
     )
-    (table,) = (table for table in bench_tables.tables(result) if table[0] == "Estimated, not measured")
-    widths = [max(len(row[column]) for row in table[2]) for column in (0, 1)]
+    (table,) = (table for table in bench_tables.tables(result) if table.title == "Estimated, not measured")
+    widths = [max(len(row[column]) for row in table.rows) for column in (0, 1)]
     assert sum(widths) + 2 <= 80 and result.no_estimate == ""
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, check_system_for
+from turbovaed_cli.cli.table import print_tables
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.setting import setting
 from turbovaed_cli.settings import TARGETS, THRESHOLDS, BenchSettings
@@ -110,8 +111,7 @@ def _show_result(result: "BenchResult", compared: "Sequence[Change]") -> None:
 
     console.note(result.header)
     console.note(f"decoding {result.latents}; load average before and after: {_loads(result.load_average)}")
-    for title, columns, rows in tables(result, compared):
-        console.print_table(title, columns, rows)
+    print_tables(tables(result, compared))
     if result.no_estimate:
         console.note(result.no_estimate)
     console.note(f"runtimes: {', '.join(dict.fromkeys(row.runtime for row in result.rows if row.measured)) or 'none'}")

@@ -10,6 +10,7 @@ from turbovaed_cli.cli import console
 from turbovaed_cli.cli.estimates import download_in_words, free_in_words, time_in_words, warn_of_room
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.options import Downloads, Show, TeacherChoice, check_folder, option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.registry.find import find_model
@@ -112,7 +113,7 @@ def _share(shard: str | None, settings: CacheSettings) -> "tuple[Shard | None, C
 def _show_result(result: "CacheResult", out: str, teacher: str, share: "Shard | None") -> None:
     """The table of a cache that was filled, and what comes next."""
     busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
-    console.print_table(
+    print_table(
         "Latent cache",
         ["encoded", "already there", "skipped", "encoder busy", "folder", *(["shard"] if share else [])],
         [(result.encoded, result.found, len(result.skipped), busy, out, *([share] if share else []))],
@@ -136,7 +137,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
             console.print_json(merged)
         else:
             columns = ["clips", "shards copied", "already there", "folder"]
-            console.print_table("Merged", columns, [(merged.clips, merged.copied_shards, merged.found_shards, out)])
+            print_table("Merged", columns, [(merged.clips, merged.copied_shards, merged.found_shards, out)])
         return
     found = cache_status(Path(out))
     if json:
@@ -154,7 +155,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
         rows.append(("speed", f"{found.clips_per_s:.3g} clips/s over the last ten minutes"))
     if found.seconds_left is not None:
         rows.append(("left", human_span(found.seconds_left)))
-    console.print_table(f"Latent cache {out}", ["", ""], rows)
+    print_table(f"Latent cache {out}", ["", ""], rows)
     for item in found.failed:
         console.warn(f"failed: {item.path}: {item.reason}")
     if found.failed:
@@ -187,6 +188,6 @@ def _show_estimate(
             ("memory", f"{found.peak_mb:.0f} MB" if found.peak_mb else "not measured"),
             ("download", download_in_words(found)),
         ]
-        console.print_table("It would take", ["", ""], rows)
+        print_table("It would take", ["", ""], rows)
         warn_of_room(found, out)
     finish(found.skipped)

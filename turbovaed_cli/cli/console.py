@@ -8,17 +8,15 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.prompt import Confirm
-from rich.table import Table
 from rich.text import Text
 
 from turbovaed_cli.errors import TurboVaedError
@@ -27,7 +25,6 @@ from turbovaed_cli.units import human_duration
 
 DOCUMENT_VERSION = 1
 _PLAIN_INTERVAL_S = 10.0  # between progress lines where there is no terminal
-_PIPE_WIDTH = 10_000  # columns: wider than any table
 
 Item = TypeVar("Item")
 
@@ -64,59 +61,6 @@ def print_text(text: str) -> None:
     """A text of several lines on stdout, as a result."""
     sys.stdout.write(fitting(text, sys.stdout))
     sys.stdout.flush()
-
-
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, on_stderr: bool = False) -> None:
-    """One table on stdout, or beside the notes, below its title. Numbers line up on the right; a table without column names is a list of facts."""
-    stream = sys.stderr if on_stderr else sys.stdout
-    texts = [["" if cell is None else _shown_in_cell(str(cell), stream) for cell in row] for row in rows]
-    columns = [fitting(column, stream) for column in columns]
-    console = Console(file=stream, highlight=False, emoji=False, width=None if stream.isatty() else _width_of_a_pipe())
-    widths, gap = _widths([[name, *(row[i] for row in texts)] for i, name in enumerate(columns)], console.width)
-    table = Table(show_header=any(columns), box=None, pad_edge=False, collapse_padding=gap == 1)
-    for i, column in enumerate(columns):
-        is_numeric = bool(texts) and all(_looks_numeric(row[i]) for row in texts)
-        table.add_column(escape(column), justify="right" if is_numeric else "left", overflow="fold", width=widths[i])
-    for row in texts:
-        table.add_row(*map(escape, row))
-    with console.capture() as captured:
-        if title:
-            console.print(Text(fitting(one_line(title), stream), style="bold"), soft_wrap=not stream.isatty())
-        console.print(table)
-    text = captured.get()
-    stream.write(text if stream.isatty() else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
-    stream.flush()
-
-
-def _widths(columns: Sequence[Sequence[str]], most: int) -> tuple[list[int | None], int]:
-    """Widths of columns with these cells, and of the gaps between them, so that lines break between words.
-
-    None leaves a width to rich, which breaks words: where the longest word of every column do not fit beside each other.
-    """
-    widths = [max(map(cell_len, "\n".join(cells).split("\n"))) for cells in columns]
-    words = [max(map(cell_len, " ".join(cells).split()), default=0) for cells in columns]
-    gap = 2 if sum(words) + 2 * (len(columns) - 1) <= most else 1
-    room = most - gap * (len(columns) - 1)
-    if sum(words) > room:
-        return [None] * len(columns), gap
-    while sum(widths) > room:
-        widest = max((i for i in range(len(columns)) if widths[i] > words[i]), key=widths.__getitem__)
-        widths[widest] -= 1
-    return list(widths), gap
-
-
-def _shown_in_cell(cell: str, stream: TextIO) -> str:
-    return fitting("\n".join(map(one_line, cell.split("\n"))), stream)
-
-
-def _width_of_a_pipe() -> int:
-    """What COLUMNS asks for; without it a pipe has no width, and nothing is folded or cut there."""
-    asked = os.environ.get("COLUMNS", "")
-    return min(int(asked), _PIPE_WIDTH) if asked.isdecimal() and int(asked) else _PIPE_WIDTH
-
-
-def _looks_numeric(cell: str) -> bool:
-    return not cell or cell[0].isdigit() or cell[0] == "-"
 
 
 _NAMED = re.compile(r"`([a-z_0-9]+)(?:=([^`]*))?`")

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -23,6 +23,7 @@ from turbovaed_cli.cli.options import (
     check_folder,
     warn_of_old_ffmpeg,
 )
+from turbovaed_cli.cli.table import print_table, print_tables
 from turbovaed_cli.errors import DifferentRunError, SettingsError, TurboVaedError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.machine.launch import command_line, is_beside_another, launch
@@ -145,11 +146,7 @@ def distill(
     if sources.val is not None:
         list_videos(sources.val)  # before hours of training
     if schedule.dry_run:
-        from turbovaed_cli.training.distill import estimate_distill
-
-        processes = int(os.environ.get("WORLD_SIZE") or schedule.nproc)
-        found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
-        _show_distill_estimate(found, json=show.json)
+        _estimate(spec, run, job, schedule.nproc, show)
         return
     from turbovaed_cli.training.distill import distill as teach
 
@@ -218,8 +215,7 @@ def _show_result(
         console.print_json(asdict(result) | {name: value for name, value in extras.items() if value is not None})
         return
     _show_distilled(result)
-    for table in as_tables([measured], sources.val) if measured and sources.val else ():
-        console.print_table(table.title, table.columns, table.rows)
+    print_tables(as_tables([measured], sources.val) if measured and sources.val else ())
     console.note(f"next: turbovaed eval --model {run} --data DIR; turbovaed reconstruct IN.mp4 --model {run}")
 
 
@@ -258,7 +254,7 @@ def _show_distilled(result: "DistillResult") -> None:
         ("student", f"{result.student_params / 1e6:.3f} M parameters, {share:.1f} % of the teacher's decoder"),
         ("model", str(result.model)),
     ]
-    console.print_table("Distilled", ["", ""], rows)
+    print_table("Distilled", ["", ""], rows)
 
 
 def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
@@ -271,8 +267,17 @@ def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments:
         raise
 
 
-def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
+def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], nproc: int, show: Show) -> None:
     """`distill --dry-run`."""
+    from turbovaed_cli.training.distill import estimate_distill
+
+    processes = int(os.environ.get("WORLD_SIZE") or nproc)
+    found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
+    _show_estimate(found, json=show.json)
+
+
+def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
+    """What is left to do, stage by stage, and what it takes."""
     if json:
         console.print_json(found)
     else:
@@ -290,7 +295,7 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
             for stage in found.stages
         ]
         if rows:
-            console.print_table("Some steps of every stage", columns, rows)
+            print_table("Some steps of every stage", columns, rows)
         facts = [
             ("steps", f"{found.steps}" + (f", {found.steps_done} of them done" if found.steps_done else "")),
             ("time", time_in_words(found)),
@@ -300,6 +305,6 @@ def _show_distill_estimate(found: "DistillEstimate", *, json: bool) -> None:
             ),
             ("download", download_in_words(found)),
         ]
-        console.print_table("It would take", ["", ""], facts)
+        print_table("It would take", ["", ""], facts)
         warn_of_room(found, found.run)
     finish(found.skipped)

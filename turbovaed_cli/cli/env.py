@@ -5,6 +5,7 @@ import typer
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.options import Json, Show
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.version import __version__
 
 EXAMPLES = "turbovaed env\nturbovaed env --json\nturbovaed env > bug-report.txt"
@@ -22,7 +23,7 @@ def env(*, json: Json = False) -> None:
         return
     packages = facts.pop("packages")
     rows = [(key, "none" if value is None else str(value)) for key, value in [*facts.items(), *packages.items()]]
-    console.print_table("Environment", ["", ""], rows)
+    print_table("Environment", ["", ""], rows)
 
 
 @command

@@ -12,6 +12,7 @@ from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_model
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, field_option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.table import print_tables
 from turbovaed_cli.errors import CheckFailedError, SettingsError, UnwritableError
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
@@ -90,8 +91,7 @@ def evaluate(
         documents = [eval_document(result) for result in results]
         console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
     else:
-        for table in as_tables(results, data, every_clip=show.verbose):
-            console.print_table(table.title, table.columns, table.rows)
+        print_tables(as_tables(results, data, every_clip=show.verbose))
     for pair, result in zip(pairs, results, strict=True):
         keep_evaluation(result, pair, settings, data, task.report, show.report)
     for line in met_thresholds(results, thresholds):

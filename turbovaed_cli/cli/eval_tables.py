@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from turbovaed_cli.cli.table import Table
 from turbovaed_cli.evaluation.paper import IN_PAPER
 from turbovaed_cli.evaluation.scores import (
     PROTOCOLS,
@@ -23,16 +23,7 @@ _RATIO_DIGITS = 4
 _NOT_IN_PAPER = METRICS.keys() - IN_PAPER
 
 
-@dataclass(frozen=True)
-class TextTable:
-    """A title, the names of the columns, and the rows, all text."""
-
-    title: str
-    columns: list[str]
-    rows: list[tuple[str, ...]]
-
-
-def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = False) -> list[TextTable]:
+def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = False) -> list[Table]:
     """The scores of every model, what should be known about them, and the worst clips (or every clip) of each."""
     clips = _every_clip if every_clip else _worst_clips
     return [
@@ -42,7 +33,7 @@ def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = F
     ]
 
 
-def _scores_table(results: Sequence[EvalResult]) -> TextTable:
+def _scores_table(results: Sequence[EvalResult]) -> Table:
     first = results[0]
     published = {name for result in results if result.published for name in result.published.means}
     metrics = [metric for name, metric in METRICS.items() if name in first.means["student"] or name in published]
@@ -60,7 +51,7 @@ def _scores_table(results: Sequence[EvalResult]) -> TextTable:
     size = f"{first.size[1]}x{first.size[0]}"
     model = first.model if len(results) == 1 else f"{len(results)} models"
     title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
-    return TextTable(title, ["", *(_heading(metric) for metric in metrics)], rows)
+    return Table(title, ["", *(_heading(metric) for metric in metrics)], rows)
 
 
 def _heading(metric: Metric) -> str:
@@ -91,7 +82,7 @@ def _published_rows(result: EvalResult, metrics: Sequence[Metric]) -> list[tuple
     return [*rows, ("  ratio", *ratios)]
 
 
-def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> TextTable:
+def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> Table:
     first = results[0]
     rows = [("protocol", f"{first.protocol}: {PROTOCOLS[first.protocol]}")]
     rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
@@ -116,7 +107,7 @@ def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> TextTa
         (f"{METRICS[name].label} with", "; ".join(f"{item['file']}, sha256 {item['sha256'][:16]}..." for item in items))
         for name, items in first.weights.items()
     ]
-    return TextTable("", ["", ""], [(label, text) for label, text in rows])
+    return Table("", ["", ""], [(label, text) for label, text in rows])
 
 
 def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]:
@@ -129,7 +120,7 @@ def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]
     return [("not measured", f"{', '.join(METRICS[name].label for name in reasons)} (-v says why, and what to run)")]
 
 
-def _worst_clips(result: EvalResult, data: Path) -> TextTable:
+def _worst_clips(result: EvalResult, data: Path) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in result.clips[0].student:
         (worst,), (behind,) = worst_clips(result.clips, name, 1), furthest_behind(result.clips, name, 1)
@@ -138,7 +129,7 @@ def _worst_clips(result: EvalResult, data: Path) -> TextTable:
         else:
             rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
             rows.append(("", _how_far(behind, name), *_clip_cells(behind, name, data)))
-    return TextTable(f"{result.model}: clips to look at", ["metric", "student is", "clip", "frame", "teacher", "student"], rows)
+    return Table(f"{result.model}: clips to look at", ["metric", "student is", "clip", "frame", "teacher", "student"], rows)
 
 
 def _how_far(clip: ClipScores, name: str) -> str:
@@ -148,13 +139,13 @@ def _how_far(clip: ClipScores, name: str) -> str:
     return "least ahead of teacher" if is_ahead else "furthest behind teacher"
 
 
-def _every_clip(result: EvalResult, data: Path) -> TextTable:
+def _every_clip(result: EvalResult, data: Path) -> Table:
     rows = [
         (METRICS[name].label, *_clip_cells(clip, name, data))
         for name in result.clips[0].student
         for clip in worst_clips(result.clips, name, len(result.clips))
     ]
-    return TextTable(f"{result.model}: every clip, worst first", ["metric", "clip", "frame", "teacher", "student"], rows)
+    return Table(f"{result.model}: every clip, worst first", ["metric", "clip", "frame", "teacher", "student"], rows)
 
 
 def _clip_cells(clip: ClipScores, name: str, data: Path) -> tuple[str, ...]:

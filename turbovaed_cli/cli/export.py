@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.options import ModelChoice, Show, check_system_for, option
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.setting import setting
@@ -50,7 +51,7 @@ def export(
     if show.json:
         console.print_json(result)
     else:
-        console.print_table("Exported", ["file", "MB", "dtype", "max abs", "PSNR", "checked"], map(_row_of, result.artifacts))
+        print_table("Exported", ["file", "MB", "dtype", "max abs", "PSNR", "checked"], map(_row_of, result.artifacts))
     checked_on = next((item.checked_on for item in result.artifacts if item.checked_on), "nothing: none of it runs here")
     console.note(f"checked on {checked_on}; {result.document} has it all")
     if not result.missed:

@@ -10,6 +10,7 @@ from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_weights
 from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
@@ -56,7 +57,7 @@ def _list_models(json: bool) -> None:
                 f"{spec.student.params_m:.1f}",
             )
         )
-    console.print_table("Models", ["name", "teacher", "ratio", "frames", "decoder M", "student M"], rows)
+    print_table("Models", ["name", "teacher", "ratio", "frames", "decoder M", "student M"], rows)
 
 
 @command
@@ -68,7 +69,7 @@ def models_show(*, name: Name, json: Json = False) -> None:
         console.print_json(description)
         return
     flat = [(f"{group} {key}", value) for group in ("teacher", "student") for key, value in description[group].items()]
-    console.print_table(f"{spec.name}: {spec.title}", ["", ""], [(key, _in_words(value)) for key, value in flat])
+    print_table(f"{spec.name}: {spec.title}", ["", ""], [(key, _in_words(value)) for key, value in flat])
 
 
 def _in_words(value: object) -> str:
@@ -157,7 +158,7 @@ def show_design(design: "Design", *, on_stderr: bool = False) -> None:
 
     title = f"Students of {design.model} for {design.budget}"
     columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
-    console.print_table(title, columns, as_rows(design), on_stderr=on_stderr)
+    print_table(title, columns, as_rows(design), spare=["of\npublished", "of\nteacher"], on_stderr=on_stderr)
     console.note(as_sentence(design))
 
 
@@ -179,7 +180,7 @@ def models_pull(
         console.print_json(result)
         return
     rows = [(Path(file.path).name, human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
-    console.print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
+    print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
     if name == "i3d":
         console.note(
             f"it is code: compare its sha256 with a source you trust, then turbovaed eval --i3d-sha256 {result.files[0].sha256}"

@@ -10,6 +10,7 @@ import typer
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
 from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.settings import ReconstructSettings, check_reconstruct, check_video_name
@@ -90,7 +91,7 @@ def _show_video(result: "ReconstructResult", json: bool) -> None:
     if json:
         console.print_json({**asdict(result), "fps": float(result.fps)})
     else:
-        console.print_table("Reconstructed", ["file", "frames", "size", "fps"], [_row_of(result)])
+        print_table("Reconstructed", ["file", "frames", "size", "fps"], [_row_of(result)])
 
 
 def _row_of(result: "ReconstructResult") -> tuple[object, ...]:
@@ -109,7 +110,7 @@ def _show_folder(result: "FolderResult", json: bool) -> None:
         console.print_json({"out": result.out, "inputs": items})
     else:
         rows = [_row_of(item.result) if item.result else (item.out, "", "", item.status) for item in result.items]
-        console.print_table("Reconstructed", ["file", "frames", "size", "fps"], rows)
+        print_table("Reconstructed", ["file", "frames", "size", "fps"], rows)
     from turbovaed_cli.video.usable import Skipped
 
     finish([Skipped(str(item.path), item.reason) for item in result.of_status("failed")])

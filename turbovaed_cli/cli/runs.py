@@ -8,6 +8,7 @@ import typer
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.options import Json, Quiet
+from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.units import human_age
 
 
@@ -38,7 +39,7 @@ def runs(
         )
         for run in found
     ]
-    console.print_table(f"Runs in {folder}", ["run", "status", "step", "stage", "best", "age"], rows)
+    print_table(f"Runs in {folder}", ["run", "status", "step", "stage", "best", "age"], rows)
     for run in found:
         if run.status == "broken":
             console.warn(f"{run.name}: {run.reason}")
