@@ -79,7 +79,7 @@ class OutputExistsError(SettingsError):
 
 
 class UnwritableError(SettingsError):
-    """An output cannot be written where it was asked for: a read-only place, a folder in the way, a name that is too long."""
+    """An output cannot be written at its path: a read-only place, a folder in the way, a name that is too long."""
 
 
 class RunFolderError(SettingsError):

@@ -48,7 +48,7 @@ def _text_and_object(path: Path) -> tuple[str, dict[str, Any]]:
         ) from error
     if not isinstance(value, dict):
         raise CorruptFileError(
-            f"{path} holds a {type(value).__name__} where an object was written", "restore it or start a new folder"
+            f"{path} holds a {type(value).__name__}, but an object was written", "restore it or start a new folder"
         )
     return text, value
 

@@ -55,7 +55,7 @@ _OUT_OF_MEMORY = (
     "unable to find an engine",
 )
 
-MOST_READERS = 8  # threads that read ahead, unless more are asked for
+MOST_READERS = 8  # threads that read ahead by default
 _TF32_CAPABILITY = (8, 0)  # compute capability of the first NVIDIA GPUs with TF32
 _IN_TF32 = threading.RLock()  # held by the thread inside `tf32`
 

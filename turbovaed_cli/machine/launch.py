@@ -26,7 +26,7 @@ _POLL_S = 0.05
 def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
     """Run `turbovaed WORDS` in `nproc` processes and pass SIGINT and SIGTERM on.
 
-    Returns (exit code, a message about a failed rank, or None if the first rank reported it). If one fails, the others have
+    Returns (exit code, a message about a failed rank, or None if the first rank reported it). If one fails, the rest have
     30 s to report it and end; one that hangs is killed.
     """
     watch, held = os.pipe()  # `held` closes with this process, whatever ends it

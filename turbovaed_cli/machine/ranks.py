@@ -21,7 +21,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 Value = TypeVar("Value")
 
 _BUCKET = 8_000_000  # numbers that are sent at once, 32 MB
-# The first rank may look through a million videos while the others wait. A rank that has died is noticed at once all the same.
+# The first rank may look through a million videos while the rest wait. A rank that has died is noticed at once all the same.
 _LONGEST_WAIT = timedelta(hours=12)
 
 
@@ -202,7 +202,7 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
     return Ranks(state.num_processes, state.process_index, state.local_process_index, torch.device(state.device))
 
 
-# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Its own begin with the place in its source, such as
+# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Those of gloo itself begin with a place in its source, such as
 # [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
 _GONE = re.compile(r"\[[^\]]*\bgloo\b[^\]]*\]|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
