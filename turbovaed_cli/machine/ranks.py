@@ -173,8 +173,8 @@ def alone(device: torch.device) -> Ranks:
 def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
     """Return this process's rank among those started together, with its device: for `auto` and `cuda` one device per rank.
 
-    Raises SettingsError for a device that several processes cannot share, UnavailableError if a machine has fewer devices
-    than ranks, and LostRankError if the processes do not find each other.
+    Raises SettingsError for a device that several processes cannot share, and UnavailableError if a machine has fewer devices
+    than ranks. Raises LostRankError if the processes do not find each other.
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
@@ -202,8 +202,8 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
     return Ranks(state.num_processes, state.process_index, state.local_process_index, torch.device(state.device))
 
 
-# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Those of gloo itself begin with a place in its source, such as
-# [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
+# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Those of gloo itself begin with a place in its source,
+# such as [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
 _GONE = re.compile(r"\[[^\]]*\bgloo\b[^\]]*\]|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 

@@ -25,7 +25,7 @@ class Lpips(nn.Module):
     """
 
     def __init__(self, trunk: Trunk, state: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
-        """`state`: torchvision's state dict of the backbone; `linear`: the weights `lin{i}.model.1.weight`, (1, C, 1, 1)."""
+        """Take `state`, torchvision's state dict of the backbone, and `linear`, the weights lin{i}.model.1.weight (1, C, 1, 1)."""
         super().__init__()
         self.trunk = trunk
         self.convolutions = nn.ModuleDict()
@@ -89,8 +89,8 @@ class LpipsFiles:
 def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:
     """Return the files of LPIPS "vgg" or "alex": matching ones of `given`, else those of torch's cache and torchmetrics.
 
-    Raises MissingWeightsError without a backbone, WeightFileError for a given file that is neither a backbone nor learned
-    weights, and CorruptFileError if the sha256 of a cached backbone does not match its name.
+    Raises MissingWeightsError without a backbone, and WeightFileError for a given file that is neither a backbone nor learned
+    weights. Raises CorruptFileError if the sha256 of a cached backbone does not match its name.
     """
     kinds = {identify(path): path for path in given}
     trunk = kinds.get(("trunk", name))

@@ -92,9 +92,9 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
     (0.25x to 1.5x). Those larger than the teacher's decoder are left out, unless all are. Upsampling, depthwise blocks and
     tail stay: the teacher's ratios and the published recipe fix them.
 
-    The rule: of the candidates that fit, keep those that use the budget (at least 95 % of what the largest of them uses, by
-    the tighter limit). Of these, take the one that differs least from the published student; of equals, the one with the
-    most parameters. The reason: quality grows with cost, so unused budget is lost quality. The published proportions
+    The rule: of the candidates that fit, keep those that use the budget. They need at least 95 % of what the largest of them
+    uses, by the tighter limit. Of these, take the one that differs least from the published student; of equals, the one with
+    the most parameters. The reason: quality grows with cost, so unused budget is lost quality. The published proportions
     between the blocks are the only ones with measured results, so they should change little. The last 5 % of the budget are
     not worth a larger change.
 

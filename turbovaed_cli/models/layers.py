@@ -49,7 +49,7 @@ class TimeReplicatedConv3d(nn.Module):
     """A k x k x k convolution, stride 1, not causal: (B, C, t, h, w) to (B, O, t, h, w).
 
     Two cases are computed in another way, several times faster (benchmarks/plain_vs_fast.py). With few outputs, as in the last
-    layer, one 2-D convolution per frame makes the outputs of all three taps, which are added up shifted by a frame. With an
+    layer, one 2-D convolution per frame makes the outputs of all three taps; these are added up, shifted by a frame. With an
     input so small that torch would take its slow path on a CPU, a 2-D convolution runs over the channels of three frames.
     """
 
@@ -159,7 +159,10 @@ class Upsampler2d(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """RMSNorm, activation and convolution, twice, plus the input (through LayerNorm and 1x1x1 if channels change)."""
+    """RMSNorm, activation and convolution, twice, plus the input (through LayerNorm and 1x1x1 if channels change).
+
+    (B, C, t, h, w) to (B, O, t, h, w).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, depthwise_kernel: int | None, relu_first: bool) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ def _conv(in_channels: int, out_channels: int, depthwise_kernel: int | None) -> 
 
 
 class MidBlock(nn.Module):
-    """Resnets at the resolution of the latents."""
+    """Resnets at the resolution of the latents: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int, num_layers: int, *, depthwise_kernel: int | None) -> None:
         super().__init__()
@@ -204,7 +207,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
 
-    After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU.
+    After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w) to
+    (B, O, T, H, W), of the same or the doubled size.
     """
 
     def __init__(

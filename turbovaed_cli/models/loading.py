@@ -104,12 +104,12 @@ def load_student(
     """Load a student, fp32 on the CPU, in eval mode.
 
     `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, or a weight file in the published
-    layout (.pth or .safetensors). A weight file needs its JSON `config`, a path or a dict. Without it, the config is taken
-    from the file's header, from `config.json` next to the file, or from the registry if the file has a published name.
+    layout (.pth or .safetensors). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
+    file's header, `config.json` next to the file, or that of the registry if the file has a published name.
 
     Loading is strict: WeightFileError names the first decoder key that is missing, unexpected or misshapen. Raises
-    UnknownModelError if nothing has this name, SettingsError for a bad config, CorruptFileError for a damaged folder of a
-    run, and MissingWeightsError if the weights are not on this machine and `consent` does not agree to the download.
+    UnknownModelError if nothing has this name, SettingsError for a bad config, and CorruptFileError for damaged files of a
+    run. Raises MissingWeightsError if the weights are not on this machine and `consent` does not agree to the download.
     """
     if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
         spec = find_model(where)

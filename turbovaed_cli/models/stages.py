@@ -40,7 +40,7 @@ class Memory(Protocol):
     def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
 
     def get(self, stripe: int, /) -> Tensor | None:
-        """Return the last tensor of a stripe, which must not be written to; None if there is none."""
+        """Return the last frames (n, C, h, W) of a stripe, which must not be written to; None if there are none."""
         ...
 
 
@@ -62,7 +62,7 @@ def stripes_of(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Stripe
 
 
 def framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> StageMaker:
-    """Return a maker of a stage for a layer that works on single frames, and makes `time` frames of one."""
+    """Return a maker of a stage for a layer that works on single frames: (n, C, h, W) to (n * time, C', h', W')."""
     return lambda _keep: _Framewise(layer, time)
 
 

@@ -208,9 +208,9 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield the frames (B, 3, m, H, W) of one clip whose latents (B, C, n, h, w) come in `pieces`, as `push` and `flush` do.
+        """Yield the frames (B, 3, m, H, W) of one clip, whose latents (B, C, n, h, w) come in `pieces`.
 
-        A clip that was begun before is dropped. Raises FrameCountError if there is no piece, and ShapeError as `push` does.
+        They are those of `push` and `flush`. A clip that was begun before is dropped. Raises FrameCountError if there is no piece, and ShapeError as `push` does.
         """
         self._start()
         pieces = iter(pieces)
@@ -291,12 +291,12 @@ def decode_as_memory_allows(
     spill: Path | None = None,
     smaller: Callable[[int, int], None] = lambda before, now: None,
 ) -> Iterator[Tensor]:
-    """Decode one clip as StreamingDecoder.decode does, in smaller pieces after one that does not fit in memory.
+    """Yield the frames (B, 3, m, H, W) of one clip as StreamingDecoder.decode does, with smaller pieces if memory runs out.
 
-    Pieces have at most `frames` latent frames; if one runs out of memory, that number is halved. A new decoder begins far
-    enough before the piece that it keeps the same frames again, so every frame is yielded once, unchanged. `smaller` is
-    called with the old and the new number of latent frames. The error is raised if a piece of one latent frame does not fit,
-    or if it comes from `latents` itself.
+    `latents` come in pieces (B, C, n, h, w). Decoded pieces have at most `frames` latent frames; if one does not fit, that
+    number is halved. A new decoder begins far enough before the piece that it keeps the same frames again, so every frame is
+    yielded once, unchanged. `smaller` is called with the old and the new number of latent frames. The error is raised if a
+    piece of one latent frame does not fit, or if it comes from `latents` itself.
     """
     fast = student if isinstance(student, FastDecoder) else fast_form(student)
     ratio = int(fast.student.temporal_compression_ratio)

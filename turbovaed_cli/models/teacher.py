@@ -184,7 +184,7 @@ def hash_of_state(module: nn.Module) -> str:
 
 @contextmanager
 def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named modules of `root`; with `stop`, raise _DecodeStoppedError after the last of them.
+    """Collect the outputs (B, C, t, h, w) of modules of `root`, by name; with `stop`, raise _DecodeStoppedError after the last.
 
     Raises UnknownModelError for a module that `root` does not have.
     """

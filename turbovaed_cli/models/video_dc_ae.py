@@ -20,7 +20,7 @@ TIME_STAGES = (3, 4)  # stages in which time is halved, and doubled again
 
 
 class Conv(nn.Module):
-    """A convolution with zero padding, then an optional norm and an optional SiLU; keys `conv.*`, `norm.*`."""
+    """A convolution of (B, C, t, h, w) with zero padding, then an optional norm and SiLU; keys `conv.*`, `norm.*`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, stride: tuple[int, int, int] | int = 1, groups: int = 1,
@@ -68,7 +68,7 @@ class Residual(nn.Module):
 
 
 class ConvPair(nn.Module):
-    """Two 3x3x3 convolutions, with SiLU between them and a norm after them."""
+    """Two 3x3x3 convolutions, with SiLU between them and a norm after them: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class LinearAttention(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """A gated convolution: widen to 8C, convolve depthwise, gate one half by the other, and return to C channels."""
+    """A gated convolution of (B, C, t, h, w): widen to 8C, convolve depthwise, gate one half by the other, return to C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class GatedConv(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Linear attention, then gated convolution, each residual."""
+    """Linear attention, then a gated convolution, both residual: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Downsample(Residual):
 
 
 class UpsampleConv(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution; key `conv.*`."""
+    """Nearest-neighbour enlargement and a convolution: (B, C, t, h, w) to (B, O, t or 2t, 2h, 2w); key `conv.*`."""
 
     def __init__(self, in_channels: int, out_channels: int, *, double_time: bool) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class AveragedShortcut(Residual):
         self.out_channels = out_channels
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Average channels in groups: (B, C, t, h, w) to (B, O, t, h, w)."""
+        """Return the means of groups of channels: (B, O, t, h, w) of (B, C, t, h, w)."""
         return _group_mean(x, self.out_channels)
 
 

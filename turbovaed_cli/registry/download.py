@@ -287,7 +287,10 @@ def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
 
 
 def _checked(path: Path, again: str) -> PulledFile:
-    """Hash a file; the hub's cache names large files by the sha256 they should have. A file that differs is removed."""
+    """Return a file of the hub's cache with its sha256, by which the cache names large files.
+
+    A large file with another sha256 is removed, and CorruptFileError is raised.
+    """
     digest, blob = sha256_of(path), path.resolve()
     if len(blob.name) == _SHA256_DIGITS and blob.name != digest:
         for name in (path, blob):

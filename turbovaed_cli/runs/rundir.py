@@ -30,7 +30,7 @@ class RunDir:
     """The folder of one distillation: every path in it, its settings snapshot, checkpoints, metrics and lock."""
 
     def __init__(self, root: Path, publish: Callable[[], None] = lambda: None) -> None:
-        """`publish` is called whenever a file in the folder is complete; for a run at a URL it uploads the changes."""
+        """Take the paths below `root`. `publish` is called whenever a file is complete; for a run at a URL it uploads changes."""
         self.root, self.publish = root, publish
         self.config = root / "config.json"
         self.env = root / "env.json"

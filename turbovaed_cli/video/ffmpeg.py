@@ -73,7 +73,7 @@ def has_filter(name: str) -> bool:
 def open_regular(path: Path) -> IO[bytes]:
     """Open a regular file for reading.
 
-    Raises VideoError for anything else (a FIFO would hang, a device is not a video) and for an empty file, and
+    Raises VideoError for an empty file and for anything else (a FIFO would hang, a device is not a video). Raises
     PassingVideoError if it cannot be opened.
     """
     try:

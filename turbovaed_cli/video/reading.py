@@ -112,7 +112,7 @@ class _Shape:
 
     @property
     def scaled(self) -> tuple[int, int]:
-        """(height, width) before the crop. Raises VideoError if that is more than MAX_PIXELS."""
+        """The (height, width) before the crop. Raises VideoError if that is more than MAX_PIXELS."""
         info = self.info
         square = info.height, max(round(info.width * info.sample_aspect_ratio), 1)
         if self.size is None:
@@ -128,7 +128,7 @@ class _Shape:
 
     @property
     def result(self) -> tuple[int, int]:
-        """(height, width) after the crop."""
+        """The (height, width) after the crop."""
         return self.size or self.scaled
 
     def filters(self, *, fits: bool) -> list[str]:

@@ -304,7 +304,7 @@ def write_video(
     crf: int | None = None,
     overwrite: bool = False,
 ) -> VideoInfo:
-    """Write one clip, a tensor (3, T, H, W) in [-1, 1] or an array (T, H, W, 3) of uint8, and return the facts about the file.
+    """Write one clip, a tensor (3, T, H, W) in [-1, 1] or an array (T, H, W, 3) of uint8; returns the facts about the file.
 
     `bits` are per channel, 8 or 10; `crf` is the quality of h264 and h265, 0 (best) to 51. Raises SettingsError for other
     frames, rates or codecs, OutputExistsError if `path` exists, and otherwise as VideoWriter does.
