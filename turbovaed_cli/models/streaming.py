@@ -210,7 +210,8 @@ class StreamingDecoder:
     def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the frames (B, 3, m, H, W) of one clip, whose latents (B, C, n, h, w) come in `pieces`.
 
-        They are those of `push` and `flush`. A clip that was begun before is dropped. Raises FrameCountError if there is no piece, and ShapeError as `push` does.
+        They are those of `push` and `flush`. A clip that was begun before is dropped. Raises FrameCountError if there is no
+        piece, and ShapeError as `push` does.
         """
         self._start()
         pieces = iter(pieces)

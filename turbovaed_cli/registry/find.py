@@ -121,7 +121,7 @@ def _refuse_without_config(folder: Path, file: str | None) -> None:
     try:
         found = folder / file if file else weight_files(folder).name
     except (MissingError, SettingsError):
-        return  # there are none: config.json is what is missing first
+        return  # without weights, reading config.json raises the error
     raise SettingsError(
         f"{folder} holds {found.name} and no config.json, which names the class of the VAE",
         "put the config.json of the same VAE next to it (in a pipeline's repository: vae/config.json)",

@@ -157,7 +157,7 @@ class RunDir:
         return path
 
     def clean_leftovers(self) -> None:
-        """Remove files that a killed process of ours left half-written, and nothing else. Call it while holding the lock."""
+        """Remove files that a killed process left half-written, and nothing else. Call it while holding the lock."""
         for folder in (self.root, self.checkpoints, self.samples):
             for item in folder.glob(".*.swapped") if folder.is_dir() else ():
                 place = item.with_name(item.name.removeprefix(".").removesuffix(".swapped"))
@@ -174,7 +174,7 @@ def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metrics_row(line: str) -> dict[str, Any] | None:
-    """Return the row in a line of metrics.jsonl; None if the line is torn or not ours."""
+    """Return the row in a line of metrics.jsonl; None if the line is torn, or not as `distill` writes it."""
     try:
         row = parse_json(line)
     except ValueError:

@@ -67,7 +67,7 @@ def frame_times_of(path: Path, picture: Track, keeps_time: bool, text: str) -> F
     where = f"0:{picture.index}"
     packets = None
     if keeps_time and picture.codec in _COUNTABLE_CODECS:
-        # Of H.264's key frames, only IDR pictures (NAL type 5) start anew. After any other, frames may look back beyond it, or
+        # Of H.264's key frames, only IDR pictures (NAL type 5) are closed. After any other, frames may look back beyond it, or
         # it may be the first of several that refresh the picture.
         second = ["-map", where, "-bsf:v:1", "filter_units=pass_types=5"] if picture.codec == "h264" else []
         try:

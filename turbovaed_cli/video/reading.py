@@ -43,7 +43,7 @@ class _LandedElsewhereError(Exception):
 
 
 class _FiltersBeganAnewError(Exception):
-    """Frames changed size or format, so ffmpeg made its filters anew, and these lost their counts."""
+    """Frames changed size or format, so ffmpeg rebuilt its filters, and these lost their counts."""
 
 
 def read_frames(
@@ -149,7 +149,7 @@ class _Shape:
                 math.floor(share * (have - want) + 0.5) for share, have, want in zip(self.crop, scaled, self.size, strict=True)
             )
             filters += ["format=rgb24", f"crop={self.size[1]}:{self.size[0]}:{left}:{top}"]
-        return [*filters, "format=rgb24"]  # stated here, the scaler converts in one step, even if filters are made anew
+        return [*filters, "format=rgb24"]  # stated here, the scaler converts in one step, even if filters are rebuilt
 
 
 def _jumps(clip: _Clip) -> list[int]:
@@ -197,7 +197,7 @@ def _decoded(clip: _Clip, shape: _Shape, jump: int | None, fits: bool, report: R
     """
     info = clip.info
     height, width = shape.result
-    # Filters select by counting only if they do not begin anew half-way; otherwise frames are selected here.
+    # Filters select by counting only if they are not rebuilt half-way; otherwise frames are selected here.
     arriving = range(clip.first if info.has_exact_times else 0, clip.wanted[-1] + 1) if fits and clip.wanted else clip.wanted
     with (
         joined(clip.images, info.images[0]) if clip.images else ffmpeg.open_regular(info.path) as file,
@@ -328,7 +328,7 @@ class _Watch:
         raise VideoError(f"{self.info.path}: damaged: {reason}")
 
     def _judge_size(self, size: tuple[int, int]) -> None:
-        """Handle a report that filters were made for frames of this size; if made anew, they have lost their counts."""
+        """Handle a report that filters were made for frames of this size; if rebuilt, they have lost their counts."""
         is_first, self._has_filters = not self._has_filters, True
         if not self.fits and (not is_first or size != self.info.stored_size):
             raise _FiltersBeganAnewError

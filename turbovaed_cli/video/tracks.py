@@ -32,14 +32,14 @@ _MOV_LANGUAGES = {
 
 @dataclass(frozen=True)
 class KeptTrack:
-    """A track of the source in the output: copied, or encoded anew."""
+    """A track of the source in the output: copied, or re-encoded."""
 
     track: Track
     how: tuple[str, ...] = ("copy",)  # ffmpeg's encoder and its options
 
     @property
     def is_lossy(self) -> bool:
-        """Whether it loses something: sound that is encoded anew, subtitles without their style."""
+        """Whether it loses something: sound that is re-encoded, subtitles without their style."""
         return self.how != ("copy",) and (self.track.kind == "audio" or self.track.codec in _STYLED_SUBTITLES)
 
 

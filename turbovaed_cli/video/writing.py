@@ -227,7 +227,7 @@ class VideoWriter:
             self._report.note(f"{source.path.name}: {'; '.join(losses)}", warning=True)
 
     def _what_fits(self, source: VideoInfo) -> TrackPlan:
-        """Return the tracks that the output accepts if they are tried one by one, sound also encoded anew."""
+        """Return the tracks that the output accepts if they are tried one by one, sound also re-encoded."""
         fitting = []
         for kept in self._plan.kept:
             tried = [kept, replace(kept, how=NEW_SOUND)] if kept.track.kind == "audio" else [kept]
