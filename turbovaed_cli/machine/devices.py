@@ -113,9 +113,10 @@ def warn_of_cudnn(device: torch.device, dtype: torch.dtype, report: Reporter) ->
 
 
 def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
-    """Return the device of one of several processes: for `auto` and `cuda` the CUDA device with its local rank.
+    """Return the device of one of several processes: for `auto` and `cuda` the CUDA device of its local rank.
 
-    The rank is the one that torchrun or srun set in `environment`; without one, or without CUDA, `asked` is returned.
+    The rank is the one that torchrun or srun set in `environment`, modulo the number of devices. Without one, or without
+    CUDA, `asked` is returned.
     """
     rank = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or ""
     if asked not in ("auto", "cuda") or not rank.isdecimal() or not has_cuda():

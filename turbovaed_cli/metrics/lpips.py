@@ -25,7 +25,10 @@ class Lpips(nn.Module):
     """
 
     def __init__(self, trunk: Trunk, state: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
-        """Take `state`, torchvision's state dict of the backbone, and `linear`, the weights `lin{i}.model.1.weight`, each (1, C, 1, 1)."""
+        """Take the weights of the backbone and of its channels.
+
+        `state` is torchvision's state dict; `linear` has the weights `lin{i}.model.1.weight`, each (1, C, 1, 1).
+        """
         super().__init__()
         self.trunk = trunk
         self.convolutions = nn.ModuleDict()

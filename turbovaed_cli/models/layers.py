@@ -91,7 +91,7 @@ class TimeReplicatedConv3d(nn.Module):
 
 
 def fold_time(x: Tensor) -> Tensor:
-    """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: 2-D convolutions of few channels are fastest so."""
+    """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: the fastest layout for few channels."""
     return x.movedim(2, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 

@@ -22,7 +22,7 @@ class FrameRule:
     maximum: int | None = None
 
     def is_valid(self, frames: int) -> bool:
-        """Whether encode and decode give `frames` pixel frames for `frames`."""
+        """Whether encode and decode keep this number of pixel frames."""
         if self.maximum is not None and frames > self.maximum:
             return False
         return frames == 1 or (frames >= self.minimum and frames % self.step == self.first % self.step)

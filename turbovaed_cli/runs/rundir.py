@@ -55,7 +55,7 @@ class RunDir:
         return isinstance(value, dict) and "schema_version" in value and "settings" in value
 
     def read_config(self) -> dict[str, Any]:
-        """Return the settings snapshot. Raises CorruptFileError naming a field that `distill` cannot have written so."""
+        """Return the settings snapshot. Raises CorruptFileError naming a field of another type than `distill` writes."""
         config = read_json(self.config)
         check_fields(config, {"settings": dict[str, Any]}, self.config)
         settings = config["settings"]
