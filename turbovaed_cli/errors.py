@@ -1,14 +1,14 @@
-"""What can go wrong for a user, each with its exit code and a hint that mends it.
+"""Errors for users, each with its exit code and a hint that mends it.
 
-`assert` is for our own mistakes; these are for everybody else's. Exit codes: 1 failed, 2 usage or settings, 3 something
-needed is missing or refused, 4 a check missed, 5 finished but some inputs were skipped.
+Our own mistakes are found by `assert`; these errors are for everything else. Exit codes: 1 failed, 2 usage or settings,
+3 something needed is missing or refused, 4 a check missed, 5 finished but some inputs were skipped.
 """
 
 from typing import Any
 
 
 class TurboVaedError(Exception):
-    """Root of every error a user can meet: one line of what, and a hint: the command or change that mends it."""
+    """The base of every error a user can meet: one line about what is wrong, and a hint: the command or change that mends it."""
 
     exit_code = 1
 
@@ -33,11 +33,11 @@ class VideoError(TurboVaedError):
 
 
 class PassingVideoError(VideoError):
-    """The same for a reason that may be gone next time: a disk, a network, a machine that is too busy."""
+    """A video could not be read or written for a reason that may pass: a disk, a network, a machine that is too busy."""
 
 
 class DiskFullError(TurboVaedError):
-    """There was no room for a file; what had been there before is as it was."""
+    """There was no room for a file; any earlier version of the file is unchanged."""
 
 
 class NonFiniteError(TurboVaedError):
@@ -45,11 +45,11 @@ class NonFiniteError(TurboVaedError):
 
 
 class LostRankError(TurboVaedError):
-    """A process that trains along has gone without a word: killed, or its machine is."""
+    """Another process of the same training ended without reporting an error: it was killed, or its machine went down."""
 
 
 class CorruptFileError(TurboVaedError):
-    """A file of ours is not what was written: truncated, swapped, or changed since its sha256 was recorded."""
+    """A file that turbovaed wrote has changed since: it is truncated, swapped, or differs from its recorded sha256."""
 
 
 class SettingsError(TurboVaedError):
@@ -59,11 +59,11 @@ class SettingsError(TurboVaedError):
 
 
 class UnknownModelError(SettingsError):
-    """No registry row, run folder or weight file answers to this name."""
+    """No registry row, run folder or weight file has this name."""
 
 
 class ShapeError(SettingsError):
-    """A frame count or size the model would silently change; the hint names the nearest valid ones."""
+    """A frame count or size that the model would silently change; the hint names the nearest valid ones."""
 
 
 class FrameCountError(ShapeError):
@@ -75,11 +75,11 @@ class WeightFileError(SettingsError):
 
 
 class OutputExistsError(SettingsError):
-    """The output is there already and --overwrite was not given."""
+    """The output already exists and --overwrite was not given."""
 
 
 class UnwritableError(SettingsError):
-    """An output cannot be written where it was asked for: a read-only place, a folder in the way, a name that is too long."""
+    """An output cannot be written at its path: a read-only place, a folder in the way, a name that is too long."""
 
 
 class RunFolderError(SettingsError):
@@ -87,7 +87,7 @@ class RunFolderError(SettingsError):
 
 
 class DifferentRunError(RunFolderError):
-    """A run that was started with other settings; `changes` names each of them."""
+    """A run that was started with other settings; `changes` names each setting that differs."""
 
     changes: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ class MissingWeightsError(MissingError):
 
 
 class UnavailableError(MissingError):
-    """A device, precision, provider or target that is not to be had on this machine."""
+    """A device, precision, provider or target is not available on this machine."""
 
 
 class CheckFailedError(TurboVaedError):
@@ -113,7 +113,7 @@ class CheckFailedError(TurboVaedError):
 
 
 class InterruptedRunError(TurboVaedError):
-    """SIGINT or SIGTERM stopped a run at a point from which the same command goes on. Exit code 130 or 143."""
+    """SIGINT or SIGTERM stopped a run at a point from which the same command resumes. Exit code 130 or 143."""
 
     def __init__(self, what: str, signal_number: int, hint: str | None = None) -> None:
         super().__init__(what, hint)

@@ -1,4 +1,4 @@
-"""How long-running library functions speak to whoever called them, without printing anything themselves, nor letting others."""
+"""How long-running library functions report to their caller: they print nothing themselves, and silence other libraries."""
 
 import contextlib
 import io
@@ -21,9 +21,9 @@ class Reporter(Protocol):
         ...
 
     def note(self, text: str = "", *, warning: bool = False, **values: object) -> None:
-        """Say one thing: a sentence, figures by name (shown beside the progress of the moment), or both.
+        """Report a sentence, figures by name (shown next to the current progress), or both.
 
-        A `warning` should be seen by whoever wants to see nothing else.
+        A `warning` should be shown even if nothing else is.
         """
         ...
 
@@ -37,7 +37,7 @@ class _Quiet:
 
 
 class WarningsOf(_Quiet):
-    """Passes on nothing but warnings, and who has them: for a process beside the one that reports."""
+    """Passes on only warnings, each with the name of its process: for a process other than the one that reports."""
 
     def __init__(self, report: Reporter, who: str) -> None:
         self._report, self._who = report, who
@@ -52,7 +52,10 @@ quiet: Reporter = _Quiet()
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Keep other libraries' bars, warnings and chatter off the terminal, that of native code too; errors pass as exceptions."""
+    """Keep the progress bars, warnings and logs of other libraries, native code included, off the terminal.
+
+    Exceptions pass through.
+    """
     names = ("coremltools", "torch.onnx", "onnxscript", "torch.export", "root")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -69,7 +72,7 @@ def hushed() -> Iterator[None]:
 
 @contextmanager
 def _native_silence() -> Iterator[None]:
-    """Point the file descriptors of stdout and stderr nowhere for a while."""
+    """Point the file descriptors of stdout and stderr at the null device inside the context."""
     for stream in (sys.__stdout__, sys.__stderr__):
         if stream is not None:
             stream.flush()

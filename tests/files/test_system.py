@@ -62,11 +62,11 @@ assert not again.missed and (folder / "out" / "export.json").is_file()
 
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.files.locks import held
+from turbovaed_cli.files.locks import hold_lock
 assert environment()["packages"]["torch"] and RunDir(folder).holder() is None
 assert turbovaed_cli.list_runs(folder) == []
 def lock():
-    with held(folder / "lock"):
+    with hold_lock(folder / "lock"):
         pass
 for refused in (lambda: turbovaed_cli.read_clip(sys.argv[3], 9, (32, 32)), lock):
     try:

@@ -1,4 +1,4 @@
-"""What differs between two documents of settings, and how people write it: arguments in backticks, and sizes as WIDTHxHEIGHT."""
+"""The differences between two documents of settings, with arguments in backticks and sizes as WIDTHxHEIGHT."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Change:
-    """A field that two documents have with other values; its name has a dot per level, and the number of a list's item."""
+    """A field whose values differ between two documents.
+
+    Its name has a dot per level, and for an item of a list its number from 1.
+    """
 
     name: str
     before: object
@@ -38,17 +41,17 @@ def differences(before: object, now: object, name: str = "") -> Iterator[Change]
 
 
 def arrow(what: str, before: object, now: object, field: str = "") -> str:
-    """A change as one item of a list: "`size` 128x128 -> 256x256", "recipe: fast -> quick"."""
+    """Return a change as one item of a list: "`size` 128x128 -> 256x256", "recipe: fast -> quick"."""
     return f"{what}{' ' if what.startswith(('`', '--')) else ': '}{in_words(before, field)} -> {in_words(now, field)}"
 
 
 def option_of(field: str) -> str:
-    """The argument that sets a field, in backticks; the command line prints it as its option."""
+    """Return the argument that sets a field, in backticks; the command line prints it as its option."""
     return f"`{field}`"
 
 
 def in_words(value: object, field: str = "") -> str:
-    """A value from JSON as people write it; sizes are (height, width) in documents."""
+    """Return a value from JSON as people write it; documents hold sizes as (height, width)."""
     if field in ("size", "crop") and isinstance(value, list) and len(value) == 2:
         return f"{value[1]}x{value[0]}"
     if value is None or isinstance(value, bool):
@@ -61,6 +64,6 @@ def in_words(value: object, field: str = "") -> str:
 
 
 def shortened(items: Sequence[str], most: int) -> str:
-    """The first `most` items, and how many more there are."""
+    """Return a text with the first `most` items and the number of the rest."""
     more = f"; and {len(items) - most} more (-v lists them)" if len(items) > most else ""
     return "; ".join(items[:most]) + more

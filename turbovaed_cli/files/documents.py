@@ -1,4 +1,4 @@
-"""Text and JSON that anybody may have written: read within bounds, and checked field by field before it is believed."""
+"""Text and JSON from any source: read within bounds, and checked field by field before use."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 
 from turbovaed_cli.errors import CorruptFileError
 
-MOST_BYTES = 256_000_000  # of a document; the largest of ours, an evaluation of many clips, has some
+MOST_BYTES = 256_000_000  # of a document; our largest are evaluations of many clips
 _MOST = 2**53  # whole numbers up to which a float is exact
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # The folders of an absolute path inside of a text.
@@ -20,10 +20,13 @@ _RESTORE = "it was changed or damaged; restore it, or remove it if you can do wi
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds; ValueError for everything that is none, is nested too deeply, or holds half a character."""
+    """Return the value of a JSON text.
+
+    Raises ValueError if it is not JSON, is nested too deeply, or holds half a surrogate pair.
+    """
     try:
         value = json.loads(text)
-        if _SURROGATE.search(text):  # halves that no file can be written with
+        if _SURROGATE.search(text):  # half a pair cannot be written to a file
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -31,7 +34,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A regular file's text; ValueError where it is too large or not UTF-8, OSError where it cannot be read."""
+    """Return the text of a regular file.
+
+    Raises ValueError if it is not a regular file, too large or not UTF-8, and OSError if it cannot be read.
+    """
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -40,7 +46,7 @@ def read_text(path: Path) -> str:
 
 
 def plain_name(name: object) -> bool:
-    """Whether it names a file of the folder at hand, and nothing above, below or beside it."""
+    """Whether `name` is a plain file name: no separators, not "." or "..", so that it cannot lead out of its folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not any(letter in name for letter in "/\\\0")
 
 
@@ -50,8 +56,8 @@ def _taken_apart(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def fits(value: object, hint: Any) -> bool:  # noqa: PLR0911 - one rule a line
-    """Whether a value from JSON or TOML is what a type hint says; numbers are finite, and whole ones below 2**53."""
-    if hint is str:  # most of what there is
+    """Whether a value from JSON or TOML fits a type hint; floats have to be finite, and integers below 2**53."""
+    if hint is str:  # the most frequent hint
         return isinstance(value, str)
     if hint is Any:
         return True
@@ -76,7 +82,7 @@ def fits(value: object, hint: Any) -> bool:  # noqa: PLR0911 - one rule a line
 
 
 def check_fields(document: object, wanted: Mapping[str, Any], where: Path, before: str = "") -> None:
-    """Raise CorruptFileError naming the first field of `wanted` (name -> type hint, or fields within) that is not as it says."""
+    """Raise CorruptFileError naming the first field that does not fit `wanted` (name -> type hint, or a table of fields)."""
     if not isinstance(document, Mapping):
         raise CorruptFileError(f"{where}: {before.rstrip('.') or 'it'} is {shown(document)}, not an object", _RESTORE)
     for name, hint in wanted.items():
@@ -91,7 +97,7 @@ def _in_words(hint: Any) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in an error message: short, whatever it is."""
+    """Return a value as an error message shows it: always short."""
     if value is None:
         return "missing"
     if isinstance(value, int) and abs(value) >= _MOST:
@@ -103,7 +109,10 @@ def shown(value: object) -> str:
 
 
 def names_only(value: Any) -> Any:
-    """`value` with names in place of absolute paths, within texts too: a page is shared, its maker's folders are not."""
+    """Return `value` with absolute paths cut to their last name, within texts too.
+
+    Reports are shared, and should not show the folders of the person who made them.
+    """
     if isinstance(value, Mapping):
         return {name: names_only(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

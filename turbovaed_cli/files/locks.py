@@ -14,7 +14,7 @@ from turbovaed_cli.files.whole import room_for
 
 @contextmanager
 def hold_lock(path: Path) -> Iterator[str | None]:
-    """Hold a lock file while the context lasts, and yield None; where somebody holds it, yield who and since when.
+    """Hold a lock file while the context lasts and yield None; if another process holds it, yield that process and since when.
 
     The system drops the lock when the process ends, however it ends. Raises UnavailableError on Windows, and if the file
     system has no locks.
@@ -38,7 +38,7 @@ def hold_lock(path: Path) -> Iterator[str | None]:
 
 
 def lock_holder(path: Path) -> str | None:
-    """Who holds a lock file, None where nobody does; looks without changing anything."""
+    """Return the process that holds a lock file, None if it is free; changes nothing."""
     if is_windows():  # nothing that locks runs there
         return None
     try:
@@ -51,9 +51,9 @@ def lock_holder(path: Path) -> str | None:
 
 
 def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
-    """Take a lock that the system drops when the file is closed or the process ends, however it ends; False if another holds it.
+    """Take a lock that the system drops when the file is closed or the process ends; False if another process holds it.
 
-    A look takes a shared one for an instant; who wants to hold it in that very instant tries again.
+    `lock_holder` takes a shared lock for an instant, so an exclusive one is tried several times.
     """
     for _ in range(0 if shared else 3):
         if _lock_once(descriptor, path, shared=False):
@@ -63,7 +63,7 @@ def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:
 
 
 def _lock_once(descriptor: int, path: Path, *, shared: bool) -> bool:
-    import fcntl  # noqa: PLC0415 - not on Windows, where nothing gets here
+    import fcntl  # noqa: PLC0415 - Windows has none, and nothing calls this there
 
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)

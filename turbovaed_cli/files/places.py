@@ -1,4 +1,4 @@
-"""Places for outputs: whether a file can be written there, and the names of unfinished files beside it."""
+"""Places for outputs: whether a file can be written there, and the names of unfinished files next to it."""
 
 import errno
 import os
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from turbovaed_cli.errors import UnwritableError
 
-# Why a place cannot be written, in words. A name that is too long is in the same table: another place mends it too.
+# The reasons why a place cannot be written. A name that is too long is one of them: another place mends it too.
 UNWRITABLE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "not permitted",
     errno.ENOTDIR: "a part of its path is a file",
-    errno.EEXIST: "a part of its path is a file",  # of a folder that was to be made there
+    errno.EEXIST: "a part of its path is a file",  # raised by mkdir
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "its name is too long",
     errno.ELOOP: "its links lead in a circle",
@@ -22,7 +22,7 @@ _MOST_NAME_BYTES = 255  # of a file's name, if the system does not report its ow
 
 
 def unwritable(path: Path, error: OSError, option: str = "--out, --report or --run") -> UnwritableError | None:
-    """The error for an output that the system refuses to write at `path`; None if `error` is about something else."""
+    """Return the error for an output that the system refuses to write at `path`; None if `error` is about something else."""
     if error.errno not in UNWRITABLE:
         return None
     what = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another place"
@@ -33,7 +33,7 @@ def check_place(path: Path, option: str = "--out", *, folder: bool | None = Fals
     """Raise UnwritableError unless a file can be written at `path`; with `folder`, unless files can be written in it.
 
     `folder` is None for a path that may be either. Creates a file without a name there, as permissions alone do not show
-    that a disk is read-only. `longest_suffix` is what is added to its name for files beside it, which have to fit as well.
+    that a disk is read-only. `longest_suffix` is the longest ending of files written next to it; those names have to fit too.
     """
     place = path.absolute()
     try:
@@ -61,7 +61,7 @@ def check_place(path: Path, option: str = "--out", *, folder: bool | None = Fals
     except OSError as error:
         if (found := unwritable(path, error, option)) is not None:
             raise found from error
-        if isinstance(error, FileNotFoundError):  # /proc and the like, which make no files
+        if isinstance(error, FileNotFoundError):  # /proc and the like, in which no file can be made
             raise UnwritableError(
                 f"cannot write {path}: no file can be made there", f"give another place with {option}"
             ) from error
@@ -76,9 +76,9 @@ def _most_name_bytes(folder: Path) -> int:
 
 
 def hidden_name(path: Path, ending: str = "", more: int = 0) -> str:
-    """A name for something beside `path` that is not complete: a dot, the beginning of its name, and `ending`.
+    """Return a name for something incomplete next to `path`: a dot, the beginning of the name of `path`, a dot and `ending`.
 
-    No longer than the file system allows with `more` bytes added to it, whatever the length of the name itself.
+    It is short enough that the file system accepts it with `more` bytes added.
     """
     place = path.parent
     room = _most_name_bytes(place if place.exists() else Path()) - len(os.fsencode(f"..{ending}")) - more

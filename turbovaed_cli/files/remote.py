@@ -1,7 +1,7 @@
-"""Where videos, latents and runs lie: a local folder, or an fsspec URL such as s3://bucket/videos.
+"""Places of videos, latents and runs: a local folder, or an fsspec URL such as s3://bucket/videos.
 
-Everything that reads or writes files of ours works on local ones. What lies behind a URL is copied here when it is needed,
-and what is written for it is copied there once it is whole.
+All other code reads and writes local files only. Files at a URL are downloaded when they are needed, and files written
+for it are uploaded once they are complete.
 """
 
 import os
@@ -16,12 +16,12 @@ from turbovaed_cli.files.whole import write_whole
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether a place is meant for fsspec."""
+    """Whether a place is a URL for fsspec, not a local path."""
     return "://" in str(place)
 
 
 class RemoteFolder:
-    """A folder behind a URL; what goes wrong there is one error that names the URL."""
+    """A folder at a URL; everything that goes wrong there raises TurboVaedError with the URL in its text."""
 
     def __init__(self, url: str) -> None:
         import fsspec  # noqa: PLC0415 - for URLs alone
@@ -35,16 +35,16 @@ class RemoteFolder:
             ) from error
         except ValueError as error:
             raise SettingsError(
-                f"{url} cannot be reached: {error}", "s3://, gs://, http:// or another scheme that fsspec knows"
+                f"{url} cannot be reached: {error}", "use s3://, gs://, http:// or another scheme that fsspec supports"
             ) from error
 
     def shown(self, name: str) -> str:
-        """The URL of a file in it."""
+        """Return the URL of a file in the folder."""
         return f"{self.url}/{name}"
 
     def listing(self) -> dict[str, dict[str, Any]]:
-        """What the storage tells of every file under it, by relative name; empty where there is nothing."""
-        with self._told(self.url):
+        """Return the facts that the storage has about every file under the folder, by relative name; empty if there is none."""
+        with self._errors_at(self.url):
             self._system.invalidate_cache()
             try:
                 found = self._system.find(self._root, detail=True)
@@ -58,51 +58,51 @@ class RemoteFolder:
         return listing
 
     def get(self, name: str, path: Path) -> None:
-        """Copy a file here, whole or not at all."""
-        with self._told(self.shown(name)):
+        """Download a file to `path`, whole or not at all."""
+        with self._errors_at(self.shown(name)):
             write_whole(path, lambda temporary: self._system.get_file(f"{self._root}/{name}", str(temporary)))
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a file there; object stores show it whole or not at all."""
-        with self._told(self.shown(name)):
+        """Upload a file as `name`; object stores show it whole or not at all."""
+        with self._errors_at(self.shown(name)):
             self._system.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
             self._system.put_file(str(path), f"{self._root}/{name}")
 
     def remove(self, name: str) -> None:
-        """Remove a file there."""
-        with self._told(self.shown(name)):
+        """Remove a file from the storage."""
+        with self._errors_at(self.shown(name)):
             self._system.rm_file(f"{self._root}/{name}")
 
     @contextmanager
-    def _told(self, where: str) -> Iterator[None]:
+    def _errors_at(self, where: str) -> Iterator[None]:
         try:
             yield
         except (TurboVaedError, KeyboardInterrupt):
             raise
-        except Exception as error:  # every fsspec package has its own
-            said = str(error).strip().splitlines() or [type(error).__name__]
+        except Exception as error:  # every fsspec package has its own errors
+            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise TurboVaedError(
-                f"{where}: {said[0]}", "check the URL, the network and the credentials; the same command goes on"
+                f"{where}: {lines[0]}", "check the URL, the network and the credentials; the same command goes on"
             ) from error
 
 
 class Mirror:
-    """A local folder that stands for one behind a URL, which is the truth when the work begins."""
+    """A local mirror of a remote folder; the remote copy wins at start-up."""
 
     def __init__(self, url: str, local: Path) -> None:
         self.remote, self.local = RemoteFolder(url), local
-        self._there: dict[str, tuple[int, int]] = {}  # what was copied to or from there: size and time of change here
+        self._there: dict[str, tuple[int, int]] = {}  # files copied to or from there: size and time of change here
 
     def fetch(self, wanted: Callable[[str], bool]) -> None:
-        """Copy here every file there whose name is wanted."""
+        """Download every file whose name is wanted."""
         for name in filter(wanted, self.remote.listing()):
             self.remote.get(name, self.local / name)
             self._there[name] = _mark(self.local / name)
 
     def push(self, *, remove: bool = False) -> None:
-        """Copy there what changed here since, .json behind all others: a manifest makes other files count.
+        """Upload the files that changed here since the last copy, .json files last: a manifest makes other files valid.
 
-        With `remove`, remove there what is gone here; a .json first.
+        With `remove`, also remove remote files that are gone here, .json files first.
         """
         here = {path.relative_to(self.local).as_posix(): path for path in self.local.rglob("*") if path.is_file()}
         here = {name: path for name, path in here.items() if is_for_others(name)}
@@ -117,7 +117,7 @@ class Mirror:
 
 
 def is_for_others(name: str) -> bool:
-    """Neither a lock, which means nothing on another machine, nor half-written."""
+    """Whether a file should be copied to other machines: not a lock, which means nothing there, and not half-written."""
     return not any(part.startswith(".") or part == "lock" or part.endswith(".lock") for part in name.split("/"))
 
 
@@ -127,17 +127,20 @@ def _mark(path: Path) -> tuple[int, int]:
 
 
 def free_disk_bytes(path: Path) -> int:
-    """Room on the disk that a path is on, or will be."""
+    """Return the free bytes on the disk that a path is on, or will be."""
     return shutil.disk_usage(next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())).free
 
 
 def cache_home() -> Path:
-    """Where copies of shards from behind URLs are kept: $TURBOVAED_CACHE, or turbovaed in the user's cache folder."""
+    """Return the folder for copies of downloaded shards: $TURBOVAED_CACHE, or turbovaed in the user's cache folder.
+
+    Raises SettingsError for a user without a home folder.
+    """
     if chosen := os.environ.get("TURBOVAED_CACHE"):
         return Path(chosen)
     if chosen := os.environ.get("XDG_CACHE_HOME"):
         return Path(chosen) / "turbovaed"
-    home = os.path.expanduser("~")  # noqa: PTH111 - which does not fail for a user without one
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path.home() fails for a user without one
     if home == "~":
         raise SettingsError("this user has no home folder to keep copies in", "set TURBOVAED_CACHE to a folder, or HOME")
     return Path(home) / ".cache" / "turbovaed"

@@ -15,14 +15,14 @@ _NO_SEAL = "0" * 64
 
 
 def sealed(value: Mapping[str, Any]) -> str:
-    """JSON text whose last field is a seal, so that no bit of it can change unseen."""
+    """Return JSON text whose last field is a seal, so that no bit of it can change unseen."""
     text = json.dumps({"schema_version": SEALED_VERSION, **value, "seal": _NO_SEAL}, indent=2, ensure_ascii=False) + "\n"
     head, _, tail = text.rpartition(_NO_SEAL)
     return head + hashlib.sha256(text.encode()).hexdigest() + tail
 
 
 def read_sealed(path: Path, hint: str = "restore it, or remove the folder it is in") -> dict[str, Any]:
-    """A document that `sealed` made; CorruptFileError where a bit differs. Those of version 1 had no seal, and pass."""
+    """Return a document that `sealed` made. Raises CorruptFileError if it was changed; version 1 had no seal, and passes."""
     text, value = _text_and_object(path)
     if value.get("schema_version") == 1 and "seal" not in value:
         return value
@@ -34,7 +34,7 @@ def read_sealed(path: Path, hint: str = "restore it, or remove the folder it is 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of ours; CorruptFileError where it is something else."""
+    """Return the JSON object in a file; raises CorruptFileError if the file holds anything else."""
     return _text_and_object(path)[1]
 
 
@@ -48,19 +48,22 @@ def _text_and_object(path: Path) -> tuple[str, dict[str, Any]]:
         ) from error
     if not isinstance(value, dict):
         raise CorruptFileError(
-            f"{path} holds a {type(value).__name__} where an object was written", "restore it or start a new folder"
+            f"{path} holds a {type(value).__name__}, but an object was written", "restore it or start a new folder"
         )
     return text, value
 
 
 def write_manifest(folder: Path, **more: Any) -> None:
-    """manifest.json: sha256 and size of every file that is in `folder` now, sealed."""
+    """Write manifest.json, sealed: `more`, and the sha256 and size of every file that is in `folder` now."""
     files = {file.name: {"sha256": sha256_of(file), "bytes": file.stat().st_size} for file in sorted(folder.iterdir())}
     (folder / "manifest.json").write_text(sealed({**more, "files": files}), encoding="utf-8")
 
 
 def verify_manifest(folder: Path) -> dict[str, Any]:
-    """Check every file of a folder against its manifest.json and return the manifest; CorruptFileError names what differs."""
+    """Check every file of a folder against its manifest.json and return the manifest.
+
+    Raises CorruptFileError naming the file that differs.
+    """
     manifest = read_sealed(folder / "manifest.json")
     check_fields(manifest, {"files": dict[str, Any], "step": int | None}, folder / "manifest.json")
     hint = f"remove {folder} to go on from the checkpoint before" if "step" in manifest else f"restore {folder}"

@@ -1,4 +1,4 @@
-"""What needs Linux or macOS: videos, which go to ffmpeg by descriptor, and locks on folders. Windows has WSL2 for them."""
+"""Features that need Linux or macOS: videos, which are passed to ffmpeg by descriptor, and locks. On Windows, WSL2 has them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Files of weights that anybody may have written: checked before a network takes them."""
+"""Weight files from any source: checked before a network takes them."""
 
 import zipfile
 from collections.abc import Mapping
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_weights(path: Path) -> dict[str, "Tensor"]:
-    """Tensors of a .safetensors or .pth file; pickled code is never run (weights_only). Raises WeightFileError.
+    """Return the tensors of a .safetensors or .pth file, by key. Pickled code is never run (weights_only).
 
-    Nothing in it may be larger than the file says: no compressed records, no views beyond their storage.
+    Raises WeightFileError for anything else. Nothing may grow in memory beyond the file: no compressed records, no views
+    beyond their storage.
     """
     loaded = load_safely(path)
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
@@ -26,9 +27,9 @@ def read_weights(path: Path) -> dict[str, "Tensor"]:
 
 
 def load_safely(path: Path) -> object:
-    """What a file of tensors holds, on the CPU: a table for .safetensors and .latent, anything but code for the pickles of torch.
+    """Load a file of tensors on the CPU: a table for .safetensors and .latent, any value without code for a file of torch.save.
 
-    Raises WeightFileError for what cannot be read so.
+    Raises WeightFileError if the file cannot be read safely.
     """
     import torch
     from safetensors.torch import load_file
@@ -49,7 +50,7 @@ def load_safely(path: Path) -> object:
 
 
 def _check_not_compressed(path: Path) -> None:
-    """torch.save never compresses: what does is small on disk and may be anything in memory."""
+    """Raise ValueError if a zip file has compressed records: torch.save writes none, and they may be huge in memory."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -58,7 +59,7 @@ def _check_not_compressed(path: Path) -> None:
 
 
 def is_plain_tensor(value: object) -> bool:
-    """Whether it is a dense tensor in memory, all of whose elements the file holds."""
+    """Whether `value` is a dense CPU tensor, not quantised, all of whose elements are in its storage."""
     import torch
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
@@ -67,9 +68,10 @@ def is_plain_tensor(value: object) -> bool:
 
 
 def check_fit(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
-    """Raise WeightFileError naming the first key of `state` that is missing, unexpected, misshapen or no number like the module's.
+    """Raise WeightFileError naming the first key of `state` that does not fit `module`.
 
-    The module may be an outline on torch's meta device.
+    A key does not fit if it is missing, unexpected or misshapen, or if only one of the two tensors is floating point. The
+    module may be on the meta device.
     """
     hint = "the config belongs to other weights"
     own = module.state_dict()
@@ -89,7 +91,7 @@ def check_fit(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) 
 
 
 def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: Path) -> None:
-    """Copy `state` into `module`; WeightFileError names the first key that check_fit refuses, or that holds NaN or infinity."""
+    """Copy `state` into `module`. Raises WeightFileError naming the first key that does not fit, or holds NaN or infinity."""
     import torch
 
     check_fit(module, state, source)
@@ -97,9 +99,9 @@ def load_strictly(module: "nn.Module", state: Mapping[str, "Tensor"], source: Pa
         module.load_state_dict(dict(state))
     except (RuntimeError, TypeError) as error:
         raise WeightFileError(
-            f"{source.name} cannot be taken over: {str(error).strip().splitlines()[-1].strip()}",
+            f"{source.name} cannot be loaded: {str(error).strip().splitlines()[-1].strip()}",
             "give fp32, fp16 or bf16 weights",
         ) from error
     for key, value in module.state_dict().items():
         if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
-            raise WeightFileError(f"{source.name}: {key} holds NaN or infinity", "take them from their source again")
+            raise WeightFileError(f"{source.name}: {key} holds NaN or infinity", "get the weights from their source again")

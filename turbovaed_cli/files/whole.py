@@ -19,13 +19,13 @@ from turbovaed_cli.files.system import is_windows
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
+    """Return the hex sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut (where the system can)."""
+    """Make renames in `folder` survive a power cut; does nothing on Windows."""
     if is_windows():
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -47,16 +47,16 @@ _MOST_SUFFIX_BYTES = 32  # of a suffix that a temporary file shares with its fin
 
 @contextmanager
 def room_for(path: Path) -> Iterator[None]:
-    """Turn what systems and libraries raise when a disk is full or cannot be written into one error that names the file."""
+    """Raise DiskFullError naming `path` for any error about a full disk, UnwritableError for one about an unwritable place."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) and _is_at(path, error) and (found := unwritable(path, error)) is not None:
             raise found from error
-        # safetensors has an error of its own, which ends in the system's number.
-        told = isinstance(error, OSError) and error.errno in DISK_IS_FULL
-        told = told or any(f"(os error {number})" in str(error) for number in DISK_IS_FULL)
-        if not told:
+        # safetensors raises its own type of error, whose text ends in the system's number.
+        is_full = isinstance(error, OSError) and error.errno in DISK_IS_FULL
+        is_full = is_full or any(f"(os error {number})" in str(error) for number in DISK_IS_FULL)
+        if not is_full:
             raise
         raise DiskFullError(
             f"no room for {path}", "free some space and repeat the command; what was there before is untouched"
@@ -64,12 +64,15 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 def _is_at(path: Path, error: OSError) -> bool:
-    """Whether an error is about what is written at or beside `path`, not about something that is read meanwhile."""
+    """Whether an error is about a file written at or next to `path`, not about a file that is read meanwhile."""
     return not isinstance(error.filename, str) or Path(error.filename).absolute().is_relative_to(path.parent.absolute())
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then fsync and rename it there: whole or absent."""
+    """Let `write` fill a temporary file next to `path`, then fsync and rename it to `path`: whole or not at all.
+
+    Raises DiskFullError or UnwritableError.
+    """
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= _MOST_SUFFIX_BYTES else ""
@@ -88,14 +91,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def whole_files(folder: Path, pattern: str) -> list[Path]:
-    """What write_whole brought to an end in `folder`, by name: its unfinished files match the same patterns, but for their dot."""
-    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - paths of very many would take seconds
+    """Return the complete files in `folder` that match `pattern`, sorted by name.
+
+    Unfinished files of `write_whole` match the same patterns, but begin with a dot; they are left out.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - a Path for each of very many files would take seconds
     return [folder / name for name in sorted(fnmatch.filter(names, pattern)) if not name.startswith(".")]
 
 
 @contextmanager
 def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` to fill; on a clean exit fsync its files and rename it to `path`."""
+    """Yield a temporary folder next to `path` to fill; on a clean exit fsync its files and rename it to `path`.
+
+    Raises OutputExistsError if `path` exists and `overwrite` is False, and DiskFullError or UnwritableError.
+    """
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
     with room_for(path):
@@ -118,10 +127,10 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def _swap_in(temporary: Path, path: Path) -> None:
-    """Rename `temporary` to `path`; what was there goes only after its successor is complete.
+    """Rename `temporary` to `path`, and remove the old `path` only after that.
 
-    On Linux the two change places in one step. Elsewhere there is a moment with neither in place, and `clean_leftovers`
-    puts the old one back.
+    On Linux the two change places in one step. Elsewhere there is a moment with neither in place; if the process dies then,
+    `clean_leftovers` puts the old one back.
     """
     if not path.exists():
         temporary.rename(path)
@@ -134,7 +143,7 @@ def _swap_in(temporary: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Let two names change places in one step; False where the system or the file system cannot."""
+    """Let two names change places in one step; False if the system or the file system cannot."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and bool(rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
@@ -147,7 +156,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Rename first: a kill half-way through the removal must not leave something that looks complete."""
+    """Remove a folder; it is renamed first, so that a kill half-way leaves nothing that looks complete."""
     doomed = path.with_name(f".{path.name}.old")
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)

@@ -1,9 +1,9 @@
 """The machine: its devices, threads, signals and processes.
 
 devices.py     devices, precisions, peak memory, out of memory
-gpus.py        what can be wrong with a GPU: driver, cuDNN, Apple's convolutions
+gpus.py        checks of a GPU: driver, cuDNN, Apple's convolutions
 threads.py     read ahead and write in threads
-signals.py     who answers SIGINT and SIGTERM
+signals.py     handlers of SIGINT and SIGTERM
 streams.py     stdin, stdout and stderr, open and lasting
 launch.py      `--nproc`: one command as several processes
 ranks.py       processes that train one student together

@@ -1,4 +1,4 @@
-"""What this machine offers: devices, precisions, and the facts a bug report or a run folder records."""
+"""The devices and precisions of this machine, and the facts about it that bug reports and run folders record."""
 
 import ctypes
 import errno
@@ -55,7 +55,7 @@ _OUT_OF_MEMORY = (
     "unable to find an engine",
 )
 
-MOST_READERS = 8  # threads that read ahead, unless more are asked for
+MOST_READERS = 8  # threads that read ahead by default
 _TF32_CAPABILITY = (8, 0)  # compute capability of the first NVIDIA GPUs with TF32
 _IN_TF32 = threading.RLock()  # held by the thread inside `tf32`
 
@@ -63,7 +63,7 @@ _UPDATE_MACOS = "update macOS (26.2 is known for this) or torch"
 
 
 def resolve_device(name: str, report: Reporter = quiet) -> torch.device:
-    """auto, cpu, cuda, cuda:N or mps to a device; `auto` takes the first of cuda, mps, cpu that is there and computes right.
+    """Return the device for auto, cpu, cuda, cuda:N or mps; `auto` is the first of cuda, mps, cpu that is there and works.
 
     `report` gets a warning if `auto` passes over a GPU that is there. Raises SettingsError for other names, and
     UnavailableError for a device that is not there or does not work: nothing falls back silently.
@@ -71,7 +71,7 @@ def resolve_device(name: str, report: Reporter = quiet) -> torch.device:
     check_device(name)
     kind, _, number = name.partition(":")
     if with_cuda := has_cuda():
-        # fp32 means fp32 and a resumed run the same bits: no TF32, no algorithm chosen by a race.
+        # fp32 has to be fp32, and a resumed run has to give the same bits: no TF32, no algorithm chosen by timing.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     if kind == "auto":
@@ -113,7 +113,11 @@ def warn_of_cudnn(device: torch.device, dtype: torch.dtype, report: Reporter) ->
 
 
 def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
-    """Of several processes on a machine, each takes a CUDA device of its own for `auto` and `cuda`, as torchrun or srun numbers them."""
+    """Return the device of one of several processes: for `auto` and `cuda` the CUDA device of its local rank.
+
+    The rank is the one that torchrun or srun set in `environment`, modulo the number of devices. Without one, or without
+    CUDA, `asked` is returned.
+    """
     rank = environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or ""
     if asked not in ("auto", "cuda") or not rank.isdecimal() or not has_cuda():
         return asked
@@ -121,18 +125,18 @@ def device_of_rank(asked: str, environment: Mapping[str, str]) -> str:
 
 
 def apple_device(asked: str) -> tuple[str, str] | None:
-    """("iphone" or "ipad", a name or "") where --device asks for an attached one, which is only Core ML's; else None."""
+    """Return ("iphone" or "ipad", a name or "") if --device asks for an attached one, which only Core ML can use; else None."""
     kind, _, name = asked.partition(":")
     return (kind, name) if kind in APPLE_DEVICES else None
 
 
 def torch_device(asked: str, report: Reporter = quiet) -> torch.device:
-    """The torch device of --device; UnavailableError where it is not there."""
+    """Return the torch device of --device, that of `auto` for an attached iPhone or iPad; raises as `resolve_device` does."""
     return resolve_device("auto" if apple_device(asked) else asked, report)
 
 
 def resolve_dtype(name: str) -> torch.dtype:
-    """fp32, bf16 or fp16 to a torch dtype; SettingsError for anything else."""
+    """Return the torch dtype of fp32, bf16 or fp16; raises SettingsError for other names."""
     check_dtype(name)
     return DTYPES[name]
 
@@ -146,19 +150,19 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
-    """What `--dtype auto` of a training means here, said out loud: bf16 where the device multiplies it natively, else fp32."""
+    """Return the dtype of `--dtype auto` in training, and report it: bf16 if the device multiplies it natively, else fp32."""
     name = "bf16" if multiplies_bf16(device) else "fp32"
     report.note(f"--dtype auto: {name} on this {device.type}")
     return name
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Mixed precision for bf16 and fp16; nothing for fp32."""
+    """Return a context of mixed precision for bf16 and fp16, and one that does nothing for fp32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def has_tf32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions and matrix products of `dtype` tensors can run in TF32 on `device`: fp32 on NVIDIA GPUs since Ampere."""
+    """Whether convolutions and matrix products in `dtype` can run in TF32 on `device`: fp32 on NVIDIA GPUs since Ampere."""
     if device.type != "cuda" or dtype != torch.float32 or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= _TF32_CAPABILITY
@@ -166,10 +170,10 @@ def has_tf32(device: torch.device, dtype: torch.dtype) -> bool:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Let cuDNN and cuBLAS compute fp32 in TF32 inside; the two flags are restored on the way out, all others stay as they are.
+    """Let cuDNN and cuBLAS compute fp32 in TF32 inside; the two flags are restored on the way out.
 
     The flags belong to the process, not to a thread. Threads that enter take turns, so that none restores the flags of another.
-    GPU work that a thread starts outside while another is inside would be in TF32 too: whoever uses this computes in one thread.
+    Work that another thread starts on a GPU meanwhile would be in TF32 too, so callers compute in one thread.
     """
     with _IN_TF32:
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
@@ -182,7 +186,7 @@ def tf32() -> Iterator[None]:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_mb` start anew, where the system can: on CUDA and on Linux."""
+    """Reset the peak of `peak_mb`, if the system can: on CUDA and on Linux."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -191,7 +195,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float | None:
-    """The most memory since `forget_peak`, in MB: what torch allocated on CUDA, else what this process held; None where unknown."""
+    """Return the peak memory since `forget_peak` in MB: torch's on CUDA, else that of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     peak = status_bytes("VmHWM")
@@ -199,7 +203,7 @@ def peak_mb(device: torch.device) -> float | None:
 
 
 def status_bytes(field: str) -> int | None:
-    """What Linux says of this process's memory, such as VmRSS (held now) or VmHWM (its peak); None on other systems."""
+    """Return bytes of this process's memory from Linux's status file: VmRSS (now), VmHWM (peak), ...; None elsewhere."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -208,7 +212,7 @@ def status_bytes(field: str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from or while handling, means that a device or this machine ran out of memory."""
+    """Whether an error, or any cause or context of it, means that a device or this machine ran out of memory."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -227,7 +231,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory_in_words(error: BaseException) -> str:
-    """What `is_out_of_memory` found, in one line: what was asked for and what there is, without an allocator's advice."""
+    """Return one line for an error that `is_out_of_memory` found: the first line of its text, without an allocator's advice."""
     text = (str(error).strip().splitlines() or [""])[0].partition(" Including non-PyTorch memory")[0].rstrip(".")
     if not text or "memory" in text.lower():
         return text or "out of memory"
@@ -235,13 +239,13 @@ def out_of_memory_in_words(error: BaseException) -> str:
 
 
 def give_back_free_memory() -> None:
-    """Hand the system what the C library holds and nobody uses, where that is glibc, which would keep what lies between other blocks."""
+    """Return unused memory of the C library to the system: glibc would keep free blocks that are between used ones."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until `device` has finished what it was given: before a clock is read."""
+    """Wait until `device` has finished its work, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -249,7 +253,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give back the memory that torch keeps for later on `device`, for a second attempt after an error."""
+    """Free the memory that torch caches on `device`, for a second attempt after an error."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -258,7 +262,7 @@ def empty_cache(device: torch.device) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise UnavailableError where torch.compile has nothing to make code with: Triton on CUDA, a C++ compiler on a CPU."""
+    """Raise UnavailableError if torch.compile lacks its compiler: Triton on CUDA, a C++ compiler on a CPU."""
     if device.type == "cuda":
         if find_spec("triton") is None:
             raise UnavailableError("--compile needs Triton, which is not installed", "install triton, or leave out --compile")
@@ -267,7 +271,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:
-    """Versions and hardware, as env.json and `turbovaed env` hold them; nothing in it names a person or a path.
+    """Return versions and hardware, as env.json and `turbovaed env` have them, without names of people or paths.
 
     `device` is the one that computes; None takes the one of `auto`.
     """
@@ -294,7 +298,7 @@ def environment(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def num_readers(device: torch.device, asked: int = 0) -> int:
-    """Threads that read ahead of a device: as many as asked for; 0: two for a CPU, else one per core, up to eight."""
+    """Return the number of threads that read ahead of a device: `asked`, or for 0 two on a CPU, else one per core, 2 to 8."""
     if asked or device.type == "cpu":
         return asked or 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What can be wrong with a GPU that is there: its driver, its cuDNN, and Apple's convolutions; and its facts for reports."""
+"""Checks of a GPU that is there (its driver, its cuDNN, Apple's convolutions), and its facts for reports."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ _CHECK_VERSION = 1  # of the convolutions that are compared
 
 
 def has_cuda() -> bool:
-    """Whether torch can use a CUDA device. torch's own warning about a driver stays silent: `cuda_problem` has the words."""
+    """Whether torch can use a CUDA device. torch's own warning about a driver is silenced: `cuda_problem` explains it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="CUDA initialization")
         return torch.cuda.is_available()
@@ -48,7 +48,7 @@ def is_hidden() -> bool:
 
 
 def nvidia_driver() -> str | None:
-    """The version of the NVIDIA driver, such as 580.65.06; None if there is none."""
+    """Return the version of the NVIDIA driver, such as 580.65.06; None if none is found."""
     with suppress(OSError):
         if found := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", DRIVER_FILE.read_text(encoding="ascii", errors="replace")):
             return found[1]
@@ -56,14 +56,17 @@ def nvidia_driver() -> str | None:
         return None
     ask = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
     with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=_ANSWER_S).stdout
-        if found := re.match(r"\s*(\d+\.[\d.]+)", said):
+        output = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=_ANSWER_S).stdout
+        if found := re.match(r"\s*(\d+\.[\d.]+)", output):
             return found[1]
     return None
 
 
 def cuda_problem() -> tuple[str, str] | None:
-    """(why torch cannot use the NVIDIA GPU that is here, what mends it); None if there is no such GPU. For a torch without CUDA devices."""
+    """Return (why torch cannot use this machine's NVIDIA GPU, what mends it), or None if there is no such GPU.
+
+    Call it only if `has_cuda` is False.
+    """
     driver = nvidia_driver()
     if driver is None and not DEVICE_FILE.exists():
         return None
@@ -84,19 +87,19 @@ def cuda_problem() -> tuple[str, str] | None:
 
 
 def cudnn_version() -> str | None:
-    """The version of cuDNN as people write it, such as 9.19.0; None without cuDNN."""
+    """Return the version of cuDNN as people write it, such as 9.19.0; None without cuDNN."""
     number = _cudnn_number()
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}" if number else None
 
 
 def _cudnn_number() -> int:
-    with suppress(RuntimeError):  # one that this torch was not built with: the first convolution has the words
+    with suppress(RuntimeError):  # a version that this torch was not built with: the first convolution raises the error
         return torch.backends.cudnn.version() or 0
     return 0
 
 
 def slow_cudnn(device: torch.device, dtype: torch.dtype) -> str:
-    """The warning about a cuDNN that PyTorch does not use for 3-D convolutions in bf16 and fp16; "" if all is well."""
+    """Return the warning about a cuDNN that PyTorch does not use for 3-D convolutions in bf16 and fp16; "" if all is well."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return ""
     if _cudnn_number() not in _SLOW_CUDNN:
@@ -110,7 +113,10 @@ def slow_cudnn(device: torch.device, dtype: torch.dtype) -> str:
 
 
 def mps_problem() -> str:
-    """Why MPS must not be used here; "" if its convolutions are right. Computed once for each machine, macOS and torch, and kept."""
+    """Return why MPS must not be used here; "" if its convolutions are right.
+
+    The check runs once for each machine, macOS and torch; its result is kept in the cache folder.
+    """
     return _mps_problem(platform.node(), platform.mac_ver()[0], torch.__version__)
 
 
@@ -119,7 +125,7 @@ def _mps_problem(machine: str, macos: str, version: str) -> str:
     key = hashlib.sha256(json.dumps([machine, macos, version, _CHECK_VERSION]).encode()).hexdigest()[:16]
     try:
         kept: Path | None = cache_home() / f"mps-{key}.json"
-    except TurboVaedError:  # a user without a home
+    except TurboVaedError:  # a user without a home folder
         kept = None
     wrong = _read(kept) if kept is not None else None
     if wrong is None:
@@ -147,7 +153,7 @@ def _convolve(
 
 
 def wrong_convolutions(device: torch.device, convolve: Convolve = _convolve) -> list[str]:
-    """The kinds of convolution that `device` computes otherwise than the CPU, in fp32; `convolve` runs them there."""
+    """Return the kinds of convolution whose fp32 results on `device` differ from the CPU's; `convolve` runs them there."""
     cases: list[tuple[str, Callable[..., Tensor], tuple[int, ...], tuple[int, ...], int]] = [
         ("3-D convolution", functional.conv3d, (2, 8, 5, 12, 12), (16, 8, 3, 3, 3), 1),
         ("depthwise 3-D convolution", functional.conv3d, (2, 16, 7, 10, 10), (16, 1, 5, 5, 5), 16),
@@ -163,7 +169,7 @@ def wrong_convolutions(device: torch.device, convolve: Convolve = _convolve) -> 
         for layout in (torch.contiguous_format, innermost):
             try:
                 made = convolve(device, convolution, x.contiguous(memory_format=layout), weight, padding, groups).cpu()
-            except RuntimeError as error:  # an operator that the device has not
+            except RuntimeError as error:  # an operator that the device lacks
                 wrong.append(f"{name} ({str(error).strip().partition(chr(10))[0]})")
                 break
             if not (made - wanted).abs().max() <= _TOLERANCE * wanted.abs().max():  # NaN is wrong too
@@ -173,7 +179,10 @@ def wrong_convolutions(device: torch.device, convolve: Convolve = _convolve) -> 
 
 
 def gpu_facts(device: torch.device) -> dict[str, Any]:
-    """What a bug report needs of the GPU and its software; None for what this machine does not have. Of `device`, if it is a GPU."""
+    """Return the facts about the GPU and its software that a bug report needs; None for each that this machine does not have.
+
+    Memory and compute capability are those of `device`.
+    """
     facts: dict[str, Any] = {"gpus": torch.cuda.device_count() if has_cuda() else 0, "gpu_memory_gb": None, "capability": None}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

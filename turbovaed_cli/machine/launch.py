@@ -1,6 +1,6 @@
 """`--nproc`: one command as several processes of this machine, which find each other by torchrun's variables.
 
-Not torch's own launcher, which tells no exit codes apart, gives a checkpoint half a minute at a signal, and imports torch.
+torch's own launcher is not used: it drops exit codes, allows only 30 s for a checkpoint after a signal, and imports torch.
 """
 
 import atexit
@@ -18,15 +18,16 @@ from typing import Any, NoReturn
 from turbovaed_cli.machine.signals import signals_handled_by
 
 COMMAND_LINE = "TURBOVAED_COMMAND_LINE"  # the command that started several processes, as it was typed
-WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reads its end when the launcher has gone
-_GRACE_S = 30.0  # that the others have to end by themselves when one has failed
+WATCH_FD = "TURBOVAED_WATCH_FD"  # names a descriptor that reaches its end when the launcher has ended
+_GRACE_S = 30.0  # for the other processes to end by themselves after one has failed
 _POLL_S = 0.05
 
 
 def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
-    """Run `turbovaed WORDS` in `nproc` processes; pass SIGINT and SIGTERM on. Returns (exit code, what no rank could say itself).
+    """Run `turbovaed WORDS` in `nproc` processes and pass SIGINT and SIGTERM on.
 
-    When one fails the others are given time to say so and end; one that hangs is killed.
+    Returns (exit code, a message about a failed rank, or None if the first rank reported it). If one fails, the rest have
+    30 s to report it and end; one that hangs is killed.
     """
     watch, held = os.pipe()  # `held` closes with this process, whatever ends it
     threads = str(max(1, (os.cpu_count() or 1) // nproc))
@@ -60,12 +61,12 @@ def launch(words: Sequence[str], nproc: int) -> tuple[int, str | None]:
 
 
 def command_line() -> str:
-    """Return the command of this process as it was typed, before `--nproc` made several of it."""
+    """Return the command of this process as it was typed, before `--nproc` started several processes."""
     return os.environ.get(COMMAND_LINE) or shlex.join(["turbovaed", *sys.argv[1:]])
 
 
 def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int]) -> tuple[int, str | None]:
-    """Wait for all, not for ever once one has failed."""
+    """Wait for all ranks; after one has failed, at most `_GRACE_S`. Returns as `launch` does."""
     failed: dict[int, int] = {}  # rank: exit code, in the order of their ends
     deadline = None
     while any(rank.poll() is None for rank in ranks):
@@ -84,18 +85,18 @@ def _watched(ranks: Sequence["subprocess.Popen[bytes]"], passed_on: Sequence[int
     failed |= {number: code for number, code in enumerate(codes) if code not in (0, 5) and number not in failed}
     if not failed:
         return max(codes), None
-    if passed_on and codes[0] > 0:  # what a signal came to is for the first rank to say
+    if passed_on and codes[0] > 0:  # the first rank reports the outcome of a signal
         return codes[0], None
     number, code = next(iter(failed.items()))
     if code < 0 and -code in passed_on:
         return 128 - code, None
-    said = codes[0] > 0  # the first rank speaks for all
+    is_reported = codes[0] > 0  # the first rank prints the error for all
     end = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with exit code {code}"
-    return (code if code > 0 else 1), (None if said else f"process {number} of {len(ranks)} {end}")
+    return (code if code > 0 else 1), (None if is_reported else f"process {number} of {len(ranks)} {end}")
 
 
 def end_with_launcher() -> None:
-    """Take the end of the launcher for a SIGTERM, where there is one: nobody would see or stop this process any more."""
+    """Send this process SIGTERM when its launcher ends, if it has one: no user could see or stop the process after that."""
     descriptor = os.environ.pop(WATCH_FD, None)
     if descriptor is None:
         return
@@ -108,14 +109,14 @@ def end_with_launcher() -> None:
 
 
 def is_beside_another() -> bool:
-    """Whether this is one of several processes of a distillation, and not the one that reports."""
+    """Whether this is one of several processes of a distillation, but not the first, which reports."""
     return _is_one_of_several() and int(os.environ.get("RANK") or 0) > 0
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with `code`; one of several without the destructors of libraries.
+    """End this process with `code`; one of several ends without running the destructors of libraries.
 
-    A process group's native threads may abort a process that leaves while another still talks to it, and its code is lost.
+    Native threads of a process group may abort a process that ends while another still talks to it, and lose its exit code.
     """
     if _is_one_of_several():
         atexit._run_exitfuncs()  # trackers and temporary folders; there is no public name for it

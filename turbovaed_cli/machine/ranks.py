@@ -1,6 +1,6 @@
-"""Several processes that train one student: who is who, and what they tell each other.
+"""Several processes that train one student: the rank of each, and the values they exchange.
 
-Started by `accelerate launch`, torchrun, Slurm with torchrun's variables, or `--nproc`, and joined by accelerate.
+They are started by `accelerate launch`, torchrun, Slurm with torchrun's variables, or `--nproc`, and joined by accelerate.
 """
 
 import os
@@ -21,15 +21,15 @@ from turbovaed_cli.reporting import Reporter, quiet
 Value = TypeVar("Value")
 
 _BUCKET = 8_000_000  # numbers that are sent at once, 32 MB
-# The first rank may look through a million videos while the others wait; that one is gone is seen at once all the same.
+# The first rank may look through a million videos while the rest wait. A rank that has died is noticed at once all the same.
 _LONGEST_WAIT = timedelta(hours=12)
 
 
 class Ranks:
-    """One process of `count`. Alone, everything here is free and changes no bit.
+    """One process of `count`. For a single process every method is free and changes no bit.
 
-    Before anything that ranks do together, each says whether all is well with it. So what one of them raises inside
-    `together`, all raise, and nobody waits for a rank that has gone another way.
+    Before each collective operation the ranks exchange whether one of them has failed. So an error that one raises inside
+    `together` is raised by all, and no rank waits for one that has left.
     """
 
     def __init__(self, count: int, rank: int, local_rank: int, device: torch.device) -> None:
@@ -38,17 +38,17 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes, prints and decides."""
+        """Whether this is the rank that writes, prints and decides."""
         return self.rank == 0
 
     def part(self, batch_size: int) -> slice:
-        """Which clips of a batch of `batch_size` over all ranks are this one's."""
+        """Return this rank's share of a batch of `batch_size` clips over all ranks."""
         share = batch_size // self.count
         return slice(None) if self.count == 1 else slice(self.rank * share, (self.rank + 1) * share)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Let all ranks end in what one of them raises here; and nobody leave before all have come to the end."""
+        """Raise on all ranks the error that one of them raises inside, and leave only when all ranks have reached the end."""
         try:
             yield
             self._agree()
@@ -73,7 +73,7 @@ class Ranks:
         raise next(found for found in errors if found is not None) from error
 
     def share(self, make: Callable[[], Value]) -> Value:
-        """What the first rank makes, for all."""
+        """Return on all ranks what `make` returns on the first; it is called only there."""
         values = [make() if self.is_first else None]
         if self.count > 1:
             from accelerate.utils import broadcast_object_list
@@ -84,13 +84,13 @@ class Ranks:
         return values[0]  # type: ignore[return-value]
 
     def first_of_each_machine_first(self, make: Callable[[], Value]) -> Value:
-        """What each rank makes; on every machine one before the others, for which it downloads."""
+        """Return what `make` returns on this rank; the first rank of each machine calls it before the rest: it may download."""
         value = make() if self.local_rank == 0 else None
         self._agree()
         return make() if value is None else value
 
     def gather(self, value: Value) -> list[Value]:
-        """What every rank has, by rank, for all."""
+        """Return the values of all ranks, by rank, on all ranks."""
         values: list[Any] = [value]
         if self.count > 1:
             self._agree()
@@ -100,7 +100,7 @@ class Ranks:
         return values
 
     def most(self, values: Sequence[float]) -> list[float]:
-        """The largest of each over all ranks."""
+        """Return the maximum of each value over all ranks."""
         if self.count == 1:
             return list(values)
         self._agree()
@@ -110,7 +110,7 @@ class Ranks:
         return found.tolist()
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The mean of each over all ranks, to the same bits on all."""
+        """Return the mean of each tensor (any shape, the same on all ranks) over all ranks, bit-identical on all."""
         if self.count == 1:
             return list(tensors)
         from accelerate.utils import reduce
@@ -123,7 +123,7 @@ class Ranks:
         return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Give every parameter the mean of its gradients; one that has none anywhere keeps none."""
+        """Set every gradient to its mean over all ranks; a parameter without a gradient on any rank keeps none."""
         if self.count == 1:
             return
         there = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
@@ -133,7 +133,10 @@ class Ranks:
             parameter.grad = mean if share else None
 
     def broadcast(self, tables: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """The first rank's tables of tensors, tensor by tensor, each where it is on the first rank (CPU) or on the device."""
+        """Return copies of the first rank's tables of tensors (any shape) on all ranks.
+
+        A tensor that is on the CPU on the first rank is on the CPU everywhere; the rest are on each rank's device.
+        """
         shapes = self.share(
             lambda: {
                 piece: {name: (value.shape, value.dtype, value.device.type) for name, value in table.items()}
@@ -153,7 +156,7 @@ class Ranks:
         return received
 
     def check_same(self, what: str, value: str) -> None:
-        """Raise CheckFailedError on all ranks where they do not have the same."""
+        """Raise CheckFailedError on all ranks if `value` differs between them."""
         values = self.gather(value)
         other = next((rank for rank, found in enumerate(values) if found != values[0]), None)
         if other is not None:
@@ -163,15 +166,15 @@ class Ranks:
 
 
 def alone(device: torch.device) -> Ranks:
-    """One process that trains by itself."""
+    """Return the Ranks of a process that trains alone."""
     return Ranks(1, 0, 0, device)
 
 
 def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
-    """Who this process is among those started together, and its device: of `auto` and `cuda` each rank has one of its own.
+    """Return this process's rank among those started together, with its device: for `auto` and `cuda` one device per rank.
 
-    Raises SettingsError for a device that several cannot share, UnavailableError where a machine has fewer than ranks, and
-    LostRankError if the processes do not find each other.
+    Raises SettingsError for a device that several processes cannot share, and UnavailableError if a machine has fewer devices
+    than ranks. Raises LostRankError if the processes do not find each other.
     """
     count = int(os.environ.get("WORLD_SIZE") or 1)
     if count == 1:
@@ -194,18 +197,18 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
         warnings.simplefilter("ignore")  # of threads, which it sets
         if kind == "cpu":
             state = PartialState(cpu=True, timeout=_LONGEST_WAIT)
-        else:  # what they say goes over the CPU, so that no device waits for a word
+        else:  # messages go over the CPU, so that no device waits for them
             state = PartialState(backend="cpu:gloo,cuda:nccl", timeout=_LONGEST_WAIT)
     return Ranks(state.num_processes, state.process_index, state.local_process_index, torch.device(state.device))
 
 
-# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Its own begin with the place in its source, such as
-# [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
+# gloo raises bare RuntimeErrors if a peer has gone or does not answer. Those of gloo itself begin with a place in its source,
+# such as [/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547].
 _GONE = re.compile(r"\[[^\]]*\bgloo\b[^\]]*\]|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
 def _is_of_a_peer(error: RuntimeError) -> bool:
-    """Whether an error is about a process that is gone or silent, and not about this one's own memory or operators."""
+    """Whether an error is about another process that has gone or is silent, not about this one's memory or operators."""
     if is_out_of_memory(error) or isinstance(error, NotImplementedError):
         return False
     return isinstance(error, distributed.DistError) or _GONE.search(str(error)) is not None
@@ -213,7 +216,7 @@ def _is_of_a_peer(error: RuntimeError) -> bool:
 
 @contextmanager
 def _lost() -> Iterator[None]:
-    """Turn what torch raises about a process that is not there any more into our error."""
+    """Turn torch's errors about a process that has gone into LostRankError."""
     try:
         yield
     except RuntimeError as error:
@@ -221,16 +224,16 @@ def _lost() -> Iterator[None]:
             raise
         raise LostRankError(
             f"a process that trained along has gone ({_first_line(error)})",
-            "what it printed, or its machine, may say why; the same command goes on from the last checkpoint",
+            "look for the reason in its output or on its machine; the same command goes on from the last checkpoint",
         ) from error
 
 
 @contextmanager
 def _could_not_join(count: int) -> Iterator[None]:
-    """Turn what stops processes from finding each other into our error; nothing has been trained by then."""
+    """Turn errors of processes that do not find each other into LostRankError or UnavailableError; nothing is trained by then."""
     try:
         yield
-    except NotImplementedError as error:  # accelerate's, about cards whose driver cannot do what NCCL would ask for
+    except NotImplementedError as error:  # accelerate's, about cards whose driver lacks what NCCL needs
         raise UnavailableError(
             _first_line(error), "install a newer driver, or set NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1"
         ) from error

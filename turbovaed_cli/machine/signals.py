@@ -1,4 +1,4 @@
-"""Who answers SIGINT and SIGTERM for a while."""
+"""Temporary handlers of SIGINT and SIGTERM."""
 
 import signal
 import threading
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to those that have it already
+SAME_REQUEST_S = 2.0  # a cluster signals every process at once, and torchrun passes the signal on to the same processes
 Handler = Callable[[int, FrameType | None], Any]
 
 
 @contextmanager
 def signals_handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
-    """Let `handler` answer both, and yield who did before, by number; they do again afterwards. In the main thread alone."""
+    """Handle SIGINT and SIGTERM by `handler` inside, and yield the handlers from before, by number. Main thread only."""
     before: dict[int, Any] = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield before
@@ -25,7 +25,10 @@ def signals_handled_by(handler: Handler) -> Iterator[dict[int, Any]]:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM put their number in, so that the step at hand can end; one that comes later ends at once."""
+    """Yield a list to which the first SIGINT or SIGTERM appends its number, so that the current step can end first.
+
+    A second signal, more than SAME_REQUEST_S later, ends the process at once.
+    """
     received: list[int] = []
     first = 0.0
     if threading.current_thread() is not threading.main_thread():
@@ -38,7 +41,7 @@ def stop_requests() -> Iterator[list[int]]:
             received.append(number)
             first = time.monotonic()
         elif time.monotonic() - first > SAME_REQUEST_S:
-            if callable(handler := before[number]):  # which knows the exit code
+            if callable(handler := before[number]):  # it sets the exit code
                 handler(number, frame)
             raise KeyboardInterrupt
 

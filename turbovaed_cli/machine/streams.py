@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr of a process: open whatever the caller closed, and never the reason why a finished command fails."""
+"""stdin, stdout and stderr of a process: open even if the caller closed them, and never the reason why a command fails."""
 
 import codecs
 import io
@@ -13,7 +13,7 @@ _ERRORS = "turbovaed"  # of codecs: the name of _replaced
 
 
 def _replaced(error: UnicodeError) -> tuple[str, int]:
-    """Replace what an encoding lacks: by a similar character, else by an escape."""
+    """Replace characters that an encoding lacks: by a similar character, else by an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
@@ -26,7 +26,7 @@ codecs.register_error(_ERRORS, _replaced)
 def reserve_descriptors() -> None:
     """Open the null device on each of 0, 1 and 2 that is closed.
 
-    Otherwise the next file that is opened gets that number, and a child process takes it for its stdin, stdout or stderr.
+    Otherwise the next file that is opened gets that number, and a child process uses it as its stdin, stdout or stderr.
     """
     for number in range(3):
         try:
@@ -40,7 +40,7 @@ def reserve_descriptors() -> None:
 
 
 class _LastingFile(io.FileIO):
-    """A descriptor that is written to as long as that works; what fails is remembered and the rest is dropped."""
+    """A descriptor that accepts all writes: after the first error, which is kept, the data is dropped."""
 
     failed: OSError | None = None
 
@@ -58,10 +58,10 @@ class _LastingFile(io.FileIO):
 
 
 def open_standard_streams() -> None:
-    """Make sys.stdin, sys.stdout and sys.stderr of this process usable and lasting; those that somebody replaced stay.
+    """Make sys.stdin, sys.stdout and sys.stderr of this process usable and lasting; streams that were replaced stay.
 
     A reader that has gone, a full disk or an encoding without some character raises nothing in the middle of a command:
-    `lost_output` says afterwards whether something is missing.
+    `lost_output` returns the error afterwards.
     """
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - until the process ends
@@ -87,7 +87,7 @@ def _raw(stream: object) -> object:
 
 
 def lost_output() -> OSError | None:
-    """Why the last of stdout could not be written; None where it was, or where its reader did not want the rest."""
+    """Return the error that cut stdout short; None if all was written, or if its reader closed the pipe."""
     sys.stdout.flush()
     raw = _raw(sys.stdout)
     failed = raw.failed if isinstance(raw, _LastingFile) else None
@@ -95,7 +95,7 @@ def lost_output() -> OSError | None:
 
 
 def fitting(text: str, stream: TextIO) -> str:
-    """The text as `stream` can show it: unchanged in UTF-8, else with what its encoding lacks replaced."""
+    """Return the text as `stream` can show it: characters that its encoding lacks are replaced."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, _ERRORS).decode(encoding) if not is_utf8(stream) else text
 

@@ -1,4 +1,4 @@
-"""Work that goes on in a thread of its own."""
+"""Work in background threads: read ahead, and write while the caller goes on."""
 
 import queue
 import threading
@@ -13,11 +13,11 @@ Result = TypeVar("Result")
 
 
 class Background(Generic[Item]):
-    """Calls `work` on items in a thread of its own, in order, with few of them waiting.
+    """Calls `work` on items in a background thread, in order, with at most `most_waiting` items waiting.
 
-    A context manager that gives the function to call with each item. Its clean exit finishes what was given, and so does
-    one by an exception unless `drops_on_error`; what `work` raised is raised by the next call or the exit, and nothing is
-    worked on behind it.
+    A context manager; call its value with each item. The exit works on all items that were given; after an exception in the
+    body it drops them if `drops_on_error`. An error of `work` is raised by the next call or the exit, and no later item is
+    worked on.
     """
 
     def __init__(self, work: Callable[[Item], None], most_waiting: int = 2, *, drops_on_error: bool = False) -> None:
@@ -29,14 +29,14 @@ class Background(Generic[Item]):
 
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
-            if self._error is None and not self._drops:  # else only make room, so that nobody waits for ever
+            if self._error is None and not self._drops:  # else only make room, so that no caller waits forever
                 try:
                     self._work(item)
-                except BaseException as error:  # it belongs to whoever gave the item
+                except BaseException as error:  # the caller that gave the item raises it
                     self._error = error
 
     def __call__(self, item: Item) -> None:
-        """Give one more item; waits while there are too many."""
+        """Add one item; waits while `most_waiting` items are waiting already."""
         self._raise()
         self._waiting.put(item)
 
@@ -82,12 +82,12 @@ def read_ahead(
 ) -> Generator[tuple[Item, Result], None, None]:
     """Yield (item, work(item)) in order, with up to `workers` items worked on in threads ahead of the consumer.
 
-    Of items that are quick, the work is done here: a thread would cost more. Calls `stalled` with the item and the seconds
-    waited for it, every `patience_s` that it does not come.
+    Quick items are worked on in the caller's thread: another thread would cost more. While the next item is not ready,
+    `stalled` is called every `patience_s` with the item and the seconds waited for it.
     """
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         waiting: deque[tuple[Item, Future[Result] | None]] = deque()
-        slow, most = 0, 8 * max(workers, 1)  # quick ones behind a slow one are not gathered without end
+        slow, most = 0, 8 * max(workers, 1)  # quick items after a slow one are gathered up to this limit
 
         def first() -> tuple[Item, Result]:
             item, future = waiting.popleft()

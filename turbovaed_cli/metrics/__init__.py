@@ -1,4 +1,4 @@
-"""How close a video comes to its source: METRICS, and one file for each kind of measurement.
+"""Measures of how close a video is to its source: METRICS, and one file for each kind of measurement.
 
 pixels.py  PSNR, SSIM, flicker
 lpips.py   LPIPS
@@ -31,15 +31,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of METRICS: what a score is called, which way is better, its range and unit, and what it needs."""
+    """One row of METRICS: the names of a score, its better direction, its range and unit, and its requirements."""
 
     name: str  # the key in JSON and in --fail-under
-    label: str  # what people read
+    label: str  # the name that people read
     better: Literal["up", "down"]
     range: tuple[float, float | None]  # None: without a bound
     unit: str
-    digits: int  # behind the point, where people read it
-    needs: str  # beside the clips; empty where nothing
+    digits: int  # decimal places in tables
+    needs: str  # requirements besides the clips; may be empty
     per_clip: bool = True  # False: one value for the whole set of clips
 
 
@@ -58,7 +58,10 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_name(text: str) -> str:
-    """The METRICS key that somebody means: case and dashes do not matter, `lpips-alex` is `lpips`. SettingsError for others."""
+    """Return the METRICS key of a name: case and dashes do not matter, `lpips-alex` is `lpips`.
+
+    Raises SettingsError for other names.
+    """
     name = text.strip().lower().replace("-", "_")
     name = "lpips" if name == "lpips_alex" else name
     if name not in METRICS:

@@ -1,4 +1,4 @@
-"""rFVD: how far the reconstructions of many clips are, as a set, from their sources, in the eyes of a video classifier."""
+"""rFVD: the distance between many reconstructed clips and their sources, as two sets of a video classifier's features."""
 
 import hashlib
 import io
@@ -14,11 +14,11 @@ from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.registry.download import I3D_FILE, cached_file
 
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
-MIN_FRAMES = 10  # of a clip: I3D halves time until nothing is left of fewer
+MIN_FRAMES = 10  # of a clip: I3D halves time several times, which leaves no frame of shorter clips
 
 
 class Detector:
-    """I3D trained on Kinetics-400, as TorchScript: clips to 400 logits.
+    """I3D trained on Kinetics-400, as TorchScript, which maps clips to 400 logits.
 
     Called as `detector(video, rescale=False, resize=True, return_features=True)` with video (B, 3, T, H, W) in [-1, 1];
     it scales to 224x224 itself. Source: Carreira and Zisserman 2017; the TorchScript file of StyleGAN-V (Skorokhodov et
@@ -26,7 +26,10 @@ class Detector:
     """
 
     def __init__(self, content: bytes, label: str, device: torch.device) -> None:
-        """`content` is code: only what somebody vouched for comes here. See load_detector."""
+        """Load `content`, which is code: the caller has to have checked its sha256, as load_detector does.
+
+        Raises WeightFileError if it is not TorchScript.
+        """
         self.label, self.device = label, device
         try:
             self.network: Any = torch.jit.load(io.BytesIO(content), map_location=device).eval()
@@ -35,13 +38,16 @@ class Detector:
 
     @torch.no_grad()
     def features(self, video: Tensor) -> np.ndarray:
-        """Logits of one clip (3, T, H, W), (D,) fp64. Raises WeightFileError where the detector does not take it."""
+        """Return the logits, (D,) fp64, of one clip (3, T, H, W) in [-1, 1].
+
+        Raises WeightFileError if the detector fails on the clip, or returns no finite features.
+        """
         try:
             found = self.network(video[None].to(self.device), rescale=False, resize=True, return_features=True)
         except RuntimeError as error:
-            words = [line.strip() for line in str(error).splitlines() if line.strip()]
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise WeightFileError(
-                f"{self.label} does not take clips of {video.shape[1]} frames: {words[-1] if words else error}",
+                f"{self.label} does not take clips of {video.shape[1]} frames: {lines[-1] if lines else error}",
                 f"I3D needs {MIN_FRAMES} frames or more; see docs/metrics.md for the detector that is meant",
             ) from error
         if not isinstance(found, Tensor) or found.dim() != 2 or found.shape[0] != 1 or not bool(torch.isfinite(found).all()):
@@ -52,11 +58,11 @@ class Detector:
 
 
 def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple[Detector, Path]:
-    """The detector in `path`, or the one that `models pull i3d` fetched, and its path; only with the sha256 a user confirmed.
+    """Return the detector in `path`, or the one that `models pull i3d` fetched, and its path, if its sha256 is `sha256`.
 
     TorchScript is code, which runs as soon as it is loaded: the bytes that are hashed are the bytes that are loaded.
-    Raises MissingWeightsError without a file or without a sha256, WeightFileError where `path` is not there,
-    CorruptFileError where it is another.
+    Raises MissingWeightsError without a file or without a sha256, WeightFileError if `path` does not exist, and
+    CorruptFileError if its sha256 differs.
     """
     found = path or cached_file(I3D_FILE)
     if found is None:
@@ -67,7 +73,7 @@ def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple
         raise WeightFileError(f"{found} is not there", "--i3d takes the TorchScript file of the I3D detector")
     if not sha256:
         raise MissingWeightsError(
-            f"{found.name} is code, and nobody vouched for it",
+            f"{found.name} is code, and its sha256 is not confirmed",
             f"compare its sha256 with a source you trust (docs/metrics.md), then --i3d-sha256 {sha256_of(found)}",
         )
     content = found.read_bytes()
@@ -80,7 +86,7 @@ def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple
 
 
 def not_comparable(num_clips: int) -> str:
-    """Why so few clips give no rFVD, and what to do."""
+    """Return the reason why `num_clips` clips are too few for rFVD, and what to do."""
     return (
         f"not comparable: {num_clips} clip{'s' if num_clips != 1 else ''} of the {MIN_CLIPS} it needs; with fewer it is mostly the noise "
         "of its covariances (more videos, or --clips-per-video 0)"
@@ -88,11 +94,11 @@ def not_comparable(num_clips: int) -> str:
 
 
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
-    """Frechet distance of the Gaussians with the means and covariances of two sets of features, (N, D) and (M, D).
+    """Return the Frechet distance of the Gaussians with the means and covariances of two sets of features, (N, D) and (M, D).
 
-    From 0 (the same two moments) without a bound; lower is better. Source: Dowson and Landau 1982: |m1 - m2|^2 +
-    tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances over N - 1. The last trace is the sum of the singular values of
-    R1 R2^T, where S = R^T R comes from a QR of the centred features: exact for singular S too, where a matrix root is not.
+    It is 0 for equal moments and has no upper bound; lower is better. Source: Dowson and Landau 1982: |m1 - m2|^2 +
+    tr(S1 + S2 - 2 (S1 S2)^(1/2)), covariances over N - 1. The last trace is the sum of the singular values of R1 R2^T,
+    with S = R^T R from a QR of the centred features: unlike a matrix root, this is exact for singular S too.
     """
     means = [x.mean(axis=0) for x in (features, others)]
     roots = [np.linalg.qr(x - mean, mode="r") / np.sqrt(len(x) - 1) for x, mean in zip((features, others), means, strict=True)]

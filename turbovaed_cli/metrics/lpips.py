@@ -1,4 +1,4 @@
-"""LPIPS: a learned perceptual distance between frames, with AlexNet or VGG16 behind it, and where its weights come from."""
+"""LPIPS: a learned perceptual distance between frames, from the features of AlexNet or VGG16, and the files of its weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +18,17 @@ from turbovaed_cli.registry.backbones import TRUNKS, Trunk, trunk_path
 
 
 class Lpips(nn.Module):
-    """Learned perceptual distance between images (N, 3, H, W) in [-1, 1], (N,); from 0 (equal), lower is better.
+    """Learned perceptual distance (N,) between images (N, 3, H, W) in [-1, 1]; 0 is equal, lower is better.
 
     Source: Zhang et al. 2018 (arXiv:1801.03924): features of a classifier, unit length over channels, squared
-    difference, learned weights per channel, mean over places, sum over layers.
+    difference, learned weights per channel, mean over positions, sum over layers.
     """
 
     def __init__(self, trunk: Trunk, state: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
-        """`state`: torchvision's state dict of the backbone; `linear`: the weights `lin{i}.model.1.weight`, (1, C, 1, 1)."""
+        """Take the weights of the backbone and of its channels.
+
+        `state` is torchvision's state dict; `linear` has the weights `lin{i}.model.1.weight`, each (1, C, 1, 1).
+        """
         super().__init__()
         self.trunk = trunk
         self.convolutions = nn.ModuleDict()
@@ -40,9 +43,9 @@ class Lpips(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
-        """Distance of each pair, (N,), with a gradient to `images` alone.
+        """Return the distance (N,) of each pair of images (N, 3, H, W) in [-1, 1], with a gradient to `images` alone.
 
-        `spatial` brings every layer to the size of the image before its mean is taken.
+        `spatial` resizes every layer to the size of the image before its mean is taken. Raises ShapeError for small images.
         """
         distance = torch.zeros(images.shape[0], device=images.device)
         with torch.no_grad():
@@ -55,7 +58,10 @@ class Lpips(nn.Module):
         return distance
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """The compared layers, each (N, C, h, w). ShapeError for images below the backbone's least size."""
+        """Return the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
+
+        Raises ShapeError for images smaller than the backbone needs.
+        """
         height, width = images.shape[2:]
         if min(height, width) < (least := self.trunk.min_side):
             raise ShapeError(f"LPIPS needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger --size")
@@ -71,7 +77,7 @@ class Lpips(nn.Module):
 
 
 def _unit_length(x: Tensor) -> Tensor:
-    # Clamped below its root: where all channels are zero, the root of zero would have no gradient, and NaN would spread.
+    # Clamped under the root: if all channels are zero, the root has no finite gradient, and NaN would spread.
     return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
 
 
@@ -84,10 +90,10 @@ class LpipsFiles:
 
 
 def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:
-    """The files of LPIPS "vgg" or "alex": those of `given` that are it, else torch's cache and torchmetrics' package.
+    """Return the files of LPIPS "vgg" or "alex": matching ones of `given`, else those of torch's cache and torchmetrics.
 
-    A cached backbone must be the one its name promises. Raises MissingWeightsError where there is none, WeightFileError
-    for a given file that is neither a backbone nor learned weights, CorruptFileError where the cached one is another.
+    Raises MissingWeightsError without a backbone, and WeightFileError for a given file that is neither a backbone nor learned
+    weights. Raises CorruptFileError if the sha256 of a cached backbone does not match its name.
     """
     kinds = {identify(path): path for path in given}
     trunk = kinds.get(("trunk", name))
@@ -103,7 +109,10 @@ def lpips_files(name: str, given: Sequence[Path] = ()) -> LpipsFiles:
 
 
 def identify(path: Path) -> tuple[Literal["trunk", "linear"], str]:
-    """What a weight file of LPIPS is, by its keys and shapes: ("trunk" or "linear", "alex" or "vgg"). WeightFileError for others."""
+    """Return the kind of a weight file of LPIPS by its keys and shapes: ("trunk" or "linear", "alex" or "vgg").
+
+    Raises WeightFileError for other files.
+    """
     state = read_weights(path)
     first, second = state.get("features.0.weight"), state.get("lin1.model.1.weight")
     for name, trunk in TRUNKS.items():
@@ -133,21 +142,21 @@ def _cached_trunk(name: str) -> Path:
 
 
 def _shipped_linear(name: str) -> Path:
-    """The learned weights in torchmetrics' package (Apache-2.0)."""
+    """Return the path of the learned weights in torchmetrics' package (Apache-2.0)."""
     return Path(str(files("torchmetrics").joinpath(f"functional/image/lpips_models/{name}.pth")))
 
 
 @cache
 def load_lpips(name: str) -> Lpips:
-    """LPIPS with the backbone "vgg" or "alex" from torch's cache. Raises MissingWeightsError where that is not on this machine.
+    """Load LPIPS with the backbone "vgg" or "alex" from torch's cache and the learned weights from torchmetrics (Apache-2.0).
 
-    The learned weights come from torchmetrics, which ships them (Apache-2.0).
+    Raises MissingWeightsError if the backbone is not on this machine, WeightFileError if the files are damaged.
     """
     return read_lpips(name, LpipsFiles(_cached_trunk(name), _shipped_linear(name)))
 
 
 def read_lpips(name: str, found: LpipsFiles) -> Lpips:
-    """LPIPS from its two files. Raises WeightFileError where one lacks a key or has another shape."""
+    """Load LPIPS from its two files. Raises WeightFileError for a missing key, another shape, NaN or infinity."""
     try:
         network = Lpips(TRUNKS[name], read_weights(found.trunk), read_weights(found.linear))
     except (KeyError, RuntimeError) as error:
@@ -165,6 +174,9 @@ def read_lpips(name: str, found: LpipsFiles) -> Lpips:
 
 @torch.no_grad()
 def lpips_video(network: Lpips, video: Tensor, source: Tensor, *, spatial: bool = False) -> float:
-    """Mean LPIPS over the frames of a clip, both (3, T, H, W) in [-1, 1]; frame by frame, so memory does not grow with T."""
+    """Return the mean LPIPS over the frames of a clip, both (3, T, H, W) in [-1, 1].
+
+    It works frame by frame, so memory does not grow with T. Raises ShapeError for small frames.
+    """
     pairs = ((video[:, i][None], source[:, i][None]) for i in range(video.shape[1]))
     return float(torch.stack([network(a, b, spatial=spatial)[0] for a, b in pairs]).mean())

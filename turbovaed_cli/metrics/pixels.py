@@ -1,6 +1,6 @@
-"""What can be said from pixels alone: PSNR, SSIM and flicker. Clips are (3, T, H, W) fp32 in [-1, 1], fixed range.
+"""Metrics from pixels alone: PSNR, SSIM and flicker. Clips are (3, T, H, W) fp32 in [-1, 1], fixed range.
 
-Nothing here looks at the minimum or maximum of its input: a wrong contrast is an error, and it is measured as one.
+No input is rescaled by its minimum or maximum: a wrong contrast is an error, and is measured as one.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.nn import functional
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.video import to_unit
 
-MAX_PSNR_DB = 100.0  # of identical videos, where the formula says infinity and JSON cannot
+MAX_PSNR_DB = 100.0  # of identical videos: the formula gives infinity, which JSON cannot hold
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 _REACH = SSIM_WINDOW // 2
 _K1, _K2 = 0.01, 0.03
@@ -22,7 +22,7 @@ _LEVELS = 255  # of a pixel of 8 bits
 
 
 def psnr(video: Tensor, source: Tensor) -> float:
-    """Peak signal-to-noise ratio of a clip in dB: -10 log10 of the mean squared error over all its pixels, range 1.
+    """Return the peak signal-to-noise ratio of a clip in dB: -10 log10 of the mean squared error over all pixels, range 1.
 
     Both (3, T, H, W) in [-1, 1]. From 0 (black for white) to MAX_PSNR_DB (identical); higher is better. Source: the
     definition, with one mean over the whole clip; a mean of the frames' PSNR is never lower than that.
@@ -33,18 +33,21 @@ def psnr(video: Tensor, source: Tensor) -> float:
 
 
 def ssim(video: Tensor, source: Tensor) -> float:
-    """Structural similarity of a clip (3, T, H, W) in [-1, 1]: the mean over frames and channels; from -1 to 1 (identical).
+    """Return the structural similarity of a clip, from -1 to 1 (identical): the mean over frames and channels.
 
-    Source: Wang et al. 2004, with its Gaussian window of 11x11, sigma 1.5, K 0.01 and 0.03, range 1, on each of R, G and
-    B, where the window fits whole.
+    Both (3, T, H, W) in [-1, 1]. Source: Wang et al. 2004, with its Gaussian window of 11x11, sigma 1.5, K 0.01 and 0.03,
+    range 1, on each of R, G and B, without padding. Raises ShapeError below 11x11 pixels.
     """
-    # Frame by frame, in which the planes stay in the processor's cache: ten times faster than the clip at once.
+    # Frame by frame, so that the planes stay in the processor's cache: ten times faster than the clip at once.
     frames = [ssim_value(video[None, :, i : i + 1].double(), source[None, :, i : i + 1].double()) for i in range(video.shape[1])]
     return float(torch.stack(frames).mean())
 
 
 def ssim_value(video: Tensor, source: Tensor) -> Tensor:
-    """`ssim` over a batch (B, 3, T, H, W) in [-1, 1] as a scalar with a gradient. ShapeError below 11x11 pixels."""
+    """Return `ssim` over a batch, both (B, 3, T, H, W) in [-1, 1], as a scalar tensor with a gradient.
+
+    Raises ShapeError below 11x11 pixels.
+    """
     height, width = video.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise ShapeError(
@@ -59,7 +62,7 @@ def ssim_value(video: Tensor, source: Tensor) -> Tensor:
 
 
 def _blurred(*images: Tensor) -> Sequence[Tensor]:
-    """Each of several (N, 1, H, W) under the Gaussian window where it fits whole: along rows, then columns."""
+    """Blur each image (N, 1, H, W) by the Gaussian window, without padding: to (N, 1, H - 10, W - 10)."""
     weights = _window()
     if images[0].device.type == "cpu":
         return [_blurred_by_sums(image, weights) for image in images]
@@ -74,27 +77,27 @@ def _window() -> list[float]:
 
 
 class _Blur(torch.autograd.Function):
-    """The window as two convolutions of one channel, for a device that waits for launches: 2 in place of 160.
+    """The window as two one-channel convolutions, for devices on which each launch costs time: 2 launches instead of 160.
 
-    Not grouped: grouped convolutions are wrong on some versions of MPS. It keeps no activations for its gradient.
+    The convolutions are not grouped: grouped ones are wrong on some versions of MPS. No activations are kept for the gradient.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
-        """(N, 1, H, W) to (N, 1, H - 10, W - 10); `kernel` is (11,)."""
+        """Blur `x` (N, 1, H, W) to (N, 1, H - 10, W - 10); `kernel` is (11,)."""
         ctx.save_for_backward(kernel)
         return functional.conv2d(functional.conv2d(x, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        """The transposed convolutions, in reverse."""
+        """Return the gradient (N, 1, H, W) of `x`, by the transposed convolutions in reverse order."""
         (kernel,) = ctx.saved_tensors
         rows = functional.conv_transpose2d(gradients[0], kernel.view(1, 1, -1, 1))
         return functional.conv_transpose2d(rows, kernel.view(1, 1, 1, -1)), None
 
 
 def _blurred_by_sums(x: Tensor, weights: Sequence[float]) -> Tensor:
-    """Shifted sums: on a CPU a tenth of the time of a conv2d."""
+    """Blur `x` (N, 1, H, W) by shifted sums: on a CPU this takes a tenth of the time of a conv2d."""
     for dim in (-1, -2):
         length = x.shape[dim] - 2 * _REACH
         total = x.narrow(dim, _REACH, length) * weights[_REACH]
@@ -105,11 +108,11 @@ def _blurred_by_sums(x: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def flicker(video: Tensor, source: Tensor) -> float:
-    """How wrongly a clip changes from frame to frame: the root mean square, over all pixels, of (change - source's change).
+    """Return the error of a clip's changes from frame to frame: the root mean square, over pixels, of (change - source's change).
 
-    Both (3, T, H, W) in [-1, 1], T at least 2 (ShapeError). In levels of 8 bits, from 0 to 510; lower is better. An error
-    that stands still counts nothing, one that is drawn anew in every frame counts 1.41 times its own root mean square.
-    Source: dtSSD of Erofeev et al., "Perceptually motivated benchmark for video matting", BMVC 2015, on RGB.
+    Both (3, T, H, W) in [-1, 1], T at least 2 (ShapeError). In levels of 8 bits, from 0 to 510; lower is better. A constant
+    error counts 0; an error that is random in every frame counts 1.41 times its root mean square. Source: dtSSD of Erofeev
+    et al., "Perceptually motivated benchmark for video matting", BMVC 2015, on RGB.
     """
     if video.shape[1] < 2:
         raise ShapeError("flicker needs two frames at least", "use more --frames")
@@ -118,7 +121,7 @@ def flicker(video: Tensor, source: Tensor) -> float:
 
 
 def _stretches(video: Tensor, source: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield both in stretches of `length` frames, one from each frame on; on a CPU all frames at once."""
+    """Yield both clips in windows of `length` frames, one starting at each frame; on a CPU all frames at once."""
     if _takes_whole_clips(video.device):
         yield video, source
         return
@@ -127,5 +130,5 @@ def _stretches(video: Tensor, source: Tensor, length: int) -> Iterator[tuple[Ten
 
 
 def _takes_whole_clips(device: torch.device) -> bool:
-    """Whether a clip in fp64, several times over, is nothing to the memory of a device."""
+    """Whether the memory of a device holds several fp64 copies of a clip: only a CPU's does."""
     return device.type == "cpu"

@@ -1,4 +1,4 @@
-"""A student for a budget: which channels and layers, so that parameters and FLOPs stay below what the user can afford.
+"""Design a student for a budget: choose channels and layers so that parameters and FLOPs stay below the user's limits.
 
 Costs are counted in closed form, so that thousands of candidates take a fraction of a second. FLOPs are those of the
 convolutions, two per multiply-add, for one decode of one clip, as torch.utils.flop_counter counts them.
@@ -19,14 +19,14 @@ from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ClipSettings
 
 WIDTH_STEP = 8  # channels are multiples of this: the vector width of the kernels that will run them
-WIDEST, DEPTHS = 2.0, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the published channels and layers
-FILLED = 0.95  # of the most that any candidate makes of the budget: what counts as using it
+WIDEST, DEPTHS = 2.0, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # factors of the published channels and layers
+FILLED = 0.95  # a candidate uses the budget if it uses this share of the most that any candidate does
 _DEFAULTS = {name: one.default for name, one in inspect.signature(StudentDecoder.__init__).parameters.items()}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a student may cost at most: decoder parameters, GFLOPs of one decode of `frames` x `size` pixels, or both."""
+    """The limits of a student: decoder parameters, GFLOPs of one decode of `frames` x `size` pixels, or both."""
 
     params: int | None = None
     gflops: float | None = None
@@ -34,23 +34,23 @@ class Budget:
     size: tuple[int, int] = ClipSettings.size  # (height, width)
 
     def share(self, cost: "StudentCost") -> float:
-        """How much of the budget `cost` takes, by the tighter of the limits; above 1 it does not fit."""
+        """Return the share of the budget that `cost` takes, by the tighter limit; above 1 it does not fit."""
         return max(cost.params / self.params if self.params else 0.0, cost.gflops / self.gflops if self.gflops else 0.0)
 
     def __str__(self) -> str:
-        """'8 M parameters and 100 GFLOPs'."""
+        """Return the limits as text: '8 M parameters and 100 GFLOPs'."""
         limits = [f"{count(self.params)} parameters"] if self.params else []
         return " and ".join(limits + ([f"{self.gflops:g} GFLOPs"] if self.gflops else []))
 
     @property
     def decode(self) -> str:
-        """What GFLOPs are counted on: 'one decode of 17 frames of 256x256'."""
+        """The decode whose GFLOPs are counted: 'one decode of 17 frames of 256x256'."""
         return f"one decode of {self.frames} frames of {self.size[1]}x{self.size[0]}"
 
 
 @dataclass(frozen=True)
 class StudentCost:
-    """Parameters, and GFLOPs (two FLOPs per multiply-add) of one decode."""
+    """The parameters of a student, and the GFLOPs (two FLOPs per multiply-add) of one decode."""
 
     params: int
     gflops: float
@@ -65,7 +65,7 @@ class Candidate:
     params: int
     gflops: float
     of_published: float  # its parameters as a share of the published student's
-    of_teacher: float | None  # and of the teacher's decoder; None where that is not on this machine
+    of_teacher: float | None  # and of the teacher's decoder; None if that is not on this machine
     change: float  # distance from the published one, see `change_of`
     used: float  # share of the budget, by the tighter limit
     fits: bool
@@ -73,7 +73,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Design:
-    """The student chosen for a budget, and what it was chosen from."""
+    """The student chosen for a budget, with the candidates around it."""
 
     model: str
     budget: Budget
@@ -81,23 +81,25 @@ class Design:
     chosen: Candidate
     table: tuple[Candidate, ...]  # around the choice, by parameters; the published student among them
     published: Candidate
-    smallest: Candidate  # the one that takes least of this budget
+    smallest: Candidate  # the one that takes the smallest share of this budget
     num_candidates: int
 
 
 def design_student(spec: ModelSpec, budget: Budget) -> Design:
     """Pick channels and layers of a student of `spec`'s teacher that costs no more than `budget`.
 
-    Candidates are the published student with all its channels scaled by one factor (up to 2x) and all its layers by
-    another (0.25x to 1.5x), as long as they stay smaller than the teacher's decoder (unless none does); what the teacher's
-    ratios and the published recipe fix (upsampling, depthwise blocks, tail) stays. The rule: of those that fit, keep the ones that use the budget (at least 95 % of what the largest of them
-    uses, by the tighter limit), and take the one changed least from the published student; of equals, the one with most
-    parameters. Why: quality grows with what a decoder may spend, so budget left over is quality given away; and the
-    published proportion between the blocks is the only one with measured results, so as little as possible of it
-    should be given up. Being within 5 % of full is worth no distortion.
+    Candidates are the published student with all its channels scaled by one factor (up to 2x) and all its layers by another
+    (0.25x to 1.5x). Those larger than the teacher's decoder are left out, unless all are. Upsampling, depthwise blocks and
+    tail stay: the teacher's ratios and the published recipe fix them.
 
-    Raises SettingsError for a budget that is none, or that no candidate meets (naming the smallest one and its cost);
-    FrameCountError or ShapeError where the teacher cannot make `budget.frames` or `budget.size`.
+    The rule: of the candidates that fit, keep those that use the budget. They need at least 95 % of what the largest of them
+    uses, by the tighter limit. Of these, take the one that differs least from the published student; of equals, the one with
+    the most parameters. The reason: quality grows with cost, so unused budget is lost quality. The published proportions
+    between the blocks are the only ones with measured results, so they should change little. The last 5 % of the budget are
+    not worth a larger change.
+
+    Raises SettingsError for a budget without limits above 0, or that no candidate meets (naming the smallest one and its
+    cost); FrameCountError or ShapeError if the teacher cannot make `budget.frames` or `budget.size`.
     """
     limits = [limit for limit in (budget.params, budget.gflops) if limit is not None]
     if not limits or not all(0 < limit < math.inf for limit in limits):
@@ -130,7 +132,7 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
 def _candidates_for(
     spec: ModelSpec, budget: Budget, latents: tuple[int, int, int]
 ) -> Callable[[Sequence[int], Sequence[int]], Candidate]:
-    """What makes a candidate of channels and layers, with its cost and its share of the budget."""
+    """Return a function that makes a candidate of channels and layers, with its cost and its share of the budget."""
     published_cost = cost_of(spec.student.config, latents)
     teacher_params = decoder_params_of(spec)
 
@@ -153,7 +155,7 @@ def _candidates_for(
 
 
 def suggested_params(spec: ModelSpec, teacher_params: int) -> int:
-    """A --params that works: half of the teacher's decoder, or the least that any candidate takes."""
+    """Return a --params that works: half of the teacher's decoder, or the size of the smallest candidate if that is more."""
     sizes = [
         cost_of(_config_of(spec, channels, layers), (1, 1, 1)).params for channels in _widths(spec) for layers in _depths(spec)
     ]
@@ -166,7 +168,10 @@ def _config_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) 
 
 
 def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> float:
-    """How far from the published student, in octaves: root mean square of log2(ours / published), of layers plus one."""
+    """Return the distance from the published student in octaves: the root mean square of log2(ours / published).
+
+    It is taken over channels and over layers plus one.
+    """
     config = spec.student.config
     pairs = [
         *zip(channels, config["decoder_block_out_channels"], strict=True),
@@ -176,11 +181,11 @@ def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -
 
 
 def _widths(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Channel lists, output-first and narrowing towards the latents only where the published one does, from narrow to wide.
+    """Return channel lists from narrow to wide, output-first; a list narrows towards the latents only if the published one does.
 
-    Blocks at the latents' own resolution are no narrower than the latents, which would lose part of them. The tail of
-    patch_size 4 divides the last block's channels by 16: multiples of 16, at least 48, since the norm behind it would be
-    left with fewer values than there are colours.
+    Blocks at the resolution of the latents are no narrower than the latents, or part of these would be lost. The tail of
+    patch_size 4 divides the last block's channels by 16. So these are multiples of 16, at least 48: the norm after the tail
+    needs as many values as there are colours.
     """
     config = spec.student.config
     published = config["decoder_block_out_channels"]
@@ -215,7 +220,7 @@ def _depths(spec: ModelSpec) -> list[tuple[int, ...]]:
 
 
 def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candidate) -> tuple[Candidate, ...]:
-    """The choice, its neighbours in width (two on each side), what every other depth would make of the budget, the published one."""
+    """Return the choice, two neighbours in width on each side, the fullest fit of every other depth, and the published one."""
     siblings = [one for one in candidates if one.layers == chosen.layers]
     place = siblings.index(chosen)
     rows = siblings[max(place - 2, 0) : place + 3]
@@ -229,7 +234,7 @@ def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candi
 
 
 def as_rows(design: Design) -> list[tuple[str, ...]]:
-    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
+    """Return the table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, if it fits."""
     return [
         (
             listed(one.channels),
@@ -246,7 +251,7 @@ def as_rows(design: Design) -> list[tuple[str, ...]]:
 
 
 def as_sentence(design: Design) -> str:
-    """What the choice was made by, and where the bottom is."""
+    """Return a sentence about the rule of the choice and the smallest possible student."""
     least = design.smallest
     return (
         f"chosen from {design.num_candidates} candidates: of those that use the budget, the one whose channels and layers differ least "
@@ -256,12 +261,12 @@ def as_sentence(design: Design) -> str:
 
 
 def listed(numbers: Sequence[int]) -> str:
-    """(64, 128) as 64,128."""
+    """Return numbers as text: "64,128" for (64, 128)."""
     return ",".join(map(str, numbers))
 
 
 def count(number: int) -> str:
-    """7_573_858 as "7.574 M", 800_000 as "800,000"."""
+    """Return a number as text: "7.574 M" for whole thousands from 1e6 on, else with commas: "7,573,858", "800,000"."""
     return f"{number / 1e6:.7g} M" if number >= 1e6 and number % 1000 == 0 else f"{number:,}"
 
 
@@ -273,9 +278,9 @@ def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
 
 
 def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> StudentCost:
-    """Parameters of the student that build_student makes of `config`, and GFLOPs of its decode of (1, C, t, h, w) latents.
+    """Return the parameters of the student that build_student makes of `config`, and the GFLOPs of one decode.
 
-    `latents` is (t, h, w). Equal to what counting on the real network gives; the tests hold it to that.
+    `latents` is (t, h, w) of the latents (1, C, t, h, w). The tests check that counting on the real network gives the same.
     """
     config = _DEFAULTS | dict(config)
     plan = plan_blocks(
@@ -292,7 +297,7 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
     count.resnets(plan[0], kernel, frames * height * width)
     for before, block in pairwise(plan):
         if before.channels != block.channels:
-            count.params += 2 * before.channels  # LayerNorm on the way round
+            count.params += 2 * before.channels  # LayerNorm of the shortcut
             count.conv(before.channels, block.channels, 1, frames * height * width)
             count.resnet(before.channels, block.channels, kernel if block.depthwise else None, frames * height * width)
         if block.upsample_space:
@@ -317,12 +322,12 @@ class _Count:
         self.params = self.multiply_adds = 0
 
     def conv(self, in_channels: int, out_channels: int, taps: int, positions: int) -> None:
-        """A convolution with bias of `taps` kernel elements, at `positions` outputs; depthwise has one input channel."""
+        """Add a convolution with bias of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
         self.params += out_channels * (in_channels * taps + 1)
         self.multiply_adds += out_channels * in_channels * taps * positions
 
     def resnet(self, in_channels: int, out_channels: int, depthwise_kernel: int | None, positions: int) -> None:
-        """Two convolutions, plain 3x3x3 or depthwise and pointwise."""
+        """Add the two convolutions of a resnet, each plain 3x3x3 or depthwise and pointwise."""
         for channels in (in_channels, out_channels):
             if depthwise_kernel is None:
                 self.conv(channels, out_channels, 3**3, positions)
@@ -331,6 +336,6 @@ class _Count:
                 self.conv(channels, out_channels, 1, positions)
 
     def resnets(self, block: BlockPlan, kernel: int, positions: int) -> None:
-        """The resnets of a block, all of its own width."""
+        """Add the resnets of a block, all of the block's width."""
         for _ in range(block.num_layers):
             self.resnet(block.channels, block.channels, kernel if block.depthwise else None, positions)

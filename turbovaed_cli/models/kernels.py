@@ -1,10 +1,13 @@
-"""The student's layers as they decode fastest: over frames with channels innermost in memory, in buffers that are used again.
+"""The student's layers in their fastest form: over frames with channels innermost in memory, in reused buffers.
 
-Frames are (n, C, H, W) of one clip in channels_last memory, time being the batch. Same numbers as the modules in layers.py
-within rounding. What it saves: a copy per padding (what a convolution reads is written where it will be read), fresh memory
-per operation (the system hands out large blocks page by page, which takes longer than filling them), the layouts and the
-weights that oneDNN would rearrange at every call, its slow path for small inputs, and multiplications: three taps in time
-need m + 2 of them for m frames instead of 3m (Winograd's minimal filtering F(m, 3), by Toom and Cook's construction).
+Frames are (n, C, H, W) of one clip in channels_last memory; time is the batch dimension. Results equal those of the modules in
+layers.py within rounding. This form saves:
+
+- a copy per padding: the input of a convolution is written into its padded buffer at once;
+- fresh memory per operation: the system hands out large blocks page by page, which takes longer than filling them;
+- the layouts and weights that oneDNN would rearrange at every call, and its slow path for small inputs;
+- multiplications: three taps in time need m + 2 products for m frames instead of 3m (Winograd's minimal filtering F(m, 3),
+  by Toom and Cook's construction).
 """
 
 import math
@@ -21,47 +24,47 @@ from torch.nn import functional
 
 from turbovaed_cli.models.layers import RMS_EPS
 
-_POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # where the polynomials of F(m, 3) are evaluated, besides infinity
-_WIDE = 256  # channels from which tiles of 3 frames are right for half precision too; below, 2: their rounding shows less
+_POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are evaluated at these points and at infinity
+_WIDE = 256  # channels from which half precision takes tiles of 3 frames too; below it takes 2, which round less
 
 
 @dataclass(frozen=True)
 class Speedups:
-    """What may be switched off, to see what it is worth or to go round it."""
+    """Optimisations that can be switched off, to measure or to avoid them."""
 
     winograd: bool = True  # fewer multiplications for convolutions in time
-    packed: bool = True  # weights laid out once as oneDNN wants them, on a CPU that has it
-    winograd_channels: int = 64  # of the input and of the output, from which the transforms are worth their time
+    packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
+    winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
 
     def __str__(self) -> str:
-        """As `bench` names it."""
+        """Return the name that `bench` prints."""
         return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
 
 
 class Scratch(threading.local):
-    """Memory for what lives no longer than one operation: a block per purpose, grown to the largest asked for; each thread's own."""
+    """Memory for results that last for one operation: a block per purpose and thread, as large as the largest request."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
 
     def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Frames of any content, (n, C, H, W) in channels_last memory; what was handed out for the same purpose is void."""
+        """Return uninitialised frames (n, C, H, W) in channels_last memory; earlier frames of the same purpose become invalid."""
         n, channels, height, width = shape
         block = self._blocks.get(purpose)
         if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
-            with torch.inference_mode(False):  # else no later call without that mode could write there
+            with torch.inference_mode(False):  # else later calls outside of inference mode could not write there
                 block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
         return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def clear(self) -> None:
-        """Give it all back."""
+        """Free all memory."""
         self._blocks.clear()
 
 
 class Kept(dict[Hashable, Tensor]):
-    """Copies of what later pieces need; one of the same shape takes the place of the one before.
+    """Copies of the frames that later pieces need; a new copy of the same shape is written into the memory of the old one.
 
-    So what lives long stays where it is, and what comes and goes with every piece finds the same memory free.
+    So long-lived memory stays in place, and the temporary memory of every piece finds the same free blocks.
     """
 
     def __setitem__(self, key: Hashable, frames: Tensor) -> None:
@@ -74,7 +77,7 @@ class Kept(dict[Hashable, Tensor]):
 
 
 class Convolution:
-    """A k_t x k x k convolution over frames, stride 1: zeros around width and, if asked, height; time must be padded already."""
+    """A k_t x k x k convolution over frames, stride 1. It pads width and, if asked, height with zeros; time is already padded."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor, groups: int, dtype: torch.dtype, speedups: Speedups, scratch: Scratch
@@ -88,10 +91,10 @@ class Convolution:
         self._has_tiles = speedups.winograd and is_wide and self.reach_time == 1
         is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
         self._largest_tile = 3 if is_exact else 2  # frames
-        self._ready: dict[int, list[Tensor]] = {}  # weights as they are used: 1 the direct form, m of tiles of m frames
+        self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
 
     def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
-        """(n, C, H, W) to (n - k_t + 1, O, H or H - k + 1, W)."""
+        """Convolve `x` (n, C, H, W) to (n - k_t + 1, O, H or H - k + 1, W)."""
         frames, height = x.shape[0] - 2 * self.reach_time, x.shape[2] if pad_height else x.shape[2] - 2 * self.reach
         if min(frames, height) <= 0:
             return x.new_empty(max(frames, 0), self.out_channels, max(height, 0), x.shape[3])
@@ -101,7 +104,7 @@ class Convolution:
         return self._by_tiles(x, frames, height, padding)
 
     def forget(self) -> None:
-        """Drop the weights made ready; they are made again when they are used."""
+        """Drop the prepared weights; the next call prepares them again."""
         self._ready.clear()
 
     def _by_tiles(self, x: Tensor, frames: int, height: int, padding: tuple[int, int, int]) -> Tensor:
@@ -117,21 +120,21 @@ class Convolution:
         return out
 
     def _tile(self, x: Tensor, size: int, count: int, padding: tuple[int, int, int], out: Tensor) -> None:
-        """`count` tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back."""
+        """Write `count` tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back."""
         to_points, _, from_points = minimal_filter(size)
         taps = [x[i : i + (count - 1) * size + 1 : size] for i in range(size + 2)]
         at_point = self.scratch.frames("tiles", taps[0].shape, x.dtype, x.device)
         started = [False] * size
         firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
         for point, row in enumerate(to_points):
-            # Monic: some coefficient is 1.
-            (_, first), (factor, second), *others = sorted(
+            # The polynomial is monic: some coefficient is 1.
+            (_, first), (factor, second), *further = sorted(
                 ((factor, tap) for factor, tap in zip(row, taps, strict=True) if factor), key=lambda pair: pair[0] != 1
             )
             torch.add(first, second, alpha=factor, out=at_point)
-            for factor, tap in others:
+            for factor, tap in further:
                 at_point.add_(tap, alpha=factor)
-            # At 1 every output takes this product once and no other takes it less: the bias goes in there.
+            # Every output takes the product at the point 1 exactly once: the bias is added there.
             made = self._convolve(at_point, size, point, self.bias if point == 1 else None, padding)
             for i, first_made in enumerate(firsts):
                 factor, target = from_points[i][point], out[i::size]
@@ -145,7 +148,7 @@ class Convolution:
                     target.add_(made, alpha=factor)
 
     def _convolve(self, x: Tensor, size: int, point: int, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
-        """One convolution with the weights of `point` of tiles of `size` frames."""
+        """Convolve `x` with the weights of `point` of tiles of `size` frames."""
         weight = self._weights(size, x)[point]
         video = x.movedim(0, 1)[None]  # (1, C, n, H, W), channels_last_3d
         ones = (1, 1, 1)
@@ -162,7 +165,7 @@ class Convolution:
         return self._ready[size]
 
     def _transformed(self, size: int) -> list[Tensor]:
-        """The weights at every point of tiles of `size` frames: each of one frame."""
+        """Return the weights (O, C, 1, k, k) at every point of tiles of `size` frames."""
         rows = torch.tensor(minimal_filter(size)[1], dtype=torch.float64, device=self.weight.device)
         at_points = torch.einsum("pk,ocktu->poctu", rows, self.weight.double())
         return [weight.unsqueeze(2).to(self.weight.dtype) for weight in at_points]
@@ -180,7 +183,7 @@ _reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # n
 
 @cache
 def packs(dtype: torch.dtype) -> bool:
-    """Whether this torch has oneDNN on this CPU for `dtype`, and the operator (torch.compile's own) that takes packed weights."""
+    """Whether this torch has oneDNN on this CPU for `dtype`, and torch.compile's operator that takes packed weights."""
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return False
     if dtype == torch.bfloat16:
@@ -190,7 +193,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 @cache
 def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Split `frames` into tiles (size, how many) of 2 to `largest` frames, 1 where it must be, so that fewest products are needed."""
+    """Split `frames` into tiles (size, count) of 1 to `largest` frames, so that the fewest products are needed."""
     best: list[tuple[int, list[int]]] = [(0, [])]
     for total in range(1, frames + 1):
         sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
@@ -201,16 +204,17 @@ def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
 
 @cache
 def minimal_filter(size: int) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """F(size, 3) as (input to points, weights to points, points to output): y = C ((B g) * (A d)), d of size + 2 frames.
+    """Return F(size, 3) as (A: input to points, B: weights to points, C: points to output).
 
-    Source: Winograd, Arithmetic Complexity of Computations (1980); the points are small, so that fp32 loses little.
+    y = C ((B g) * (A d)), with d of size + 2 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
+    points are small, so that fp32 loses little.
     """
     points = [Fraction(point) for point in _POINTS[size]]
-    others = [[other for other in points if other != point] for point in points]
-    inputs = [_with_roots(roots) for roots in others] + [_with_roots(points)]
+    roots_of = [[other for other in points if other != point] for point in points]
+    inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
     inputs = [row + [Fraction(0)] * (size + 2 - len(row)) for row in inputs]
     norms = [
-        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, others, strict=True)
+        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
     ]
     weights = [[point**k / norm for k in range(3)] for point, norm in zip(points, norms, strict=True)]
     weights.append([Fraction(0), Fraction(0), Fraction(1)])
@@ -223,7 +227,7 @@ def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
 
 
 def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Coefficients of the product of (x - root), lowest first."""
+    """Return the coefficients of the product of (x - root), lowest first."""
     coefficients = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *coefficients]
@@ -233,25 +237,25 @@ def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What happens to frames before a convolution reads them: RMSNorm over channels and an activation, or nothing."""
+    """The step before a convolution: RMSNorm over channels and an activation, or a plain copy."""
 
-    activation: str | None = None  # relu or silu, behind the norm; None: neither norm nor activation
+    activation: str | None = None  # relu or silu, after the norm; None: neither norm nor activation
 
     def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
-        """Of (n, C, H, W), into `out` of the same shape."""
+        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape."""
         if self.activation is None or not x.numel():
             out.copy_(x)
             return
         rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
         if rows.dtype in (torch.bfloat16, torch.float16) and rows.device.type == "cpu":
-            # In fp32 and back: as quick as these are in half precision on a CPU, and rounded once.
+            # In fp32 and back: on a CPU as quick as half precision, and rounded only once.
             wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
             target.copy_(self._normalised(wide.copy_(rows), wide))
         else:
             self._normalised(rows, target)
 
     def _normalised(self, rows: Tensor, target: Tensor) -> Tensor:
-        """Of (..., C), into `target`; sums are taken in fp32 at least."""
+        """Write norm and activation of `rows` (..., C) into `target`; sums are taken in fp32 at least."""
         wide = torch.promote_types(rows.dtype, torch.float32)
         sums = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).square_()
         torch.mul(rows, sums.div_(rows.shape[-1]).add_(RMS_EPS).rsqrt_().to(rows.dtype), out=target)
@@ -259,12 +263,12 @@ class Preparation:
 
 
 def shuffle_order(channels: int, time: int) -> Tensor:
-    """The order of a convolution's outputs in which `shuffle` is one copy: (time, i, j, c), of ((c*2 + i)*2 + j)*time + t."""
+    """Return the order (channels,) of a convolution's outputs for `shuffle`: (t, i, j, c), from ((c*2 + i)*2 + j)*time + t."""
     return torch.arange(channels).view(-1, 2, 2, time).permute(3, 1, 2, 0).flatten()
 
 
 def shuffle(x: Tensor, time: int) -> Tensor:
-    """(n, time*2*2*C, h, w), channels in `shuffle_order`, to (time*n, C, 2h, 2w) in channels_last memory."""
+    """Shuffle `x` (n, time*2*2*C, h, w), channels in `shuffle_order`, to (time*n, C, 2h, 2w) in channels_last memory."""
     n, channels, height, width = x.shape
     wide = x.permute(0, 2, 3, 1).reshape(n, height, width, time, 2, 2, channels // (4 * time))
     made = wide.permute(0, 3, 1, 4, 2, 5, 6).reshape(n * time, height * 2, width * 2, channels // (4 * time))

@@ -13,21 +13,21 @@ from torch.nn import functional
 RMS_EPS = 1e-8
 LAYER_NORM_EPS = 1e-6
 MANY_OUTPUTS = 8  # channels; below, a 3-D convolution leaves most of a vector empty
-SLOW_PATH = 20480  # batch * channels * frames * height up to which torch takes slow_conv3d in place of oneDNN
-WORTH_COPYING = 32768  # elements of an input from which the quicker convolution pays for the copy it needs
+SLOW_PATH = 20480  # batch * channels * frames * height up to which torch takes slow_conv3d instead of oneDNN
+WORTH_COPYING = 32768  # elements of an input from which the faster convolution is worth the copy it needs
 
 
 class ChannelRMSNorm(nn.Module):
-    """Divide by the root mean square over channels (dim 1), without weights; the variance is taken in fp32 at least."""
+    """Divide (B, C, ...) by the root mean square over channels, without weights; the variance is taken in fp32 at least."""
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        variance = (wide * wide).mean(dim=1, keepdim=True)  # same values as a power, and a cheaper gradient
+        variance = (wide * wide).mean(dim=1, keepdim=True)  # the same values as a power, with a cheaper gradient
         return (x * torch.rsqrt(variance + RMS_EPS)).to(x.dtype)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
-    """LayerNorm over channels (dim 1) with weight and bias."""
+    """LayerNorm over the channels of (B, C, ...), with weight and bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=LAYER_NORM_EPS)
@@ -37,7 +37,7 @@ class ChannelLayerNorm(nn.LayerNorm):
 
 
 def pad_time(x: Tensor, kernel_size: int) -> Tensor:
-    """Repeat the first and last frame (kernel_size - 1) / 2 times each: time replicates, while space pads zeros."""
+    """Repeat the first and last frame of (B, C, t, h, w), (kernel_size - 1) / 2 times each; only space is padded with zeros."""
     reach = (kernel_size - 1) // 2
     if reach == 0:
         return x
@@ -46,11 +46,11 @@ def pad_time(x: Tensor, kernel_size: int) -> Tensor:
 
 
 class TimeReplicatedConv3d(nn.Module):
-    """A k x k x k convolution, stride 1, same size out; not causal.
+    """A k x k x k convolution, stride 1, not causal: (B, C, t, h, w) to (B, O, t, h, w).
 
-    One with few outputs, such as the last, is computed as a single 2-D convolution per frame that makes the output of every
-    tap, to be added up shifted by a frame; one whose input is so small that torch would take its slow path on a CPU, as a
-    2-D convolution over the channels of three frames: both several times quicker (benchmarks/plain_vs_fast.py).
+    Two cases are computed in another way, several times faster (benchmarks/plain_vs_fast.py). With few outputs, as in the last
+    layer, one 2-D convolution per frame makes the outputs of all three taps; these are added up, shifted by a frame. With an
+    input so small that torch would take its slow path on a CPU, a 2-D convolution runs over the channels of three frames.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
@@ -62,7 +62,7 @@ class TimeReplicatedConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._has_few_outputs:
             before, same, after = self._taps(x)
-            before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # the ends repeated: of a few channels, not of many
+            before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # repeats few outputs, not many inputs
             after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
             return before + same + after
         padded = pad_time(x, self.kernel_size)
@@ -81,7 +81,7 @@ class TimeReplicatedConv3d(nn.Module):
         return unfold_time(functional.conv2d(fold_time(frames), weight, self.conv.bias, padding=1), 1)
 
     def _taps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What each frame adds to the output a frame later, its own (with the bias), and a frame earlier."""
+        """Return what each frame adds to the next output, to its own (with the bias) and to the one before: (B, O, T, H, W)."""
         num_outputs, bias = self.conv.out_channels, self.conv.bias
         assert bias is not None
         weight = self.conv.weight.movedim(2, 0).flatten(0, 1)  # (3 * O, C, 3, 3), tap by tap
@@ -91,17 +91,17 @@ class TimeReplicatedConv3d(nn.Module):
 
 
 def fold_time(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> (B*T, C, H, W) with channels innermost in memory, as 2-D convolutions of few channels like them."""
+    """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: the fastest layout for few channels."""
     return x.movedim(2, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def unfold_time(x: Tensor, batch: int) -> Tensor:
-    """(B*T, C, H, W) -> (B, C, T, H, W), a view."""
+    """Return (B*T, C, H, W) as (B, C, T, H, W), a view."""
     return x.unflatten(0, (batch, -1)).movedim(2, 1)
 
 
 class DepthwiseSeparableConv3d(nn.Module):
-    """A depthwise k x k x k convolution, then a pointwise one, both with bias."""
+    """A depthwise k x k x k convolution, then a pointwise one, both with bias: (B, C, t, h, w) to (B, O, t, h, w)."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 5) -> None:
         super().__init__()
@@ -112,15 +112,15 @@ class DepthwiseSeparableConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise_conv(pad_time(x, self.kernel_size))
-        # Over (T * H, W) in 2-D: as quick as in 3-D, and its gradient twice as quick.
+        # Over (T * H, W) in 2-D: as fast as in 3-D, and its gradient twice as fast.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])
 
 
 def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
-    """(B, C*space*space*time, t, h, w) -> (B, C, time*t, space*h, space*w), channel index ((c*2 + i)*2 + j)*time + t.
+    """Shuffle (B, C*space*space*time, t, h, w) to (B, C, time*t, space*h, space*w); channel ((c*2 + i)*2 + j)*time + t.
 
-    "Decoupled": time is innermost, so what is left after splitting it off is an ordinary 2-D pixel shuffle per frame.
+    "Decoupled": time is innermost, so after it is split off, the rest is an ordinary 2-D pixel shuffle per frame.
     """
     batch, channels, frames, height, width = x.shape
     x = x.movedim(2, 1).reshape(batch * frames, channels // time, time, height, width)
@@ -130,10 +130,10 @@ def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
 
 
 class Upsampler3d(nn.Module):
-    """Convolution to `time * 4` times the channels, then the decoupled 3-D pixel shuffle.
+    """A convolution to `time * 4` times the channels, then the decoupled 3-D pixel shuffle: (B, C, t, h, w) to (B, C, T, 2h, 2w).
 
-    Where time doubles, the first frame is dropped, so that t frames give 2t - 1 (`drop_first_frame`), as the first
-    latent frame of a causal teacher stands for one pixel frame. Video DC-AE is not causal and keeps it.
+    If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a causal teacher
+    is one pixel frame. Video DC-AE is not causal and keeps it.
     """
 
     def __init__(self, channels: int, *, upsample_time: bool, drop_first_frame: bool) -> None:
@@ -159,7 +159,10 @@ class Upsampler2d(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """RMSNorm, activation, convolution, twice, plus the input (through LayerNorm and 1x1x1 where channels change)."""
+    """RMSNorm, activation and convolution, twice, plus the input (through LayerNorm and 1x1x1 if channels change).
+
+    (B, C, t, h, w) to (B, O, t, h, w).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, *, depthwise_kernel: int | None, relu_first: bool) -> None:
         super().__init__()
@@ -187,7 +190,7 @@ def _conv(in_channels: int, out_channels: int, depthwise_kernel: int | None) -> 
 
 
 class MidBlock(nn.Module):
-    """Resnets at the latent's own resolution."""
+    """Resnets at the resolution of the latents: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int, num_layers: int, *, depthwise_kernel: int | None) -> None:
         super().__init__()
@@ -202,9 +205,10 @@ class MidBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """A channel-changing resnet (only where channels change), an upsampler (where there is one), then resnets.
+    """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
 
-    Behind an upsampler each resnet's first activation is ReLU; everywhere else both are SiLU.
+    After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w) to
+    (B, O, T, H, W), of the same or the doubled size.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ from turbovaed_cli.runs.rundir import RunDir
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
-# What a config may ask for, least and most: the published ones are far inside.
+# The least and the most that a config may ask for; the published configs are far inside these limits.
 _BOUNDS = {
     "latent_channels": (1, 4096),
     "out_channels": (1, 64),
@@ -29,7 +29,7 @@ _BOUNDS = {
     "decoder_dw_kernel_size": (1, 31),
 }
 _MOST_BLOCKS = 12
-# Keys of the published configs that speak of the encoder or repeat what the weights say; a decoder has no use for them.
+# Keys of the published configs that describe the encoder or repeat facts of the weights; a decoder does not need them.
 _ENCODER_KEYS = frozenset(
     [
         "block_out_channels",
@@ -62,9 +62,9 @@ _ENCODER_KEYS = frozenset(
 
 
 def build_student(config: Mapping[str, Any]) -> StudentDecoder:
-    """A student with random weights from a config in the published key names.
+    """Return a student with random weights from a config in the published key names.
 
-    Keys of the encoder are ignored; a key that means nothing to either raises SettingsError naming it.
+    Keys of the encoder are ignored. Raises SettingsError for an unknown key, a wrong type, and a value out of bounds.
     """
     known = set(StudentDecoder.__init__.__wrapped__.__annotations__) - {"return"}
     given = {key: value for key, value in config.items() if not key.startswith("_") and key not in _ENCODER_KEYS}
@@ -76,7 +76,7 @@ def build_student(config: Mapping[str, Any]) -> StudentDecoder:
 
 
 def _check_config(given: Mapping[str, Any]) -> None:
-    """Raise SettingsError where a value has another type than the network wants, or would make one that no memory holds."""
+    """Raise SettingsError for a value of another type than the network's, or one for which no memory is large enough."""
     hints = StudentDecoder.__init__.__wrapped__.__annotations__
     for name, value in given.items():
         if not fits(value, hints[name]):
@@ -101,14 +101,15 @@ def _check_config(given: Mapping[str, Any]) -> None:
 def load_student(
     where: str | Path, config: str | Path | Mapping[str, Any] | None = None, *, consent: Consent = no_consent
 ) -> StudentDecoder:
-    """Load a student, fp32 on the CPU, in eval mode, from
+    """Load a student, fp32 on the CPU, in eval mode.
 
-    a registry name ("ltx"), a run folder, a folder written by save_pretrained, or one weight file in the published layout
-    (.pth or .safetensors) with its JSON `config` (a path or a dict; without it, `config.json` beside the file; files that
-    are called as those of the registry need none).
+    `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, or a weight file in the published
+    layout (.pth or .safetensors). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
+    file's header, `config.json` next to the file, or that of the registry if the file has a published name.
 
-    Strict: a missing, unexpected or misshapen decoder key raises WeightFileError naming it. A registry name whose weights
-    are not on this machine raises MissingWeightsError, unless `consent` agrees to the download.
+    Loading is strict: WeightFileError names the first decoder key that is missing, unexpected or misshapen. Raises
+    UnknownModelError if nothing has this name, SettingsError for a bad config, and CorruptFileError for damaged files of a
+    run. Raises MissingWeightsError if the weights are not on this machine and `consent` does not agree to the download.
     """
     if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
         spec = find_model(where)
@@ -120,7 +121,7 @@ def load_student(
     if path.is_file():
         return load_published(path, _read_config(path, config))
     raise UnknownModelError(
-        f"no model answers to {str(where)!r}",
+        f"no model is called {str(where)!r}",
         hint_for(
             str(where), names_of_models(), f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
         ),
@@ -133,7 +134,7 @@ def _load_folder(folder: Path) -> StudentDecoder:
         raise UnknownModelError(
             f"{folder} holds no config.json", "give a folder written by save_pretrained, or a run folder that has finished"
         )
-    if (folder / "manifest.json").is_file():  # of a run: every byte is known
+    if (folder / "manifest.json").is_file():  # of a run: every file has a recorded sha256
         verify_manifest(folder)
     config = read_config(config_path)
     if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
@@ -145,20 +146,24 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if not weights.is_file():
         raise UnknownModelError(
             f"{folder} holds no diffusion_pytorch_model.safetensors",
-            "one file of that name beside config.json: no pickles, no shards",
+            "put one file of that name next to config.json: no pickles, no shards",
         )
     return load_published(weights, config)
 
 
 def load_published(weights: Path, config: Mapping[str, Any]) -> StudentDecoder:
-    """A student from one weight file in the published layout: decoder keys, and extras that are set aside."""
+    """Return a student, fp32 on the CPU, from one weight file in the published layout.
+
+    The file has the decoder's keys; heads are dropped, and statistics of latents go into the config. Raises WeightFileError
+    and SettingsError as `load_student` does.
+    """
     state = read_weights(weights)
     for key in _LATENT_STATISTICS:
         if key in state and (state[key].ndim != 1 or state[key].numel() > _BOUNDS["latent_channels"][1]):
             raise WeightFileError(f"{weights.name}: {key} is {tuple(state[key].shape)}", "it is one number per latent channel")
     decoder = {key: value for key, value in state.items() if key not in _LATENT_STATISTICS and not key.startswith(HEAD_PREFIX)}
     statistics = {key: state[key].float().tolist() for key in _LATENT_STATISTICS if key in state}
-    with torch.device("meta"):  # the config is believed only where the weights are as large as it says
+    with torch.device("meta"):  # no memory is taken for the config's network before the weights fit it
         check_fit(build_student({**config, **statistics}), decoder, weights)
     student = build_student({**config, **statistics})
     load_strictly(student, decoder, weights)
@@ -185,7 +190,7 @@ def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -
 
 
 def _config_inside(weights: Path) -> dict[str, Any] | None:
-    """The config in the header of a file that `turbovaed export --format safetensors` wrote; None where there is none."""
+    """Return the config in the header of a file that `turbovaed export --format safetensors` wrote; None if there is none."""
     try:
         with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get("config")
@@ -202,7 +207,7 @@ def _config_inside(weights: Path) -> dict[str, Any] | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON config file; SettingsError where it is none."""
+    """Return the object in a JSON config file; raises SettingsError if it cannot be read or is not one."""
     try:
         config = parse_json(read_text(path))
     except OSError as error:

@@ -23,7 +23,7 @@ from turbovaed_cli.registry.specs import FrameRule
 
 
 class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Decode latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1], module by module.
+    """The decoder of latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1].
 
     Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
     them reversed. `patch_size` 4 ends in two per-frame 2-D upsamplings; 1 ends in norm, SiLU, convolution.
@@ -31,7 +31,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _supports_gradient_checkpointing = True
-    gradient_checkpointing = False  # as diffusers calls it: enable_gradient_checkpointing() finds it here
+    gradient_checkpointing = False  # the name that diffusers' enable_gradient_checkpointing() looks for
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -101,15 +101,15 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.temporal_compression_ratio = 2**num_time
 
     def pixel_frames(self, latent_frames: int) -> int:
-        """How many pixel frames T the student makes of t latent frames."""
+        """Return T, the number of pixel frames that the student makes of t latent frames."""
         if self.config.is_video_dc_ae:
             return latent_frames * int(self.temporal_compression_ratio)
         return (latent_frames - 1) * int(self.temporal_compression_ratio) + 1
 
     def latent_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """(C, t, h, w) of the latents that decode to `frames` pixel frames of `size` (height, width).
+        """Return (C, t, h, w) of the latents that decode to `frames` pixel frames of `size` (height, width).
 
-        Raises FrameCountError or ShapeError with the nearest that can be made.
+        Raises FrameCountError or ShapeError with the nearest possible values.
         """
         ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
         rule = FrameRule(ratio, first)
@@ -129,24 +129,24 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, t, h, w) to video (B, 3, T, H, W); not clamped."""
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1], not clamped."""
         x = self.conv_in(latents)
         x = self._run(self.mid_block, x)
         for block in self.up_blocks:
             x = self._run(block, x)
         return self._run(self._tail, x)
 
-    # Whether `decode` without gradients takes the fast form; None: where it is known to win, on a CPU. False also leaves
-    # what streams with channels last only.
+    # Whether `decode` without gradients uses the fast form; None: only on a CPU, where it is known to be faster. If it is
+    # False, a stream has the channels-last layout and no other speedup.
     fast: bool | None = None
     fast_form_of: tuple[object, object] | None = None  # (these weights, their fast form): streaming.py fills it
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles take along: all but the fast form."""
+        """Return the state for copies and pickles: everything but the fast form."""
         return {name: value for name, value in self.__dict__.items() if name != "fast_form_of"}
 
     def check_latents(self, latents: Tensor) -> None:
-        """Raise ShapeError unless they are (B, latent_channels, t, h, w), for any t."""
+        """Raise ShapeError unless `latents` are (B, latent_channels, t, h, w); any t is valid."""
         channels = self.config.latent_channels
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ShapeError(
@@ -156,9 +156,10 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def features(
         self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Decode and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
+        """Decode latents (B, C, t, h, w) and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
 
-        Returns (sample, {block: (B, C, t', h', w')}); without `with_sample` it stops after the last block asked for.
+        Returns (video (B, 3, T, H, W), {block: (B, C', t', h', w')}). Without `with_sample` it stops after the last of
+        `blocks`, and the video is None. Raises SettingsError for an unknown block.
         """
         wanted = dict.fromkeys(blocks)
         found: dict[str, Tensor] = {}
@@ -176,7 +177,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self._run(self._tail, x), found
 
     def checkpoint_blocks(self, *, enable: bool) -> None:
-        """Whether training keeps only what goes into each block and computes the rest again on the way back; the same gradients."""
+        """Switch gradient checkpointing: training keeps the inputs of blocks and computes the rest again; gradients are equal."""
         if enable != self.gradient_checkpointing:
             self._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
 
@@ -186,10 +187,10 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return part(x)
 
     def before_last(self, x: Tensor) -> Tensor:
-        """What `conv_out` is given: the part of the tail that looks at one frame at a time.
+        """Return the input of `conv_out`: the part of the tail that works on single frames, of `x` (B, C, T, h, w).
 
-        Its end, and `conv_out`, keep the precision of their weights under autocast: rounded to bf16 they shift colours by
-        up to 1 in 255, which the student then learns to make up for.
+        Its end and `conv_out` keep the precision of their weights under autocast. Rounding to bf16 would shift colours by up
+        to 1 in 255, and the student would learn to compensate for that.
         """
         if self.config.patch_size == 4:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
@@ -206,7 +207,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
-    if not torch.amp.is_autocast_available(device.type):  # such as meta, where only shapes are asked for
+    if not torch.amp.is_autocast_available(device.type):  # such as meta, on which only shapes are computed
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
@@ -229,7 +230,10 @@ def plan_blocks(
     scaling: Sequence[bool],
     spatio_only: Sequence[bool] | None,
 ) -> list[BlockPlan]:
-    """Turn the output-first lists of a published config into running order; raise SettingsError where lengths disagree."""
+    """Return the blocks of a published config in running order; its lists are output-first.
+
+    Raises SettingsError if the lengths of the lists disagree.
+    """
     num_up = len(channels)
     spatio_only = spatio_only or [False] * num_up
     lengths = {
@@ -240,7 +244,7 @@ def plan_blocks(
     }
     for name, (found, wanted) in lengths.items():
         if found != wanted:
-            raise SettingsError(f"{name} has {found} entries where {num_up} decoder_block_out_channels want {wanted}")
+            raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
     mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
     return [mid] + [
         BlockPlan(
@@ -255,5 +259,5 @@ def plan_blocks(
 
 
 def num_params(module: nn.Module) -> int:
-    """Number of parameters, trainable or not."""
+    """Return the number of parameters, trainable or not."""
     return sum(parameter.numel() for parameter in module.parameters())

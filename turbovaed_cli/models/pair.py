@@ -1,4 +1,4 @@
-"""Which teacher goes with which student: what `--model` and `--teacher` mean together."""
+"""A student and its teacher, from `--model` and `--teacher`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +21,18 @@ from turbovaed_cli.runs.rundir import RunDir
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and, where it was asked for, its teacher, on one device."""
+    """A student and, if it was requested, its teacher, on one device."""
 
     student: StudentDecoder
     teacher: Teacher | None
     spec: ModelSpec | None  # None for a student whose teacher is unknown
-    name: str  # what the user called it
-    run: RunDir | None  # the run folder it came from
+    name: str  # the name or path that the user gave
+    run: RunDir | None  # the run folder of the student
     teacher_is: str | None = None  # the registry name or folder of its teacher, loaded or not
 
     @property
     def device(self) -> torch.device:
-        """Where both run."""
+        """The device of both."""
         return self.student.device
 
 
@@ -48,7 +48,8 @@ def load_pair(
 ) -> Pair:
     """Load the student `model` (default: the embedded one) and its teacher: `teacher`, or the one its config or run names.
 
-    Raises SettingsError when the two do not speak the same latents, or when no teacher is known and one is needed.
+    Raises SettingsError if the two have different latents, or if no teacher is known and `with_teacher` is set; also the
+    errors of `load_student` and `load_teacher`.
     """
     device = device or torch.device("cpu")
     name = model or DEFAULT_MODEL
@@ -60,7 +61,7 @@ def load_pair(
     loaded = None
     if with_teacher:
         if spec is None:
-            raise SettingsError(f"{name} does not say which teacher it belongs to", "name it: --teacher NAME or DIR")
+            raise SettingsError(f"{name} does not name its teacher", "name it: --teacher NAME or DIR")
         loaded = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         _check_same_latents(student, spec)
     return Pair(student, loaded, spec, name, run, where)

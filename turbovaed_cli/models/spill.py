@@ -1,4 +1,4 @@
-"""A disk for the frames that a stream keeps and does not need right now."""
+"""Frames that a stream keeps for later, on disk."""
 
 import io
 import tempfile
@@ -13,7 +13,7 @@ from turbovaed_cli.models.stages import Memory
 
 
 class Spill:
-    """Where frames that convolutions keep lie until they are needed: a file without a name in `folder`, of one decoder."""
+    """A file without a name in `folder`, with the frames that the convolutions of one decoder keep for later."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -24,20 +24,20 @@ class Spill:
         return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
     def memory(self) -> Memory:
-        """Of one stage."""
+        """Return the memory of one stage, in this file."""
         return SpilledFrames(self)
 
     def clear(self) -> None:
-        """Forget all that was written: another clip begins."""
+        """Forget everything that was written, as another clip begins."""
         self._end = 0
 
     def place(self, size: int) -> int:
-        """Where `size` bytes may lie that nobody else uses."""
+        """Reserve `size` bytes of the file and return their offset."""
         self._end += size
         return self._end - size
 
     def write(self, place: int, data: Tensor) -> None:
-        """The bytes (n,) of `data`."""
+        """Write `data`, uint8 (n,) on the CPU, at the offset `place`; raises TurboVaedError if the disk is full."""
         self._file.seek(place)
         view = data.numpy().data
         try:
@@ -48,7 +48,7 @@ class Spill:
             raise TurboVaedError(what, "free some of its disk, or allow more --memory") from error
 
     def read(self, place: int, data: Tensor) -> None:
-        """The same back, into `data`."""
+        """Read bytes at the offset `place` into `data`, uint8 (n,) on the CPU."""
         self._file.seek(place)
         view = data.numpy().data
         while len(view):
@@ -58,12 +58,12 @@ class Spill:
 
 
 class SpilledFrames:
-    """Tensors in channels_last memory, by number, each in its place in a Spill."""
+    """The last frames (n, C, H, W) of each stripe, kept in a Spill; they come back in channels_last memory."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill
         self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
-        self._places: dict[int, tuple[int, int]] = {}  # where, and how many bytes fit
+        self._places: dict[int, tuple[int, int]] = {}  # offset and size in bytes
 
     def __setitem__(self, stripe: int, frames: Tensor, /) -> None:
         self._known[stripe] = frames.shape, frames.dtype, frames.device

@@ -14,33 +14,33 @@ from turbovaed_cli.models.layers import LAYER_NORM_EPS, ChannelLayerNorm
 
 @dataclass(frozen=True)
 class Stripe:
-    """Which rows of a piece are under way, and what follows them."""
+    """The place of a stripe of rows in its piece of a clip."""
 
     stripe: int  # number of the stripe, from the top
-    top: bool  # nothing lies above
-    bottom: bool  # nothing lies below
+    top: bool  # no row is above it
+    bottom: bool  # no row is below it
     end: bool  # no frame follows
 
 
 class StreamStage(Protocol):
-    """A piece of the decoder on a stream of stripes (n, C, h, W) of frames; either of n and h may be 0."""
+    """A part of the decoder that works on a stream of stripes (n, C, h, W) of frames; n and h may be 0."""
 
     def __call__(self, x: Tensor, at: Stripe) -> Tensor:
-        """Take new frames of the stripe and return what is determined by now."""
+        """Take new frames (n, C, h, W) of a stripe; return the frames and rows (m, C', h', W') that are determined by now."""
         ...
 
     def frames_out(self, frames: int) -> int:
-        """How many frames are out when `frames` have come in and more will follow."""
+        """Return the number of frames that are out after `frames` have come in, if more follow."""
         ...
 
 
 class Memory(Protocol):
-    """Where a stage leaves frames for the next piece, a tensor per stripe."""
+    """The frames that a stage keeps for the next piece, a tensor per stripe."""
 
     def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
 
     def get(self, stripe: int, /) -> Tensor | None:
-        """What was left last, to be read only; None where nothing was."""
+        """Return the last frames (n, C, h, W) of a stripe, which must not be written to; None if there are none."""
         ...
 
 
@@ -49,25 +49,25 @@ StageMaker = Callable[[Keep], StreamStage]
 
 
 def run_stages(stages: Iterable[StreamStage], x: Tensor, at: Stripe) -> Tensor:
-    """Pass a stripe (n, C, h, W) through stages, one after the other."""
+    """Pass a stripe (n, C, h, W) through stages in order; returns (m, C', h', W')."""
     for stage in stages:
         x = stage(x, at)
     return x
 
 
 def stripes_of(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Stripe, Tensor]]:
-    """Every stripe of a piece, from the top, with its place."""
+    """Yield every stripe (n, C, h, W) of a piece, from the top, with its place."""
     for number, stripe in enumerate(stripes):
         yield Stripe(number, number == 0, number == len(stripes) - 1, end), stripe
 
 
 def framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> StageMaker:
-    """A stage of a layer that looks at one frame at a time, and makes `time` of it."""
+    """Return a maker of a stage for a layer that works on single frames: (n, C, h, W) to (n * time, C', h', W')."""
     return lambda _keep: _Framewise(layer, time)
 
 
 class _Framewise:
-    """What looks at no other place; `time` frames come out for each that goes in."""
+    """The stage of a layer without context in time or between rows; `time` frames come out for each frame that goes in."""
 
     def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
         self.layer, self.time = layer, time
@@ -80,7 +80,7 @@ class _Framewise:
 
 
 class StreamConvolution:
-    """A convolution: keeps the frames, and within a piece the rows, that the next output needs, as it reads them."""
+    """A convolution that keeps the prepared frames, and within a piece the rows, that its next output needs."""
 
     def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
@@ -98,7 +98,11 @@ class StreamConvolution:
         return self.kernel(padded, pad_height=is_whole)
 
     def _padded(self, x: Tensor, at: Stripe) -> tuple[Tensor, int]:
-        """What the convolution reads: frames kept, frames new, the last repeated; the rows above, and zeros beyond the picture."""
+        """Return the input of the convolution, padded in time and rows, and the number of rows above the stripe.
+
+        In time it is the kept frames, the new frames, and at the end the last one repeated. In rows it is the rows above, or
+        zeros at the top, and zeros at the bottom.
+        """
         frames, channels, height, width = x.shape
         reach_time, reach = self.kernel.reach_time, self.kernel.reach
         kept = self.kept.get(at.stripe)
@@ -127,7 +131,7 @@ class StreamConvolution:
 
 
 class StreamShortcut:
-    """LayerNorm over channels, then the pointwise convolution."""
+    """The shortcut of a resnet that changes channels: LayerNorm over channels, then the pointwise convolution."""
 
     def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
         self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
@@ -139,7 +143,7 @@ class StreamShortcut:
 
 
 class StreamResidual:
-    """A branch, and the input that waits for it."""
+    """The sum of a branch and its input, which is kept until the branch has caught up."""
 
     def __init__(self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory) -> None:
         self.branch, self.shortcut = branch, shortcut
@@ -168,10 +172,10 @@ class StreamResidual:
 
 
 class WithoutFirst:
-    """Drops the first frame of the stream."""
+    """A stage that drops the first frame of the stream."""
 
     def __init__(self) -> None:
-        self.dropped: set[int] = set()  # stripes that have lost theirs
+        self.dropped: set[int] = set()  # stripes whose first frame was dropped
 
     def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         if at.stripe in self.dropped or not x.shape[0]:
@@ -184,5 +188,5 @@ class WithoutFirst:
 
 
 def copied(x: Tensor) -> Tensor:
-    """A copy that holds nothing else alive, in channels_last memory."""
+    """Return a copy of `x` (n, C, h, W) in channels_last memory, which keeps no larger tensor alive."""
     return x.clone(memory_format=torch.channels_last)

@@ -1,8 +1,8 @@
-"""Decoding latents piece by piece: the frames of the whole-clip decode, in memory that does not grow with the clip.
+"""Decode latents piece by piece: the frames of the whole-clip decode, in memory that does not grow with the clip.
 
-A student looks a finite way around itself, in time and in space: nothing in it but convolutions sees more than one place. So
-each of them keeps the last frames it was given, and the last rows, and passes on what they determine. Latents may come in any
-pieces in time, and each piece may be cut into stripes of rows: the same pixels, nothing computed twice, no seam.
+Only the convolutions of a student see more than one position, so its receptive field is finite in time and space. Each
+convolution keeps the last frames and rows that its next output needs. Latents may come in any pieces in time, and each piece
+may be cut into stripes of rows: the pixels are the same, nothing is computed twice, and there is no seam.
 """
 
 import weakref
@@ -42,10 +42,10 @@ from turbovaed_cli.models.stages import (
 
 
 class FastDecoder:
-    """A student made ready to decode: its weights in the layouts that decode fastest, in `dtype`, on the student's device.
+    """A student prepared for decoding: its weights in the fastest layouts, in `dtype`, on the student's device.
 
-    Made for weights that change no more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
-    `speedups` None takes what is known to win on the device: all on a CPU, nothing but the layout elsewhere.
+    The weights must not change any more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
+    `speedups` None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere.
     """
 
     def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
@@ -57,18 +57,21 @@ class FastDecoder:
         self._makers = list(self._makers_of(student))
 
     def stages(self, keep: Keep = Kept) -> list[StreamStage]:
-        """The decoder as stages that have seen nothing yet, and keep frames in what `keep` makes; weights are shared."""
+        """Return the decoder as new stages, which keep frames in memories that `keep` makes; weights are shared."""
         return [make(keep) for make in self._makers]
 
     def forget(self) -> None:
-        """Drop the weights made ready and the memory used again: the next decode makes what it needs."""
+        """Drop the prepared weights and the reused memory; the next decode makes them again."""
         self.scratch.clear()
         for kernel in self._kernels:
             kernel.forget()
 
     @torch.no_grad()
     def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
-        """(B, C, t, h, w) to video (B, 3, T, H, W), not clamped, `frames` latent frames and `rows` latent rows at a time (0: all)."""
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1], not clamped.
+
+        It works on `frames` latent frames and `rows` latent rows at a time (0: all).
+        """
         decoder, ratio = StreamingDecoder(self, rows=rows), int(self.student.spatial_compression_ratio)
         length, height, width = self.student.pixel_frames(latents.shape[2]), latents.shape[3] * ratio, latents.shape[4] * ratio
         video = torch.empty(latents.shape[0], 3, length, height, width, device=self.device, dtype=self.dtype)
@@ -95,7 +98,7 @@ class FastDecoder:
         yield self._convolution(student.conv_out, "silu")
 
     def _kernel(self, convolution: nn.Module, shuffled_time: int = 0) -> Convolution:
-        """`shuffled_time`: what follows is a shuffle that makes so many frames of one, and outputs are put in its order."""
+        """Return the kernel of a convolution; if a shuffle follows that makes `shuffled_time` frames of one, in its order."""
         inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
         weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
         if shuffled_time:
@@ -132,15 +135,15 @@ class FastDecoder:
 
 
 def fast_form(student: StudentNetwork) -> FastDecoder:
-    """The fast form of a student's weights: made at the first call, and again when they have changed or moved.
+    """Return the fast form of a student's weights: made at the first call, and again after they have changed or moved.
 
-    What is written to a parameter's `.data` is not seen. A stream under way goes on with the weights it began with.
+    Changes through a parameter's `.data` are not noticed. A running stream keeps the weights it began with.
     """
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
         speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
         fast = FastDecoder(student, speedups=speedups)
-        fast.student = cast(StudentNetwork, weakref.proxy(student))  # else neither would be freed with its last user
+        fast.student = cast(StudentNetwork, weakref.proxy(student))  # a strong reference would keep both alive in a cycle
         student.fast_form_of = (student.fast, weights), fast
     return cast(FastDecoder, student.fast_form_of[1])
 
@@ -153,10 +156,10 @@ class StreamingDecoder:
             show(decoder.push(chunk))      # (B, 3, m, H, W) in [-1, 1], not clamped; m may be 0
         show(decoder.finish())
 
-    `finish` makes it ready for the next clip. The memory it takes is that of the longest chunk and of the few frames that
-    every convolution keeps; with `rows`, of so many latent rows of a chunk at a time, for the same pixels. `spill` names a
-    folder on whose disk the kept frames lie while they are not needed. `student` may be a FastDecoder, which several may share.
-    Raises ShapeError where a chunk does not go with the student or with those before it.
+    After `finish` the next clip can begin. Memory is needed for the longest chunk and for the few frames that every convolution
+    keeps. With `rows`, only that many latent rows of a chunk are decoded at a time, to the same pixels. `spill` is a folder on
+    whose disk the kept frames are stored until they are needed. `student` may be a FastDecoder, which several may share. Raises
+    ShapeError if a chunk does not fit the student or the chunks before it.
     """
 
     def __init__(self, student: StudentNetwork | FastDecoder, *, rows: int = 0, spill: Path | None = None) -> None:
@@ -170,7 +173,7 @@ class StreamingDecoder:
 
     @property
     def lookahead_frames(self) -> int:
-        """By how many pixel frames the output is behind: what `finish` still has to give."""
+        """The number of pixel frames by which the output lags; `finish` returns them."""
         many = 1000
         frames = many
         for stage in self.fast.stages():
@@ -187,12 +190,12 @@ class StreamingDecoder:
         return self._joined([self._clip(clip, latents[i], end=False) for i, clip in enumerate(self._clips)])
 
     def finish(self) -> Tensor:
-        """The frames that are left, (B, 3, m, H, W); FrameCountError where no latent frame was pushed."""
+        """Return the remaining frames, (B, 3, m, H, W); raises FrameCountError if no latent frame was pushed."""
         return torch.cat(list(self.flush()), dim=2)
 
     @torch.no_grad()
     def flush(self) -> Iterator[Tensor]:
-        """`finish`, in pieces no larger than those that were pushed."""
+        """Yield the frames of `finish`, (B, 3, m, H, W), in pieces no larger than those of `push`."""
         if self._first is None:
             raise FrameCountError("no latents were pushed, so there is nothing to finish")
         try:
@@ -205,7 +208,11 @@ class StreamingDecoder:
 
     @torch.no_grad()
     def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The frames of one clip whose latents come in `pieces`: those of `push` and `flush`. What was pushed before is dropped."""
+        """Yield the frames (B, 3, m, H, W) of one clip, whose latents (B, C, n, h, w) come in `pieces`.
+
+        They are those of `push` and `flush`. A clip that was begun before is dropped. Raises FrameCountError if there is no
+        piece, and ShapeError as `push` does.
+        """
         self._start()
         pieces = iter(pieces)
         try:
@@ -216,7 +223,7 @@ class StreamingDecoder:
                 before = piece
             if before is None:
                 raise FrameCountError("no latents were pushed, so there is nothing to finish")
-            if self._first is None and before.shape[2]:  # all in one piece: nothing has to be kept for what follows
+            if self._first is None and before.shape[2]:  # all in one piece: no frames have to be kept
                 self._check(before)
                 yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
             else:
@@ -245,18 +252,18 @@ class StreamingDecoder:
         return clips[0][None] if len(clips) == 1 else torch.stack(list(clips))
 
     def _clip(self, stages: Sequence[StreamStage], latents: Tensor, *, end: bool) -> Tensor:
-        """(C, n, h, w) of one clip to (3, m, H, W)."""
+        """Decode a piece (C, n, h, w) of one clip to (3, m, H, W)."""
         latents = latents.to(self.fast.device, self.fast.dtype)
         frames = latents.movedim(1, 0).contiguous(memory_format=torch.channels_last)
         return self._through(stages, frames.split(self.rows or frames.shape[2], dim=2), end=end)
 
     def _through(self, stages: Sequence[StreamStage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
-        """One piece, stripe by stripe, to (3, m, H, W)."""
+        """Pass one piece through stages, stripe by stripe, to (3, m, H, W)."""
         made = [run_stages(stages, stripe, at) for at, stripe in stripes_of(stripes, end=end)]
         return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
 
     def _flush(self, stages: Sequence[StreamStage]) -> Iterator[Tensor]:
-        """Of one clip, stage by stage: what the end makes it give goes through those behind it in pieces."""
+        """Flush one clip stage by stage: the last frames of each stage go through the later stages in pieces (3, m, H, W)."""
         assert self._first is not None
         _, channels, _, height, width = self._first
         x = torch.empty(0, channels, height, width, device=self.fast.device, dtype=self.fast.dtype)
@@ -285,16 +292,17 @@ def decode_as_memory_allows(
     spill: Path | None = None,
     smaller: Callable[[int, int], None] = lambda before, now: None,
 ) -> Iterator[Tensor]:
-    """Decode one clip as StreamingDecoder.decode does, in pieces of at most `frames` latent frames, of half as many after one that does not fit.
+    """Yield the frames (B, 3, m, H, W) of one clip as StreamingDecoder.decode does, with smaller pieces if memory runs out.
 
-    If a piece runs out of memory, a new decoder begins so far before it that all it keeps is the same again: the same frames
-    come out, each once. `smaller` is called with the old and the new number of latent frames. The error is raised when a
+    `latents` come in pieces (B, C, n, h, w). Decoded pieces have at most `frames` latent frames; if one does not fit, that
+    number is halved. A new decoder begins far enough before the piece that it keeps the same frames again, so every frame is
+    yielded once, unchanged. `smaller` is called with the old and the new number of latent frames. The error is raised if a
     piece of one latent frame does not fit, or if it comes from `latents` itself.
     """
     fast = student if isinstance(student, FastDecoder) else fast_form(student)
     ratio = int(fast.student.temporal_compression_ratio)
     lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
-    # What is not out yet depends on this many latents before the newest: as far back as it looks ahead, and its own delay.
+    # Frames that are not out yet depend on this many latents before the newest: the delay, and as many again for the past.
     tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
@@ -310,7 +318,7 @@ def decode_as_memory_allows(
                 raise
         else:
             return
-        del decoder  # and with the error, everything that the piece had made
+        del decoder  # frees, as the error is gone too, everything that the piece had made
         fast.scratch.clear()
         empty_cache(fast.device)
         smaller(frames, frames // 2)
@@ -318,7 +326,7 @@ def decode_as_memory_allows(
 
 
 class _Tape:
-    """The latents (B, C, n, h, w) of one clip as they come, and the last ones of them once more."""
+    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
 
     def __init__(self, latents: Iterable[Tensor], most: int) -> None:
         self._latents, self._most = iter(latents), most

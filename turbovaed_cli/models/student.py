@@ -14,37 +14,37 @@ from turbovaed_cli.models.streaming import FastDecoder, fast_form
 
 @dataclass
 class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
-    """What pipelines take from a VAE's `decode`. diffusers' own class comes with every autoencoder it has: a second of imports."""
+    """The result of `decode`, as pipelines expect it. Importing diffusers' class costs a second: it imports every autoencoder."""
 
     sample: Tensor
 
 
 class StudentDecoder(StudentNetwork):
-    """A student: `decode` gives `.sample`, as of any VAE in a pipeline; see StudentNetwork for shapes and the config."""
+    """A student whose `decode` returns `.sample`, as a VAE in a pipeline does; see StudentNetwork for shapes and the config."""
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "StudentDecoder":
-        """As diffusers', but never from pickles: of a folder without safetensors it makes an OSError."""
+        """Load as diffusers does, but never from pickles: raises OSError for a folder without safetensors."""
         return cast("StudentDecoder", super().from_pretrained(*arguments, **{**options, "use_safetensors": True}))
 
-    # What diffusers pipelines ask of a VAE besides decode; statistics stay in the config, so state dicts stay published.
+    # Diffusers pipelines need these of a VAE. Statistics stay in the config, so that state dicts keep the published layout.
     @property
     def latents_mean(self) -> Tensor:
-        """Per-channel mean that LTX pipelines add before decode, (C,); zeros where the teacher has none."""
+        """Per-channel mean that LTX pipelines add before decode, (C,); zeros if the teacher has none."""
         values = self.config.latents_mean or [0.0] * self.config.latent_channels
         return torch.tensor(values, device=self.device, dtype=self.dtype)
 
     @property
     def latents_std(self) -> Tensor:
-        """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones where there is none."""
+        """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones if the teacher has none."""
         values = self.config.latents_std or [1.0] * self.config.latent_channels
         return torch.tensor(values, device=self.device, dtype=self.dtype)
 
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
-        """`forward` as diffusers pipelines call it: `.sample` is (B, 3, T, H, W) in [-1, 1]. `temb` is not used.
+        """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
 
-        Without gradients on a CPU it is computed by `ready`, in the same numbers within rounding (see `fast`), past the
-        modules: their hooks are not called. Raises FrameCountError or ShapeError where `z` is not (B, latent_channels, t >= 1, h, w).
+        `temb` is not used. Without gradients on a CPU the fast form decodes (see `fast`): results are equal within rounding,
+        and hooks of modules are not called. Raises ShapeError for another shape, FrameCountError for t = 0.
         """
         self.check_latents(z)
         if z.shape[2] < 1:
@@ -54,11 +54,11 @@ class StudentDecoder(StudentNetwork):
 
     @property
     def decodes_fast(self) -> bool:
-        """What `fast` comes to on this device."""
+        """Whether `decode` without gradients uses the fast form: `fast`, or if that is None, whether this is a CPU."""
         return self.device.type == "cpu" if self.fast is None else self.fast
 
     def ready(self) -> FastDecoder:
-        """The fast form of these weights, as `fast_form` makes it."""
+        """Return the fast form of these weights, as `fast_form` makes it."""
         return fast_form(self)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Teachers: stock diffusers VAEs (and our Video DC-AE) behind one face, with the settings they need and feature taps."""
+"""Teachers: stock diffusers VAEs (and our Video DC-AE) with one interface, the settings they need, and feature taps."""
 
 import hashlib
 import json
@@ -25,25 +25,25 @@ from turbovaed_cli.registry.weight_files import WeightFiles, decoder_size, key_p
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the encoder says of a video: mean and standard deviation, each (B, C, t, h, w). A deterministic one has std 0."""
+    """The encoder's result: mean and standard deviation of latents, each (B, C, t, h, w); a deterministic encoder has std 0."""
 
     mean: Tensor
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Mean + std * noise, with standard normal noise of the same shape."""
+        """Return mean + std * noise (B, C, t, h, w), with standard normal noise of the same shape."""
         return self.mean + self.std * noise
 
 
 class _DecodeStoppedError(Exception):
-    """Thrown by the hook of the last tap: the rest of the decode is of no use."""
+    """Raised by the hook of the last tap, as the rest of the decode is not needed."""
 
 
 class Teacher(nn.Module):
     """A frozen VAE: encode, decode, and features of the decoder. Videos are (B, 3, T, H, W) in [-1, 1].
 
-    Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not. With `allows_tf32`, for a teacher that
-    only teaches, `encode`, `features` and `decode_with_features` compute in TF32 on a GPU that has it. `decode` never does.
+    Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not. With `allows_tf32`, meant for training,
+    `encode`, `features` and `decode_with_features` compute in TF32 on a GPU that has it. `decode` alone never does.
     """
 
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
@@ -63,37 +63,37 @@ class Teacher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.vae.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
+        """The precision of the weights."""
         return next(self.vae.parameters()).dtype
 
     @property
     def name(self) -> str:
-        """What it is called: its registry name, or the name of its folder."""
+        """The registry name of the teacher, or the name of its folder."""
         rows = (name for name, row in MODELS.items() if row.teacher == self.spec)
         return next(rows, self.spec.path.resolve().name if self.spec.path else self.spec.class_name)
 
     @property
     def uses_tf32(self) -> bool:
-        """Whether `encode`, `features` and `decode_with_features` compute in TF32: allowed, on a GPU that has it, with fp32 weights."""
+        """Whether all but `decode` compute in TF32: if it is allowed, on a GPU that has it, with fp32 weights."""
         return self.allows_tf32 and has_tf32(self.device, self.dtype)
 
     def _teaching(self) -> AbstractContextManager[None]:
         return tf32() if self.uses_tf32 else nullcontext()
 
     def drop_encoder(self) -> None:
-        """Free the encoder's memory, for good: whoever has the latents needs only the decoder."""
+        """Free the encoder's memory for good, if the latents are there already and only the decoder is needed."""
         self.vae.encoder = None
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Posterior:
-        """(B, 3, T, H, W) in [-1, 1] to the posterior over latents.
+        """Encode video (B, 3, T, H, W) in [-1, 1] to the posterior over latents (B, C, t, h, w).
 
-        Raises FrameCountError or ShapeError for a shape the class would silently change.
+        Raises FrameCountError or ShapeError for a shape that the class would silently change.
         """
         assert self.vae.encoder is not None, "the encoder was dropped"
         _, channels, frames, height, width = video.shape
@@ -105,7 +105,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def posterior(self, video: Tensor) -> Posterior:
-        """What the class says of a video, whatever its shape."""
+        """Encode video (B, 3, T, H, W) in [-1, 1] as `encode` does, without a check of its shape."""
         with self._teaching():
             encoded = self.vae.encode(video.to(self.device, self.dtype))
         if isinstance(encoded, Tensor):
@@ -116,15 +116,16 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, t, h, w) to video (B, 3, T, H, W); not clamped unless the class does."""
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does."""
         decoded = self.vae.decode(latents.to(self.device, self.dtype))
         return decoded if isinstance(decoded, Tensor) else cast(Tensor, decoded.sample)
 
     @torch.no_grad()
     def features(self, latents: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs of the modules named in `taps` ("decoder.up_blocks.0") while decoding; the decode stops after the last.
+        """Return the outputs (B, C', t', h', w') of the modules in `taps` ("decoder.up_blocks.0"), of latents (B, C, t, h, w).
 
-        Equal, bit for bit, to those of a full decode.
+        The decode stops after the last tap; outputs are bit-identical to those of a full decode. Raises UnknownModelError
+        for a module that the teacher does not have.
         """
         with self._teaching(), tapped(self.vae, taps, stop=True) as found, suppress(_DecodeStoppedError):
             self.vae.decode(latents.to(self.device, self.dtype))
@@ -132,13 +133,13 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """`decode` and `features` of one and the same full decode."""
+        """Return video (B, 3, T, H, W) and features of one full decode of latents (B, C, t, h, w)."""
         with self._teaching(), tapped(self.vae, taps, stop=False) as found:
             decoded = self.decode(latents)
         return decoded, found
 
     def identity(self) -> dict[str, Any]:
-        """What makes this teacher this teacher: class, config, settings and the sha256 of its weights (of every shard)."""
+        """Return the facts that identify this teacher: class, config, settings and the sha256 of its weights."""
         return {
             "class": self.spec.class_name,
             "config_sha256": _hash_of_config(self.vae),
@@ -158,7 +159,7 @@ class Teacher(nn.Module):
 
 
 def weights_sha256(weights: WeightFiles) -> str:
-    """Hex sha256 of a teacher's weight file; of shards, over the sha256 of each in the order of their names."""
+    """Return the hex sha256 of a teacher's weight file; for shards, that of the sha256 of each in the order of their names."""
     digests = [sha256_of(path) for path in weights.files]
     return digests[0] if weights.index is None else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -173,7 +174,7 @@ def _hash_of_config(vae: Any) -> str:
 
 
 def hash_of_state(module: nn.Module) -> str:
-    """Hex sha256 over names and values of a module's weights."""
+    """Return the hex sha256 over names and values of a module's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -183,7 +184,10 @@ def hash_of_state(module: nn.Module) -> str:
 
 @contextmanager
 def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs of the named modules of `root`; with `stop`, _DecodeStoppedError is thrown once all have been seen."""
+    """Collect the outputs (B, C, t, h, w) of modules of `root`, by name; with `stop`, raise _DecodeStoppedError after the last.
+
+    Raises UnknownModelError for a module that `root` does not have.
+    """
     modules = dict(root.named_modules())
     unknown = [tap for tap in taps if tap not in modules]
     if unknown:
@@ -217,10 +221,10 @@ def load_teacher(
     allows_tf32: bool = False,
     consent: Consent = no_consent,
 ) -> Teacher:
-    """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec; `allows_tf32` is for one that only teaches.
+    """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec; `allows_tf32` is meant for training.
 
-    Raises MissingWeightsError where the weights are not on this machine and `consent` does not allow the download,
-    WeightFileError where they do not fit the class.
+    Raises MissingWeightsError if the weights are not on this machine and `consent` does not allow the download,
+    WeightFileError if they do not fit the class.
     """
     spec = where if isinstance(where, ModelSpec) else find_model(where)
     folder = teacher_folder(spec, consent)
@@ -240,7 +244,7 @@ def _class_of(spec: TeacherSpec) -> Any:
 
 
 def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
-    """The network that the folder's config describes, with random weights, on torch's default device."""
+    """Return the network that the folder's config describes, with random weights, on torch's default device."""
     config_path = folder / "config.json"
     return _make(_class_of(spec), read_diffusers_config(config_path) if config_path.is_file() else {}, config_path)
 
@@ -252,7 +256,7 @@ def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
         raise WeightFileError(
             f"{weights.name} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"
         )
-    with torch.device("meta"):  # the config is believed only where the weights are as large as it says
+    with torch.device("meta"):  # no memory is taken for the config's network before the weights fit it
         outline = _outline(spec, folder)
     _check_layout(outline, state, weights, spec)
     check_fit(outline, state, weights.name)
@@ -262,7 +266,7 @@ def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
 
 
 def _read_state(weights: WeightFiles) -> dict[str, Tensor]:
-    """The tensors of a weight file or of all shards, by the names that diffusers gives them within a VAE."""
+    """Return the tensors of a weight file or of all shards, by their names in diffusers' VAE."""
     state: dict[str, Tensor] = {}
     for path in weights.files:
         part = read_weights(path)
@@ -270,7 +274,7 @@ def _read_state(weights: WeightFiles) -> dict[str, Tensor]:
             stated = {key for key, name in weights.keys.items() if name == path.name}
             if wrong := sorted(stated ^ part.keys()):
                 raise WeightFileError(
-                    f"{path.name} and {weights.name.name} disagree on {wrong[0]}", "take both from where the weights come from"
+                    f"{path.name} and {weights.name.name} disagree on {wrong[0]}", "get both from the source of the weights"
                 )
         state |= part
     prefix = key_prefix(state)
@@ -278,7 +282,7 @@ def _read_state(weights: WeightFiles) -> dict[str, Tensor]:
 
 
 def _check_layout(outline: nn.Module, state: dict[str, Tensor], weights: WeightFiles, spec: TeacherSpec) -> None:
-    """Raise WeightFileError for a checkpoint of the model's authors, whose names and shapes are not diffusers'."""
+    """Raise WeightFileError for a checkpoint in the layout of the model's authors, not in diffusers' layout."""
     own = outline.state_dict()
     shared = sum(key in own for key in state)
     if 2 * shared < len(own) and spec.class_name != "VideoDCAE":
@@ -292,23 +296,23 @@ def _check_layout(outline: nn.Module, state: dict[str, Tensor], weights: WeightF
 def _make(teacher_class: Any, config: dict[str, Any], path: Path) -> nn.Module:
     try:
         return cast(nn.Module, teacher_class.from_config(config) if config else teacher_class())
-    except Exception as error:  # whatever a class says of values it does not expect
+    except Exception as error:  # classes raise many kinds for values that they do not expect
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SettingsError(
             f"{path} is not the config of a {teacher_class.__name__}: {reason}",
-            "take config.json from where the weights come from",
+            "get config.json from the source of the weights",
         ) from error
 
 
 def decoder_params(teacher: Teacher) -> int:
-    """Number of parameters in the teacher's decoder."""
+    """Return the number of parameters in the teacher's decoder."""
     return num_params(teacher.decoder)
 
 
 def decoder_params_of(spec: ModelSpec) -> int | None:
-    """The same without loading it: of a local folder from the headers of its weights or its config, of a registry row as published.
+    """Return the number of parameters in a teacher's decoder without loading it; None for a folder without weights.
 
-    None if the folder holds no weights.
+    For a registry row it is the published number, for a local folder that of the weights' headers or of the config.
     """
     if spec.teacher.decoder_params_m is not None and spec.teacher.repo is not None:
         return round(spec.teacher.decoder_params_m * 1e6)
@@ -318,7 +322,7 @@ def decoder_params_of(spec: ModelSpec) -> int | None:
     except MissingError:
         return None
     size = decoder_size(weights)
-    if size is None:  # no safetensors: as the config has it
+    if size is None:  # no safetensors: count in the network of the config
         with torch.device("meta"):
             size = num_params(cast(nn.Module, _outline(spec.teacher, spec.teacher.path).decoder))
     return size

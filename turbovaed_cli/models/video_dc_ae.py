@@ -16,11 +16,11 @@ from torch.nn import functional
 RMS_EPS = 1e-5
 ATTENTION_EPS = 1e-15
 FIRST_ATTENTION_STAGE = 3
-TIME_STAGES = (3, 4)  # where time is halved, and doubled again
+TIME_STAGES = (3, 4)  # stages in which time is halved, and doubled again
 
 
 class Conv(nn.Module):
-    """A convolution with zero padding, then, where asked for, a norm or an activation; keys `conv.*`, `norm.*`."""
+    """A convolution of (B, C, t, h, w) with zero padding, then an optional norm and SiLU; keys `conv.*`, `norm.*`."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: int, *, stride: tuple[int, int, int] | int = 1, groups: int = 1,
@@ -39,7 +39,7 @@ class Conv(nn.Module):
 
 
 class Rms3d(nn.Module):
-    """Root-mean-square norm over channels in fp32, with weight and bias."""
+    """Root-mean-square norm over the channels of (B, C, t, h, w) in fp32, with weight and bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -63,12 +63,12 @@ class Residual(nn.Module):
         return self.main(x) + self.shortcut(x)
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What is added to `main`'s output."""
+        """Return the tensor that is added to the output of `main`, of the same shape."""
         return x
 
 
 class ConvPair(nn.Module):
-    """Two 3x3x3 convolutions, SiLU between, norm behind."""
+    """Two 3x3x3 convolutions, with SiLU between them and a norm after them: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ConvPair(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Multi-scale linear attention: ReLU(q), ReLU(k), and the sum of the weights as one more row of v."""
+    """Multi-scale linear attention over (B, C, t, h, w): ReLU(q), ReLU(k), and the sum of the weights as one more row of v."""
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class LinearAttention(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Widen to 8C, a depthwise convolution, half of it gates the other, back to C."""
+    """A gated convolution of (B, C, t, h, w): widen to 8C, convolve depthwise, gate one half by the other, return to C."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class GatedConv(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Linear attention, then gated convolution, each residual."""
+    """Linear attention, then a gated convolution, both residual: (B, C, t, h, w) to the same shape."""
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
@@ -131,39 +131,39 @@ class AttentionBlock(nn.Module):
 
 
 def _unshuffle(x: Tensor, time: int) -> Tensor:
-    """(B, C, t*time, 2h, 2w) -> (B, C*time*4, t, h, w), channel order (c, t, h, w)."""
+    """Fold (B, C, t*time, 2h, 2w) to (B, C*time*4, t, h, w), channel order (c, t, h, w)."""
     batch, channels, frames, height, width = x.shape
     x = x.reshape(batch, channels, frames // time, time, height // 2, 2, width // 2, 2)
     return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, -1, frames // time, height // 2, width // 2)
 
 
 def _shuffle(x: Tensor, time: int) -> Tensor:
-    """The inverse of _unshuffle."""
+    """Unfold (B, C*time*4, t, h, w) to (B, C, t*time, 2h, 2w): the inverse of _unshuffle."""
     batch, channels, frames, height, width = x.shape
     x = x.reshape(batch, channels // (4 * time), time, 2, 2, frames, height, width)
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(batch, -1, frames * time, height * 2, width * 2)
 
 
 def _group_mean(x: Tensor, channels: int) -> Tensor:
-    """(B, C*n, ...) -> (B, C, ...): the mean of each group of n neighbouring channels."""
+    """Return the mean of each group of n neighbouring channels, (B, C, ...) of (B, C*n, ...)."""
     return x.unflatten(1, (channels, -1)).mean(dim=2)
 
 
 class Downsample(Residual):
-    """A strided convolution plus pixels folded into channels and averaged. Time stays where `halve_time` is off or T is 1."""
+    """A strided convolution plus pixels folded into channels and averaged. Time stays if `halve_time` is False or T is 1."""
 
     def __init__(self, in_channels: int, out_channels: int, *, halve_time: bool) -> None:
         super().__init__(Conv(in_channels, out_channels, 3, stride=(2 if halve_time else 1, 2, 2)))
         self.out_channels, self.halve_time = out_channels, halve_time
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Pixels folded into channels, averaged in groups."""
+        """Fold pixels of (B, C, T, H, W) into channels and average these in groups: (B, O, T or T/2, H/2, W/2)."""
         time = 2 if self.halve_time and x.shape[2] > 1 else 1
         return _group_mean(_unshuffle(x, time), self.out_channels)
 
 
 class UpsampleConv(nn.Module):
-    """Nearest-neighbour enlargement, then a convolution; key `conv.*`."""
+    """Nearest-neighbour enlargement and a convolution: (B, C, t, h, w) to (B, O, t or 2t, 2h, 2w); key `conv.*`."""
 
     def __init__(self, in_channels: int, out_channels: int, *, double_time: bool) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Upsample(Residual):
         self.out_channels, self.double_time = out_channels, double_time
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Repeated channels unfolded into pixels."""
+        """Repeat the channels of (B, C, t, h, w) and unfold them into pixels: (B, O, t or 2t, 2h, 2w)."""
         time = 2 if self.double_time and x.shape[2] > 1 else 1
         return _shuffle(x.repeat_interleave(self.out_channels * 4 * time // x.shape[1], dim=1), time)
 
@@ -196,7 +196,7 @@ class AveragedShortcut(Residual):
         self.out_channels = out_channels
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """The input's channels averaged in groups."""
+        """Return the means of groups of channels: (B, O, t, h, w) of (B, C, t, h, w)."""
         return _group_mean(x, self.out_channels)
 
 
@@ -208,12 +208,12 @@ class RepeatedShortcut(Residual):
         self.repeats = repeats
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Every channel `repeats` times in a row."""
+        """Repeat every channel `repeats` times in a row: (B, C, t, h, w) to (B, C * repeats, t, h, w)."""
         return x.repeat_interleave(self.repeats, dim=1)
 
 
 class OpList(nn.Module):
-    """Modules one after the other; key `op_list.*`."""
+    """Modules in sequence; key `op_list.*`."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ def _blocks(stage: int, channels: int, depth: int, head_dim: int) -> list[nn.Mod
 
 
 class Encoder(nn.Module):
-    """Video (B, 3, T, H, W) to latents (B, C, T/4, H/32, W/32)."""
+    """The encoder of video (B, 3, T, H, W) to latents (B, C, T/4, H/32, W/32)."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], latent_channels: int, head_dim: int) -> None:
         super().__init__()
@@ -254,7 +254,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents (B, C, t, h, w) to video (B, 3, 4t, 32h, 32w); the last stage runs first."""
+    """The decoder of latents (B, C, t, h, w) to video (B, 3, 4t, 32h, 32w); the last stage runs first."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int], latent_channels: int, head_dim: int) -> None:
         super().__init__()
@@ -276,9 +276,10 @@ class Decoder(nn.Module):
 
 
 class VideoDCAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """The autoencoder. `encode` and `decode` take and give plain tensors: it has no distribution and no scaling.
+    """The autoencoder. `encode` and `decode` take and return plain tensors: it has no distribution and no scaling.
 
-    Frames are 4k with k >= 2, or 1: with 2 or 4 the time stages collapse to one frame, so Teacher refuses them.
+    T is 4k with k >= 2, or 1, which keeps one latent frame. With 2 or 4 the time stages collapse to one frame, so Teacher
+    refuses them.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -295,9 +296,9 @@ class VideoDCAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.decoder = Decoder(width_list, decoder_depth, latent_channels, head_dim)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] to latents (B, C, T/4, H/32, W/32)."""
+        """Encode video (B, 3, T, H, W) in [-1, 1] to latents (B, C, T/4, H/32, W/32)."""
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents (B, C, t, h, w) to video (B, 3, 4t, 32h, 32w), not clamped."""
+        """Decode latents (B, C, t, h, w) to video (B, 3, 4t, 32h, 32w) in [-1, 1], not clamped; t = 1 gives one frame."""
         return self.decoder(z)

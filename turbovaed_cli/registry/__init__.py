@@ -1,10 +1,10 @@
-"""The models turbovaed knows, and where their weights come from.
+"""The models of turbovaed, and the sources of their weights.
 
 specs.py         the types of a row
 rows.py          MODELS: every row
 teachers/        one file per teacher family
 find.py          a row by its name, or for a local folder
 weight_files.py  the weight files and the licence of a local teacher
-download.py      weights from the package, the hub's cache, or a download somebody agreed to
+download.py      weights from the package, the hub's cache, or a download that the user agreed to
 backbones.py     the networks that LPIPS compares with
 """

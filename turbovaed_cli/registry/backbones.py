@@ -8,14 +8,14 @@ from pathlib import Path
 class Trunk:
     """A backbone of LPIPS: its published file, and its layers as (index in the file, in, out, kernel, stride, padding)."""
 
-    file_name: str  # torchvision's; the part behind the dash is the beginning of its sha256
+    file_name: str  # torchvision's; the part after the dash is the beginning of its sha256
     num_bytes: int
     url: str
     convolutions: tuple[tuple[int, int, int, int, int, int], ...]
     pools_before: frozenset[int]  # indices of the convolutions that follow a max pool
     pool_kernel: int
     taps: frozenset[int]  # indices of the convolutions whose ReLU is compared
-    min_side: int  # pixels: of smaller images nothing is left for the last layers
+    min_side: int  # pixels: smaller images are empty before the last layers
 
 
 def _vgg_layers() -> tuple[tuple[int, int, int, int, int, int], ...]:
@@ -49,8 +49,8 @@ TRUNKS = {
 
 
 def trunk_path(name: str) -> Path | None:
-    """Where the backbone of LPIPS ("vgg", "alex") lies in torch's hub cache (TORCH_HOME); None where it is not."""
-    import torch  # noqa: PLC0415 - a list of models needs none
+    """Return the path of the LPIPS backbone "vgg" or "alex" in torch's hub cache (TORCH_HOME); None if it is not there."""
+    import torch  # noqa: PLC0415 - a list of models does not need it
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / TRUNKS[name].file_name
     return path if path.is_file() else None

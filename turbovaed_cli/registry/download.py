@@ -1,7 +1,8 @@
-"""Where weights come from: the package, a local folder, the hub's cache, or a download that somebody agreed to.
+"""The sources of weights: the package, a local folder, the hub's cache, or a download that the user agreed to.
 
-Nothing here touches the network before consent. Downloads are huggingface_hub's and torch.hub's own: complete or absent, the
-hub's resumed after a cut (by the same process: what another left half-done begins again), in their own caches (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected).
+Nothing here touches the network before consent. huggingface_hub and torch.hub download into their own caches (HF_HOME,
+HF_HUB_OFFLINE, HF_TOKEN and TORCH_HOME are respected); a file is complete or absent. The hub's downloads are resumed after a
+cut within the same process; a new process starts the file again.
 """
 
 import logging
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -30,12 +30,9 @@ from turbovaed_cli.registry.specs import ASSETS, ModelSpec
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
 
-if TYPE_CHECKING:
-    pass
-
 _SHA256_DIGITS = 64
 _CONFIG_BYTES = 2_000
-_ANSWER_S = 10.0  # for the hub to answer at all
+_ANSWER_S = 10.0  # for the hub to accept a connection
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class RemoteFile:
     licence: str
 
 
-# The detector of rFVD: StyleGAN-V's TorchScript of DeepMind's I3D, mirrored on the hub; about that size.
+# The detector of rFVD: StyleGAN-V's TorchScript of DeepMind's I3D, mirrored on the hub; its size is approximate.
 I3D_FILE = RemoteFile(
     "I3D detector (TorchScript: code)",
     "flateon/FVD-I3D-torchscript",
@@ -63,13 +60,13 @@ Consent = Callable[[Sequence[RemoteFile], int], bool]
 
 
 def no_consent(files: Sequence[RemoteFile], total_bytes: int) -> bool:
-    """Never download: what library calls do unless told otherwise."""
+    """Refuse every download: the default of library calls."""
     return False
 
 
 @dataclass(frozen=True)
 class PulledFile:
-    """A file in the cache."""
+    """A file in the cache, or one of the package."""
 
     path: Path
     num_bytes: int
@@ -78,16 +75,16 @@ class PulledFile:
 
 @dataclass(frozen=True)
 class PullResult:
-    """What `models pull` came to."""
+    """The result of `models pull`."""
 
     name: str
     files: list[PulledFile]
 
 
 def teacher_folder(spec: ModelSpec, consent: Consent = no_consent) -> Path:
-    """The folder with a teacher's weights (and config.json, where its class has one): local, cached, or downloaded now.
+    """Return the folder with a teacher's weights (and its config.json, if its class has one): local, cached, or downloaded now.
 
-    Raises MissingWeightsError, in two lines what is missing and what mends it.
+    Raises MissingWeightsError without consent or network.
     """
     if spec.teacher.path is not None:
         return spec.teacher.path
@@ -96,7 +93,10 @@ def teacher_folder(spec: ModelSpec, consent: Consent = no_consent) -> Path:
 
 
 def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
-    """The published weight file of a student, or the folder of the embedded one. Raises MissingWeightsError."""
+    """Return the published weight file of a student, or the folder of the embedded one.
+
+    Raises MissingWeightsError without a published student, consent or network.
+    """
     if spec.embedded:
         return ASSETS / spec.name / "student"
     if spec.student.published is None:
@@ -109,24 +109,24 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
 
 
 def _teacher_by_hand(spec: ModelSpec) -> str:
-    """How a teacher comes to a machine without network."""
+    """Return the command that brings a teacher to a machine without network."""
     names = " ".join(file.filename for file in _teacher_files(spec))
     folder = f"DIR/{spec.teacher.folder}" if spec.teacher.folder else "DIR"
     return f"on a machine with network: hf download {spec.teacher.repo} {names} --local-dir DIR; then here: --teacher {folder}"
 
 
 def _student_by_hand(spec: ModelSpec) -> str:
-    """How a student comes to a machine without network; its config is the registry's, which knows the file by its name."""
+    """Return the command that brings a student to a machine without network; the registry finds its config by the file name."""
     published = spec.student.published
     assert published is not None
     return f"on a machine with network: hf download {published.repo} {published.filename} --local-dir DIR; then here: --model DIR/{published.filename}"
 
 
 def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
-    """Bring the weights of a registry row (teacher and published student), of LPIPS or of rFVD into the cache, after consent.
+    """Download the weights of a registry row (teacher and published student), of LPIPS or of rFVD into the cache, after consent.
 
-    Every file is checked against the sha256 its server or its name states. Raises MissingWeightsError without consent or
-    network, CorruptFileError where a sha256 differs, UnknownModelError for other names.
+    Every file is checked against the sha256 that its server or its name states. Raises MissingWeightsError without consent
+    or network, CorruptFileError if a sha256 differs, UnknownModelError for other names.
     """
     again = f"turbovaed models pull {name} --yes"
     if name.startswith("lpips-"):
@@ -163,7 +163,7 @@ def _teacher_files(spec: ModelSpec) -> list[RemoteFile]:
     assert teacher.repo is not None and teacher.num_bytes is not None
     label, prefix = f"teacher of {spec.name}", f"{teacher.folder}/" if teacher.folder else ""
     files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, teacher.num_bytes, teacher.licence)]
-    if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file lies alone in its repository
+    if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file is alone in its repository
         files.append(RemoteFile(label, teacher.repo, f"{prefix}config.json", _CONFIG_BYTES, teacher.licence))
     return files
 
@@ -176,16 +176,16 @@ def _student_files(spec: ModelSpec) -> list[RemoteFile]:
 
 
 def missing_bytes(spec: ModelSpec) -> int:
-    """What would have to be downloaded to use a teacher."""
+    """Return the bytes that would have to be downloaded to use a teacher."""
     if spec.teacher.path is not None:
         return 0
     return sum(file.num_bytes for file in _teacher_files(spec) if cached_file(file) is None)
 
 
 def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str, by_hand: str) -> list[Path]:
-    """Paths of `files` in the hub cache; those missing are downloaded after consent.
+    """Return the paths of `files` in the hub cache; missing ones are downloaded after consent.
 
-    `offer` names the command that downloads them, `by_hand` the way without it: both are for hints.
+    Hints contain `offer`, the command that downloads them, and `by_hand`, the way without it.
     """
     missing = [file for file in files if cached_file(file) is None]
     if missing:
@@ -208,7 +208,7 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str,
 
 
 def cached_file(file: RemoteFile) -> Path | None:
-    """Where a file lies in the hub's cache; None where it does not. Never touches the network."""
+    """Return the path of a file in the hub's cache; None if it is not there. Never touches the network."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(file.repo, file.filename)
@@ -216,17 +216,17 @@ def cached_file(file: RemoteFile) -> Path | None:
 
 
 def _check_reachable(endpoint: str) -> None:
-    """Raise OSError at once if nothing answers at the hub's address: its own client would try five times, half a minute long."""
+    """Raise OSError at once if the hub's address does not answer: its own client would try five times, for half a minute."""
     place = urlsplit(endpoint)
     by_proxy = {place.scheme, "all"} & getproxies().keys()
-    if place.hostname is None or (by_proxy and not proxy_bypass(place.hostname)):  # then it is the proxy that knows the name
+    if place.hostname is None or (by_proxy and not proxy_bypass(place.hostname)):  # the proxy resolves the name
         return
     socket.create_connection((place.hostname, place.port or (443 if place.scheme == "https" else 80)), timeout=_ANSWER_S).close()
 
 
 @contextmanager
 def _without_retry_log() -> Iterator[None]:
-    """Keep the hub's client from printing every failed request: what came of it is said once, by us."""
+    """Keep the hub's client from printing every failed request: our error reports the failure once."""
     log = logging.getLogger("huggingface_hub.utils._http")
     before = log.level
     log.setLevel(logging.CRITICAL)
@@ -237,7 +237,10 @@ def _without_retry_log() -> Iterator[None]:
 
 
 def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
-    """Fetch a file into the hub's cache and check it there; `again` is the command that repeats it, `by_hand` the way without network."""
+    """Download a file into the hub's cache and check it there.
+
+    Hints contain `again`, the command that repeats it, and `by_hand`, the way without network.
+    """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -275,16 +278,19 @@ def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
         ) from error
     except (DiskFullError, UnwritableError):
         raise
-    except Exception as error:  # of the hub's client, and of the HTTP client that it uses
+    except Exception as error:  # the hub's client and its HTTP client have many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MissingWeightsError(
-            f"downloading {where} failed: {reason}", f"files that are whole stay, this one begins again: {again}"
+            f"downloading {where} failed: {reason}", f"complete files stay, this one starts again: {again}"
         ) from error
     return _checked(path, again).path
 
 
 def _checked(path: Path, again: str) -> PulledFile:
-    """Hash a file; the hub's cache names large files by the sha256 they should have. One that differs does not stay there."""
+    """Return a file of the hub's cache with its sha256, by which the cache names large files.
+
+    A large file with another sha256 is removed, and CorruptFileError is raised.
+    """
     digest, blob = sha256_of(path), path.resolve()
     if len(blob.name) == _SHA256_DIGITS and blob.name != digest:
         for name in (path, blob):
@@ -294,7 +300,7 @@ def _checked(path: Path, again: str) -> PulledFile:
 
 
 def _pull_trunk(name: str, consent: Consent) -> PulledFile:
-    """The backbone of LPIPS, into torch's own cache; its file name carries the beginning of its sha256."""
+    """Download a backbone of LPIPS into torch's cache; its file name contains the beginning of its sha256."""
     from http.client import HTTPException
 
     import torch
@@ -325,6 +331,3 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
                 f"downloading {trunk.file_name} failed: {error}", f"check the network, then: turbovaed models pull {name} --yes"
             ) from error
     return PulledFile(path, path.stat().st_size, sha256_of(path))
-
-
-# --- reading them -------------------------------------------------------------------------------------------------

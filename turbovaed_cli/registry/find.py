@@ -13,7 +13,7 @@ from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import FrameRule, ModelSpec
 from turbovaed_cli.registry.weight_files import licence_of, weight_files
 
-_MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # that a local teacher's config may name
+_MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
 _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
 
 
@@ -23,15 +23,15 @@ def is_model_name(name: str) -> bool:
 
 
 def names_of_models() -> list[str]:
-    """Every registry name and alias."""
+    """Return every registry name and alias."""
     return list(_BY_ANY_NAME)
 
 
 def find_model(name: str | Path) -> ModelSpec:
-    """The row of a registry name or alias, or one made for a local teacher folder (its config.json says which class).
+    """Return the row of a registry name or alias, or a row made for a local teacher folder (config.json names its class).
 
-    The name of a local teacher is its folder's. One weight file of a folder names the folder and the file to take.
-    Raises UnknownModelError with the nearest names, SettingsError where the folder cannot be a teacher.
+    A local teacher has the name of its folder. The path of a weight file selects its folder and that file. Raises
+    UnknownModelError with the nearest names, and SettingsError if the folder cannot be a teacher.
     """
     if str(name) in _BY_ANY_NAME:
         return _BY_ANY_NAME[str(name)]
@@ -47,7 +47,7 @@ def find_model(name: str | Path) -> ModelSpec:
 
 
 def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
-    """A row for the folder's class, with the folder's own name, channels, ratios, size and licence."""
+    """Return a row for the folder's class, with the name, channels, ratios, size and licence of the folder."""
     given, config_path = folder, folder / "config.json"
     if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
         folder, config_path = folder / "vae", folder / "vae" / "config.json"
@@ -75,13 +75,13 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
         latent_channels = int(config["latent_channels"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise SettingsError(
-            f"{config_path} is not the config of a {class_name}: {error}", "take it from where the weights come from"
+            f"{config_path} is not the config of a {class_name}: {error}", "get it from the source of the weights"
         ) from error
     numbers = (time_ratio, space_ratio, latent_channels)
     if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
         raise SettingsError(
             f"{config_path}: its ratios and channels are {', '.join(map(shown, numbers))}",
-            "take it from where the weights come from",
+            "get it from the source of the weights",
         )
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
@@ -94,13 +94,13 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
 
 
 def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Mapping[str, Any]) -> ModelSpec:
-    """`row` for the VAE in `folder`: of the row it keeps what its class says, and nothing that is true of the published weights only."""
+    """Return `row` for the VAE in `folder`: it keeps facts about the class, and drops those about the published weights."""
     name = given.resolve().name or "teacher"
-    if is_model_name(name):  # a student of ./ltx must not pass for one of the registry's ltx
+    if is_model_name(name):  # a student of ./ltx must not be mistaken for one of the registry's ltx
         name = f"{name}-folder"
     try:
         num_bytes = weight_files(folder, file or row.teacher.weights_file).num_bytes
-    except MissingError:  # said by those who need the weights
+    except MissingError:  # loading the weights raises it again
         num_bytes = None
     teacher = replace(
         row.teacher, path=folder, file=file, repo=None, num_bytes=num_bytes, decoder_params_m=None, licence=licence_of(folder),
@@ -111,27 +111,27 @@ def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Map
 
 
 def _scaling_of(config: Mapping[str, Any]) -> dict[str, float]:
-    """The scaling factor that a VAE's own config states; 1 for a VAE that states none."""
+    """Return the scaling factor in a VAE's config as a student's config has it; 1 for a VAE without one."""
     value = config.get("scaling_factor")
     return {"scaling_factor": float(value) if fits(value, float) and value else 1.0}
 
 
 def _refuse_without_config(folder: Path, file: str | None) -> None:
-    """SettingsError for weights that lie alone: nothing says of which class they are."""
+    """Raise SettingsError if there are weights without a config.json, which would name their class."""
     try:
         found = folder / file if file else weight_files(folder).name
     except (MissingError, SettingsError):
-        return  # there are none: config.json is what is missing first
+        return  # without weights, reading config.json raises the error
     raise SettingsError(
-        f"{folder} holds {found.name} and no config.json, which says which VAE it is",
-        "put the config.json of the same VAE beside it (in a pipeline's repository: vae/config.json)",
+        f"{folder} holds {found.name} and no config.json, which names the class of the VAE",
+        "put the config.json of the same VAE next to it (in a pipeline's repository: vae/config.json)",
     )
 
 
 def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
-    """`spec` of a local folder with a licence that its user states, if any.
+    """Return `spec` of a local folder with the licence that the user gives; None changes nothing.
 
-    Raises SettingsError for a registry row, whose licence is known.
+    Raises SettingsError for a registry row, whose licence is known, and for text that is no name on one line.
     """
     if licence is None:
         return spec
@@ -145,7 +145,7 @@ def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
 
 
 def read_diffusers_config(path: Path) -> dict[str, Any]:
-    """The config.json of a diffusers model; SettingsError where it is none, or asks for what no teacher has."""
+    """Return the config.json of a diffusers model. Raises SettingsError if it is not one, or has numbers beyond any teacher's."""
     hint = "--teacher takes a registry name or a diffusers VAE folder"
     try:
         config = parse_json(read_text(path))
@@ -158,12 +158,12 @@ def read_diffusers_config(path: Path) -> dict[str, Any]:
     for name, value in config.items():
         most = _MOST_LAYERS if "layers_per_block" in name else _MOST_CHANNELS
         if not _is_modest(value, most):
-            raise SettingsError(f"{path}: {name} is more than any teacher has", "take it from where the weights come from")
+            raise SettingsError(f"{path}: {name} is more than any teacher has", "get it from the source of the weights")
     return config
 
 
 def _is_modest(value: object, most: int) -> bool:
-    """Whether numbers and lists in a config stay below `most`: classes build what they are told to, layer by layer."""
+    """Whether integers in a config are at most `most`, and lists not too long: diffusers builds whatever a config asks for."""
     if isinstance(value, list):
         return len(value) <= _MOST_CHANNELS and all(_is_modest(item, most) for item in value)
     return not isinstance(value, int) or abs(value) <= most
@@ -174,7 +174,7 @@ def _any(value: object) -> bool:
 
 
 def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The published channels with as many upsamplings as another compression ratio needs; SettingsError if none fits."""
+    """Return the published channels with as many upsamplings as other ratios need; raises SettingsError if none fits."""
     num_space, num_time = math.log2(space_ratio / config["patch_size"]), math.log2(time_ratio)
     channels, layers = config["decoder_block_out_channels"], config["decoder_layers_per_block"]
     most = len(channels) - 1

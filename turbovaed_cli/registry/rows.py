@@ -1,4 +1,4 @@
-"""MODELS: every row of the registry by its name."""
+"""MODELS, the table of every registry row by its name."""
 
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.teachers.cogvideox import COGVIDEOX

@@ -1,4 +1,4 @@
-"""What a row of the registry is made of: the teacher, its student, and how they fit together."""
+"""The types of a registry row: the teacher, its student, and how they fit together."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class FrameRule:
-    """Which frame counts T survive encode and decode: step * k + first, at least `minimum`, and single images."""
+    """The frame counts T that encode and decode keep: step * k + first, `minimum` to `maximum`, and 1 for images."""
 
     step: int
     first: int
@@ -22,13 +22,13 @@ class FrameRule:
     maximum: int | None = None
 
     def is_valid(self, frames: int) -> bool:
-        """Whether `frames` pixel frames come back as that many."""
+        """Whether encode and decode keep this number of pixel frames."""
         if self.maximum is not None and frames > self.maximum:
             return False
         return frames == 1 or (frames >= self.minimum and frames % self.step == self.first % self.step)
 
     def at_least(self, frames: int) -> int:
-        """The smallest valid count >= frames; the maximum where there is none."""
+        """Return the smallest valid count >= frames; the maximum if there is none."""
         if frames <= 1:
             return 1
         if self.maximum is not None and frames > self.maximum:
@@ -36,13 +36,13 @@ class FrameRule:
         return max(self.minimum, math.ceil((frames - self.first) / self.step) * self.step + self.first)
 
     def at_most(self, frames: int) -> int:
-        """The largest valid count <= frames; 1 where there is none."""
+        """Return the largest valid count <= frames; 1 if there is none."""
         frames = frames if self.maximum is None else min(frames, self.maximum)
         valid = (frames - self.first) // self.step * self.step + self.first
         return valid if valid >= self.minimum else 1
 
     def __str__(self) -> str:
-        """'8k+1' or '4k, at least 8', as users read it."""
+        """Return the rule as users read it: '8k+1' or '4k, at least 8 (or 1)'."""
         text = f"{self.step}k+{self.first}" if self.first else f"{self.step}k"
         text = f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
         return f"{text}, at most {self.maximum}" if self.maximum else text
@@ -50,12 +50,11 @@ class FrameRule:
 
 @dataclass(frozen=True)
 class AlignmentPair:
-    """One student block learning from one teacher tap.
+    """A student block that learns from a teacher tap.
 
-    `head` puts two 1x1x1 convolutions on the student's side; `transform` is what happens behind the head:
-    "shuffle2d" a per-frame pixel shuffle by 2, "shuffle3d" a (c, t, h, w) shuffle by 2 that drops the first frame.
-    `unit` is the size of the teacher's feature that counts as 1: a teacher whose residual stream grows large would drown
-    every other loss. The published pairs are compared as they are.
+    `head` puts two 1x1x1 convolutions on the student's side. `transform` follows the head: "shuffle2d" is a per-frame pixel
+    shuffle by 2, "shuffle3d" a (c, t, h, w) shuffle by 2 that drops the first frame. `unit` is the size of the teacher's
+    feature that counts as 1: large features would drown every other loss. The published pairs have 1.
     """
 
     student_block: str
@@ -67,7 +66,7 @@ class AlignmentPair:
 
 @dataclass(frozen=True)
 class RequiredSetting:
-    """An attribute of the teacher that must be set, or it silently computes something else."""
+    """An attribute of the teacher that must have this value; otherwise its results change silently."""
 
     name: str
     value: object
@@ -76,7 +75,7 @@ class RequiredSetting:
 
 @dataclass(frozen=True)
 class Published:
-    """A file on the hub: where, how large in bytes (as last seen), under which licence."""
+    """A file on the hub: its repository and name, its size in bytes (as last seen), and its licence."""
 
     repo: str
     filename: str
@@ -107,29 +106,29 @@ class TeacherSpec:
 
     @property
     def where(self) -> str | None:
-        """What names this teacher again from anywhere: its absolute path; None for a registry row."""
+        """The absolute path of a local teacher, of its weight file if that was named; None for a registry row."""
         if self.path is None or self.path.is_relative_to(ASSETS):
             return None
         return str(self.path.resolve() / self.file if self.file else self.path.resolve())
 
     @property
     def origin(self) -> str:
-        """Where it comes from, without a path: this is for cards and pages, which are published."""
+        """The source of the teacher, without a path: cards and pages show it, and these are published."""
         if self.path is None:
             return f"{self.repo} {self.folder}".rstrip()
         return "embedded in turbovaed" if self.path.is_relative_to(ASSETS) else f"local folder {self.path.resolve().name}"
 
     def latent_frames(self, frames: int) -> int:
-        """T for T pixel frames; raises FrameCountError with the nearest valid counts."""
+        """Return t, the latent frames of T pixel frames; raises FrameCountError with the nearest valid counts."""
         self.check_frames(frames)
         return 1 if frames == 1 else (frames - self.frames.first) // self.time_ratio + self.frames.first
 
     def pixel_frames(self, latent_frames: int) -> int:
-        """T for t latent frames."""
+        """Return T, the pixel frames of t latent frames."""
         return 1 if latent_frames == 1 else (latent_frames - self.frames.first) * self.time_ratio + self.frames.first
 
     def check_frames(self, frames: int) -> None:
-        """Raise FrameCountError unless the teacher gives back as many frames as it was given."""
+        """Raise FrameCountError unless encode and decode keep this number of frames."""
         if not self.frames.is_valid(frames):
             below, above = self.frames.at_most(frames), self.frames.at_least(frames)
             nearest = " or ".join(str(count) for count in dict.fromkeys((below, above)))
@@ -138,7 +137,7 @@ class TeacherSpec:
             )
 
     def check_size(self, height: int, width: int) -> None:
-        """Raise ShapeError unless both are multiples of the spatial ratio."""
+        """Raise ShapeError unless height and width, in pixels, are multiples of the spatial ratio."""
         ratio = self.space_ratio
         if height % ratio or width % ratio or min(height, width) < ratio:
             below = (max(height // ratio, 1) * ratio, max(width // ratio, 1) * ratio)
@@ -168,7 +167,7 @@ class ModelSpec:
     teacher: TeacherSpec
     student: StudentSpec
     aliases: tuple[str, ...] = ()
-    recipe: str = "night"  # of settings.RECIPES, that `distill` takes unless another is named
+    recipe: str = "night"  # the one of settings.RECIPES that `distill` takes by default
     published_results: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
     )  # metric: (teacher, student), on PUBLISHED_ON
@@ -193,7 +192,7 @@ def student_config(
     dc: bool = False,
     scaling_factor: float = 1.0,
 ) -> dict[str, Any]:
-    """A published student's config, by the names in its weight file; the last two stages are depthwise-separable."""
+    """Return a published student's config, in the published key names; the last two stages are depthwise-separable."""
     return {
         "latent_channels": latent_channels,
         "decoder_block_out_channels": channels,

@@ -1,4 +1,4 @@
-"""The files of a local teacher: which of them hold its weights, how large they are, and under which licence they came."""
+"""The files of a local teacher: those with its weights, their size, and their licence."""
 
 import json
 import math
@@ -15,7 +15,7 @@ WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 _STEM = WEIGHTS_FILE.removesuffix(".safetensors")
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _MOST_SHARDS = 1000
-_MOST_HEADER_BYTES = 100_000_000  # what safetensors itself reads at most
+_MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 _LICENCE_FILE = re.compile(r"(licen[sc]e|copying)([-_.].*)?", re.IGNORECASE)
 _MOST_LETTERS = 100  # of a licence's name
 
@@ -25,25 +25,25 @@ class WeightFiles:
     """The file, or the shards, that hold a teacher's weights."""
 
     files: tuple[Path, ...]
-    keys: dict[str, str] | None = None  # of shards: which file holds which tensor, as their index has it
+    keys: dict[str, str] | None = None  # of shards: the file of each tensor, as their index has it
     index: Path | None = None
 
     @property
     def name(self) -> Path:
-        """The file that errors name."""
+        """The file that errors name: the index of shards, else the weight file."""
         return self.index or self.files[0]
 
     @property
     def num_bytes(self) -> int:
-        """The size of all of them."""
+        """The size of all files together."""
         return sum(path.stat().st_size for path in self.files)
 
 
 def weight_files(folder: Path, name: str = WEIGHTS_FILE) -> WeightFiles:
-    """The weights of a VAE folder: `name`, else diffusers' own file, its shards, one variant such as fp16, or the only weight file.
+    """Return the weights of a VAE folder: `name`, diffusers' own file, its shards, one variant (fp16), or the only weight file.
 
-    Raises MissingError for a folder without weights, SettingsError for several files of which none is the obvious one, and for
-    an index whose shards are missing or outside of the folder.
+    Raises MissingError for a folder without weights or with missing shards. Raises SettingsError for several files of which
+    none is the obvious one, and for an index that names files outside of the folder.
     """
     for path in (folder / name, folder / WEIGHTS_FILE):
         if path.is_file():
@@ -53,29 +53,29 @@ def weight_files(folder: Path, name: str = WEIGHTS_FILE) -> WeightFiles:
     if plain in indexes or len(indexes) == 1:
         return _shards(plain if plain in indexes else indexes[0])
     shards = re.compile(r".*-\d{5}-of-\d{5}\..*")
-    others = sorted(
+    whole = sorted(
         path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file() and not shards.fullmatch(path.name)
     )
-    variants = [path for path in others if path.name.startswith(f"{_STEM}.") and path.suffix == ".safetensors"]
-    for found in (variants, others):
+    variants = [path for path in whole if path.name.startswith(f"{_STEM}.") and path.suffix == ".safetensors"]
+    for found in (variants, whole):
         if len(found) == 1 and not indexes:
             return WeightFiles((found[0],))
-    names = ", ".join(path.name for path in (*indexes, *(variants or others)))
+    names = ", ".join(path.name for path in (*indexes, *(variants or whole)))
     if names:
         raise SettingsError(
             f"{folder} holds several weight files and no {name}: {names}",
-            f"--teacher {folder / (variants or others or indexes)[0].name}",
+            f"--teacher {folder / (variants or whole or indexes)[0].name}",
         )
     if lone := sorted(path.name for path in folder.iterdir() if shards.fullmatch(path.name)):
         raise MissingError(
-            f"{folder} holds {lone[0]} and no {plain.name}", "the index lies where the shards come from: put it beside them"
+            f"{folder} holds {lone[0]} and no {plain.name}", "copy the index from the source of the shards into this folder"
         )
-    raise MissingError(f"{folder} holds no {name}", "a teacher folder has config.json and the weights beside it")
+    raise MissingError(f"{folder} holds no {name}", "a teacher folder has config.json and the weights next to it")
 
 
 def _shards(index: Path) -> WeightFiles:
-    """The shards that an index names, all of them files of its own folder."""
-    hint = "take the index and its shards from where the weights come from"
+    """Return the shards that an index names; all have to be files of its folder."""
+    hint = "get the index and its shards from the source of the weights"
     try:
         document = parse_json(read_text(index))
     except (ValueError, OSError) as error:
@@ -88,7 +88,7 @@ def _shards(index: Path) -> WeightFiles:
         if not plain_name(name) or not name.endswith(".safetensors"):
             raise SettingsError(f"{index} names {name!r}, which is no safetensors file of its folder", hint)
     if len(names) > _MOST_SHARDS:
-        raise SettingsError(f"{index} names {len(names)} shards", f"{_MOST_SHARDS} are possible")
+        raise SettingsError(f"{index} names {len(names)} shards", f"at most {_MOST_SHARDS} are possible")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -97,7 +97,7 @@ def _shards(index: Path) -> WeightFiles:
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in a .safetensors file, by its header alone; WeightFileError where it has none."""
+    """Return the names and shapes of the tensors in a .safetensors file, from its header; raises WeightFileError."""
     try:
         with path.open("rb") as file:
             length = min(int.from_bytes(file.read(8), "little"), _MOST_HEADER_BYTES)
@@ -111,7 +111,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def decoder_size(weights: WeightFiles) -> int | None:
-    """Number of parameters of the decoder, from the headers of the weight files; None for files that have none."""
+    """Return the number of parameters of the decoder, from the headers of .safetensors files; None for other files."""
     if any(path.suffix != ".safetensors" for path in weights.files):
         return None
     shapes = {name: shape for path in weights.files for name, shape in tensor_shapes(path).items()}
@@ -120,7 +120,7 @@ def decoder_size(weights: WeightFiles) -> int | None:
 
 
 def key_prefix(names: Any) -> str:
-    """The prefix that every tensor of a VAE has in the checkpoint of a larger model, or ''."""
+    """Return the prefix that every tensor of a VAE has in the checkpoint of a larger model, or ''."""
     return next((prefix for prefix in ("vae.", "first_stage_model.", "module.") if _all_begin(names, prefix)), "")
 
 
@@ -132,7 +132,7 @@ def _all_begin(names: Any, prefix: str) -> bool:
 
 
 def licence_of(folder: Path) -> str:
-    """The licence that a VAE folder states: of its card or its LICENSE file, or of the pipeline it is a part of.
+    """Return the licence that a VAE folder states in its card or LICENSE file, or that of the pipeline it is a part of.
 
     Without one it is "unknown: that of the VAE in NAME"; nothing is concluded from the class of the VAE.
     """
@@ -145,12 +145,12 @@ def licence_of(folder: Path) -> str:
 
 
 def is_known(licence: str) -> bool:
-    """Whether it was read or given, and not said to be unknown."""
+    """Whether a licence was read or given: its text does not begin with "unknown"."""
     return not licence.startswith("unknown")
 
 
 def _licence_of_card(path: Path) -> str | None:
-    """`license_name`, else `license`, of the block at the head of a model card."""
+    """Return `license_name`, else `license`, from the block at the head of a model card; None without one."""
     text = _text_of(path)
     if text is None or not text.startswith("---\n"):
         return None
@@ -161,7 +161,7 @@ def _licence_of_card(path: Path) -> str | None:
 
 
 def _licences_of_files(folder: Path) -> Iterator[str | None]:
-    """The first line of each file that is called LICENSE or the like, with the version that may stand in the second."""
+    """Yield the first line of each file with a name such as LICENSE, with the version that may be in the second line."""
     for path in sorted(folder.iterdir()):
         if _LICENCE_FILE.fullmatch(path.name) and path.is_file():
             lines = [line.strip(" #*\t") for line in (_text_of(path) or "").splitlines()]
@@ -184,5 +184,5 @@ def _short(text: str) -> str:
 
 
 def yaml_text(text: str) -> str:
-    """A text as YAML takes it, whatever is in it."""
+    """Return any text quoted for YAML."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`runs`: what became of the run folders under a folder."""
+"""`runs`: the state of every run folder under a folder."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,19 +12,19 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files
 from turbovaed_cli.runs.rundir import RunDir
 
-# What a run folder has of its own, any of which marks a folder as one even where its config.json is damaged.
+# Files of a run folder. Any of them marks a folder as a run, even if its config.json is damaged.
 _MARKS = ("checkpoints", "metrics.jsonl", "lock", "train.log")
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run folder: how far it came, how well it does, and when it last gave a sign of life."""
+    """One run folder: its progress, its best result, and when it was last written to."""
 
     name: str
     path: Path
     status: str  # running, finished, stopped (nothing is lost), unfinished (killed or failed), broken
     reason: str  # the status in a sentence, with what to do
-    step: int | None = None  # steps that a resume can build on; of a running one, steps done
+    step: int | None = None  # the step from which a resume starts; of a running one, steps done
     steps: int | None = None  # steps in all
     stage: str | None = None  # of the last step logged; None in runs that do not name stages
     metric: str | None = None  # "psnr" (dB, the best of its evaluations) or "l1" (the lowest of its steps)
@@ -33,10 +33,10 @@ class RunSummary:
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """Every run in `folder` (or `folder` itself, where it is one), the one last written to first.
+    """Return every run in `folder`, or `folder` itself if it is a run; the one last written to comes first.
 
-    A folder that is a run but cannot be read is listed as "broken" with the reason. Changes nothing: the lock is looked
-    at, not held. Raises SettingsError where `folder` is not there.
+    A run that cannot be read is listed as "broken" with the reason. Changes nothing: the lock is only looked at. Raises
+    SettingsError if `folder` does not exist.
     """
     if not folder.is_dir():
         raise SettingsError(f"{folder} is not there", "give the folder that holds the runs, or start one: turbovaed distill")
@@ -48,7 +48,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
 def _is_run(path: Path) -> bool:
     try:
         return not path.name.startswith(".") and (RunDir.is_run(path) or any((path / mark).exists() for mark in _MARKS))
-    except OSError:  # it may not even be looked into: say so in the list
+    except OSError:  # this user may not look into it: the list names it as broken
         return True
 
 
@@ -91,7 +91,7 @@ def _total_steps(settings: Mapping[str, Any]) -> int:
 
 
 def _status(run: RunDir, holder: str | None, saved: int, logged: int, total: int) -> tuple[str, str]:
-    """From the lock, the checkpoints, the log and model/: what can be known without having been there."""
+    """Return the status and its reason, concluded from the lock, the checkpoints, the log and model/."""
     if holder:
         return "running", f"{holder} holds it"
     if saved >= total and (run.model / "config.json").is_file():
@@ -101,14 +101,15 @@ def _status(run: RunDir, holder: str | None, saved: int, logged: int, total: int
     if saved and logged <= saved:
         return "stopped", "the same command goes on from its last checkpoint, which has every step that was logged"
     if saved:
-        return "unfinished", f"ended behind its last checkpoint; the same command repeats steps {saved + 1} to {logged}"
+        return "unfinished", f"ended after its last checkpoint; the same command repeats steps {saved + 1} to {logged}"
     return "unfinished", "ended before its first checkpoint; the same command starts it again"
 
 
 def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None, float | None]:
-    """The best PSNR of its evaluations (fixed range only: other protocols give other decibels), else the lowest L1.
+    """Return ("psnr", the best PSNR of the evaluations), else ("l1", the lowest L1 of the steps), else (None, None).
 
-    Not the lowest loss: stages sum up other things, an adversarial one something that may fall for ever.
+    Only evaluations of the standard protocol count: PSNR of another is not comparable. The loss is no measure: its terms
+    differ between stages, and an adversarial loss may fall without limit.
     """
     psnr = []
     for path in whole_files(run.eval, "*.json"):
@@ -123,7 +124,7 @@ def _best(run: RunDir, metrics: Sequence[Mapping[str, Any]]) -> tuple[str | None
 
 
 def _age(run: RunDir) -> float | None:
-    """Seconds since training last wrote something; an evaluation or an export is not a sign of life."""
+    """Return the seconds since training last wrote a file; evaluations and exports do not count."""
     places = (run.root / "lock", run.config, run.metrics, run.log, run.checkpoints, run.model)
     times = [place.stat().st_mtime for place in places if place.exists()]
     return max(0.0, time.time() - max(times)) if times else None

@@ -1,4 +1,4 @@
-"""A run folder, and the one way files of ours are written: whole or not at all."""
+"""A run folder: its paths, settings, checkpoints, metrics and lock."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from turbovaed_cli.files.whole import remove_folder, whole_folder, write_json
 
 RUN_VERSION = 1  # of config.json
 _MOST_NUMBERS = 8  # that describe the data of a step: clips, frames, height, width
-# Names that write_whole, whole_folder and remove_folder give to what is not complete.
+# The names of incomplete files and folders of write_whole, whole_folder and remove_folder.
 _LEFTOVER = re.compile(r"\.(config\.json|env\.json|metrics\.jsonl|report\.html|model|step_\d{7}(\.png)?)\.")
 
 
@@ -30,7 +30,7 @@ class RunDir:
     """The folder of one distillation: every path in it, its settings snapshot, checkpoints, metrics and lock."""
 
     def __init__(self, root: Path, publish: Callable[[], None] = lambda: None) -> None:
-        """`publish` is called whenever something in it is complete: where the folder stands for one behind a URL."""
+        """Take the paths below `root`. `publish` is called whenever a file is complete; for a run at a URL it uploads changes."""
         self.root, self.publish = root, publish
         self.config = root / "config.json"
         self.env = root / "env.json"
@@ -55,7 +55,7 @@ class RunDir:
         return isinstance(value, dict) and "schema_version" in value and "settings" in value
 
     def read_config(self) -> dict[str, Any]:
-        """The settings snapshot; CorruptFileError naming the field where it is not what `distill` wrote."""
+        """Return the settings snapshot. Raises CorruptFileError naming a field of another type than `distill` writes."""
         config = read_json(self.config)
         check_fields(config, {"settings": dict[str, Any]}, self.config)
         settings = config["settings"]
@@ -68,24 +68,24 @@ class RunDir:
         return config
 
     def changes(self, config: Mapping[str, Any], may_differ: frozenset[str]) -> list[Change]:
-        """What differs between this run and `config` and may not; none where there is no run yet. Writes nothing.
+        """Return the forbidden differences between this run and `config`; empty if there is no run yet. Writes nothing.
 
-        `may_differ` has names of fields, at any place, or with their place in front of them, dotted. Raises RunFolderError
-        if the folder holds other things.
+        `may_differ` holds names of fields that are allowed to differ, dotted for one place, plain for every place. Raises
+        RunFolderError if the folder holds other files and no run.
         """
         if not self.config.exists():
             items = [item.name for item in self.root.iterdir()] if self.root.exists() else []
-            others = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
-            if others:
+            foreign = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
+            if foreign:
                 raise RunFolderError(
-                    f"{self.root} holds other things ({others[0]}) and no run", "give a new or empty folder as --run"
+                    f"{self.root} holds other things ({foreign[0]}) and no run", "give a new or empty folder as --run"
                 )
             return []
         found = differences(self.read_config(), _as_written(config))
         return [change for change in found if not {change.name, change.field} & may_differ]
 
     def snapshot(self, config: Mapping[str, Any], env: Mapping[str, Any]) -> bool:
-        """Record what this run is; returns whether it was there before. Only after `changes` found none."""
+        """Write config.json, and for a new run env.json; returns whether the run existed. Call it only if `changes` is empty."""
         config = _as_written(config)
         was_there = self.config.exists()
         if not was_there:
@@ -96,33 +96,36 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder; a second process is refused with who holds it. A dead process leaves no lock behind."""
+        """Hold the run folder's lock; raises RunFolderError naming the process that holds it. A dead process leaves no lock."""
         with hold_lock(self.root / "lock") as other:
             if other:
                 raise RunFolderError(f"{self.root} is in use by {other}", "wait for it, or give another --run")
             yield
 
     def holder(self) -> str | None:
-        """Who holds the run folder's lock ("process 4711 on host, since ..."), None where nobody does; changes nothing."""
+        """Return who holds the run folder's lock ("process 4711 on host, since ..."), None if it is free; changes nothing."""
         return lock_holder(self.root / "lock")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every logged step, ascending; none before the first, and without the torn last line of a killed run."""
+        """Return every logged step, ascending; the torn last line of a killed run is left out."""
         rows = [row for line in self.metrics_lines() if (row := metrics_row(line)) is not None]
         return sorted(rows, key=lambda row: row["step"])
 
     def metrics_lines(self) -> list[str]:
-        """The lines of metrics.jsonl as they are."""
+        """Return the lines of metrics.jsonl as they are; none if there is no such file."""
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines() if self.metrics.is_file() else []
 
-    # Checkpoints: checkpoints/step_0005000/ with manifest.json last in, so a folder without it is not one.
+    # Checkpoints: checkpoints/step_0005000/. manifest.json is written last: a folder without it is no checkpoint.
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint of `step` lies."""
+        """Return the path of the checkpoint of `step`."""
         return self.checkpoints / f"step_{step:07d}"
 
     def save_checkpoint(self, step: int, write: Callable[[Path], object], keep: int) -> Path:
-        """Let `write` fill a checkpoint folder; add its manifest of sha256; whole or absent. Then drop all but the newest `keep`."""
+        """Let `write` fill a checkpoint folder, add its manifest, and keep the newest `keep` checkpoints; return its path.
+
+        The folder appears whole or not at all.
+        """
         path = self.checkpoint_path(step)
         with whole_folder(path, overwrite=True) as folder:
             write(folder)
@@ -132,7 +135,7 @@ class RunDir:
         return path
 
     def steps(self) -> list[int]:
-        """Steps that have a complete checkpoint folder, ascending."""
+        """Return the steps that have a complete checkpoint folder, ascending."""
         found = []
         for path in self.checkpoints.glob("step_*"):
             number = path.name.removeprefix("step_")
@@ -141,9 +144,9 @@ class RunDir:
         return sorted(found)
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, every file checked against its manifest; None when there is none.
+        """Return the newest checkpoint, every file checked against its manifest; None if there is none.
 
-        Raises CorruptFileError naming the file that is not what was written.
+        Raises CorruptFileError naming the file that has changed since it was written.
         """
         steps = self.steps()
         if not steps:
@@ -154,7 +157,7 @@ class RunDir:
         return path
 
     def clean_leftovers(self) -> None:
-        """Remove what a killed process of ours left half-written, and nothing else. Call while holding the lock of a known run."""
+        """Remove files that a killed process left half-written, and nothing else. Call it while holding the lock."""
         for folder in (self.root, self.checkpoints, self.samples):
             for item in folder.glob(".*.swapped") if folder.is_dir() else ():
                 place = item.with_name(item.name.removeprefix(".").removesuffix(".swapped"))
@@ -166,12 +169,12 @@ class RunDir:
 
 
 def _as_written(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as config.json has it."""
+    """Return a config as config.json holds it: with its version, and lists in place of tuples."""
     return cast(dict[str, Any], json.loads(json.dumps({"schema_version": RUN_VERSION, **config})))
 
 
 def metrics_row(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for one that no step of ours wrote whole."""
+    """Return the row in a line of metrics.jsonl; None if the line is torn, or not as `distill` writes it."""
     try:
         row = parse_json(line)
     except ValueError:
@@ -182,10 +185,10 @@ def metrics_row(line: str) -> dict[str, Any] | None:
 
 @contextmanager
 def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """(the local folder of a run, what to do whenever something in it is complete).
+    """Yield (the local folder of a run, a function to call whenever a file in it is complete).
 
-    A run behind a URL is brought here as it is there, `checkpoints` or not, and what changes is copied back. There is no
-    lock behind a URL: two processes that train the same run would overwrite each other's checkpoints.
+    A run at a URL is downloaded, with or without its `checkpoints`, and changes are uploaded. There is no lock at a URL: two
+    processes that train the same run would overwrite each other's checkpoints.
     """
     if not is_url(run):
         yield Path(run), lambda: None
@@ -201,7 +204,7 @@ def open_run(run: str | Path, *, checkpoints: bool = True) -> Iterator[tuple[Pat
 
 @contextmanager
 def look_at_run(run: str | Path) -> Iterator[Path]:
-    """The local folder of a run, to look at: behind a URL its documents alone are brought here, and nothing goes back."""
+    """Yield the local folder of a run, to read only: of a run at a URL the .json files are downloaded, nothing is uploaded."""
     if not is_url(run):
         yield Path(run)
         return

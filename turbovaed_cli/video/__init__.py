@@ -1,12 +1,12 @@
-"""Videos: which files are videos, what one is, its frames as arrays and tensors, and writing them.
+"""Videos: find them, probe them, read their frames as arrays and tensors, and write them.
 
-sources.py usable.py      which files are videos, here or at a URL, and which can be used
-probing.py input_streams.py frame_times.py   what a video is: tracks, pixels, the time of every frame
+sources.py usable.py      the videos of a folder, a file or a URL, and those that can be used
+probing.py input_streams.py frame_times.py   the facts about a video: tracks, pixels, the time of every frame
 reading.py colour.py      frames as arrays and tensors
-pixels.py                 the one conversion between uint8 and [-1, 1]
-writing.py tracks.py timing.py codecs.py     a file with sound, chapters and exact times
+pixels.py                 the only conversion between uint8 and [-1, 1]
+writing.py tracks.py timing.py codecs.py     write a file with sound, chapters and exact times
 images.py                 folders of numbered pictures
-ffmpeg.py messages.py     the ffmpeg child process, and what its messages are about
+ffmpeg.py messages.py     the ffmpeg child process, and the meaning of its messages
 """
 
 from turbovaed_cli.video.codecs import find_codec

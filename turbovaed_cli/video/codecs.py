@@ -1,4 +1,4 @@
-"""The codecs that videos are written in: one row each, with its encoder, containers, pixel formats and options."""
+"""The codecs for writing videos: one row each, with its encoder, containers, pixel formats and options."""
 
 import subprocess
 from collections.abc import Callable
@@ -15,11 +15,11 @@ DEFAULT_CRF = 16
 
 @dataclass(frozen=True)
 class VideoCodec:
-    """One codec to write in."""
+    """One codec for writing videos."""
 
     name: str
-    encoder: str  # of ffmpeg
-    suffixes: tuple[str, ...]  # containers that hold it and are played; the first is the default
+    encoder: str  # ffmpeg's name
+    suffixes: tuple[str, ...]  # containers that hold it and that players can play; the first is the default
     bits: tuple[int, ...]  # per channel; the first is the default
     pixel_format: Callable[[int, bool], str]  # of (bits, whether height and width are even)
     options: Callable[[int, int], tuple[str, ...]]  # of (bits, the shorter side in pixels)
@@ -66,7 +66,7 @@ VIDEO_CODECS = {
             lambda _, is_even: "yuv422p10le" if is_even else "yuv444p10le",
             lambda *_: ("-vendor", "apl0"),
         ),
-        # In .mov only ffmpeg itself plays it. 8-bit RGB is stored with a fourth, empty channel.
+        # In .mov, only ffmpeg itself can play it. 8-bit RGB is stored with a fourth, empty channel.
         VideoCodec(
             "ffv1",
             "ffv1",
@@ -82,9 +82,10 @@ DEFAULT_CODEC = "h264"
 
 
 def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, path: Path | None = None) -> VideoCodec:
-    """The codec of this name; SettingsError for a name, depth, quality or file that it does not have.
+    """Return the codec of this name. `bits` and `crf` of None are its defaults, `path` of None is any file.
 
-    `bits` and `crf` of None are its defaults, `path` of None is any file. MissingError if the ffmpeg at hand has no encoder for it.
+    Raises SettingsError for an unknown name, and for a depth, quality or file suffix that the codec does not have;
+    MissingError if this ffmpeg has no encoder for it.
     """
     if name not in VIDEO_CODECS:
         raise SettingsError(f"--codec {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
@@ -112,7 +113,7 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, pa
 
 @cache
 def coders(kind: str) -> frozenset[str]:
-    """The names of all "encoders" or "decoders" in this ffmpeg, with those of the codecs they are for."""
+    """Return the names of all "encoders" or "decoders" in this ffmpeg, and of their codecs."""
     text = subprocess.run([ffmpeg.executable(), "-hide_banner", f"-{kind}"], capture_output=True, text=True, check=True).stdout
     lines = [line.split() for line in text.partition("------")[2].splitlines() if line.strip()]
     names = {words[1] for words in lines if len(words) > 1}

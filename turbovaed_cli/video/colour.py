@@ -1,7 +1,7 @@
-"""Colours: which standard a video's numbers follow, and the filters from there to the R'G'B' of BT.709 that models see.
+"""Colours: the standard that a video's numbers follow, and the filters from there to the R'G'B' of BT.709 that models see.
 
-Players' rules for what a file does not say: BT.709 from 720 lines up, BT.601 below. HDR has one route, with fixed numbers, so
-that the same file gives the same bytes on every machine.
+Colours that a file does not state follow the rules of players: BT.709 from 720 lines up, BT.601 below. HDR is converted in
+one way, with fixed numbers, so that the same file gives the same bytes on every machine.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ SWS = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 _HD_LINES = 720
 _HDR = {"smpte2084": "PQ", "arib-std-b67": "HLG"}
 _WIDE = {"bt2020": "BT.2020", "smpte428": "CIE XYZ", "smpte431": "DCI-P3", "smpte432": "Display P3"}
-# Matrices and transfers that only come with BT.2020.
+# Matrices and transfers that exist only in BT.2020.
 _OF_BT2020 = ("bt2020nc", "bt2020c", "bt2020-10", "bt2020-12", "bt2020_10bit", "bt2020_12bit", "ictcp")
-# Matrices by what can undo them: the scaler, or only zscale.
+# Matrices that the scaler can convert, and those that only zscale can.
 _SCALER_MATRICES = ("bt709", "fcc", "bt470bg", "smpte170m", "smpte240m", "bt2020nc")
 _OTHER_MATRICES = ("ycgco", "bt2020c", "chroma-derived-nc", "chroma-derived-c", "ictcp")
 # ITU-R BT.2408: reference white of HDR is at 203 nits; most material is graded on 1000-nit displays.
@@ -22,13 +22,13 @@ _PEAK_NITS = 1000
 
 @dataclass(frozen=True)
 class Colour:
-    """What the numbers of a picture mean, by ffmpeg's names."""
+    """The colour standard of a picture, in ffmpeg's names."""
 
     is_rgb: bool
-    matrix: str  # of Y'CbCr; what players assume if the file does not say
-    primaries: str  # "" if the file does not say, and they are not wide
-    transfer: str  # "" if the file does not say
-    range: str  # tv or pc, "" if the file does not say
+    matrix: str  # of Y'CbCr; the one that players assume if the file does not state it
+    primaries: str  # "" if the file does not state them, and they are not wide
+    transfer: str  # "" if the file does not state it
+    range: str  # tv or pc, "" if the file does not state it
     is_matrix_stated: bool
 
     @property
@@ -43,13 +43,13 @@ class Colour:
 
     @property
     def has_odd_matrix(self) -> bool:
-        """Whether the scaler cannot make R'G'B' of it."""
+        """Whether the scaler cannot convert it to R'G'B'."""
         return not self.is_rgb and self.matrix not in _SCALER_MATRICES
 
     @property
     def is_known(self) -> bool:
-        """Whether anything here can make R'G'B' of it."""
-        if self.is_hdr and self.matrix in ("bt2020c", "chroma-derived-c"):  # a luminance that PQ and HLG do not have
+        """Whether it can be converted to R'G'B' at all."""
+        if self.is_hdr and self.matrix in ("bt2020c", "chroma-derived-c"):  # a constant luminance, which PQ and HLG do not have
             return False
         return not self.has_odd_matrix or self.matrix in _OTHER_MATRICES
 
@@ -60,13 +60,13 @@ class Colour:
 
     @property
     def name(self) -> str:
-        """For people, such as "HDR (PQ, BT.2020)"."""
+        """The name of the standard for people, such as "HDR (PQ, BT.2020)"."""
         gamut = _WIDE.get(self.primaries, self.primaries or "BT.709")
         return f"HDR ({_HDR[self.transfer]}, {gamut})" if self.is_hdr else f"{gamut} in SDR"
 
 
 def colour_of(pixel_format: str, range_: str, matrix: str, primaries: str, transfer: str, lines: int) -> Colour:
-    """What a picture's tags mean; "" stands for a tag that is not there. `lines` are its stored rows."""
+    """Return the colour standard for a picture's tags; "" is a missing tag. `lines` is the number of stored rows."""
     is_rgb = pixel_format.startswith(
         ("rgb", "bgr", "gbr", "argb", "abgr", "0rgb", "0bgr", "pal", "x2rgb", "x2bgr", "mono", "xyz")
     )
@@ -79,24 +79,24 @@ def colour_of(pixel_format: str, range_: str, matrix: str, primaries: str, trans
 
 
 def how_it_is_shown(colour: Colour) -> tuple[str, ...]:
-    """The note on colours that change, if they do."""
+    """Return a tuple with the note about colours that are converted; empty if they are not."""
     if colour.is_hdr:
         return (f"{colour.name}: tone-mapped to SDR",)
     return (f"{colour.name}: converted to BT.709",) if colour.is_converted else ()
 
 
 def to_rgb(colour: Colour, size: tuple[int, int] | None, *, has_alpha: bool = False) -> list[str]:
-    """Filters to R'G'B' of BT.709 for rgb24, scaled to (height, width) if given, with transparent parts over black."""
+    """Return the filters to R'G'B' of BT.709 for rgb24, scaled to `size` (height, width) if given, transparency over black."""
     scale = f"scale={size[1]}:{size[0]}:flags={SWS}" if size else f"scale=flags={SWS}"
     filters = []
-    if has_alpha:  # multiplied before scaling: colours of what cannot be seen would bleed into their neighbours
-        # In whole numbers, premultiply darkens what is opaque. To floats, only rgba converts exactly.
+    if has_alpha:  # multiplied before scaling: invisible colours would bleed into their neighbours
+        # On integers, premultiply darkens opaque pixels. Only rgba converts to floats exactly.
         filters += [_with_matrix(colour, f"scale=flags={SWS}"), *([] if colour.needs_zscale else ["format=rgba"])]
         filters += ["format=gbrapf32le", "premultiply=inplace=1", "format=gbrpf32le"]
         colour = replace(colour, is_rgb=True)
     if not colour.needs_zscale:
         return [*filters, _with_matrix(colour, scale)]
-    # zscale wants sizes that chroma divides; without chroma to divide, any will do.
+    # zscale needs sizes that the chroma subsampling divides; without subsampling, any size works.
     filters += [scale, f"format={'gbrp12le' if colour.is_rgb else 'yuv444p12le'}"]
     given = f"zscale=min={'gbr' if colour.is_rgb else colour.matrix}:pin={colour.primaries or 'bt709'}"
     given += f":tin={colour.transfer if colour.is_hdr else 'bt709'}"
@@ -114,12 +114,12 @@ def to_rgb(colour: Colour, size: tuple[int, int] | None, *, has_alpha: bool = Fa
 
 
 def readable(colour: Colour) -> list[str]:
-    """The filter before any other, after which the scaler takes the picture; to_rgb gives zscale the true matrix."""
+    """Return the first filter, which makes the scaler accept an odd matrix; `to_rgb` gives zscale the true one."""
     return ["setparams=colorspace=bt709"] if colour.has_odd_matrix else []
 
 
 def _with_matrix(colour: Colour, scale: str) -> str:
-    """What the file states, the scaler knows itself; if it states nothing, the scaler would take BT.601."""
+    """Return `scale` with the input matrix, if the file does not state it: the scaler would assume BT.601."""
     return (
         scale
         if colour.is_rgb or colour.is_matrix_stated
@@ -127,4 +127,4 @@ def _with_matrix(colour: Colour, scale: str) -> str:
     )
 
 
-_SCALER = {"bt2020nc": "bt2020"}  # what the scaler calls what others call otherwise
+_SCALER = {"bt2020nc": "bt2020"}  # the scaler's own names

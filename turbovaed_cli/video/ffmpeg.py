@@ -1,4 +1,4 @@
-"""The ffmpeg child process: what it may open, how much it may use, how long it may be silent, and what it reports."""
+"""The ffmpeg child process: the files it may open, its limits of memory and silence, and its reports."""
 
 import contextlib
 import io
@@ -27,39 +27,39 @@ from turbovaed_cli.video import messages
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,yuv4mpegpipe,webp_anim,webp_pipe,png_pipe,jpeg_pipe"
 MAX_PIXELS = 8192 * 4608  # 8K; a larger frame would need gigabytes before we see its first byte
 _MAX_MEMORY = 8 << 30  # bytes of address space of the child
-FLOOR = (7, 0)  # the first whose descriptors can seek; older ones are also long without fixes of their decoders
-STALL_S = 8.0  # seconds without a sign of life while we wait for a reader: with its start and end, a hung one costs less than ten
-_ENCODER_STALL_S = 20.0  # the same of a child that we write to, which looks at many frames before it takes the next
-_MOST_MESSAGES = 400  # of any kind; as many complaints again
+FLOOR = (7, 0)  # the first version whose descriptors can seek; older ones also lack fixes of their decoders
+STALL_S = 8.0  # seconds of silence while we wait for a reader: with its start and end, a hung one costs less than ten
+_ENCODER_STALL_S = 20.0  # the same for a child that we write to: an encoder looks at many frames before it takes the next
+_MOST_MESSAGES = 400  # of any kind; beyond it, as many complaints again
 _REPORT = re.compile(rb"frame:\d+ +pts:(-?\d+|NOPTS) ")
 
 
 @cache
 def executable() -> str:
-    """Path of the ffmpeg that imageio-ffmpeg ships or finds; MissingError where there is none."""
-    import imageio_ffmpeg  # noqa: PLC0415 - half a second that help does not pay for
+    """Return the path of the ffmpeg that imageio-ffmpeg ships or finds; raises MissingError if there is none."""
+    import imageio_ffmpeg  # noqa: PLC0415 - half a second that --help does not need
 
     try:
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError as error:
-        raise MissingError("no ffmpeg on this machine", "pip install imageio-ffmpeg ships one for most platforms") from error
+        raise MissingError("no ffmpeg on this machine", "pip install imageio-ffmpeg: it ships one for most platforms") from error
 
 
 def version() -> str:
-    """The first line of `ffmpeg -version`, shortened to the version."""
+    """Return the version in the first line of `ffmpeg -version`."""
     text = subprocess.run([executable(), "-version"], capture_output=True, text=True, check=True).stdout
     return text.partition("version ")[2].partition(" ")[0]
 
 
 def warning_of_age() -> str:
-    """What to say of an ffmpeg older than FLOOR; "" of others, and of builds whose version is no number."""
+    """Return the warning about an ffmpeg older than FLOOR; "" for newer ones, and for builds whose version is no number."""
     found = re.match(r"n?(\d+)\.(\d+)", version())
     if found is None or (int(found[1]), int(found[2])) >= FLOOR:
         return ""
     wanted = ".".join(map(str, FLOOR))
     return (
-        f"ffmpeg {found[0].removeprefix('n')} is older than {wanted}: known holes in its decoders are open, and some videos will not "
-        "read; pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE"
+        f"ffmpeg {found[0].removeprefix('n')} is older than {wanted}: its decoders have known security holes, and some videos "
+        "cannot be read; pip install -U imageio-ffmpeg, without IMAGEIO_FFMPEG_EXE"
     )
 
 
@@ -71,9 +71,13 @@ def has_filter(name: str) -> bool:
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file for reading; VideoError for anything else (a FIFO would hang, a device is not a video)."""
+    """Open a regular file for reading.
+
+    Raises VideoError for an empty file and for anything else (a FIFO would hang, a device is not a video). Raises
+    PassingVideoError if it cannot be opened.
+    """
     try:
-        # Opening a FIFO without a writer blocks; O_NONBLOCK does not. It means nothing for regular files.
+        # Opening a FIFO without a writer blocks, but not with O_NONBLOCK, which has no effect on regular files.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise PassingVideoError(f"{path} cannot be opened: {(error.strerror or str(error)).lower()}") from error
@@ -85,7 +89,10 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def input_options(descriptor: int, *, demuxer: str = "") -> list[str]:
-    """Options that make an open file an input, and nothing else reachable from it; read as what it is, or by `demuxer`."""
+    """Return the options that make an open file the input, from which no other file can be opened.
+
+    ffmpeg chooses the demuxer by the content, unless `demuxer` names one.
+    """
     return [
         *(["-f", demuxer] if demuxer else []),
         "-protocol_whitelist",
@@ -102,10 +109,7 @@ def input_options(descriptor: int, *, demuxer: str = "") -> list[str]:
 
 
 class Child:
-    """A running ffmpeg whose messages are collected by a thread and which is killed when it keeps us waiting.
-
-    `report_filter` is a filter that reports the timestamp of every frame that passes it, for next_report.
-    """
+    """A running ffmpeg. A thread collects its messages; another kills it if it is silent for too long while we wait."""
 
     def __init__(
         self,
@@ -116,17 +120,19 @@ class Child:
         may_write: bool = False,
         patience_s: float | None = None,
     ) -> None:
-        """`descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files.
+        """Start ffmpeg with `arguments`.
 
-        Arguments may be a function of the report filter. `patience_s` is how long it may be silent while we wait for it;
-        None: STALL_S, and more if it is fed.
+        `descriptors` are inherited; `feed` opens a pipe to its stdin; only a child that `may_write` can make files.
+        `arguments` may be a function of the report filter, which reports the timestamp of every frame that passes it (see
+        `next_report`). `patience_s` is the longest silence while we wait for the child; None is STALL_S, and more with `feed`.
+        Raises UnavailableError on Windows and MissingError without ffmpeg.
         """
         check_system("reading and writing videos")
         self._reports: int | None = None
         theirs: int | None = None
         if callable(arguments):
             self._reports, theirs = os.pipe()
-            # Frames that are passed over write nothing to stdout: this is their sign of life too.
+            # Skipped frames write nothing to stdout: the reports show that ffmpeg is alive.
             arguments = arguments(rf"metadata=add:key=report:value=1,metadata=print:key=report:file=pipe\\:{theirs}:direct=1")
         try:
             self.process = subprocess.Popen(
@@ -135,7 +141,7 @@ class Child:
                 stdout=subprocess.DEVNULL if feed else subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[*descriptors, *([] if theirs is None else [theirs])],
-                # Ctrl-C goes to us: we end the step at hand, and a child that died of it would look like a damaged video.
+                # Ctrl-C must reach only us: we end the current step, and a child that died of it would look like a damaged video.
                 process_group=0,
             )
         except BaseException:
@@ -149,8 +155,8 @@ class Child:
         self.patience_s = patience_s if patience_s is not None else _ENCODER_STALL_S if feed else STALL_S
         self._messages: list[str] = []
         self._times: deque[int | None] = deque()
-        self._news = threading.Condition()  # guards both, and what of their pipes is being read
-        self._has_ended = False  # that thread
+        self._news = threading.Condition()  # guards both, and the reading of their pipes
+        self._has_ended = False  # whether the collecting thread has ended
         self._num_seen = 0  # of messages, by new_messages
         self._level = ""  # of the last message
         self._waiting_since: float | None = None
@@ -167,7 +173,10 @@ class Child:
         self.stop()
 
     def read(self, num_bytes: int, *, whole: bool = True) -> bytes:
-        """`num_bytes` of its stdout, less only at the end; not `whole`: what there is. VideoError when it is silent for too long."""
+        """Return `num_bytes` of its stdout, fewer only at the end; without `whole`, the bytes that are there.
+
+        Raises PassingVideoError if it is silent for too long.
+        """
         assert isinstance(self.process.stdout, io.BufferedReader)
         with self._waiting():
             data = self.process.stdout.read(num_bytes) if whole else self.process.stdout.read1(num_bytes)
@@ -176,7 +185,7 @@ class Child:
         return data
 
     def write(self, data: bytes | memoryview) -> None:
-        """Feed its stdin; VideoError with its own words if it has gone."""
+        """Write to its stdin; raises VideoError with ffmpeg's first error if it has ended."""
         assert self.process.stdin is not None
         try:
             with self._waiting():
@@ -186,9 +195,9 @@ class Child:
             raise VideoError(f"ffmpeg stopped while it was written to: {messages.first_error(self.messages) or error}") from error
 
     def next_report(self) -> int | None:
-        """The timestamp of the next frame that passed the report filter, in ticks of its stream; None for one without.
+        """Return the timestamp of the next frame that passes the report filter, in ticks of its stream; None if it has none.
 
-        Waits for it; EOFError if ffmpeg ends before, VideoError if it is silent for too long.
+        Waits for the frame. Raises EOFError if ffmpeg ends before it, PassingVideoError if it is silent for too long.
         """
         with self._waiting(), self._news:
             self._news.wait_for(lambda: self._times or self._has_ended)
@@ -199,11 +208,11 @@ class Child:
         raise EOFError
 
     def finish(self) -> int:
-        """Close the pipes, wait for its end, and return the exit code."""
+        """Close the pipe to its stdin, wait for its end, and return the exit code."""
         if self.process.stdin is not None:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
-        # An encoder may take its time over its last frames and its index; a reader has nothing left to do.
+        # An encoder may need long for its last frames and its index; a reader has nothing left to do.
         with self._waiting() if self.process.stdin is None else nullcontext():
             code = self.process.wait()
         self._drain.join(timeout=5)
@@ -225,19 +234,19 @@ class Child:
 
     @property
     def messages(self) -> list[str]:
-        """Every line that it has written to stderr by now."""
+        """The lines that it has written to stderr by now, up to a limit."""
         with self._settled():
             return list(self._messages)
 
     def new_messages(self) -> list[str]:
-        """Those that came since the last call."""
+        """Return the messages since the last call."""
         with self._settled():
             new, self._num_seen = self._messages[self._num_seen :], len(self._messages)
             return new
 
     @contextmanager
     def _settled(self) -> Iterator[None]:
-        """Hold the messages when all of them are there: what is still in the pipe was written before what we have read of its stdout."""
+        """Wait until the pipe of messages is empty, and hold them: messages about frames that we have read are then all there."""
         assert self.process.stderr is not None
         while True:
             with self._news:
@@ -270,7 +279,7 @@ class Child:
         if not are_reports:
             for line in lines:
                 text = line.decode(errors="replace").rstrip()[:500]
-                # With levels, a line without one goes on with the message before it.
+                # A line without a level continues the message before it.
                 if level := messages.parse(text).level:
                     self._level = level
                 elif self._level:
@@ -296,9 +305,12 @@ class Child:
             self._waiting_since = None
 
     def _watch(self) -> None:
-        """Only time that we spend waiting counts, and that it could have used: on a busy machine, neither is a stalled ffmpeg."""
+        """Kill the child if it is silent for longer than `patience_s` while we wait.
+
+        Time in which it was ready and got no processor does not count: on a busy machine, a slow child is not stalled.
+        """
         since = self._waiting_since
-        starved_s = 0.0  # by then
+        starved_s = 0.0  # at `since`
         while self.process.poll() is None:
             now = self._waiting_since and max(self._waiting_since, self._last_alive)
             if now != since:
@@ -311,7 +323,7 @@ class Child:
 
 
 def _starved_s(pid: int) -> float:
-    """How long a process was ready to run and got no processor: that of its threads that waited longest. 0 if not known."""
+    """Return the seconds that a process was ready and got no processor, by its longest-waiting thread; 0 if unknown."""
     waits_ns = [0]
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -320,7 +332,7 @@ def _starved_s(pid: int) -> float:
 
 
 def _limit(pid: int, *, may_write: bool) -> None:
-    """Bound the child's memory, and forbid it files, where the system can (Linux)."""
+    """Limit the child's memory, and forbid it to write files, if the system can (Linux)."""
     import resource  # noqa: PLC0415 - not on Windows, where no child is started
 
     if not hasattr(resource, "prlimit"):

@@ -1,4 +1,4 @@
-"""When the frames of a video are shown, and where decoding may begin."""
+"""The times at which the frames of a video are shown, and the frames at which decoding may begin."""
 
 import os
 import re
@@ -14,9 +14,9 @@ from turbovaed_cli.errors import VideoError
 from turbovaed_cli.video import ffmpeg, messages
 from turbovaed_cli.video.input_streams import COMMON_RATES, Pixels, Track, stated_rate
 
-# In these, one packet is one frame unless the table shows signs of the opposite. VP8 hides frames, AVI packs several into one.
+# In these codecs, one packet is one frame unless the table shows otherwise. VP8 hides frames, AVI packs several into one.
 _COUNTABLE_CODECS = ("h264", "hevc", "av1", "vp9")
-# 23 hours at 60 a second. Nor has a video more frames than bytes, but its tables can say so: what it costs is bounded by its size.
+# 23 hours at 60 frames a second. The other limit is the size in bytes: a video has no more frames, but its tables can claim them.
 _MAX_FRAMES = 5_000_000
 _COARSEST_TICK_S = Fraction(1, 900)  # a millisecond, of Matroska and FLV, and a little more
 _DISCARD = 4  # flag of a packet that is decoded and not shown
@@ -33,12 +33,12 @@ class _Packet:
 
 @dataclass(frozen=True)
 class FrameTable:
-    """What ffmpeg's framecrc prints of one track of a video, in units of header["tb"] seconds."""
+    """The output of ffmpeg's framecrc for one track of a video, in units of header["tb"] seconds."""
 
     log: list[str]
     header: dict[str, str]
     packets: list[_Packet]  # in the order of the file
-    marked: set[int | None]  # times of those that came through the second mapping, if there is one
+    marked: set[int | None]  # times of the packets of the second mapping, if there is one
 
     @property
     def times(self) -> list[int | None]:
@@ -47,7 +47,7 @@ class FrameTable:
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """When frames are shown, and where decoding may begin."""
+    """The times of frames, and the frames at which decoding may begin; fields as in VideoInfo."""
 
     ticks: tuple[int, ...]
     base: Fraction
@@ -59,18 +59,21 @@ class FrameTimes:
 
 
 def frame_times_of(path: Path, picture: Track, keeps_time: bool, text: str) -> FrameTimes:
-    """The frames that are shown: by the packets if these are frames, else by decoding them all."""
+    """Return the times of the shown frames: from the packets if these are frames, else by decoding all frames.
+
+    Raises VideoError for a damaged file, and if no frame could be decoded.
+    """
     clock = ["-copyts"] if keeps_time else []
     where = f"0:{picture.index}"
     packets = None
     if keeps_time and picture.codec in _COUNTABLE_CODECS:
-        # Of H.264's key frames, only IDR pictures (NAL type 5) start anew; the others may have frames that look back, or
-        # be the first of several that refresh the picture.
+        # Of H.264's key frames, only IDR pictures (NAL type 5) are closed. After any other, frames may look back beyond it, or
+        # it may be the first of several that refresh the picture.
         second = ["-map", where, "-bsf:v:1", "filter_units=pass_types=5"] if picture.codec == "h264" else []
         try:
             packets = frame_table(path, where, [*second, "-c", "copy"], clock, of_packets=True)
         except VideoError:
-            packets = None  # decoding will say what is wrong, if anything is
+            packets = None  # decoding will find what is wrong, if anything is
     may_be_frames = packets is not None and not _may_hide_frames(packets, picture, text)
     shown = packets
     if packets is None or not may_be_frames or any(messages.is_complaint(line) for line in packets.log):
@@ -79,13 +82,13 @@ def frame_times_of(path: Path, picture: Track, keeps_time: bool, text: str) -> F
         except VideoError:
             if not may_be_frames:
                 raise
-            # Damage inside of packets, which those who read there will meet; the rest of the video is whole.
+            # Damage inside of packets: reading those frames raises the error; the rest of the video is whole.
     assert shown is not None
     if not shown.packets:
         raise VideoError(f"{path}: no frame could be decoded")
     times = sorted(time for time in shown.times if time is not None)
     base = Fraction(shown.header["tb"])
-    if len(times) < len(shown.packets):  # a stream without times: as evenly as its rate says
+    if len(times) < len(shown.packets):  # a stream without times: even, at its stated rate
         step = max(round(1 / (stated_rate(picture.description) or Fraction(24)) / base), 1)
         times = [i * step for i in range(len(shown.packets))]
         return FrameTimes(tuple(times), base, sizes=_sizes_in(shown.log))
@@ -119,26 +122,26 @@ def _may_hide_frames(table: FrameTable, picture: Track, text: str) -> bool:
         len(numbers) < len(times)
         or not numbers
         or numbers[0] < 0  # the hidden lead-in of a cut
-        or times[0] != numbers[0]  # frames that look back to before the first
+        or times[0] != numbers[0]  # frames that need ones from before the first
         or any(packet.flags & _DISCARD or packet.num_bytes == 0 for packet in table.packets)
         or any(messages.OUTPUT_WORDS.search(line) for line in table.log)  # changed times
         or "multilayer" in picture.dispositions
         or bool(re.search(r"DOVI configuration record:.*el flag: 1", text))
         or Pixels.of(picture.description).field_order not in ("", "progressive")  # a packet may be a field
-        # VP9 hides frames in packets of their own, a tick before the next.
+        # VP9 hides frames in separate packets, a tick before the next.
         or (bool(gaps) and min(gaps) < (statistics.median(gaps) / 2 if picture.codec == "vp9" else 1))
     )
 
 
 def _sizes_in(log: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """The sizes (height, width) of decoded frames, in ffmpeg's log."""
+    """Return the sizes (height, width) of decoded frames in ffmpeg's log."""
     return tuple(dict.fromkeys(size for line in log if (size := messages.filtered_size(line))))
 
 
 def frame_table(path: Path, where: str, options: list[str], clock: Sequence[str] = (), *, of_packets: bool = False) -> FrameTable:
-    """Run ffmpeg to a table of frames, or `of_packets`, whose contents do not count.
+    """Run ffmpeg and return its table of frames, or `of_packets`; damage inside of packets then does not count.
 
-    Raises VideoError if it gives up, complains of the file, or finds more frames than there can be.
+    Raises VideoError if ffmpeg fails, complains about the file, or finds more frames than possible.
     """
     with ffmpeg.open_regular(path) as file:
         return table_of(path, file, where, options, clock, of_packets=of_packets)
@@ -154,7 +157,7 @@ def table_of(
     demuxer: str = "",
     of_packets: bool = False,
 ) -> FrameTable:
-    """The same of an open file; `demuxer` reads it if ffmpeg is not to choose."""
+    """Return the table of an open file, as `frame_table` does; ffmpeg chooses the demuxer unless `demuxer` names one."""
     header: dict[str, str] = {}
     packets: list[_Packet] = []
     marked: set[int | None] = set()
@@ -173,7 +176,7 @@ def table_of(
                 continue
             packets.append(packet)
             if len(packets) > most:
-                raise VideoError(f"{path}: it claims more than {most} frames, which is no video")
+                raise VideoError(f"{path}: it claims more than {most} frames, which is too many")
         code = child.finish()
         log = child.messages
     if code != 0:
@@ -186,7 +189,10 @@ def table_of(
 
 
 def _packet_of(line: str) -> tuple[int, _Packet]:
-    """Number of the mapping, and what framecrc prints: stream, dts, pts, duration, size, checksum, then flags that are not "key"."""
+    """Return (number of the mapping, packet) of a line of framecrc.
+
+    Its fields are stream, dts, pts, duration, size, checksum, then flags that are not "key".
+    """
     fields = [text.strip() for text in line.split(",")]
     flags = next((text[2:] for text in fields[6:] if text.startswith("F=")), "0x1")
     time = int(fields[2]) if fields[2].lstrip("-").isdigit() else None
@@ -201,7 +207,7 @@ def _lines(child: ffmpeg.Child) -> Iterator[str]:
 
 
 _NO_CONTAINER = "not a video container (mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv, ogv, gif, webp, y4m)"
-# What ffmpeg says, and what it means: wherever it says it, and where it has said nothing else before.
+# ffmpeg's messages and their meanings: in any line, and in the first line only.
 _MEANINGS = {"whitelist": _NO_CONTAINER, "m3u8": _NO_CONTAINER, "matches no streams": "no video in it"}
 _MEANINGS_AT_FIRST = {
     "Error opening input: Invalid data found": "not a video, or damaged from its first bytes on",
@@ -210,26 +216,26 @@ _MEANINGS_AT_FIRST = {
 
 
 def _reason(log: list[str]) -> str:
-    """Why ffmpeg gave up, from a log that says other things too."""
+    """Return the reason why ffmpeg failed, from its log."""
     wanted = re.compile(
         r"invalid|error|failed|not found|no such|moov|matches no streams|does not contain|not in .*whitelist|unknown|cannot|end of file|unsupported|exceeds|too large",
         re.IGNORECASE,
     )
-    last_words = [messages.parse(line).text for line in log if wanted.search(line) and "configuration:" not in line]
-    for signs, lines in ((_MEANINGS, last_words), (_MEANINGS_AT_FIRST, last_words[:1])):
+    reasons = [messages.parse(line).text for line in log if wanted.search(line) and "configuration:" not in line]
+    for signs, lines in ((_MEANINGS, reasons), (_MEANINGS_AT_FIRST, reasons[:1])):
         for sign, meaning in signs.items():
             if any(sign in line for line in lines):
                 return meaning
-    return last_words[0].rstrip(".") if last_words else "ffmpeg could not read it"
+    return reasons[0].rstrip(".") if reasons else "ffmpeg could not read it"
 
 
 def rate_of(ticks: Sequence[int], base: Fraction, stated: Fraction | None) -> Fraction:
-    """The average rate: exactly, or as a standard or the stated one if the rounding of times explains the difference."""
+    """Return the average rate: the exact one, or the stated or a standard one if rounded times explain the difference."""
     if len(ticks) < 2 or ticks[-1] == ticks[0]:
         return stated or Fraction(24)
     rate = Fraction(len(ticks) - 1, ticks[-1] - ticks[0]) / base
     gaps = [after - before for before, after in pairwise(ticks)]
-    spread = max(gaps) - min(gaps)  # of times that another container rounded to milliseconds before
+    spread = max(gaps) - min(gaps)  # more than 1 if another container has rounded the times to milliseconds before
     rounding = spread if spread * base <= _COARSEST_TICK_S else 1
     slack = max(Fraction(max(rounding, 1), ticks[-1] - ticks[0]), Fraction(1, 1_000_000))  # relative, over the whole length
     fitting = [common for common in COMMON_RATES if abs(common / rate - 1) <= slack]

@@ -1,4 +1,4 @@
-"""Folders of numbered pictures, as one file that ffmpeg may read: it opens nothing by itself."""
+"""Folders of numbered pictures, joined to one file for ffmpeg, which may not open files by itself."""
 
 import re
 import struct
@@ -13,12 +13,12 @@ from turbovaed_cli.video import ffmpeg
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # of JPEG; the others are part of the data between two
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # of JPEG; the excluded codes are part of the data between markers
 _ORIENTATION = 0x0112  # tag of EXIF
 
 
 def demuxer_of(images: Sequence[Path]) -> str:
-    """Ffmpeg's name for a file of such pictures, by what the first one holds; "" of none."""
+    """Return ffmpeg's demuxer for a file of these pictures, by the content of the first one; "" if there are none."""
     if not images:
         return ""
     with ffmpeg.open_regular(images[0]) as file:
@@ -27,9 +27,9 @@ def demuxer_of(images: Sequence[Path]) -> str:
 
 @contextmanager
 def joined(images: Sequence[Path], first: Path) -> Iterator[IO[bytes]]:
-    """A file without a name that holds these pictures one after another.
+    """Yield a file without a name that holds these pictures one after another.
 
-    Raises VideoError if one is not a whole picture of the same kind as `first`, the first of the folder, and turned like it.
+    Raises VideoError if one is not a whole picture, or differs in kind or EXIF orientation from `first`, the folder's first.
     """
     cut = _png_in if demuxer_of([first]) == "png_pipe" else _jpeg_in
     turn = _orientation_of(first)
@@ -45,7 +45,7 @@ def joined(images: Sequence[Path], first: Path) -> Iterator[IO[bytes]]:
 
 
 def _jpeg_in(data: bytes, image: Path) -> bytes:
-    """The first picture in a JPEG file: cameras append previews and depth maps."""
+    """Return the first picture in a JPEG file, to which cameras append previews and depth maps; raises VideoError."""
     if not data.startswith(_JPEG):
         raise VideoError(f"{image} is no JPEG picture, unlike the first of its folder")
     place = len(_JPEG)
@@ -57,7 +57,7 @@ def _jpeg_in(data: bytes, image: Path) -> bytes:
 
 
 def _png_in(data: bytes, image: Path) -> bytes:
-    """The picture in a PNG file, without what may follow it."""
+    """Return the picture in a PNG file, without data that may follow it; raises VideoError."""
     if not data.startswith(_PNG):
         raise VideoError(f"{image} is no PNG picture, unlike the first of its folder")
     place = len(_PNG)
@@ -70,11 +70,11 @@ def _png_in(data: bytes, image: Path) -> bytes:
 
 
 def _orientation_of(image: Path) -> int:
-    """The orientation in a picture's EXIF, 1 (upright) to 8; 1 if there is none."""
+    """Return the orientation in a picture's EXIF, 1 (upright) to 8; 1 if there is none."""
     from PIL import Image  # noqa: PLC0415 - only for folders of pictures
 
     try:
         with Image.open(image, formats=("JPEG", "PNG")) as picture:
             return int(picture.getexif().get(_ORIENTATION, 1))
     except (OSError, ValueError, TypeError, SyntaxError, struct.error, Image.DecompressionBombError):
-        return 1  # ffmpeg finds out what is wrong with it
+        return 1  # ffmpeg will report what is wrong with it

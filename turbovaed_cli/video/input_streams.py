@@ -18,7 +18,7 @@ class Track:
 
     index: int
     kind: str  # video, audio, subtitle, data or attachment
-    codec: str  # ffmpeg's name; "none" if it knows none
+    codec: str  # ffmpeg's name; "none" if it has none
     language: str  # "" if not given
     dispositions: frozenset[str]  # such as "default", "forced", "attached pic"
     description: str = ""  # the rest of ffmpeg's line
@@ -41,7 +41,7 @@ _STREAM = re.compile(r"^(?:\[info\] )? {2,}Stream #0:(\d+)(?:\[\w+\])?(?:\((\w+)
 
 
 def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
-    """The streams in ffmpeg's description of its input."""
+    """Return the streams in ffmpeg's description of its input."""
     found: dict[int, Track] = {}
     for line in log:
         if "Output #0" in line:
@@ -50,7 +50,7 @@ def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
             index, language, kind, rest = match.groups()
             words = re.findall(r"\(([a-z][a-z ]*)\)", rest)
             codec = rest.split(" ")[0].rstrip(",")
-            # Of one track that is listed twice, as in a program of a transport stream, the first line counts.
+            # If a track is listed twice, as in a program of a transport stream, the first line counts.
             language = "" if language in (None, "und") else language
             found.setdefault(int(index), Track(int(index), kind.lower(), codec, language, frozenset(words), rest))
     return tuple(found[index] for index in sorted(found))
@@ -58,7 +58,7 @@ def tracks_of(log: Sequence[str]) -> tuple[Track, ...]:
 
 @dataclass(frozen=True)
 class Pixels:
-    """What ffmpeg's line says of a picture's pixels; "" for what it does not."""
+    """The facts about a picture's pixels in ffmpeg's line; "" for each that is not there."""
 
     format: str = ""
     range: str = ""  # tv or pc
@@ -70,23 +70,23 @@ class Pixels:
 
     @classmethod
     def of(cls, description: str) -> "Pixels":
-        """Take "vp9 (Profile 2), yuv420p10le(tv, bt2020nc/unknown/unknown, progressive), 426x240, ..." apart."""
+        """Parse "vp9 (Profile 2), yuv420p10le(tv, bt2020nc/unknown/unknown, progressive), 426x240, ..."."""
         found = re.search(r", ([a-z]\w+)(?:\(([^()]*(?:\([^()]*\)[^()]*)*)\))?, (?:\d+x|none)", description)
         if found is None:
             return cls()
-        said: dict[str, str] = {}
+        facts: dict[str, str] = {}
         for part in (found[2] or "").split(", "):
             if part in ("tv", "pc"):
-                said["range"] = part
+                facts["range"] = part
             elif part in _FIELD_ORDERS:
-                said["field_order"] = part
+                facts["field_order"] = part
             elif part.count("/") == 2:
                 names = ("" if name in ("unknown", "reserved") else name for name in part.split("/"))
-                said |= dict(zip(("matrix", "primaries", "transfer"), names, strict=True))
-            elif re.fullmatch(r"[a-z]+\d+\w*|ycgco|fcc|gbr", part) and not part.endswith("bpc"):  # all three alike
-                said |= dict.fromkeys(("matrix", "primaries", "transfer"), part)
+                facts |= dict(zip(("matrix", "primaries", "transfer"), names, strict=True))
+            elif re.fullmatch(r"[a-z]+\d+\w*|ycgco|fcc|gbr", part) and not part.endswith("bpc"):  # one name for all three
+                facts |= dict.fromkeys(("matrix", "primaries", "transfer"), part)
         size = re.search(r", (\d+)x(\d+)", description)
-        return cls(found[1], size=(int(size[2]), int(size[1])) if size else None, **said)
+        return cls(found[1], size=(int(size[2]), int(size[1])) if size else None, **facts)
 
 
 def has_alpha(pixel_format: str) -> bool:
@@ -95,13 +95,13 @@ def has_alpha(pixel_format: str) -> bool:
 
 
 def search(pattern: str, text: str) -> str | None:
-    """The first group of the first match; None without one."""
+    """Return the first group of the first match; None without a match."""
     found = re.search(pattern, text)
     return found[1] if found else None
 
 
 def stated_rate(description: str) -> Fraction | None:
-    """The rate in ffmpeg's line, which has two decimals, as the standard rate that it may stand for."""
+    """Return the rate in ffmpeg's line; as it has two decimals, a standard rate that rounds to it is taken. None without one."""
     found = re.search(r", ([\d.]+)(k?) fps", description)
     if found is None or not float(found[1]):
         return None

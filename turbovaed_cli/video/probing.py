@@ -1,7 +1,7 @@
-"""What a video is: size, colours, the time of every frame, its other tracks, and where reading may begin.
+"""The facts about a video: size, colours, the time of every frame, its other tracks, and where reading may begin.
 
-Everything comes from ffmpeg: its description of the file, and a table of packets or, if packets may not be frames, of
-decoded frames.
+All come from ffmpeg: its description of the file, and a table of packets or, if packets may not be frames, of decoded
+frames.
 """
 
 import re
@@ -22,38 +22,38 @@ from turbovaed_cli.video.images import demuxer_of, joined
 from turbovaed_cli.video.input_streams import Pixels, Track, has_alpha, search, stated_rate, tracks_of
 from turbovaed_cli.video.sources import as_text, frames_in
 
-# Reading may jump in these: every packet has a timestamp that does not depend on where reading began.
+# Reading may seek in these containers: the timestamp of a packet does not depend on where reading began.
 _SEEKABLE_CONTAINERS = ("mov,mp4", "matroska")
-# In these, every track has its own timestamps; in others, when a picture starts is a matter of decoding order.
+# In these, every track has its own timestamps; in others, the start of the picture depends on the decoding order.
 _TIMED_CONTAINERS = (*_SEEKABLE_CONTAINERS, "mpegts", "mpeg", "flv", "asf", "ogg")
 _FIRST_FRAME = ["-frames:v", "1", "-enc_time_base", "demux", "-c:v", "wrapped_avframe"]
-_MOST_DRIFT_S = 0.005  # of a constant rate: more than any container rounds, and a quarter of what keeps sound in sync
+_MOST_DRIFT_S = 0.005  # of a constant rate: more than any container rounds, and a quarter of the delay of sound that shows
 TRANSPARENT = "transparent parts are shown over black"
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, upright. `width` and `height` are stored pixels; `sample_aspect_ratio` is the shape of one."""
+    """The facts about a video, upright. `width` and `height` are stored pixels, each of the shape `sample_aspect_ratio`."""
 
     path: Path
     width: int
     height: int
     sample_aspect_ratio: Fraction
     fps: Fraction  # average over the video
-    ticks: tuple[int, ...]  # when each frame is shown, ascending, in units of time_base
+    ticks: tuple[int, ...]  # the time of each frame, ascending, in units of time_base
     time_base: Fraction  # seconds
-    start: Fraction  # seconds: when the earliest of the file's tracks starts, on the clock of ticks
+    start: Fraction  # seconds: the start of the file's earliest track, on the clock of ticks
     keeps_time: bool  # whether timestamps do not depend on where reading began
-    has_exact_times: bool  # whether every frame has a timestamp of its own, later than that of the frame before
-    is_seekable: bool  # whether reading may jump to a frame by its time and be exact
-    key_frames: tuple[int, ...]  # where decoding can begin, ascending; those that counting packets showed
-    closed: frozenset[int]  # those of them after which no frame needs one from before
+    has_exact_times: bool  # whether every frame has a timestamp, later than that of the frame before
+    is_seekable: bool  # whether reading can seek to a frame exactly, by its time
+    key_frames: tuple[int, ...]  # frames at which decoding can begin, ascending; empty if not seekable
+    closed: frozenset[int]  # the key frames after which no frame needs one from before
     tracks: tuple[Track, ...]
     track_index: int  # of the picture, in the file
     stored_size: tuple[int, int]  # (height, width) before any rotation
     pixel_format: str  # ffmpeg's name, such as yuv420p10le
     colour: Colour
-    field_order: str  # progressive, top first, bottom first, or "" if the file does not say
+    field_order: str  # progressive, top first, bottom first, or "" if the file does not state it
     has_alpha: bool
     dolby_vision_profile: int = 0  # 0: none
     sizes: tuple[tuple[int, int], ...] = ()  # (height, width) that frames change to, as far as probing decoded them
@@ -62,12 +62,12 @@ class VideoInfo:
 
     @property
     def num_frames(self) -> int:
-        """Number of frames that are shown."""
+        """The number of frames that are shown."""
         return len(self.ticks)
 
     @cached_property
     def times_s(self) -> tuple[float, ...]:
-        """When each frame is shown, in seconds after the file's earliest track starts, ascending."""
+        """The time of each frame in seconds after the start of the file's earliest track, ascending."""
         return tuple(float(tick * self.time_base - self.start) for tick in self.ticks)
 
     @property
@@ -78,7 +78,7 @@ class VideoInfo:
 
     @property
     def audio_codec(self) -> str | None:
-        """Codec of that sound."""
+        """The codec of `audio`; None without sound."""
         return self.audio.codec if self.audio else None
 
     @property
@@ -93,18 +93,18 @@ class VideoInfo:
 
     @cached_property
     def has_constant_rate(self) -> bool:
-        """Whether no frame is more than 5 ms, or half a frame, from where an even rate would show it."""
+        """Whether every frame is within 5 ms, and half a frame, of its time at an even rate."""
         first, step = self.ticks[0], 1 / (self.fps * self.time_base)
         most = min(_MOST_DRIFT_S * float(self.fps), 0.5) * float(step)
         return all(abs(tick - first - i * float(step)) <= most for i, tick in enumerate(self.ticks))
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What reading its picture changes, a clause each: colours, fields, transparency, sizes."""
+        """The changes that reading makes to the picture, a clause each: colours, fields, transparency, sizes."""
         found = list(how_it_is_shown(self.colour))
         if self.is_interlaced:
             found.append(f"interlaced ({self.field_order}): deinterlaced, one frame for each")
-        if self.has_alpha and not (self.images and self.pixel_format == "gbrap"):  # which is what ffmpeg makes of CMYK
+        if self.has_alpha and not (self.images and self.pixel_format == "gbrap"):  # ffmpeg's format for CMYK
             found.append(TRANSPARENT)
         if self.sizes:
             found.append(size_change(self, self.sizes))
@@ -112,13 +112,13 @@ class VideoInfo:
 
 
 def size_change(info: VideoInfo, sizes: Sequence[tuple[int, int]]) -> str:
-    """The note on frames that change to other sizes (height, width)."""
-    others = ", ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes))
-    return f"the frame size changes to {others}: scaled to fit {info.width}x{info.height}, with black borders"
+    """Return the note about frames that change to other sizes (height, width)."""
+    texts = ", ".join(f"{width}x{height}" for height, width in dict.fromkeys(sizes))
+    return f"the frame size changes to {texts}: scaled to fit {info.width}x{info.height}, with black borders"
 
 
 def notes_on(videos: Iterable[VideoInfo]) -> list[str]:
-    """The notes on several videos, each once with the videos that it is about."""
+    """Return the notes about several videos, each once, with the first video that it is about and the number of the rest."""
     named: dict[str, list[str]] = {}
     for info in videos:
         for note in info.notes:
@@ -127,11 +127,11 @@ def notes_on(videos: Iterable[VideoInfo]) -> list[str]:
 
 
 def probe(path: Path, *, hdr: str = "tonemap", fps: Fraction = Fraction(24)) -> VideoInfo:
-    """Read what a video is: one frame is decoded, the rest counted (decoded too if packets may not be frames).
+    """Return the facts about a video: one frame is decoded, the rest are counted (or decoded, if packets may not be frames).
 
-    `hdr` says what happens to PQ and HLG: "tonemap", or "refuse". `fps` is the rate of a folder of frames, which has none.
-    Raises VideoError with one reason if it cannot be read, or its name is no text, which neither a manifest nor a page
-    could hold.
+    `hdr` selects the treatment of PQ and HLG: "tonemap" or "refuse". `fps` is the rate of a folder of frames, which has none.
+    Raises VideoError with one reason if the video cannot be read, or if its name is not UTF-8: no manifest or page could hold
+    it.
     """
     path = Path(path)
     if (name := as_text(path)) != str(path):
@@ -143,7 +143,7 @@ def probe(path: Path, *, hdr: str = "tonemap", fps: Fraction = Fraction(24)) -> 
 
 
 def _probe_folder(folder: Path, fps: Fraction) -> VideoInfo:
-    """A folder of numbered pictures: the first tells their size; what changes later is met when they are read."""
+    """Return the facts about a folder of numbered pictures, from the first; changes are found when the rest are read."""
     images = frames_in(folder)
     if not images:
         raise VideoError(
@@ -179,7 +179,7 @@ def _info(
     picture: Track | None = None,
     images: tuple[Path, ...] = (),
 ) -> VideoInfo:
-    """Everything together: `first` is about the first frame, `frames` about all."""
+    """Combine the facts: `first` is the table of the first frame, `frames` the times of all."""
     tracks = () if images else tracks_of(first.log)
     picture = picture or next(track for track in tracks_of(first.log) if track.kind == "video")
     if not first.packets:
@@ -193,7 +193,7 @@ def _info(
         path=path,
         width=width,
         height=height,
-        # Of pictures, it is the density of print.
+        # In pictures, it is the density for printing.
         sample_aspect_ratio=Fraction(1) if images else _aspect_of(first.header.get("sar", "")),
         fps=1 / frames.base if images else rate_of(frames.ticks, frames.base, stated_rate(picture.description)),
         ticks=frames.ticks,
@@ -219,7 +219,7 @@ def _info(
 
 
 def check_showable(info: VideoInfo, hdr: str) -> None:
-    """Raise VideoError for colours that cannot be shown in SDR, here or as asked."""
+    """Raise VideoError for colours that cannot be shown in SDR: by this ffmpeg, by any, or because `hdr` is "refuse"."""
     if info.dolby_vision_profile == 5:
         raise VideoError(
             f"{info.path}: Dolby Vision profile 5, whose colours only a Dolby Vision decoder can show",
@@ -228,7 +228,7 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
     if info.colour.is_hdr and hdr == "refuse":
         raise VideoError(f"{info.path}: {info.colour.name}, and --hdr refuse", "--hdr tonemap shows it in SDR")
     if not info.colour.is_known or (info.colour.has_odd_matrix and info.has_alpha):
-        raise VideoError(f"{info.path}: its colour matrix, {info.colour.matrix}, is one that cannot be converted here")
+        raise VideoError(f"{info.path}: its colour matrix, {info.colour.matrix}, cannot be converted")
     if info.colour.needs_zscale and not (ffmpeg.has_filter("zscale") and ffmpeg.has_filter("tonemap")):
         raise VideoError(
             f"{info.path}: {info.colour.name} needs the filters zscale and tonemap, which this ffmpeg does not have",
@@ -249,7 +249,10 @@ def _aspect_of(text: str) -> Fraction:
 
 
 def _start_of(first: FrameTable, frames: FrameTimes, text: str) -> Fraction:
-    """When the file's earliest track starts, on the clock of `frames`, of which `first` has the first on the file's own clock."""
+    """Return the start of the file's earliest track in seconds, on the clock of `frames`.
+
+    `first` has the time of the first frame on the file's own clock, which ffmpeg's stated start uses too.
+    """
     picture = frames.ticks[0] * frames.base
     stated = search(r"Duration: [^,]+, start: (-?[\d.]+)", text)
     first_tick = first.packets[0].time
@@ -258,6 +261,3 @@ def _start_of(first: FrameTable, frames: FrameTimes, text: str) -> Fraction:
     delay = first_tick * Fraction(first.header["tb"]) - Fraction(stated)
     # ffmpeg prints the start to a microsecond: no difference if the picture is the earliest.
     return picture - delay if delay > Fraction(1, 1_000_000) else picture
-
-
-# --- rates ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Read frames of videos.
 
-Frames are (H, W, 3) uint8 RGB of BT.709, upright (rotation applied). Reading decodes in a sandboxed ffmpeg (ffmpeg.py). Its
-exit code, its complaints of the file, and the number and timestamps of the frames are all checked: a damaged file is an error,
-never a shorter clip, and a jump that landed elsewhere is tried again from an earlier frame.
+Frames are (H, W, 3) uint8 RGB of BT.709, upright (rotation applied). A sandboxed ffmpeg (ffmpeg.py) decodes them. Its exit
+code, its complaints about the file, and the number and timestamps of the frames are all checked: a damaged file is an error,
+never a shorter clip. If a seek ends at a wrong frame, an earlier one is tried.
 """
 
 import bisect
@@ -26,24 +26,24 @@ from turbovaed_cli.video.input_streams import has_alpha
 from turbovaed_cli.video.pixels import to_model
 from turbovaed_cli.video.probing import TRANSPARENT, VideoInfo, probe, size_change
 
-# Changes whenever other pixels are made of the same file. Caches and runs keep it, so that two versions are not mixed.
+# It changes whenever reading makes other pixels of the same file. Caches and runs record it, so that versions are not mixed.
 POLICY = 2
 _DEINTERLACER = "bwdif=mode=send_frame:parity=auto:deint=interlaced"
-_NEIGHBOURS = 4  # frames before the first one wanted that the deinterlacer is given too
-_LEAD_IN = 8  # frames at the start of a file that was cut there, of which some may lack what they were predicted from
+_NEIGHBOURS = 4  # frames before the first wanted one that the deinterlacer gets too
+_LEAD_IN = 8  # frames at the start of a file that was cut there, of which some may lack their reference frames
 
 
 def reading_identity(hdr: str) -> dict[str, object]:
-    """What decides which pixels are made of a file, for manifests and runs."""
+    """Return the settings that decide which pixels reading makes of a file, for manifests and runs."""
     return {"version": POLICY, "hdr": hdr}
 
 
 class _LandedElsewhereError(Exception):
-    """A jump did not come out where it should; nothing was yielded yet."""
+    """A seek ended at a wrong frame; nothing was yielded yet."""
 
 
 class _FiltersBeganAnewError(Exception):
-    """Frames changed size or format: ffmpeg made its filters anew, and these forgot what they had counted."""
+    """Frames changed size or format, so ffmpeg rebuilt its filters, and these lost their counts."""
 
 
 def read_frames(
@@ -59,16 +59,14 @@ def read_frames(
 ) -> Iterator[np.ndarray]:
     """Yield frames (H, W, 3) uint8, upright: `count` of them (None: all) from frame `start`, every `stride`-th.
 
-    With `size` (height, width) each is scaled to cover it, then cropped; `crop` says where along height and width, 0 to
-    1. Without it frames keep their size; `square_pixels` widens them to square pixels. One frame at a time is held.
-    `report` gets a note if frames change their size. Raises VideoError if a frame that should be there is not.
+    With `size` (height, width) each is scaled to cover it, then cropped; `crop` is the position along height and width, 0 to
+    1. Without it frames keep their size, and `square_pixels` resizes the width so that pixels are square. One frame at a
+    time is in memory. `report` gets a note if frames change their size. Raises VideoError if a frame is missing or damaged.
     """
     info = video if isinstance(video, VideoInfo) else probe(video)
     wanted = range(start, info.num_frames, stride)
     if count is not None and count > len(wanted):
-        raise VideoError(
-            f"{info.path} has {info.num_frames} frames; {(count - 1) * stride + 1} from frame {start} on are asked for"
-        )
+        raise VideoError(f"{info.path} has {info.num_frames} frames; {(count - 1) * stride + 1} from frame {start} on are needed")
     wanted = wanted if count is None else wanted[:count]
     if info.images:
         images = tuple(info.images[i] for i in wanted)
@@ -90,22 +88,22 @@ def read_frames(
 
 @dataclass(frozen=True)
 class _Clip:
-    """Which frames of a video."""
+    """The wanted frames of a video."""
 
     info: VideoInfo
     wanted: range  # numbers of frames
-    is_to_the_end: bool  # so that the end of the file is met, and what is wrong there
+    is_to_the_end: bool  # whether reading goes on to the end of the file, so that damage there is found
     images: tuple[Path, ...] = ()  # of a folder of frames: the files to read, one for each
 
     @property
     def first(self) -> int:
-        """The first frame that filters see, which look at neighbours."""
+        """The first frame that filters get: a deinterlacer needs neighbours of the first wanted one."""
         return max(self.wanted.start - _NEIGHBOURS, 0) if self.info.is_interlaced else self.wanted.start
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """What each frame becomes."""
+    """The size and crop of the frames that are yielded."""
 
     info: VideoInfo
     size: tuple[int, int] | None  # (height, width)
@@ -114,7 +112,7 @@ class _Shape:
 
     @property
     def scaled(self) -> tuple[int, int]:
-        """(height, width) before the crop. Raises VideoError if that is too large to be meant."""
+        """The (height, width) before the crop. Raises VideoError if that is more than MAX_PIXELS."""
         info = self.info
         square = info.height, max(round(info.width * info.sample_aspect_ratio), 1)
         if self.size is None:
@@ -130,11 +128,11 @@ class _Shape:
 
     @property
     def result(self) -> tuple[int, int]:
-        """(height, width) after the crop."""
+        """The (height, width) after the crop."""
         return self.size or self.scaled
 
     def filters(self, *, fits: bool) -> list[str]:
-        """Ffmpeg's filters from the upright stored frame; `fits`: frames of any size become the first one's, with borders."""
+        """Return ffmpeg's filters for upright stored frames; with `fits`, other sizes are fitted into the first, with borders."""
         info, scaled = self.info, self.scaled
         filters = readable(info.colour)
         if fits:
@@ -143,7 +141,7 @@ class _Shape:
                 f"pad={info.width}:{info.height}:-1:-1",
                 f"setsar={info.sample_aspect_ratio.numerator}/{info.sample_aspect_ratio.denominator}",
             ]
-        # Any picture of a folder may have it, whether or not the first one does.
+        # Any picture of a folder may be transparent, even if the first one is not.
         may_have_alpha = info.has_alpha or demuxer_of(info.images) == "png_pipe"
         filters += to_rgb(info.colour, None if scaled == (info.height, info.width) else scaled, has_alpha=may_have_alpha)
         if self.size is not None and scaled != self.size:
@@ -151,13 +149,13 @@ class _Shape:
                 math.floor(share * (have - want) + 0.5) for share, have, want in zip(self.crop, scaled, self.size, strict=True)
             )
             filters += ["format=rgb24", f"crop={self.size[1]}:{self.size[0]}:{left}:{top}"]
-        return [*filters, "format=rgb24"]  # said here, the scaler converts in one go, also where filters are made anew
+        return [*filters, "format=rgb24"]  # stated here, the scaler converts in one step, even if filters are rebuilt
 
 
 def _jumps(clip: _Clip) -> list[int]:
-    """Key frames at which decoding may begin instead of at the first frame, the cheapest first.
+    """Return the key frames at which decoding may begin instead of at the first frame, the cheapest first.
 
-    After a closed key frame, every frame is right. After an open one, so are all that are shown later, if decoding began at
+    After a closed key frame, every frame is right. After an open one, all frames shown later are right if decoding began at
     the key frame before it: a refresh that takes several frames is over by then.
     """
     info = clip.info
@@ -173,9 +171,9 @@ def _jumps(clip: _Clip) -> list[int]:
 
 
 def _frames(clip: _Clip, shape: _Shape, *, fits: bool, report: Reporter) -> Iterator[np.ndarray]:
-    """The frames of a clip: after a jump, if one leads there, else from the first frame of the video on.
+    """Yield the frames of a clip, decoded from a key frame if a seek works, else from the first frame of the video on.
 
-    With `fits`, frames may change their size. Without, that raises _FiltersBeganAnewError in place of the frame at hand.
+    With `fits`, frames may change their size. Without it, a change raises _FiltersBeganAnewError before that frame.
     """
     if not clip.wanted and not clip.is_to_the_end:
         return
@@ -193,13 +191,13 @@ def _frames(clip: _Clip, shape: _Shape, *, fits: bool, report: Reporter) -> Iter
 
 
 def _decoded(clip: _Clip, shape: _Shape, jump: int | None, fits: bool, report: Reporter) -> Generator[np.ndarray, None, None]:
-    """The frames of a clip, by one ffmpeg that begins at key frame `jump`, or at the first frame.
+    """Yield the frames of a clip, by one ffmpeg that begins at key frame `jump`, or at the first frame.
 
-    Raises _LandedElsewhereError, before the first frame, if the jump did not lead there.
+    Raises _LandedElsewhereError, before the first frame, if the seek ended elsewhere.
     """
     info = clip.info
     height, width = shape.result
-    # Filters count frames only if they do not begin anew half-way; otherwise what they let pass is sorted out here.
+    # Filters select by counting only if they are not rebuilt half-way; otherwise frames are selected here.
     arriving = range(clip.first if info.has_exact_times else 0, clip.wanted[-1] + 1) if fits and clip.wanted else clip.wanted
     with (
         joined(clip.images, info.images[0]) if clip.images else ffmpeg.open_regular(info.path) as file,
@@ -231,11 +229,11 @@ def _decoded(clip: _Clip, shape: _Shape, jump: int | None, fits: bool, report: R
 def _arguments(
     clip: _Clip, shape: _Shape, jump: int | None, fits: bool, num_arriving: int, descriptor: int, reporting: str
 ) -> list[str]:
-    """ffmpeg's, of which `reporting` is the filter that reports each decoded frame."""
+    """Return ffmpeg's arguments; `reporting` is the filter that reports each decoded frame."""
     info = clip.info
     arguments = ["-loglevel", "level+verbose", "-nostats", *(["-copyts"] if info.keeps_time else [])]
     if jump is not None:
-        # Half-way to the next frame: no rounding leads to another key frame. Which one it was, the first frame will show.
+        # Half-way to the next frame: no rounding leads to another key frame. The time of the first frame shows which one it was.
         after = info.ticks[min(jump + 1, info.num_frames - 1)]
         arguments += [
             "-seek_timestamp",
@@ -258,25 +256,25 @@ def _arguments(
         filters += [f"select=not(mod(n\\,{stride}))"] if stride > 1 else []
     filters += shape.filters(fits=fits)
     arguments += ["-map", f"0:{info.track_index}", "-an", "-sn", "-dn", "-fps_mode", "passthrough", "-vf", ",".join(filters)]
-    # Asking for every last frame leaves it to ffmpeg to meet the end, and what is wrong there.
+    # Without a number of frames, ffmpeg reads to the end and reports damage there.
     arguments += [] if clip.is_to_the_end else ["-frames:v", str(num_arriving)]
     return [*arguments, "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
 
 
 class _Watch:
-    """Compares what one ffmpeg reports with what is known of the video."""
+    """Compares the reports of one ffmpeg with the facts about the video."""
 
     def __init__(self, clip: _Clip, child: ffmpeg.Child, jump: int | None, fits: bool, report: Reporter) -> None:
         self.clip, self.info, self.child, self.jump, self.fits, self.report = clip, clip.info, child, jump, fits, report
-        self.has_begun = False  # whether a frame was handed on
-        self._next = 0 if jump is None else None  # number of the frame that the next report should be of; None after a jump
+        self.has_begun = False  # whether a frame was yielded
+        self._next = 0 if jump is None else None  # number of the frame that is expected next; None after a seek
         self._num_reports = 0
         self._sizes: list[tuple[int, int]] = []
         self._has_filters = False
         self._has_noted_alpha = False
 
     def await_frame(self, number: int) -> None:
-        """Wait until frame `number` was decoded. VideoError, or _LandedElsewhereError, if others come in its place."""
+        """Wait until frame `number` is decoded; raises VideoError or _LandedElsewhereError if other frames come instead."""
         while self._next is None or self._next <= number:
             try:
                 tick = self.child.next_report()
@@ -293,7 +291,7 @@ class _Watch:
                 self._next += 1
 
     def _land(self, tick: int | None) -> None:
-        """Judge a frame after a jump: one before the first one wanted, that one, or one that should not come first."""
+        """Check a frame after a seek: it has to come before the first wanted frame, or to be that frame."""
         assert self.jump is not None
         if tick is None or (self._num_reports == 1 and tick > self.info.ticks[self.jump]):
             raise _LandedElsewhereError
@@ -304,7 +302,7 @@ class _Watch:
             self._next = self.clip.first + 1
 
     def check_messages(self) -> None:
-        """VideoError for what ffmpeg has complained of, if it is about the file and frames that count."""
+        """Raise VideoError or _LandedElsewhereError for a complaint of ffmpeg about the file, if it concerns wanted frames."""
         for line in self.child.new_messages():
             if size := messages.filtered_size(line):
                 self._judge_size(size)
@@ -317,7 +315,7 @@ class _Watch:
                 self._miss(messages.parse(line).text)
 
     def complaint(self) -> str:
-        """What ffmpeg complained of, for a frame that did not come."""
+        """Return ffmpeg's first complaint, for a frame that did not come."""
         self.check_messages()
         return messages.first_error(self.child.messages)
 
@@ -330,7 +328,7 @@ class _Watch:
         raise VideoError(f"{self.info.path}: damaged: {reason}")
 
     def _judge_size(self, size: tuple[int, int]) -> None:
-        """Filters were made for frames of this size: for the first time, or anew, which forgets what they have counted."""
+        """Handle a report that filters were made for frames of this size; if rebuilt, they have lost their counts."""
         is_first, self._has_filters = not self._has_filters, True
         if not self.fits and (not is_first or size != self.info.stored_size):
             raise _FiltersBeganAnewError
@@ -339,7 +337,7 @@ class _Watch:
             self.report.note(f"{self.info.path.name}: {size_change(self.info, [size])}")
 
     def _judge_format(self, pixels: str) -> None:
-        """Transparency that the first frame does not have: pictures are ready for it, videos are not."""
+        """Handle transparency that the first frame does not have: folders of pictures allow it, videos do not."""
         if not has_alpha(pixels) or self.info.has_alpha or self._has_noted_alpha:
             return
         if pixels == "gbrap" or not self.info.images:
@@ -357,7 +355,7 @@ def read_clip_uint8(
     stride: int = 1,
     crop: tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
-    """One clip, (T, H, W, 3) uint8: `frames` frames of `size` (height, width). See read_frames."""
+    """Return one clip (T, H, W, 3) uint8: `frames` frames of `size` (height, width). Raises as `read_frames` does."""
     return np.stack(list(read_frames(video, size=size, start=start, count=frames, stride=stride, crop=crop)))
 
 
@@ -370,5 +368,5 @@ def read_clip(
     stride: int = 1,
     crop: tuple[float, float] = (0.5, 0.5),
 ) -> Tensor:
-    """One clip, (3, T, H, W) in [-1, 1]: `frames` frames of `size` (height, width). See read_frames."""
+    """Return one clip (3, T, H, W) fp32 in [-1, 1]: `frames` frames of `size` (height, width). Raises as `read_frames` does."""
     return to_model(read_clip_uint8(video, frames, size, start=start, stride=stride, crop=crop))

@@ -1,4 +1,4 @@
-"""Which files are videos, and which of them a folder holds. A folder of numbered pictures is one video too."""
+"""Find the videos of a folder, a file or a URL. A folder of numbered pictures is one video too."""
 
 import hashlib
 import os
@@ -24,14 +24,14 @@ _FRAME = re.compile(r"(.*?)(\d+)\.(png|jpg|jpeg)", re.IGNORECASE | re.DOTALL)
 
 
 def as_text(path: Path | str) -> str:
-    r"""A path as text that any file or page can hold: bytes of a name that are no UTF-8 become \xff."""
+    r"""Return a path as text that any file or page can hold: bytes of a name that are no UTF-8 become \xff."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def list_videos(data: Path, report: Reporter = quiet, *, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[Path]:
-    """Every video under a folder, sorted, or the one given; hidden files and folders are left out, other files counted in a note.
+    """Return every video under a folder, sorted, or the one file given.
 
-    Raises SettingsError if there is none.
+    Hidden files and folders are left out; other files are counted in a note. Raises SettingsError if there is no video.
     """
     if data.is_dir():
         return [data / name for name in names_of_videos(data, report, suffixes=suffixes)]
@@ -41,9 +41,12 @@ def list_videos(data: Path, report: Reporter = quiet, *, suffixes: tuple[str, ..
 
 
 def names_of_videos(folder: Path, report: Reporter = quiet, *, suffixes: tuple[str, ...] = VIDEO_SUFFIXES) -> list[str]:
-    """The same as names relative to the folder, with slashes: paths of a hundred thousand would take seconds."""
+    """Return the videos under a folder as `list_videos` does, but as relative names with slashes.
+
+    For a hundred thousand files, Path objects would take seconds.
+    """
     names = []
-    others: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         within = os.path.relpath(place, folder).replace(os.sep, "/")
@@ -56,10 +59,10 @@ def names_of_videos(folder: Path, report: Reporter = quiet, *, suffixes: tuple[s
             if name.lower().endswith(suffixes):
                 names.append(name if within == "." else f"{within}/{name}")
             elif name in files:
-                others[Path(name).suffix.lower() or "no suffix"] += 1
-    if others:
+                unknown[Path(name).suffix.lower() or "no suffix"] += 1
+    if unknown:
         report.note(
-            f"left out: {others.total()} files that are no videos ({', '.join(kind for kind, _ in others.most_common(5))})"
+            f"left out: {unknown.total()} files that are no videos ({', '.join(kind for kind, _ in unknown.most_common(5))})"
         )
     if not names:
         raise SettingsError(
@@ -70,9 +73,9 @@ def names_of_videos(folder: Path, report: Reporter = quiet, *, suffixes: tuple[s
 
 
 def frame_names(names: Sequence[str]) -> list[str]:
-    """Of the names in a folder, those that are the frames of one video: numbered pictures, by number; none if they are several videos.
+    """Return the names of numbered pictures in a folder, sorted by number, if they are the frames of one video; else none.
 
-    All must be alike but for the number: 00000.jpg, 00001.jpg, ... (as in DAVIS), or frame1.png, frame2.png, ...
+    Only the number may differ: 00000.jpg, 00001.jpg, ... (as in DAVIS), or frame1.png, frame2.png, ...
     """
     found = [(match[1], match[3].lower(), int(match[2]), name) for name in names if (match := _FRAME.fullmatch(name))]
     if len(found) < 2 or len({(prefix, suffix) for prefix, suffix, _, _ in found}) > 1:
@@ -81,14 +84,14 @@ def frame_names(names: Sequence[str]) -> list[str]:
 
 
 def frames_in(folder: Path) -> tuple[Path, ...]:
-    """The files of a folder of frames, in order; none if it is something else."""
+    """Return the files of a folder of frames, in order; none if it is another kind of folder."""
     with os.scandir(folder) as entries:
         return tuple(folder / name for name in frame_names([entry.name for entry in entries if not entry.name.startswith(".")]))
 
 
 def stamp_of(path: str) -> str:
-    """Differs when a video does; costs no reading. Raises OSError if it is not there."""
-    status = os.stat(path)  # noqa: PTH116 - a path for each of very many would take seconds
+    """Return a text that changes when a video does, without reading the video. Raises OSError if it does not exist."""
+    status = os.stat(path)  # noqa: PTH116 - a Path for each of very many files would take seconds
     if not os.path.isdir(path):  # noqa: PTH112
         return f"{status.st_size} bytes, {status.st_mtime_ns} ns"
     parts = [os.stat(frame) for frame in frames_in(Path(path))]  # noqa: PTH116
@@ -97,7 +100,7 @@ def stamp_of(path: str) -> str:
 
 
 def sha256_of_video(path: Path) -> str:
-    """Of a file its sha256; of a folder of frames, of the names and digests of all of them."""
+    """Return the hex sha256 of a file; for a folder of frames, that of the names and digests of all of them."""
     if not path.is_dir():
         return sha256_of(path)
     digest = hashlib.sha256()
@@ -112,19 +115,19 @@ class Videos(Protocol):
     names: list[str]
 
     def shown(self, name: str) -> str:
-        """The whole name, for people."""
+        """Return the whole path or URL of a video, for people."""
         ...
 
     def stamp(self, name: str) -> str:
-        """Differs when the video does; costs no reading."""
+        """Return a text that changes when the video does, without reading the video."""
         ...
 
     def fetch(self, name: str) -> Path:
-        """A local file with the video in it; from any thread. VideoError where it cannot be had."""
+        """Return a local file of the video, from any thread; raises VideoError if there is none."""
         ...
 
     def drop(self, name: str) -> None:
-        """What `fetch` gave is not needed any more."""
+        """Remove a copy that `fetch` made, as it is not needed any more."""
         ...
 
 
@@ -152,7 +155,7 @@ class LocalVideos:
 
 
 class RemoteVideos:
-    """The videos behind a URL, each copied into `room` while it is needed."""
+    """The videos at a URL, each downloaded into `room` while it is needed."""
 
     def __init__(self, url: str, room: Path) -> None:
         self.files = RemoteFolder(url)
@@ -181,7 +184,7 @@ class RemoteVideos:
                 self.files.get(name, path)
             except TurboVaedError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
-                    raise  # a network that is gone makes no video unreadable
+                    raise  # the network failed, which is no fault of the video
                 raise VideoError(f"{self.shown(name)} is not there any more") from error
         return path
 
@@ -194,7 +197,7 @@ class RemoteVideos:
 
 @contextmanager
 def open_videos(data: str | Path, report: Reporter = quiet) -> Iterator[Videos]:
-    """The videos of a folder, a file or a URL. Raises SettingsError where there is none."""
+    """Yield the videos of a folder, a file or a URL. Raises SettingsError if there are none."""
     if not is_url(data):
         yield LocalVideos(Path(data), report)
         return
@@ -203,9 +206,9 @@ def open_videos(data: str | Path, report: Reporter = quiet) -> Iterator[Videos]:
 
 
 def local_videos(data: str | Path, report: Reporter = quiet, *, first: int | None = None) -> Path:
-    """The folder or file itself, or what lies behind a URL, copied to `cache_home()` and kept: training reads videos again and again.
+    """Return a local folder or file as it is; for a URL, download its videos to `cache_home()`, keep them, return that folder.
 
-    With `first`, no more than so many are copied.
+    Training reads videos many times. `first` limits the number of videos that are downloaded.
     """
     if not is_url(data):
         return Path(data)

@@ -1,4 +1,4 @@
-"""What a written video takes from its source besides the picture: sound, subtitles, chapters, and what is left out."""
+"""The tracks that a written video takes from its source besides the picture: sound, subtitles, chapters."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from turbovaed_cli.video.probing import VideoInfo
 _MP4_SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 _MOV_SOUND = ("aac", "mp3", "ac3", "alac", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le")
 _MKV_SOUND = (*_MP4_SOUND, *_MOV_SOUND, "vorbis", "mp2", "dts", "truehd")
-# What each container takes as it is. Other sound becomes AAC, other text subtitles the first of the list.
+# The codecs that each container accepts as they are. Other sound becomes AAC, other text subtitles the first of the list.
 _SOUND = {".mp4": _MP4_SOUND, ".m4v": ("aac", "ac3", "alac"), ".mov": _MOV_SOUND, ".mkv": _MKV_SOUND}
 _MP4_SUBTITLES = ("mov_text",)
 _MKV_SUBTITLES = ("subrip", "ass", "ssa", "webvtt", "hdmv_pgs_subtitle", "dvd_subtitle", "dvb_subtitle")
@@ -22,7 +22,7 @@ _TEXT_SUBTITLES = ("mov_text", "subrip", "ass", "ssa", "webvtt", "text")
 _STYLED_SUBTITLES = ("ass", "ssa")
 NEW_SOUND = ("aac", "-b:a", "192k")
 _SHORT_NAMES = {"hdmv_pgs_subtitle": "pgs", "dvd_subtitle": "vobsub", "dvb_subtitle": "dvb", "dvb_teletext": "teletext"}
-# QuickTime numbers the languages it knows, and ffmpeg finds them by one of their two codes only.
+# QuickTime has numbers for some languages, and ffmpeg finds each by only one of its two codes.
 _MOV_LANGUAGES = {
     "bod": "tib", "cym": "wel", "cze": "ces", "deu": "ger", "ell": "gre", "eus": "baq", "fas": "per", "fre": "fra", "hye": "arm",
     "isl": "ice", "kat": "geo", "mkd": "mac", "msa": "may", "mya": "bur", "nld": "dut", "rum": "ron", "slo": "slk", "sqi": "alb",
@@ -32,34 +32,34 @@ _MOV_LANGUAGES = {
 
 @dataclass(frozen=True)
 class KeptTrack:
-    """A track of the source in the output: copied, or encoded anew."""
+    """A track of the source in the output: copied, or re-encoded."""
 
     track: Track
     how: tuple[str, ...] = ("copy",)  # ffmpeg's encoder and its options
 
     @property
     def is_lossy(self) -> bool:
-        """Whether something of it is lost: sound that is encoded anew, subtitles that lose their style."""
+        """Whether it loses something: sound that is re-encoded, subtitles without their style."""
         return self.how != ("copy",) and (self.track.kind == "audio" or self.track.codec in _STYLED_SUBTITLES)
 
 
 @dataclass(frozen=True)
 class TrackPlan:
-    """Which tracks of a source are kept, how, and which are left out."""
+    """The tracks of a source that are kept, with how, and those that are left out."""
 
     kept: tuple[KeptTrack, ...] = ()
     left_out: tuple[Track, ...] = ()
-    start: Fraction = Fraction(0)  # seconds: when the source's earliest track starts, on the source's own clock
+    start: Fraction = Fraction(0)  # seconds: the start of the source's earliest track, on the source's own clock
 
     def describe(self) -> str:
-        """What is lost, in one line; "" if nothing is."""
+        """Return the losses in one line; "" if there are none."""
         anew = [f"{name_of(kept.track)} becomes {kept.how[0]}" for kept in self.kept if kept.is_lossy]
         left = [name_of(track) for track in self.left_out]
         return "; ".join([*(["left out: " + "; ".join(left)] if left else []), *anew])
 
 
 def plan_tracks(info: VideoInfo, suffix: str, *, sound: bool = True) -> TrackPlan:
-    """Decide for every track of `info` but the picture what becomes of it in a container. Without `sound` that is no loss."""
+    """Decide how a container takes every track of `info` but the picture. Without `sound`, sound does not count as lost."""
     if info.images:
         return TrackPlan()
     description = _description_of(info)
@@ -78,17 +78,17 @@ def plan_tracks(info: VideoInfo, suffix: str, *, sound: bool = True) -> TrackPla
 
 
 def _description_of(info: VideoInfo) -> list[str]:
-    """What ffmpeg prints about a file."""
+    """Return the lines that ffmpeg prints about a file."""
     with (
         ffmpeg.open_regular(info.path) as file,
         ffmpeg.Child(["-loglevel", "info", *ffmpeg.input_options(file.fileno())], descriptors=[file.fileno()]) as child,
     ):
-        child.finish()  # with an error: there is no output
+        child.finish()  # it ends with an error, as there is no output
         return child.messages
 
 
 def _how(track: Track, suffix: str) -> tuple[str, ...]:
-    """How a container takes a track: copied, by this encoder, or () for not at all."""
+    """Return how a container takes a track: ("copy",), or an encoder with its options, or () for not at all."""
     if track.kind == "audio":
         if track.codec in _SOUND[suffix]:
             return ("copy",)
@@ -103,7 +103,7 @@ def _how(track: Track, suffix: str) -> tuple[str, ...]:
 
 
 def mapped(kept: Sequence[KeptTrack], suffix: str) -> list[str]:
-    """Options that take tracks and chapters from ffmpeg's second input, after the picture."""
+    """Return the options that take tracks and chapters from ffmpeg's second input, after the picture."""
     arguments = ["-map_chapters", "1"]
     for number, one in enumerate(kept, start=1):
         encoder, *options = one.how
@@ -114,9 +114,9 @@ def mapped(kept: Sequence[KeptTrack], suffix: str) -> list[str]:
 
 
 def name_of(track: Track) -> str:
-    """A track in a message, such as "subtitle 3 (pgs, deu)"."""
+    """Return the name of a track in a message, such as "subtitle 3 (pgs, deu)"."""
     codec = track.codec
-    if codec in ("none", "bin_data"):  # then the file's own name for it, if there is one
+    if codec in ("none", "bin_data"):  # take the file's own name for it, if there is one
         tag = re.match(r"\w+ \((\w+) /", track.description)
         codec = tag[1] if tag else ""
     facts = [fact for fact in (_SHORT_NAMES.get(codec, codec), track.language) if fact]

@@ -1,4 +1,4 @@
-"""Which videos of a folder can be used, and why the others cannot."""
+"""The videos of a folder that can be used, and the reasons why the rest cannot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,24 +12,24 @@ from turbovaed_cli.video import VideoInfo, as_text, list_videos, notes_on, probe
 
 @dataclass(frozen=True)
 class Skipped:
-    """An input that could not be used, and why."""
+    """An input that could not be used, with the reason."""
 
     path: str
     reason: str
 
     @property
     def reason_alone(self) -> str:
-        """The reason without the path of the video, with which many begin; `path` may name a frame after it."""
+        """The reason without the path of the video, with which many reasons begin; `path` may name a frame after it."""
         return self.reason.removeprefix(self.path.partition(" (from frame ")[0]).lstrip(": ")
 
 
 def usable_videos(
     data: Path, num_frames: int, report: Reporter = quiet, *, first: int | None = None, hdr: str = ClipSettings.hdr
 ) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Probe every video under `data`; those unreadable or shorter than `num_frames` are named with the reason.
+    """Probe every video under `data` and return the usable ones, and those unreadable or shorter than `num_frames` as skipped.
 
-    With `first`, no further than so many usable ones, and their first `num_frames` frames are decoded to be sure. Raises
-    SettingsError when none is left.
+    With `first`, stop at that number of usable videos, and decode their first `num_frames` frames to be sure. Raises
+    SettingsError if none is usable.
     """
     usable: list[VideoInfo] = []
     skipped: list[Skipped] = []
@@ -55,12 +55,12 @@ def usable_videos(
 
 
 def too_short(num_frames: int, needed: int) -> str:
-    """Why a video has no clip."""
+    """Return the reason why a video is too short for a clip."""
     return f"{num_frames} frames, {needed} needed"
 
 
 def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
-    """What to say where every video was skipped."""
+    """Return the error for a folder of which every video was skipped."""
     reasons = "; ".join(f"{Path(item.path).name}: {item.reason_alone}" for item in skipped[:3])
     return SettingsError(
         f"none of {len(skipped)} videos can be used ({reasons})",

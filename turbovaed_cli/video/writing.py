@@ -1,7 +1,7 @@
 """Write videos: a file appears whole, once every frame is in it at its time, or not at all.
 
-The picture is encoded from our own frames first; tracks of a stranger's file are added afterwards, by copy. Whatever is
-wrong with them cannot end the picture.
+The picture is encoded from our own frames first; tracks of the source file are added afterwards. Damage in these tracks
+cannot stop the picture.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from turbovaed_cli.video.timing import NANOSECONDS, Timing, frame_head, stream_h
 from turbovaed_cli.video.tracks import NEW_SOUND, TrackPlan, mapped, name_of, plan_tracks
 
 _MKV_TICKS = 1000  # per second, of the times in an .mkv
-_VISIBLE_S = 0.020  # sound that is off by more can be noticed
-_ADDING_STALL_S = 600.0  # moving an index to the front of a large file gives no sign of life
+_VISIBLE_S = 0.020  # a larger offset to the sound can be noticed
+_ADDING_STALL_S = 600.0  # ffmpeg is silent while it moves the index of a large file to the front
 _FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _SIGNS_OF_FULL = tuple(os.strerror(number) for number in sorted(_FULL))
 
@@ -39,9 +39,12 @@ _SIGNS_OF_FULL = tuple(os.strerror(number) for number in sorted(_FULL))
 class VideoWriter:
     """Write frames (H, W, 3) to a file that appears whole, once every frame is in it, or not at all.
 
-    Frames are uint8; with `bits` of 10, uint16 over their whole range. `fps` is an even rate, or a Timing with the time of
-    every frame. bt709 matrix and tags; never rescaled: odd sizes become 4:4:4, which can hold them. `tracks_from` lends
-    its sound, subtitles and chapters. Use as a context manager; leaving it with an error leaves no file.
+    Frames are uint8; with `bits` of 10, uint16 over its whole range. `fps` is an even rate, or a Timing with the time of every
+    frame. The file has the matrix and tags of BT.709. Frames are never rescaled: odd sizes become 4:4:4, which can hold them.
+    Sound, subtitles and chapters are taken from `tracks_from`. Use it as a context manager; after an error there is no file.
+
+    Raises SettingsError and MissingError as `find_codec` does, OutputExistsError and UnwritableError as `check_output` does,
+    DiskFullError, and VideoError if ffmpeg fails.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class VideoWriter:
             self._open = self._open.pop_all()
 
     def write(self, frame: np.ndarray) -> None:
-        """Add one frame (H, W, 3) of `dtype`."""
+        """Add one frame (H, W, 3) of the writer's `dtype`; raises VideoError or DiskFullError."""
         assert frame.shape == self.shape and frame.dtype == self.dtype, (frame.shape, frame.dtype)
         if self._codec.is_rgb and self._bits == 10:  # rounded here: ffmpeg drops the lower bits
             frame = ((frame.astype(np.uint32) * 1023 + 32767) // 65535 << 6).astype(np.uint16)
@@ -97,9 +100,9 @@ class VideoWriter:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Finish the file, check its frames and their times, and give it its name.
+        """Finish the file, check its frames and their times, and rename it to `path`.
 
-        Raises VideoError if it is not what was written.
+        Raises VideoError if frames or times in the file are wrong, DiskFullError if the disk is full.
         """
         if self.num_frames == 0:
             raise VideoError(f"{self.path}: there was no frame to write")
@@ -124,7 +127,7 @@ class VideoWriter:
                 self.close()
 
     def _new_file(self, suffix: str) -> Path:
-        """An empty file beside the output, with a name that is short however long the output's is; removed in the end."""
+        """Return an empty file next to the output, with a short name; it is removed at the end."""
         handle, name = tempfile.mkstemp(prefix=".turbovaed-", suffix=suffix, dir=self.path.parent)
         os.close(handle)
         self._open.callback(Path(name).unlink, missing_ok=True)
@@ -137,7 +140,7 @@ class VideoWriter:
             raise self._failure(self._child) from error
 
     def _failure(self, child: ffmpeg.Child) -> TurboVaedError:
-        """Why ffmpeg could not write: a full disk only if it names one."""
+        """Return the error for a failed write: DiskFullError if ffmpeg names a full disk, else VideoError."""
         reason = messages.first_error(child.messages)
         code = child.process.returncode or 0
         what = f"{self.path} could not be written: {reason or f'ffmpeg ended with {code}'}"
@@ -151,7 +154,7 @@ class VideoWriter:
         return round(self._timing.after_first(index) * NANOSECONDS)
 
     def _note_losses(self) -> None:
-        """One note for what the output does not hold of its source."""
+        """Report in one note what the output loses of its source."""
         losses = self._plan.describe()
         off_s = max(
             (abs(Fraction(time, self._ticks_per_s) - self._timing.after_first(i)) for i, time in enumerate(self._times)),
@@ -164,7 +167,7 @@ class VideoWriter:
             self._report.note(f"{self._source.path.name}: {losses}")
 
     def _picture_arguments(self, crf: int | None, sample_aspect_ratio: Fraction) -> list[str]:
-        """From the pipe to a file with the picture alone."""
+        """Return ffmpeg's arguments from the pipe to a file with the picture alone."""
         height, width, _ = self.shape
         codec = self._codec
         pixel_format = codec.pixel_format(self._bits, height % 2 == 0 and width % 2 == 0)
@@ -174,7 +177,7 @@ class VideoWriter:
         else:
             matrix, colours = "bt709", f"scale=out_color_matrix=bt709:out_range=tv:flags={SWS},format={pixel_format}"
         levels = "pc" if codec.is_rgb else "tv"
-        # The encoder takes its tags from the frames; a matrix without primaries and transfer is guessed at by browsers.
+        # The encoder takes its tags from the frames. Primaries and transfer are stated too: browsers would guess them.
         tags = f"setparams=colorspace={'gbr' if codec.is_rgb else matrix}:color_primaries=bt709:color_trc=bt709:range={levels}"
         start = ["-itsoffset", f"{float(self._timing.start):.6f}"] if self._picture == self._temporary else []
         return [
@@ -196,17 +199,17 @@ class VideoWriter:
         ]
 
     def _container_arguments(self, path: Path) -> list[str]:
-        """Options of the container, and the file."""
+        """Return the options of the container, and the file."""
         arguments = []
         if path.suffix.lower() != ".mkv":
-            # Edit lists, which hold a late start, are in units of the movie's own scale.
+            # A late start is in an edit list, which counts in units of the movie's own scale.
             arguments = ["-video_track_timescale", str(self._ticks_per_s), "-movie_timescale", str(self._ticks_per_s)]
-            arguments += ["-tag:v", "hvc1"] if self._codec.name == "h265" else []  # what players of Apple want
+            arguments += ["-tag:v", "hvc1"] if self._codec.name == "h265" else []  # needed by Apple's players
             arguments += ["-movflags", "+faststart"] if path == self._temporary else []
         return [*arguments, f"file:{path}"]
 
     def _add_tracks(self, source: VideoInfo) -> None:
-        """Put the picture and the kept tracks of `source` into the output; what turns out not to fit is left out by name."""
+        """Put the picture and the kept tracks of `source` into the output; tracks that it does not accept are reported."""
         plan = self._plan
         is_written, complaint = self._mux(source, plan)
         if not is_written and plan.kept:
@@ -218,13 +221,13 @@ class VideoWriter:
         if not is_written:
             raise VideoError(f"{self.path} could not be written: {complaint}")
         left = [name_of(kept.track) for kept in self._plan.kept if kept.track not in [other.track for other in plan.kept]]
-        said = [f"left out, as {self._suffix} did not take it: {'; '.join(left)}"] if left else []
-        said += [f"sound or subtitles are damaged: {complaint}"] if complaint else []
-        if said:
-            self._report.note(f"{source.path.name}: {'; '.join(said)}", warning=True)
+        losses = [f"left out, as {self._suffix} did not take it: {'; '.join(left)}"] if left else []
+        losses += [f"sound or subtitles are damaged: {complaint}"] if complaint else []
+        if losses:
+            self._report.note(f"{source.path.name}: {'; '.join(losses)}", warning=True)
 
     def _what_fits(self, source: VideoInfo) -> TrackPlan:
-        """The tracks that the output takes when they are tried one by one, sound also encoded anew."""
+        """Return the tracks that the output accepts if they are tried one by one, sound also re-encoded."""
         fitting = []
         for kept in self._plan.kept:
             tried = [kept, replace(kept, how=NEW_SOUND)] if kept.track.kind == "audio" else [kept]
@@ -232,7 +235,7 @@ class VideoWriter:
         return replace(self._plan, kept=tuple(fitting))
 
     def _mux(self, source: VideoInfo | None, plan: TrackPlan) -> tuple[bool, str]:
-        """Write the output from the picture and these tracks; whether that went well, and what ffmpeg complained of."""
+        """Write the output from the picture and these tracks; returns (whether it worked, ffmpeg's first complaint or "")."""
         start = f"{float(self._timing.start):.6f}"
         arguments = ["-loglevel", "error", "-y", "-copyts", "-itsoffset", start, "-i", f"file:{self._picture}"]
         outputs = ["-map", "0:v:0"]
@@ -260,7 +263,7 @@ class VideoWriter:
         return code == 0, complaint or (f"ffmpeg ended with {code}" if code else "")
 
     def _checked(self, written: VideoInfo) -> VideoInfo:
-        """The file that was written; VideoError if frames are missing or the first or the last is not at its time."""
+        """Return `written`; raises VideoError if frames are missing, or the first or the last is not at its time."""
         if written.num_frames != self.num_frames:
             raise VideoError(f"{self.path}: {written.num_frames} of {self.num_frames} frames arrived in the file")
         slack_s = Fraction(2, self._ticks_per_s) + (Fraction(2, _MKV_TICKS) if self._suffix == ".mkv" else 0)
@@ -275,15 +278,15 @@ class VideoWriter:
 
 
 def _is_about_a_full_disk(child: ffmpeg.Child) -> bool:
-    """Whether ffmpeg names a full disk, or was ended for a file beyond the limit of this process."""
+    """Whether ffmpeg names a full disk, or was killed for a file beyond this process's limit."""
     beyond_limit = -getattr(signal, "SIGXFSZ", 0) or None  # not on Windows
     return child.process.returncode == beyond_limit or any(sign in line for line in child.messages for sign in _SIGNS_OF_FULL)
 
 
 def check_output(path: Path, *, overwrite: bool = False) -> None:
-    """Make the folder of an output. Raises UnwritableError if nothing can be written there.
+    """Make the folder of an output.
 
-    OutputExistsError if it is there already and not to be replaced.
+    Raises UnwritableError if nothing can be written there, OutputExistsError if the output exists and `overwrite` is False.
     """
     check_place(path)
     if path.exists() and not overwrite:
@@ -301,19 +304,19 @@ def write_video(
     crf: int | None = None,
     overwrite: bool = False,
 ) -> VideoInfo:
-    """Write one clip and return what was written: a tensor (3, T, H, W) in [-1, 1], or an array (T, H, W, 3) of uint8.
+    """Write one clip, a tensor (3, T, H, W) in [-1, 1] or an array (T, H, W, 3) of uint8; returns the facts about the file.
 
-    `bits` are per channel, 8 or 10; `crf` is the quality of h264 and h265, 0 (best) to 51. Raises SettingsError for what
-    cannot be written, OutputExistsError if `path` is there.
+    `bits` are per channel, 8 or 10; `crf` is the quality of h264 and h265, 0 (best) to 51. Raises SettingsError for other
+    frames, rates or codecs, OutputExistsError if `path` exists, and otherwise as VideoWriter does.
     """
     is_video = frames.ndim == 4 and frames.shape[0] == 3 and isinstance(frames, Tensor) and frames.is_floating_point()
     is_bytes = isinstance(frames, np.ndarray) and frames.ndim == 4 and frames.shape[3] == 3 and frames.dtype == np.uint8
     if not is_video and not is_bytes:
         raise SettingsError(
-            f"frames are {tuple(frames.shape)} of {frames.dtype}", "a float tensor (3, T, H, W) in [-1, 1], or uint8 (T, H, W, 3)"
+            f"frames are {tuple(frames.shape)} of {frames.dtype}", "give floats (3, T, H, W) in [-1, 1], or uint8 (T, H, W, 3)"
         )
     if not 0 < fps < float("inf"):
-        raise SettingsError(f"a frame rate of {fps} is none", "a number above 0, such as 24")
+        raise SettingsError(f"{fps} is not a frame rate", "give a number above 0, such as 24")
     height, width = frames.shape[2:] if is_video else frames.shape[1:3]
     rate = fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
     with VideoWriter(path, height=height, width=width, fps=rate, codec=codec, bits=bits, crf=crf, overwrite=overwrite) as writer:
@@ -323,7 +326,7 @@ def write_video(
 
 
 def _frame_of(frames: Tensor | np.ndarray, index: int, dtype: np.dtype) -> np.ndarray:
-    """Frame `index` of a clip as the writer takes it."""
+    """Return frame `index` of a clip as the writer takes it: (H, W, 3) uint8 or uint16."""
     if isinstance(frames, np.ndarray):
         frame: np.ndarray = frames[index]
         return frame if dtype == np.uint8 else frame.astype(np.uint16) * 257

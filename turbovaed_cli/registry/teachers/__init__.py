@@ -1,1 +1,1 @@
-"""One file per teacher family: its row, and what is special about its class."""
+"""One file per teacher family: its registry row, with the special rules of its class."""

@@ -1,4 +1,4 @@
-"""CogVideoX 1.5."""
+"""The registry row of CogVideoX 1.5."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +16,11 @@ from turbovaed_cli.registry.specs import (
     student_config,
 )
 
-_SCALING = 0.7  # what pipelines divide latents by before they decode
+_SCALING = 0.7  # pipelines divide latents by it before they decode
 
 
 def _cogvideox_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
-    # int() because some published configs say 4.0
+    # int() because some published configs have 4.0
     return int(config.get("temporal_compression_ratio", 4)), 2 ** (len(config["block_out_channels"]) - 1)
 
 

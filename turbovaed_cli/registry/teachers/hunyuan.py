@@ -1,4 +1,4 @@
-"""HunyuanVideo."""
+"""The registry row of HunyuanVideo."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from turbovaed_cli.registry.specs import (
     student_config,
 )
 
-_SCALING = 0.476986  # what pipelines divide latents by before they decode
+_SCALING = 0.476986  # pipelines divide latents by it before they decode
 
 
 def _hunyuan_ratios(config: Mapping[str, Any]) -> tuple[int, int]:

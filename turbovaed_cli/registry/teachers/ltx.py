@@ -1,4 +1,4 @@
-"""LTX-Video 0.9.0. Its latents have statistics per channel, in the weight files, and no scaling factor."""
+"""The registry row of LTX-Video 0.9.0. Its latents have statistics per channel, in the weight files, and no scaling factor."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ from turbovaed_cli.registry.specs import (
 
 
 def ltx_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
-    """(time, space) compression of an LTX VAE's config."""
+    """Return the (time, space) compression ratios of an LTX VAE's config."""
     num_scaled = sum(config.get("decoder_spatio_temporal_scaling", (True, True, True, False)))  # the 0.9.0 config leaves it out
     return config.get("patch_size_t", 1) * 2**num_scaled, config.get("patch_size", 4) * 2**num_scaled
 

@@ -1,4 +1,4 @@
-"""The embedded pair: a small teacher of LTX-Video's class, and its student."""
+"""The registry row of the embedded pair: a small teacher of LTX-Video's class, and its student."""
 
 from turbovaed_cli.registry.specs import ASSETS, AlignmentPair, FrameRule, ModelSpec, StudentSpec, TeacherSpec, student_config
 from turbovaed_cli.registry.teachers.ltx import ltx_ratios

@@ -1,6 +1,6 @@
-"""Video DC-AE, the autoencoder of Open-Sora 2.0.
+"""The registry row of Video DC-AE, the autoencoder of Open-Sora 2.0.
 
-No pipeline of diffusers has it. Open-Sora's own divides its latents by 0.493, which is no property of the VAE.
+No diffusers pipeline uses it. Open-Sora's pipeline divides its latents by 0.493, which is no property of the VAE.
 """
 
 from turbovaed_cli.registry.specs import (
