@@ -61,7 +61,7 @@ def encoded(teacher: Teacher, pieces: Iterable[Tensor], frames: int = 0) -> Iter
     """Yield the posterior means (B, C, n, h, w) of a video that comes in pieces (B, 3, m, H, W) in [-1, 1], of any m.
 
     H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.
-    About `frames` pixel frames are encoded at once (0: the teacher's step if it encodes exactly, else 33). Raises
+    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). Raises
     FrameCountError if there is no frame.
     """
     source = _Frames(pieces)

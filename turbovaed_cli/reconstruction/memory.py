@@ -225,8 +225,8 @@ def with_margin(rehearsed: int) -> int:
 def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: int = 0) -> Pieces:
     """Choose the largest useful pieces with which a video of padded `size` (H, W) stays within `budget` bytes.
 
-    Pieces are never larger than is faster. `budget` is for the whole process on a CPU, for the tensors on other devices; 0
-    allows what it holds already and 70 % of what is free. H and W are multiples of the ratios of teacher and student.
+    Pieces stop at the size from which larger ones are hardly faster. `budget` is for the whole process on a CPU, for the tensors
+    on other devices; 0 allows what it holds already and 70 % of what is free. H and W are multiples of both networks' ratios.
     `num_frames` is the number of pixel frames; 0 if not known. Encoding windows are shortened only if nothing else fits.
     Raises SettingsError if the smallest pieces do not fit, after at most two dry runs of the encoder and two of the decoder.
     """
