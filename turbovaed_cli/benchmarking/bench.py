@@ -123,7 +123,7 @@ def _measure_each(
     loads: dict[str, tuple[float, float]] = {}
     failures: list[TurboVaedError] = []
     for target in report.track(chosen, "benchmarking"):
-        report.note(f"{target.name}: in a process of its own")
+        report.note(f"{target.name}: in a separate process")
         try:
             answer = in_child({**job, "target": target.name}, settings)
         except TurboVaedError as error:  # the other targets are still useful

@@ -26,7 +26,7 @@ THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of --fail-under
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
+    """One network on one target. Times are in milliseconds per decode; None if `measured` is false."""
 
     target: str
     network: str  # student; "student, plain", "student, compiled"; teacher (its decoder)
@@ -209,7 +209,9 @@ def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> Non
         rows = [row for row in result.rows if row.target == target and row.network != TEACHER and row.fps]
         if not rows:
             status = next(row.status for row in result.rows if row.target == target)
-            raise UnavailableError(f"--fail-under: {target} was {status}", "leave it out of --target, or run this where it runs")
+            raise UnavailableError(
+                f"--fail-under: {target} was {status}", "leave it out of --target, or use a machine that has it"
+            )
         best = max(rows, key=lambda row: row.fps or 0.0)
         for name, value in least.items():
             found = getattr(best, name)

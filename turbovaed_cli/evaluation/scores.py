@@ -176,7 +176,7 @@ class Miss:
     name: str
     wanted: float
     kept: float
-    short_by: float  # in units of the metric: how far the student's mean is from where it should be
+    short_by: float  # in units of the metric: the distance of the student's mean from the wanted one
 
     def __str__(self) -> str:
         metric = METRICS[self.name]

@@ -19,7 +19,9 @@ UNKNOWN_END = 2**20  # latent frames: longer than any clip, used while its end i
 
 
 class Chunk:
-    """A piece of a clip. Each convolution is handed the 2 * reach frames before it, so its output lags by `reach` frames.
+    """A piece of a clip; x is (T, C, H, W).
+
+    Each convolution is handed the 2 * reach frames before it, so its output lags by `reach` frames.
 
     Frames are counted from the clip's first one. At a convolution, the new frames begin with frame rate * start - delay.
     Frames before the clip's first and after its last are replaced by that frame, wherever it is in the piece.
@@ -86,7 +88,10 @@ class ChunkPlan:
         return 4 * sum(torch.Size(shape).numel() for shape in self.kept)
 
     def beginning(self) -> dict[str, Tensor]:
-        """Return the caches for the first chunk. Their values do not matter, since there are no frames before the clip."""
+        """Return the caches for the first chunk, zeros in the shapes `kept`; none for a stateful graph.
+
+        Their values do not matter, since there are no frames before the clip.
+        """
         return {} if self.stateful else {f"kept_{i}": torch.zeros(shape) for i, shape in enumerate(self.kept)}
 
     def decode(self, run: Decode, latents: Tensor) -> Tensor:

@@ -41,13 +41,13 @@ class Time(Protocol):
     """How a convolution gets the frames before and after its own; x is (T, C, H, W)."""
 
     def enter(self, x: Tensor, reach: int) -> Tensor:
-        """Return the frames that a convolution with `reach` frames to each side computes on; called before its norm."""
+        """Return the frames (T', C, H, W) that a convolution with `reach` frames to each side computes on, before its norm."""
 
     def taps(self, x: Tensor, reach: int) -> list[Tensor]:
-        """Return the 2 * reach + 1 shifted views of the frames that `enter` returned."""
+        """Return the 2 * reach + 1 shifted views, each (T, C, H, W), of the frames that `enter` returned."""
 
     def beside(self, x: Tensor) -> Tensor:
-        """Return the frames of a resnet's input, as `enter` returned it, that its output is added to."""
+        """Return the frames (T, C, H, W) of a resnet's input, as `enter` returned it, that its output is added to."""
 
     def shuffled(self, x: Tensor, factor: int, *, drop: bool) -> Tensor:
         """Return the frames after an upsampler that made `factor` of each; with `drop`, the clip loses its first factor - 1."""
@@ -114,7 +114,7 @@ class FoldedDecoder(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over channels; x * x, since a power is slow or missing on some targets."""
+    """Divide (T, C, H, W) by the root mean square over channels; x * x, since a power is slow or missing on some targets."""
 
     eps: float = RMS_EPS
 
@@ -156,7 +156,7 @@ class FoldedConv(nn.Module):
 
 
 class FoldedDepthwise(nn.Module):
-    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias."""
+    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias, on (T, C, H, W)."""
 
     def __init__(self, source: nn.Conv3d) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class FoldedDepthwise(nn.Module):
 
 
 class FoldedDepthwiseSeparable(nn.Module):
-    """The depthwise convolution, then the pointwise one with both biases."""
+    """The depthwise convolution, then the pointwise one with both biases, on (T, C, H, W)."""
 
     def __init__(self, source: DepthwiseSeparableConv3d) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class FoldedDepthwiseSeparable(nn.Module):
 
 
 class FoldedLayerNorm(nn.Module):
-    """LayerNorm over channels without permuting."""
+    """LayerNorm over the channels of (T, C, H, W) without permuting."""
 
     eps = LAYER_NORM_EPS
 
@@ -216,7 +216,7 @@ class FoldedLayerNorm(nn.Module):
 
 
 class FoldedResnet(nn.Module):
-    """Norm, activation, convolution, twice, plus the input."""
+    """Norm, activation and convolution, twice, plus the input, on (T, C, H, W)."""
 
     def __init__(self, source: ResnetBlock, *, concatenate: bool) -> None:
         super().__init__()
@@ -247,7 +247,7 @@ def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedConv | Folded
 
 
 class FoldedUpsampler(nn.Module):
-    """A convolution, then a reshape that moves time out of the channels, then a pixel shuffle."""
+    """A convolution, then a reshape that moves time out of the channels, then a pixel shuffle: (T, C, H, W) in, upsampled out."""
 
     def __init__(self, source: Upsampler3d, *, concatenate: bool) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ class Batch:
         return [tensor for tensor in (self.video, self.mean, self.std, self.noise) if tensor is not None]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """Return the batch with `change` applied to each of its tensors, in the shapes of the fields; None stays None."""
+        """Return the batch with `change` applied to video (B, 3, T, H, W) and to mean, std and noise (B, C, t, h, w) or None."""
         mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
         return replace(self, video=change(self.video), mean=mean, std=std, noise=noise)
 

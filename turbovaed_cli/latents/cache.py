@@ -196,7 +196,7 @@ class LatentCache:
                 return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
         except (SafetensorError, ValueError) as error:
             raise CorruptFileError(
-                f"{path} does not hold clip {clip['key']} as its manifest says: {error}",
+                f"{path} does not hold clip {clip['key']} as its manifest records: {error}",
                 f"remove {path.with_suffix('.json')} and run cache-latents again",
             ) from error
 
@@ -211,7 +211,10 @@ class LatentCache:
             raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """Return `part` of batch `index` of an endless shuffled stream, cut to `crop`; it depends on its arguments only."""
+        """Return `part` of batch `index` of an endless shuffled stream, cut to `crop`, in the shapes of Batch.
+
+        It depends on its arguments only. Raises CorruptFileError as `read` does.
+        """
         numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)[part]]
         places = [None] * len(numbers) if crop is None else crop.places(seed, index, batch_size, self.size)[part]
         means, stds, videos = zip(*(self.read(number, place) for number, place in zip(numbers, places, strict=True)), strict=True)

@@ -122,7 +122,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
 
 
 def _inputs_under(folder: Path, report: Reporter) -> list[Path]:
-    """Return videos and latents files, sorted, without hidden ones; none if there are none."""
+    """Return videos and latents files, sorted, without hidden ones; an empty list if there are none."""
     try:
         return list_videos(folder, report, suffixes=(*VIDEO_SUFFIXES, *LATENTS_SUFFIXES))
     except SettingsError:

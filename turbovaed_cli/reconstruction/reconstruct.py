@@ -99,7 +99,7 @@ def _reconstruct(
         made = reconstructed_frames(
             frames, info.height, info.width, pair, settings, num_frames=info.num_frames, aside=writer.path.parent, report=report
         )
-        _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
+        _write_meanwhile(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
 
@@ -122,7 +122,7 @@ def _fps_of(settings: ReconstructSettings) -> Fraction:
     return Fraction(settings.fps).limit_denominator(1001)
 
 
-def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
+def _write_meanwhile(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
     """Write frames in a background thread, so that the next ones are decoded meanwhile."""
     with Background(writer.write, most_waiting=8, drops_on_error=True) as write:
         for frame in frames:
@@ -276,7 +276,7 @@ def _decode_file(
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings), report)
-        _write_behind(writer, report.track(made, "decoding", total=total))
+        _write_meanwhile(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 

@@ -73,7 +73,7 @@ def decode_without_gradients(student: StudentDecoder, latents: Tensor) -> Tensor
 
 
 def check_finite(videos: Iterable[Tensor]) -> None:
-    """Raise NonFiniteError if a decoded video has a value that is not finite."""
+    """Raise NonFiniteError if a decoded video, of any shape, has a value that is not finite."""
     for video in videos:
         if not bool(torch.isfinite(video).all()):
             raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use --dtype fp32")

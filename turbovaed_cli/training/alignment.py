@@ -1,4 +1,4 @@
-"""Feature alignment: the student's blocks, through small heads where needed, learn to equal the teacher's."""
+"""Feature alignment: the student's blocks, through small heads if needed, learn to equal the teacher's."""
 
 from collections.abc import Mapping, Sequence
 

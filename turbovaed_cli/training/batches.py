@@ -37,7 +37,7 @@ class VideoClips:
         return hashlib.sha256("".join(sha256_of_video(info.path) for info in self.videos).encode()).hexdigest()
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """Return `part` of batch number `index`, video only; it depends on its arguments and the files only.
+        """Return `part` of batch number `index`, video (B, 3, T, H, W) only; it depends on its arguments and the files.
 
         A damaged video is recorded in `damaged`, and the next video takes its place, the same one every time. Losses use all
         of a crop: the teacher encodes the crop alone, so its borders are real ones. Raises VideoError if no video can be read.
@@ -117,7 +117,7 @@ class ClipStream(Protocol):
         ...
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """Return `part` of batch number `index`, cut to `crop`."""
+        """Return `part` of batch number `index`, cut to `crop`, in the shapes of Batch."""
         ...
 
     def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:

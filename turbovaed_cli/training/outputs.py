@@ -61,7 +61,7 @@ class Samples:
         return [_shown(videos)] if videos else []
 
     def videos(self) -> dict[str, Tensor]:
-        """Return the result of `sample_videos`; empty if samples are not wanted or memory is too small."""
+        """Return the videos (3, T, H, W) of `sample_videos`; empty if samples are not wanted or memory is too small."""
         if not self.fits:
             return {}
         try:

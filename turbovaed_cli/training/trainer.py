@@ -151,7 +151,7 @@ class Trainer:
         return sums | {"grad_norm": norm.item(), "lr": rate}
 
     def mean_of(self, passes: Mapping[tuple[int, int], Mapping[str, Tensor]]) -> dict[str, float]:
-        """Return the mean losses of a step's forward passes over all ranks, copied from the device at once.
+        """Return the mean losses (scalars) of a step's forward passes over all ranks, copied from the device at once.
 
         Raises NonFiniteError with the first loss that is not finite, and its clips.
         """

@@ -25,7 +25,7 @@ def variants(work: Work) -> list[Variant]:
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     for precision in work.precisions:
         rows: dict[str, Callable[[str], tuple[Decoder, Mapping[str, Any]]]] = {}
-        if device.type == "cpu":  # where StudentDecoder.decodes_fast is true, unless `fast` was set
+        if device.type == "cpu":  # StudentDecoder.decodes_fast is true there, unless `fast` was set
             rows[STUDENT] = lambda precision: _fast(work.student(precision))
         rows[MODULES if rows else STUDENT] = lambda precision: (work.student(precision), {})
         if device.type != "cpu":  # as `reconstruct` decodes there

@@ -16,7 +16,10 @@ from turbovaed_cli.reporting import hushed
 def write(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write an .aimodel of exactly the graph's shapes, with a turbovaed.json inside that holds the metadata."""
+    """Write an .aimodel of exactly the graph's shapes, with a turbovaed.json inside that holds the metadata.
+
+    A graph of whole clips takes latents (1, C, t, h, w) and gives video (1, 3, T, H, W).
+    """
     (graph, *_) = graphs
     converter = quietly("coreai_torch")
     with hushed(), torch.no_grad():

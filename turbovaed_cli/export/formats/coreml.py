@@ -41,11 +41,11 @@ def runs_here() -> bool:
 def write(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], calibration: Sequence[Tensor]
 ) -> None:
-    """Write an .mlpackage: fp32 tensors in and out, of exactly the graphs' shapes.
+    """Write an .mlpackage with fp32 inputs and outputs of exactly the graphs' shapes: latents (1, C, t, h, w) to a video.
 
     One graph needs iOS 17 or macOS 14. Several become functions of one package that share their weights, and a stateful one
     holds Core ML states: both need iOS 18 or macOS 15. int8 and 6bit compress the weights of an fp16 program, except those
-    of sensitive convolutions. Raises UnavailableError if coremltools is not installed.
+    of sensitive convolutions, which are found on the latents `calibration`. Raises UnavailableError without coremltools.
     """
     tools = coremltools()
     sensitive = sensitive_weights(graphs[0].module, calibration, BITS[precision]) if precision in BITS else set()

@@ -22,7 +22,10 @@ from turbovaed_cli.reporting import hushed
 def write_xnnpack(
     graphs: Sequence[Graph], path: Path, precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write a .pte: operators that XNNPACK takes are lowered to it, the rest to portable kernels; fp32 in and out."""
+    """Write a .pte of exactly the graph's shapes, latents (1, C, t, h, w) to video (1, 3, T, H, W), fp32 in and out.
+
+    Operators that XNNPACK takes are lowered to it, the rest to portable kernels.
+    """
     partitioner = quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner
     path.write_bytes(_lowered(graphs[0], precision, partitioner))
 
@@ -30,7 +33,7 @@ def write_xnnpack(
 def write_coreml(
     graphs: Sequence[Graph], path: Path, precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write a .pte that holds the whole graph, converted for Core ML (iOS 17, macOS 14)."""
+    """Write a .pte that holds the whole graph, converted for Core ML (iOS 17, macOS 14), of exactly the graph's shapes."""
     coreml.coremltools()
     partition = quietly("executorch.backends.apple.coreml.partition")
     backend = quietly("executorch.backends.apple.coreml.compiler").CoreMLBackend

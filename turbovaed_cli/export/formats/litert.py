@@ -19,7 +19,10 @@ _SIGNATURE = "serving_default"
 def write(
     graphs: Sequence[Graph], path: Path, _precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write a .tflite in fp32, which a GPU delegate may compute in fp16 if allowed. Inputs are args_0..., outputs output_0..."""
+    """Write a .tflite in fp32 of exactly the graph's shapes: args_0... in, output_0... out.
+
+    Whole clips are latents (1, C, t, h, w) to video (1, 3, T, H, W). A GPU delegate may compute it in fp16 if allowed.
+    """
     (graph, *_) = graphs
     converter = quietly("litert_torch")
     with hushed(), torch.no_grad():

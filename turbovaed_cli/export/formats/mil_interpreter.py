@@ -24,10 +24,11 @@ def interpret(
     watch: Callable[[str, str, Any], None] = lambda _name, _kind, _value: None,
     state: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Run a function of `program` and return its outputs by name, fp32, in the shapes that the program declares.
+    """Run a function of `program` on `inputs` by name, in its declared shapes, and return its outputs by name, fp32.
 
-    `inputs` are the tensors by name, in declared shapes. `watch` is called with the name, type and value of each operation.
-    `state` holds the program's states and is updated. Raises UnavailableError for an operation that is not in OPERATIONS.
+    For whole clips these are latents (1, C, t, h, w) and video (1, 3, T, H, W). `watch` is called with the name, type and value
+    of each operation. `state` holds the program's states and is updated. Raises UnavailableError for an operation that is not
+    in OPERATIONS.
     """
     main = program.functions[function]
     values: dict[str, Any] = {name: _declared(main.inputs[name], value) for name, value in inputs.items()}
@@ -45,7 +46,7 @@ def interpret(
             values[op.outputs[0].name] = state.setdefault(variable.name, torch.zeros(tuple(variable.shape)))
             continue
         if op.op_type not in OPERATIONS:
-            raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not know", "check it on a Mac")
+            raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not support", "check it on a Mac")
         arguments = {name: _value_of(variable, values) for name, variable in op.inputs.items() if variable is not None}
         result = OPERATIONS[op.op_type](arguments)
         # Computed in fp32, then rounded to the declared type, as values between two operations are.

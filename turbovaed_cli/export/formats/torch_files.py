@@ -53,7 +53,10 @@ def anatomy_of_program(path: Path) -> Anatomy:
 def write_weights(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write the student's weights under the published keys in `precision`; config and licence (`metadata`) are in the header."""
+    """Write the student's weights under the published keys, in their shapes and in `precision`.
+
+    Config and licence (`metadata`) are in the header.
+    """
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     state = {name: value.detach().to(dtype).contiguous() for name, value in graphs[0].module.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", **metadata})
