@@ -93,7 +93,7 @@ class FoldedDecoder(nn.Module):
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
+        """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
         return self.through(latents, WholeClip())
 
     def through(self, latents: Tensor, time: Time) -> Tensor:
@@ -149,7 +149,7 @@ class FoldedConv(nn.Module):
         return out
 
     def scale(self, by: float, bias_by: float) -> None:
-        """Multiply the weights and the bias, in place."""
+        """Multiply the weights by `by` and the bias by `bias_by`, in place."""
         for weight in self.weights:
             weight.data *= by
         self.bias.data *= bias_by
@@ -189,7 +189,7 @@ class FoldedDepthwiseSeparable(nn.Module):
         return functional.conv2d(self.depthwise(x, time), self.weight, self.bias)
 
     def scale(self, by: float, bias_by: float) -> None:
-        """Multiply the pointwise weight and the bias, in place."""
+        """Multiply the pointwise weight by `by` and the bias by `bias_by`, in place."""
         self.weight.data *= by
         self.bias.data *= bias_by
 
