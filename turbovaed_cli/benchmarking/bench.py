@@ -242,7 +242,7 @@ def _check(settings: BenchSettings) -> list[Target]:
     for precision in settings.precisions:
         if not any(precision in target.precisions for target in chosen):
             raise SettingsError(
-                f"--dtype {precision} is of none of these targets",
+                f"none of these targets has --dtype {precision}",
                 f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
             )
     _check_layouts(chosen, settings)

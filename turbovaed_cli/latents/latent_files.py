@@ -253,7 +253,7 @@ def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -
         return []
     spreads = {"raw": raw.exp().median().item(), "normalised": 1.0}
     return [
-        f"{path.name} is read as {latents_are} latents, and looks {other}: its channels have a standard deviation of about "
+        f"{path.name} is read as {latents_are} latents, but looks {other}: its channels have a standard deviation of about "
         f"{found.exp().median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
-        f"--latents-are {other} reads them so"
+        f"--latents-are {other} reads them as {other}"
     ]

@@ -83,7 +83,7 @@ def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None
             break
     if count == 1 or not 0 <= index < count:
         return None, ""
-    return Shard(index, count), f"shard {index}/{count}, as {' and '.join(names)} say{'s' if len(names) == 1 else ''}"
+    return Shard(index, count), f"shard {index}/{count}, from {' and '.join(names)}"
 
 
 def num_parts(num_videos: int, shards: int) -> int:

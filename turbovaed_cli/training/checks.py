@@ -52,7 +52,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
 
 def _check_not_negative(settings: object, names: Sequence[str]) -> None:
     for name in names:
-        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
+        if not 0 <= getattr(settings, name) < math.inf:  # NaN fails too
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 0")
 
 
@@ -88,16 +88,16 @@ def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: i
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
     if clips == now and any(count % processes for count in clips):  # fitted to the memory of other devices
-        hint = f"go on with a number of processes that divides {math.gcd(*clips)}"
+        hint = f"resume it with a number of processes that divides {math.gcd(*clips)}"
         raise RunFolderError(
             f"{folder.root} has {_in_words(clips)} clips in a forward pass, which {processes} processes cannot share", hint
         )
     if len(clips) != len(now) or clips == now or before.get("ranks", 1) == processes:
         return  # any other change is reported by the comparison of the configs
     if any(count % processes for count in clips):
-        hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
+        hint = f"resume it with a number of processes that divides {math.gcd(*clips)}"
     elif len(set(clips)) == 1:
-        hint = f"--batch-size {clips[0] // processes} on {processes} processes goes on with it"
+        hint = f"--batch-size {clips[0] // processes} on {processes} processes resumes it"
     else:
         shares = ", ".join(str(count // processes) for count in clips)
         hint = f"on {processes} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
