@@ -443,7 +443,7 @@ def test_the_detector_is_loaded_only_with_the_sha256_somebody_vouched_for(tmp_pa
     assert "turbovaed models pull i3d" in error.value.hint
     loaded: list[object] = []
     monkeypatch.setattr(torch.jit, "load", lambda *_args, **_more: loaded.append(1))
-    with pytest.raises(MissingWeightsError, match="vouched") as error:
+    with pytest.raises(MissingWeightsError, match="is not confirmed") as error:
         fvd.load_detector(path, "", cpu)
     assert digest in error.value.hint
     with pytest.raises(CorruptFileError, match=digest):

@@ -91,7 +91,7 @@ def test_models_of_other_runs_are_points_beside_it(document):
     assert "bigger: onnx int8" in html and "bigger (2.0 M)" in html and "Left out" not in html
     smaller = {**other, "rows": [{**row, "size": [32, 32]} for row in other["rows"]]}
     html = render([document, smaller])
-    assert "bigger: onnx int8" not in html and "Left out, of another number of frames or size: bigger" in html
+    assert "bigger: onnx int8" not in html and "Left out, with another number of frames or another size: bigger" in html
 
 
 def test_models_that_are_each_measured_against_themselves_share_no_frontier():

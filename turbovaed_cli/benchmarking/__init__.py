@@ -1,10 +1,10 @@
-"""`bench`: time a student's decode beside its teacher's on every runtime there is.
+"""`bench`: time a student's decode next to its teacher's on every available runtime.
 
-bench.py        the verb: one process per target
-child.py        what such a process does, and how it is started
+bench.py        the command: one process per target
+child.py        the work of such a process, and how it is started
 target.py       the types of a target
 targets/        one file per runtime, and their table
 results.py      rows, their JSON, comparison with an earlier run, thresholds
-published.py    what others measured
+published.py    published figures, and the estimate that follows from them
 ios_project.py  a Swift package that measures on a phone; ios/ has its sources
 """

@@ -1,8 +1,8 @@
-"""`bench`: time a student's decode beside its teacher's on every runtime there is, each target in a process of its own.
+"""`bench`: time a student's decode next to its teacher's on every available runtime, each target in a separate process.
 
-All decode the same latents, take turns, and are compared with the fp32 student. Peak memory comes from yet another process
-that loads one network and decodes once, since a shared one would tell nothing. What cannot run on this machine is converted,
-described, and said not to have run; estimates and published figures lie apart.
+All variants decode the same latents, take turns, and are compared with the fp32 student. Peak memory is measured in another
+process that loads one network and decodes once, since a shared one could not separate them. A target that cannot run on this
+machine is converted and described, and its row gives the reason. Estimates and published figures are kept apart.
 """
 
 import os
@@ -65,10 +65,10 @@ def bench(
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> BenchResult:
-    """Time `model` on every target of `settings`; the teacher's decoder beside it where its weights are here.
+    """Time `model` on every target of `settings`, and the teacher's decoder too if its weights are on this machine.
 
-    Raises SettingsError for an unknown target or precision, ShapeError for sizes the student cannot make,
-    MissingWeightsError where the student itself is not here.
+    Raises SettingsError for an unknown target or precision, ShapeError for sizes the student cannot make, and
+    MissingWeightsError if the student's weights are not here.
     """
     chosen = _check(settings)
     student = load_student(model, config, consent=consent)
@@ -118,15 +118,15 @@ def bench(
 def _measure_each(
     chosen: Sequence[Target], job: dict[str, Any], absent_teacher: str, settings: BenchSettings, report: Reporter
 ) -> tuple[list[BenchRow], dict[str, tuple[float, float]], list[TurboVaedError]]:
-    """Rows of every target, the machine's load before and after each, and what failed; each target has a process of its own."""
+    """Measure each target in a separate process; return the rows, the machine's load before and after each, and the failures."""
     rows: list[BenchRow] = []
     loads: dict[str, tuple[float, float]] = {}
     failures: list[TurboVaedError] = []
     for target in report.track(chosen, "benchmarking"):
-        report.note(f"{target.name}: in a process of its own")
+        report.note(f"{target.name}: in a separate process")
         try:
             answer = in_child({**job, "target": target.name}, settings)
-        except TurboVaedError as error:  # the other targets are still worth having
+        except TurboVaedError as error:  # the other targets are still useful
             rows.append(_unmeasured(target, STUDENT, "; ".join(filter(None, (error.what, error.hint))), settings))
             failures += [] if isinstance(error, MissingError) else [error]
         else:
@@ -148,7 +148,11 @@ def write_ios_project(
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> list[Skipped]:
-    """Write a Swift package that measures `model` on a phone into the folder `out`: whole, or not at all; gives the videos passed over."""
+    """Write a Swift package that measures `model` on a phone into the folder `out`, whole or not at all; return skipped videos.
+
+    Raises OutputExistsError if `out` exists and `overwrite` is false, SettingsError for more than one precision or layout, and
+    CheckFailedError if the artefact differs too much from the student.
+    """
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
     (target,) = _check(replace(settings, targets=("coreml",)))
@@ -180,7 +184,7 @@ def write_ios_project(
 
 
 def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
-    """Of one decode in the export form."""
+    """Return the GMACs of one decode in the export form."""
     latents = torch.zeros(1, *student.latent_shape(settings.frames, settings.size))
     return cost(Graph(export_form(student), {"latents": latents}), itemsize=2).gmacs
 
@@ -188,9 +192,9 @@ def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
 def _teacher_of(
     model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent
 ) -> tuple[str | None, str]:
-    """Where the teacher is whose decoder is timed beside the student, and why it is not, "" where it is or was not asked for.
+    """Return the place of the teacher to time, or None, and the reason why it is missing ("" if it is there or not wanted).
 
-    A teacher that was named and does not fit is an error; one that cannot be found is a row that says so.
+    A named teacher that does not fit is an error; one that cannot be found becomes a row with the reason.
     """
     if not settings.teacher or "torch" not in settings.targets:
         return None, ""
@@ -205,7 +209,7 @@ def _teacher_of(
 
 
 def _check_attached(settings: BenchSettings) -> None:
-    """Raise where the device that --device names cannot be measured, before anything is converted."""
+    """Raise SettingsError or UnavailableError if the device that --device names cannot be measured; before any conversion."""
     if "coreml" not in settings.targets:
         raise SettingsError(f"--device {settings.device} is for Core ML", "--target coreml")
     if not settings.apple_team:
@@ -226,7 +230,7 @@ def _unmeasured(target: Target, network: str, reason: str, settings: BenchSettin
 
 
 def _check(settings: BenchSettings) -> list[Target]:
-    """The chosen rows of the table; SettingsError for what is not in it."""
+    """Return the chosen rows of the table. Raises SettingsError for settings that cannot be measured."""
     table = targets()
     for name in settings.targets:
         check_choice("--target", name, [*table, "all"])
@@ -238,7 +242,7 @@ def _check(settings: BenchSettings) -> list[Target]:
     for precision in settings.precisions:
         if not any(precision in target.precisions for target in chosen):
             raise SettingsError(
-                f"--dtype {precision} is of none of these targets",
+                f"none of these targets has --dtype {precision}",
                 f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
             )
     _check_layouts(chosen, settings)
@@ -247,7 +251,7 @@ def _check(settings: BenchSettings) -> list[Target]:
     if settings.threads < 0:
         raise SettingsError(f"--threads {settings.threads} is below 0", "0 takes as many as torch does")
     if settings.data is not None and settings.latents is not None:
-        raise SettingsError("--data and --latents both say what to decode", "give one of them")
+        raise SettingsError("--data and --latents cannot be combined: both choose the latents to decode", "give one of them")
     calibrated = {name for target in chosen if target.name in exporters() for name in exporters()[target.name].calibrated}
     if calibrated & set(settings.precisions) and settings.data is None and settings.latents is None:
         raise SettingsError(
@@ -275,7 +279,10 @@ def _write_inputs(
     consent: Consent,
     report: Reporter,
 ) -> tuple[str, list[Skipped]]:
-    """Latents, the fp32 student's videos of them, and what they were encoded from; gives what the latents are, and the videos passed over."""
+    """Write the latents, the fp32 student's videos of them and their source clips to a file in `folder`.
+
+    Returns a description of the latents, and the skipped videos.
+    """
     videos, skipped = first_videos(export_settings(settings), report)
     by_size, decoded = _latents(model, teacher, config, student, settings, videos, consent, report)
     latents = by_size[settings.size]
@@ -297,7 +304,7 @@ def _latents(
     consent: Consent,
     report: Reporter,
 ) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
-    """What is decoded, and what it is; the teacher is loaded where videos have to be encoded."""
+    """Return latents by size, and their description; the teacher is loaded if videos have to be encoded."""
     loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
     return latents_for(student, export_settings(settings), loaded, videos, report)
 
@@ -309,7 +316,7 @@ def _header(settings: BenchSettings) -> str:
 
 
 def cpu_name() -> str:
-    """Of this machine, as the system calls it."""
+    """Return the name of this machine's processor as the operating system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = [line.partition(": ")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -324,16 +331,13 @@ def cpu_name() -> str:
 
 
 def _with_speedups(rows: Sequence[BenchRow], device: torch.device) -> list[BenchRow]:
-    """Beside the teacher's time in the same precision, else in fp32, where both ran on the same device."""
+    """Add the speed-up over the teacher in the same precision, else in fp32, to rows that ran on the teacher's device."""
     teachers = {row.precision: row.p50_ms for row in rows if row.network == TEACHER and row.p50_ms}
     found = []
     for row in rows:
         over = row.precision if row.precision in teachers else "fp32"
         alike = row.target == "torch" or (device.type == "cpu" and row.unit.partition(",")[0] == "CPU")
         if row.p50_ms and alike and over in teachers:
-            row = replace(row, speedup=teachers[over] / row.p50_ms, speedup_over=over)  # noqa: PLW2901 - the same row, told more
+            row = replace(row, speedup=teachers[over] / row.p50_ms, speedup_over=over)  # noqa: PLW2901 - the same row, completed
         found.append(row)
     return found
-
-
-# --- in the child -------------------------------------------------------------------------------------------------

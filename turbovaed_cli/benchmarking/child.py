@@ -1,4 +1,4 @@
-"""One target of `bench`, measured in a process of its own: how it is started, and what it does."""
+"""One target of `bench`, measured in a separate process: how it is started, and its work."""
 
 import json
 import os
@@ -35,12 +35,12 @@ from turbovaed_cli.reconstruction.memory import held_bytes
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import BenchSettings, ExportSettings
 
-_ENOUGH_MS, _FEWEST = 30e3, 3  # a row that has taken so long is called no more, once it has so many samples
-_STREAMED_FRAMES = 2  # latent frames at once, where memory over length is measured
+_ENOUGH_MS, _FEWEST = 30e3, 3  # after this time, and at least this many samples, a row is not called again
+_STREAMED_FRAMES = 2  # latent frames at once when memory over length is measured
 
 
 def export_settings(settings: BenchSettings, precision: str = "", layout: str = "4d-cat") -> ExportSettings:
-    """The settings of an export that is timed."""
+    """Return the settings of an export that is timed."""
     return ExportSettings(
         settings.frames, (settings.size,), (precision,) if precision else (), layout,
         seed=settings.seed, latents=settings.latents, data=settings.data, clips=settings.clips,
@@ -49,19 +49,21 @@ def export_settings(settings: BenchSettings, precision: str = "", layout: str = 
 
 
 def num_threads(settings: BenchSettings) -> int:
-    """Threads that a measurement may use."""
+    """Return the number of threads that a measurement may use."""
     return settings.threads or torch.get_num_threads()
 
 
 def in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
-    """Run `job` in a fresh interpreter with its threads pinned; its error becomes ours."""
+    """Run `job` in a fresh interpreter with its threads pinned and return its answer. Raises the child's TurboVaedError here.
+
+    A child that ends without an answer raises TurboVaedError too.
+    """
     threads = str(num_threads(settings))
     pools = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
     with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
         answered = Path(folder) / "answer.json"
         done = subprocess.run(
-            # -P: nothing of the folder it is started in is imported
-            [sys.executable, "-P", "-m", "turbovaed_cli.benchmarking.child"],
+            [sys.executable, "-P", "-m", "turbovaed_cli.benchmarking.child"],  # -P: imports nothing from the current folder
             input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
             capture_output=True,
             encoding="utf-8",
@@ -81,7 +83,7 @@ def in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
 
 
 def peak_in_child(job: dict[str, Any], settings: BenchSettings) -> tuple[float | None, list[str]]:
-    """Memory that a process of its own tells of, and why it does not."""
+    """Return the peak memory in MB that a separate process measures, and remarks: the reason if it could not."""
     try:
         return in_child(job, settings)["peak_mb"], []
     except TurboVaedError as error:
@@ -103,7 +105,7 @@ def _child() -> None:
         record[name] = Path(record[name]) if record[name] else None
     settings = BenchSettings(**record)
     torch.set_num_threads(job["threads"])
-    with suppress(AttributeError, OSError):  # Linux alone; runtimes with pools of their own stay on these cores too
+    with suppress(AttributeError, OSError):  # Linux only; runtimes with their own thread pools stay on these cores too
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job["threads"]])
     answer: dict[str, Any]
     try:
@@ -135,7 +137,7 @@ def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
 
 
 def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision: str, layout: str) -> Exported:
-    """The artefact of a format, written and checked once: a process that is asked for a peak finds it."""
+    """Return the artefact of a format. It is written and checked once; a process that measures its peak finds it there."""
     folder = Path(job["folder"]) / f"{name}-{precision}-{layout}"
     if not (folder / "export.json").is_file():
         inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
@@ -145,7 +147,7 @@ def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision
         result = export_student(student, (name,), folder, wanted, latents=({settings.size: items}, "the same latents"))
         for item in result.missed:
             raise CheckFailedError(
-                f"{name} in {precision} is not what the student is: {item.psnr_db:.1f} dB, max abs {item.max_abs:.2g}",
+                f"{name} in {precision} differs too much from the student: {item.psnr_db:.1f} dB, max abs {item.max_abs:.2g}",
                 f"turbovaed export --model {job['model']} --format {name} --dtype {precision} keeps the file to look at",
             )
     (record,) = read_json(folder / "export.json")["artifacts"]
@@ -155,7 +157,7 @@ def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision
 
 
 def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
-    """Every variant of one target: loaded, called once, compared, then timed in turns."""
+    """Measure every variant of one target: load it, call it once, compare it, then time all in turns."""
     before = _load_average()
     variants = _work(job, settings)
     inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
@@ -168,7 +170,7 @@ def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
             running[number] = loaded
     loaded = None
     _time(rows, running, inputs["latents_0"], settings)
-    running.clear()  # what is asked next starts processes, which need the memory
+    running.clear()  # frees memory for the processes that measure the peaks
     for number, row in enumerate(rows):
         if row.measured and variants[number].in_process:
             pinned = replace(settings, threads=job["threads"])
@@ -180,7 +182,7 @@ def _measure(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
 def _started(
     target: str, variant: Variant, inputs: Mapping[str, Tensor], settings: BenchSettings
 ) -> tuple[BenchRow, Running | None]:
-    """The row of a variant that is loaded, called for the first time and compared; or of one that this machine cannot run."""
+    """Load a variant, call it once and compare it. Return its row and, if this machine can run it, the loaded variant."""
     row = BenchRow(
         target, variant.network, variant.runtime, variant.unit, variant.precision, variant.layout,
         False, "", settings.frames, settings.size, size_mb=variant.size_mb, remarks=list(variant.remarks),
@@ -188,7 +190,7 @@ def _started(
     try:
         began = time.perf_counter()
         loaded = variant.load()
-        load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes tell it themselves
+        load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes measure it themselves
         first_ms = loaded.once(inputs["latents_0"])
         quality = _quality(loaded.video, inputs, against_student=variant.network != TEACHER)
     except Exception as error:
@@ -197,7 +199,7 @@ def _started(
 
 
 def _time(rows: list[BenchRow], running: dict[int, Running], latents: Tensor, settings: BenchSettings) -> None:
-    """Call what is running in turns, so that what else the machine does hits all alike, and write the times into `rows`."""
+    """Time the loaded variants in turns, so that other load on the machine affects all alike; write the times into `rows`."""
     samples: dict[int, list[float]] = {number: [] for number in running}
     spent = dict.fromkeys(running, 0.0)
     for call in range(settings.warmup - 1 + settings.repeats):
@@ -225,7 +227,7 @@ def _time(rows: list[BenchRow], running: dict[int, Running], latents: Tensor, se
 
 
 def _failed(row: BenchRow, error: Exception) -> BenchRow:
-    """The row of a variant that could not be measured, with the reason."""
+    """Return the row of a variant that could not be measured, with the reason."""
     if isinstance(error, TurboVaedError):
         reason = "; ".join(filter(None, (error.what, error.hint)))
     else:
@@ -247,7 +249,7 @@ def _load_average() -> float:
 
 
 def _quality(decode: Callable[[Tensor], Tensor], inputs: Mapping[str, Tensor], *, against_student: bool) -> dict[str, Any]:
-    """PSNR over all latents, against the fp32 student's videos and against the source's where there is one."""
+    """Return the PSNR over all latents against the fp32 student's videos, and against the source videos if there are any."""
     videos = [decode(inputs[f"latents_{i}"]).float() for i in range(sum(name.startswith("latents_") for name in inputs))]
     found: dict[str, Any] = {}
     if against_student:
@@ -264,7 +266,7 @@ def _psnr(pairs: Iterator[tuple[Tensor, Tensor]]) -> float:
 
 
 def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
-    """Memory in MB that loading one variant, alone in this process, and decoding once adds."""
+    """Return the memory in MB that loading one variant, alone in this process, and decoding once adds."""
     variants = _work(job, settings)
     latents = load_file(Path(job["folder"]) / "inputs.safetensors")["latents_0"]
     device = torch_device(settings.device) if job["target"] == "torch" else torch.device("cpu")
@@ -276,7 +278,7 @@ def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
 
 @torch.no_grad()
 def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | None:
-    """What one decode of a clip of some length adds, whole or streamed."""
+    """Return the memory in MB that one decode of a clip of some length adds, whole or streamed."""
     form, frames = job["memory"]
     device = torch_device(settings.device)
     student = nn.Module.to(load_student(job["model"], job["config"]), device=device)

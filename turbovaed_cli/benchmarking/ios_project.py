@@ -1,4 +1,4 @@
-"""A Swift package that measures a Core ML student on a phone, with its inputs and what it has to give."""
+"""A Swift package that measures a Core ML student on a phone, with its inputs and the expected output."""
 
 import json
 import shutil
@@ -18,7 +18,10 @@ _SOURCES = {
 
 
 def write_project(folder: Path, package: Path, latents: Tensor, video: Tensor, case: Mapping[str, Any]) -> None:
-    """Write it into the empty `folder`: `package` is an .mlpackage, `video` what the fp32 student makes of `latents`."""
+    """Write the Swift package into the empty `folder`.
+
+    `package` is an .mlpackage; `latents` are (1, C, t, h, w), and `video` (1, 3, T, H, W) is the fp32 student's decode of them.
+    """
     for name, place in _SOURCES.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(_template(name), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What others measured, and what follows from it by arithmetic: never in one column with what this run measured."""
+"""Published speeds, and the estimate computed from them; never shown in one column with measurements of this run."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class PublishedSpeed:
     gmacs: float  # of one decode by the student (736x1280 for 720p, a multiple of 32)
 
 
-# By registry name. GMACs are those of our export form (`exporters/cost.py`); a test counts them again.
+# By registry name. GMACs are those of our export form (`export/cost.py`); a test counts them again.
 SPEEDS: dict[str, tuple[PublishedSpeed, ...]] = {
     "ltx": (
         PublishedSpeed((512, 512), 17, (290.6, 841.6), (17.7, 161.8), 406.32),
@@ -33,7 +33,7 @@ SPEEDS: dict[str, tuple[PublishedSpeed, ...]] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Frames per second that a device would reach if this graph kept its arithmetic as busy as the published ones did."""
+    """Frames per second that a device would reach if this graph used its arithmetic units as well as the published ones did."""
 
     device: str
     fps_low: float
@@ -42,24 +42,27 @@ class Estimate:
 
 
 def phone_rates() -> list[float]:
-    """Multiply-accumulates per second, in 10^9, that the published figures of the iPhone 16 Pro imply."""
+    """Return the multiply-accumulates per second, in 10^9, that the published figures of the iPhone 16 Pro imply."""
     return [speed.gmacs / speed.frames * speed.phone[1] for rows in SPEEDS.values() for speed in rows]
 
 
 def smallest_gmacs() -> float:
-    """GMACs of the smallest graph with published figures of the phone."""
+    """Return the GMACs of the smallest graph with published figures for the phone."""
     return min(speed.gmacs for rows in SPEEDS.values() for speed in rows)
 
 
 def why_no_estimate(gmacs: float) -> str:
-    """Why a roofline cannot speak of a graph; empty where it can. Small graphs are bound by latency, and stay far below it."""
+    """Return why the roofline gives no estimate for a graph, or "". Small graphs are bound by latency and stay far below it."""
     if gmacs >= (least := smallest_gmacs()):
         return ""
     return f"no estimate for an iPhone: the graph has {gmacs:.3g} GMAC, the smallest with published figures {least:.0f}"
 
 
 def estimate_on_phone(gmacs: float, frames: int) -> Estimate | None:
-    """A roofline: `gmacs` of one decode of `frames` frames, over the slowest and the fastest published rate; see why_no_estimate."""
+    """Estimate the phone's speed by a roofline; None if there is a reason against it, see why_no_estimate.
+
+    It takes the `gmacs` of one decode of `frames` frames at the slowest and at the fastest published rate.
+    """
     if why_no_estimate(gmacs):
         return None
     rates = phone_rates()

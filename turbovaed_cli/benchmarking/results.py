@@ -1,4 +1,4 @@
-"""What `bench` found: rows, their JSON document, comparison with an earlier run, thresholds."""
+"""Results of `bench`: rows, their JSON document, comparison with an earlier run, thresholds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,20 +18,20 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.settings import THRESHOLDS
 from turbovaed_cli.video.usable import Skipped
 
-VIDEO_FPS = 24  # what a real-time factor of 1 plays
+VIDEO_FPS = 24  # frames per second at a real-time factor of 1
 _TEXTS = ("model", "machine", "latents")  # of a document
-_LEAST, _MOST = 1e-9, 1e12  # of times and rates: beyond, somebody made them up
+_LEAST, _MOST = 1e-9, 1e12  # of times and rates: values beyond were not measured
 _KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  # of BenchRow.key
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
+    """One network on one target. Times are in milliseconds per decode; None if `measured` is false."""
 
     target: str
     network: str  # student; "student, plain", "student, compiled"; teacher (its decoder)
     runtime: str
-    unit: str  # what computed
+    unit: str  # the hardware that computed
     precision: str
     layout: str  # of the exported graph; "" for torch
     measured: bool
@@ -45,7 +45,7 @@ class BenchRow:
     p90_ms: float | None = None
     fps: float | None = None
     realtime: float | None = None  # fps over VIDEO_FPS
-    peak_mb: float | None = None  # what loading and one decode add to a process
+    peak_mb: float | None = None  # that loading and one decode add to a process
     psnr_db: float | None = None  # against the fp32 student; the range is 2
     source_psnr_db: float | None = None  # against the videos that the latents were encoded from
     speedup: float | None = None  # the teacher's P50 in this run over this row's
@@ -56,7 +56,7 @@ class BenchRow:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes it the same row in another run; versions may differ."""
+        """The fields that identify the same row in another run; versions may differ."""
         return self.target, self.network, self.unit, self.precision, self.layout, self.frames, tuple(self.size)
 
 
@@ -71,7 +71,7 @@ class MemoryRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """All rows, and the machine they are from."""
+    """The result of a benchmark: all rows, and the machine they are from."""
 
     model: str
     header: str
@@ -80,22 +80,22 @@ class BenchResult:
     rows: list[BenchRow]
     load_average: dict[str, tuple[float, float]] = field(default_factory=dict)  # by target: before and after
     memory: list[MemoryRow] = field(default_factory=list)
-    published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's own published student
+    published: Mapping[str, Sequence[PublishedSpeed]] = field(default_factory=dict)  # of the teacher's published student
     estimate: Estimate | None = None
-    no_estimate: str = ""  # why there is none, where one was to be had
+    no_estimate: str = ""  # why there is no estimate, if one was wanted
     failures: list[TurboVaedError] = field(default_factory=list)  # of targets that should have run here and did not
-    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; other videos took their places
 
 
 def row_of(record: Mapping[str, Any]) -> BenchRow:
-    """From JSON; fields of another version are left out."""
+    """Read a row from JSON; unknown fields of other versions are ignored."""
     known = {item.name for item in fields(BenchRow)}
     row = BenchRow(**{name: value for name, value in record.items() if name in known})
     return replace(row, size=cast(tuple[int, int], tuple(row.size)))
 
 
 def bench_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[str, Any]:
-    """The JSON document of `bench --json`."""
+    """Return the JSON document of `bench --json`."""
     return {
         "schema_version": 1,
         "model": result.model,
@@ -121,7 +121,7 @@ def bench_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> di
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """An earlier `bench --json`, with its rows as BenchRow; SettingsError where the file is none."""
+    """Read an earlier `bench --json`, with its rows as BenchRow. Raises SettingsError if the file is not one."""
     try:
         document = read_json(path)
         check_fields(document, {"rows": list[dict[str, Any]], "params": float | None, **dict.fromkeys(_TEXTS, str)}, path)
@@ -144,7 +144,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _is_sound(row: BenchRow) -> bool:
-    """Whether a row says what a measured one does, in figures that can be divided by and drawn."""
+    """Whether a row is complete, and its figures can be divided by and drawn."""
     times = [row.p50_ms or 0.0, row.fps or 0.0, *(row.samples_ms or [0.0])]
     shape = (row.frames, *row.size)
     others = [value for value in (row.speedup, row.psnr_db, row.source_psnr_db, row.peak_mb) if value is not None]
@@ -152,13 +152,13 @@ def _is_sound(row: BenchRow) -> bool:
 
 
 def same_machine(a: str, b: str) -> bool:
-    """Whether two headers name one; versions and threads may differ."""
+    """Whether two headers name the same machine; versions and threads may differ."""
     return a.partition(" (")[0] == b.partition(" (")[0]
 
 
 @dataclass(frozen=True)
 class Change:
-    """One row then and now: how many times as fast, with the 95 % interval of a bootstrap over both runs' samples."""
+    """The speed ratio of one row between two runs, with the 95 % interval of a bootstrap over both runs' samples."""
 
     row: BenchRow
     ratio: float  # P50 then over P50 now
@@ -167,7 +167,7 @@ class Change:
 
 
 def changes(rows: Sequence[BenchRow], earlier: Sequence[BenchRow]) -> list[Change]:
-    """Of every row that both runs measured."""
+    """Return the change of every row that both runs measured."""
     then = {row.key: row for row in earlier if row.measured}
     found = []
     draws = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def changes(rows: Sequence[BenchRow], earlier: Sequence[BenchRow]) -> list[Chang
 
 
 def thresholds(asked: Sequence[str]) -> dict[str, float]:
-    """`fps=24` and the like to names and numbers."""
+    """Parse texts such as "fps=24" to names and numbers. Raises SettingsError for anything else."""
     found = {}
     for item in asked:
         name, _, value = item.partition("=")
@@ -200,16 +200,18 @@ def thresholds(asked: Sequence[str]) -> dict[str, float]:
 
 
 def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> None:
-    """CheckFailedError where the best row of the student on a target is below; UnavailableError where none was measured.
+    """Raise CheckFailedError if the student's best row on a target is below a threshold, UnavailableError without a figure.
 
-    The best of a target is the fastest one; for a PSNR, it is that same row.
+    The best row of a target is the fastest one, for the PSNR too.
     """
     missed = []
     for target in dict.fromkeys(row.target for row in result.rows) if least else ():
         rows = [row for row in result.rows if row.target == target and row.network != TEACHER and row.fps]
         if not rows:
             status = next(row.status for row in result.rows if row.target == target)
-            raise UnavailableError(f"`fail_under`: {target} was {status}", "leave it out of `targets`, or run this where it runs")
+            raise UnavailableError(
+                f"`fail_under`: {target} was {status}", "leave it out of `targets`, or use a machine that has it"
+            )
         best = max(rows, key=lambda row: row.fps or 0.0)
         for name, value in least.items():
             found = getattr(best, name)
@@ -222,15 +224,13 @@ def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> Non
     if missed:
         quality_alone = all(": psnr_db " in item for item in missed)
         hint = (
-            "`precisions=fp32` or fp16 keeps more"
-            if quality_alone
-            else "more repeats and a quiet machine make the figure steadier"
+            "`precisions=fp32` or fp16 is more accurate" if quality_alone else "more repeats and a quiet machine reduce the noise"
         )
         raise CheckFailedError("; ".join(missed), hint)
 
 
 def number(value: float | None) -> str:
-    """Three digits for people; a dash for what is not known."""
+    """Format a number with about three digits; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 1 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""The types of a target: each is a list of variants that decode the same latents in one process."""
+"""The types of a target. Each target is a list of variants that decode the same latents in one process."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,21 +18,21 @@ class Running(Protocol):
     """A loaded network that decodes."""
 
     def once(self, latents: Tensor) -> float:
-        """Decode; milliseconds."""
+        """Decode `latents` (1, C, t, h, w) once and return the milliseconds it took."""
         ...
 
     def video(self, latents: Tensor) -> Tensor:
-        """Decode; (1, 3, T, H, W), on the CPU in fp32."""
+        """Decode `latents` (1, C, t, h, w) to video (1, 3, T, H, W), on the CPU in fp32."""
         ...
 
     def told(self, latents: Tensor) -> Mapping[str, Any]:
-        """What the runtime says of itself, asked after the timing: operators by compute unit, speedups in use."""
+        """Return what the runtime reports after the timing, such as operators by compute unit or the speedups in use."""
         ...
 
 
 @dataclass(frozen=True)
 class Called:
-    """A decoder that is a function, timed from outside; `wait` is for what its device has not finished."""
+    """A decoder that is a function, timed from outside; `wait` waits until its device has finished."""
 
     decode: Callable[[Tensor], Tensor]
     wait: Callable[[], None] = lambda: None
@@ -53,27 +53,27 @@ class Called:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to decode on a target; `load` makes it ready, or raises TurboVaedError where this machine cannot."""
+    """One way to decode on a target; `load` makes it ready, or raises TurboVaedError if this machine cannot run it."""
 
     network: str  # STUDENT, MODULES, LAYOUT, COMPILED or TEACHER
     runtime: str  # with its version
-    unit: str  # what computes: CPU, CUDA, CPU and Neural Engine
+    unit: str  # the hardware that computes: CPU, CUDA, CPU and Neural Engine
     precision: str
     load: Callable[[], Running]
     layout: str = ""  # of the exported graph
     size_mb: float | None = None  # of the artefact
     remarks: Sequence[str] = ()
-    in_process: bool = True  # what it holds is this process's, so that a process of its own can tell its peak
+    in_process: bool = True  # whether its memory is that of this process, so that a separate process can measure its peak
 
 
-# MODULES: its modules one by one, as published. LAYOUT: channels innermost in memory, as `reconstruct` decodes on a GPU.
+# MODULES: the student's modules one by one, as published. LAYOUT: channels last in memory, as `reconstruct` decodes on a GPU.
 STUDENT, MODULES, LAYOUT = "student", "student, plain", "student, channels last"
 COMPILED, TEACHER = "student, compiled", "teacher"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What of an artefact its target needs."""
+    """The facts about an artefact that its target needs."""
 
     path: Path
     size_mb: float
@@ -85,18 +85,18 @@ class Exported:
 
 @dataclass(frozen=True)
 class Work:
-    """What the variants of a target are made of."""
+    """The inputs from which a target makes its variants."""
 
     settings: BenchSettings
-    precisions: tuple[str, ...]  # those asked for that the target has
-    student: Callable[[str], StudentDecoder]  # in a precision, on the device: loaded anew
+    precisions: tuple[str, ...]  # the requested ones that the target has
+    student: Callable[[str], StudentDecoder]  # loads it anew in a precision, on the device
     teacher: Callable[[str], Teacher]
     exported: Callable[[str, str, str], Exported]  # format, precision, layout: written once, checked
     with_teacher: bool
     threads: int
 
     def artifacts(self, name: str) -> Iterator[tuple[str, str, Exported]]:
-        """(precision, layout, artefact) of each that was asked for of a format."""
+        """Yield (precision, layout, artefact) for each requested artefact of a format."""
         for precision in self.precisions:
             for layout in self.settings.layouts:
                 yield precision, layout, self.exported(name, precision, layout)
@@ -107,16 +107,16 @@ class Target:
     """A row of the table."""
 
     name: str
-    precisions: tuple[str, ...]  # the first one is its own
+    precisions: tuple[str, ...]  # the first one is the default
     variants: Callable[[Work], list[Variant]]
 
     def chosen(self, asked: Sequence[str]) -> tuple[str, ...]:
-        """Those of the precisions `asked` for that it has; its own where none was asked for."""
+        """Return the precisions of `asked` that the target has; its default if there are none."""
         return tuple(name for name in asked if name in self.precisions) or self.precisions[:1]
 
 
 def not_here(what: str, hint: str | None = None) -> Callable[[], Running]:
-    """The `load` of a variant that cannot run on this machine."""
+    """Return the `load` of a variant that cannot run on this machine; it raises UnavailableError."""
 
     def load() -> Running:
         raise UnavailableError(what, hint)

@@ -1,9 +1,9 @@
-"""`eval`: how close a student comes to its source, beside its teacher.
+"""`eval`: measure how close a student is to its source videos, next to its teacher.
 
-evaluate.py    the verb
-measurable.py  which metrics this machine can compute, and why not the others
+evaluate.py    the command
+measurable.py  which metrics this machine can compute, and why not the rest
 scores.py      scores per clip, means, ratios, thresholds
 intervals.py   confidence intervals
-published.py   published figures, beside ours
-paper.py       the published script's way to measure
+published.py   published figures, for comparison
+paper.py       the protocol of the published script
 """

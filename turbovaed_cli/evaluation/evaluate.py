@@ -1,4 +1,4 @@
-"""`eval`: how close a student comes to its source, beside its teacher on the same clips."""
+"""`eval`: measure how close a student is to its source videos, next to its teacher on the same clips."""
 
 import json
 import time
@@ -63,7 +63,7 @@ __all__ = [
 
 SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
 AS_RECONSTRUCT = ReconstructSettings()
-Clip = tuple[ClipSource, np.ndarray]  # which, and its frames (T, H, W, 3) uint8
+Clip = tuple[ClipSource, np.ndarray]  # the clip's source, and its frames (T, H, W, 3) uint8
 ClipBatch = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
 
 
@@ -75,7 +75,7 @@ def evaluate(
     ranks: Ranks | None = None,
     report: Reporter = quiet,
 ) -> EvalResult:
-    """Measure teacher and student against the source on clips of every video under `data`; see evaluate_all."""
+    """Measure teacher and student against the source on clips of every video under `data`; see evaluate_all for details."""
     return evaluate_all([pair], data, settings, ranks=ranks, report=report)[0]
 
 
@@ -90,13 +90,14 @@ def evaluate_all(
 ) -> list[EvalResult]:
     """Measure several students, each with its own teacher, on the same clips of every video under `data`.
 
-    Under `standard` both decode the posterior mean as `reconstruct` does, and are rounded to the 8 bits that it hands to
-    the video encoder; every metric has a fixed range, per clip, then the mean over clips. Under `paper` the published
-    script is repeated: see metrics/paper.py. What cannot be measured here is listed in `not_measured` with the reason.
+    Under `standard` both decode the posterior mean as `reconstruct` does, rounded to the 8 bits that it hands to the video
+    encoder. Every metric has a fixed range and is computed per clip, then averaged over clips. `paper` repeats the published
+    script: see paper.py. A metric that cannot be measured here is listed in `not_measured` with the reason.
 
-    `required` names metrics that must be measurable. Several `ranks` take turns at the clips, and each returns the result
-    of all; under `standard` alone, as a batch of `paper` depends on what could be read before it. Raises SettingsError for settings that cannot work and data without
-    a usable clip, ShapeError or FrameCountError for clips that one of the teachers would silently change.
+    `required` names metrics that must be measurable. Several `ranks` share the clips, and each returns the result of all. They
+    need `standard`, as a batch of `paper` depends on which clips could be read before it. Raises SettingsError for settings that
+    cannot work and data without a usable clip, MissingError if nothing or a required metric cannot be measured, ShapeError or
+    FrameCountError for clips that one of the teachers would silently change.
     """
     check_eval_settings(settings)
     for pair in pairs:
@@ -136,7 +137,7 @@ def _measure_clips(
     ranks: Ranks,
     report: Reporter,
 ) -> tuple[np.ndarray | None, list[Skipped]]:
-    """Fill the tallies with this rank's clips. Returns the frames of the first clip, and what could not be read."""
+    """Fill the tallies with this rank's clips. Return the frames of the first clip, and the clips that could not be read."""
     unread: list[Skipped] = []
     mine = planned[ranks.rank :: ranks.count]
     read = read_ahead(read_clip_of, _with_infos(mine, videos), num_readers(ranks.device))
@@ -151,7 +152,7 @@ def _measure_clips(
 
 
 def check_eval_settings(settings: EvalSettings) -> None:
-    """Raise SettingsError for a protocol, metric or data set that is unknown, and for counts below their least."""
+    """Raise SettingsError for an unknown protocol, metric or data set, and for counts below their minimum."""
     check_choice("--protocol", settings.protocol, PROTOCOLS)
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
         raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
@@ -176,7 +177,7 @@ def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSourc
 
 
 def measuring_device(device: torch.device, protocol: str) -> torch.device:
-    """The device that computes PSNR, SSIM and flicker, in fp64: CUDA or the CPU. The published script's are computed on the CPU."""
+    """Return the device that computes PSNR, SSIM and flicker in fp64: CUDA or the CPU; for the `paper` protocol the CPU."""
     return device if device.type == "cuda" and protocol == "standard" else torch.device("cpu")
 
 
@@ -186,7 +187,7 @@ def _with_infos(planned: Iterable[ClipSource], videos: Sequence[VideoInfo]) -> I
 
 
 def _readable(read: Iterable[tuple[tuple[ClipSource, VideoInfo], np.ndarray | str]], skipped: list[Skipped]) -> Iterator[Clip]:
-    """Each clip with its frames (T, H, W, 3) uint8; those that could not be read go to `skipped`."""
+    """Yield each clip with its frames (T, H, W, 3) uint8; unreadable clips go to `skipped`."""
     for (clip, _), frames in read:
         if isinstance(frames, str):
             skipped.append(Skipped(f"{clip.path} (from frame {clip.start})", frames))
@@ -201,17 +202,17 @@ def _in_batches(clips: Iterator[Clip], size: int) -> Iterator[list[Clip]]:
 
 @dataclass
 class _Tally:
-    """What one pair has scored so far."""
+    """The scores of one pair so far."""
 
     pair: Pair
     clips: list[ClipScores] = field(default_factory=list)
     features: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"source": [], "teacher": [], "student": []})
 
     def take_turns(self, found: Sequence[tuple[list[ClipScores], dict[str, list[np.ndarray]]]]) -> None:
-        """Become what all ranks scored, in the order in which one would have come to it."""
+        """Replace the scores by those of all ranks, in the order in which one process would have measured them."""
         turns = sorted(
             (turn, rank) for rank, (clips, _) in enumerate(found) for turn in range(len(clips))
-        )  # where nothing was unreadable, the clips' own order
+        )  # the order of the clips, if all could be read
         self.clips = [replace(found[rank][0][turn], batch=number) for number, (turn, rank) in enumerate(turns)]
         self.features = {
             side: [found[rank][1][side][turn] for turn, rank in turns if found[rank][1][side]] for side in self.features
@@ -219,7 +220,7 @@ class _Tally:
 
 
 def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
-    """The same pairs, with one teacher object where several have the same weights, which then decodes once for all."""
+    """Return the pairs with one teacher object for all that have the same weights, so that it decodes once for them."""
     if len(pairs) == 1:
         return list(pairs)
     seen: dict[str, Teacher] = {}
@@ -273,7 +274,7 @@ def _features(gauges: Gauges, videos: ClipBatch) -> list[np.ndarray]:
 
 
 def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, ClipBatch]:
-    """What `reconstruct` writes of each clip, in [-1, 1] on `device`."""
+    """Decode each clip as `reconstruct` writes it: videos (3, T, H, W) in [-1, 1] on `device`."""
     decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
     return {
         "teacher": [to_model(teacher, device) for teacher, _ in decoded if teacher is not None],
@@ -282,7 +283,7 @@ def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, 
 
 
 def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
-    """Teacher's (if asked for) and student's version of (T, H, W, 3) uint8 frames: within rounding, what `reconstruct` writes."""
+    """Decode frames (T, H, W, 3) uint8 by the teacher (or None) and the student, as `reconstruct` writes them within rounding."""
     assert pair.teacher is not None
     length, height, width, _ = source.shape
     settings = replace(AS_RECONSTRUCT, compare=with_teacher)
@@ -292,7 +293,7 @@ def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) ->
         columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
         student = columns[:, :, -width:]
         teacher = columns[:, :, width : 2 * width] if with_teacher else None  # (T, H, 3W, 3): source, teacher, student
-    if student is None or not is_short:  # windows have seams, which the student's stream has not
+    if student is None or not is_short:  # windows have seams; the student's stream has none
         made = reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT, num_frames=length)
         student = np.stack(list(made))
     return teacher, student
@@ -300,7 +301,7 @@ def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) ->
 
 @torch.no_grad()
 def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, ClipBatch]:
-    """As the published script decodes: a sample of the posterior, the whole clip at once, clamped, not rounded."""
+    """Decode as the published script: a sample of the posterior, the whole clip at once, clamped, not rounded."""
     assert pair.teacher is not None
     decoded: dict[str, ClipBatch] = {"teacher": [], "student": []}
     for i, clip in enumerate(frames):
@@ -316,10 +317,10 @@ def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[s
 
 
 def clip_frames(pair: Pair, clip: ClipScores, settings: EvalSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8: what was measured, computed once more.
+    """Compute the frames of an evaluated clip again: source, teacher and student, each (T, H, W, 3) uint8.
 
-    `settings` are those of the evaluation. Under `--protocol paper` too these are the frames that `reconstruct` would
-    write. Raises VideoError where the video has gone.
+    `settings` are those of the evaluation. Under `--protocol paper` too, these are the frames that `reconstruct` would
+    write. Raises VideoError if the video is gone.
     """
     source = read_clip_uint8(probe(Path(clip.path)), settings.frames, settings.size, start=clip.start, stride=settings.stride)
     teacher, student = decode_clip(source, pair)
@@ -329,7 +330,7 @@ def clip_frames(pair: Pair, clip: ClipScores, settings: EvalSettings) -> tuple[n
 
 @torch.no_grad()
 def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
-    """Time decodes of the clip (T, H, W, 3) uint8 by teacher and by student, which take turns, after a warm-up each."""
+    """Time decodes of a clip (T, H, W, 3) uint8 by teacher and student in turns, after a warm-up of each."""
     assert pair.teacher is not None
     latents = pair.teacher.encode(to_model(frames)[None]).mean
     decoders: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,21 +1,21 @@
-"""How far a mean or a ratio over clips can be trusted: 95 % confidence intervals from Student's t."""
+"""95 % confidence intervals of means and ratios over clips, from Student's t."""
 
 import math
 from collections.abc import Hashable, Sequence
 from functools import cache
 
 CONFIDENCE = 0.95
-MIN_GROUPS = 5  # with fewer, t and a spread from so few make an interval that says nothing: of two, 12.7 times the standard error
+MIN_GROUPS = 5  # fewer make an interval too wide to be of use: for two it is 12.7 times the standard error
 
 
 def ratio_interval(
     numerators: Sequence[float], denominators: Sequence[float], groups: Sequence[Hashable]
 ) -> tuple[float, float] | None:
-    """The 95 % interval of sum(numerators) / sum(denominators) over independent groups; None with fewer than MIN_GROUPS of them.
+    """Return the 95 % interval of sum(numerators) / sum(denominators) over independent groups; None with fewer than MIN_GROUPS.
 
-    Clips of one video are not independent, so `groups` names the video of each. A mean is the ratio to ones. The ratio
+    Clips of one video are not independent, so `groups` names the video of each clip. A mean is the ratio to ones. The ratio
     of student to teacher is *paired*: a clip that is hard for both moves neither end. Source: the linearised ratio
-    estimator of survey sampling (Cochran 1977, sections 6.3 and 9A), with Student's t over the groups; for a mean of
+    estimator of survey sampling (Cochran 1977, sections 6.3 and 9A), with Student's t over the groups. For a mean of
     one clip per video it is the textbook interval, mean +- t * s / sqrt(n).
     """
     total = math.fsum(denominators)
@@ -35,7 +35,7 @@ def ratio_interval(
 
 @cache
 def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """The t that |T| stays below with this probability, for T of Student's distribution with `degrees` of freedom."""
+    """Return t with P(|T| <= t) = `confidence`, for T of Student's distribution with `degrees` of freedom."""
     low, high = 0.0, 1.0
     while _probability_within(high, degrees) < confidence:
         high *= 2
@@ -46,7 +46,7 @@ def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
 
 
 def _probability_within(t: float, degrees: int) -> float:
-    """P(|T| <= t). Source: Abramowitz and Stegun, 26.7.3 (odd degrees) and 26.7.4 (even)."""
+    """Return P(|T| <= t). Source: Abramowitz and Stegun, 26.7.3 (odd degrees) and 26.7.4 (even)."""
     angle = math.atan2(t, math.sqrt(degrees))
     cosine_squared = math.cos(angle) ** 2
     if degrees % 2:

@@ -1,4 +1,4 @@
-"""What can be measured on this machine, and why the rest can not: METRICS as functions of (video, source)."""
+"""Which metrics can be measured on this machine, as functions of (video, source), and why the rest cannot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W
 
 @dataclass(frozen=True)
 class Gauges:
-    """How each metric is measured here. Under `standard` clips are in [-1, 1]; under `paper`, min-max normalised, in [0, 1]."""
+    """How each metric is measured here. Clips are in [-1, 1] under `standard`, min-max normalised in [0, 1] under `paper`."""
 
     per_clip: dict[str, Measure]
-    detector: fvd.Detector | None  # for rFVD, which no clip has alone
-    not_measured: dict[str, str]  # metric -> why, and what to run
+    detector: fvd.Detector | None  # for rFVD, which is a metric of all clips together
+    not_measured: dict[str, str]  # metric -> the reason, and what to run
     weights: dict[str, list[dict[str, str]]]  # metric -> the files it was measured with: "file", "sha256"
 
 
 def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) -> Gauges:
-    """Load what the metrics of `settings.metrics` need. What is not there is listed in `not_measured`, never guessed.
+    """Load what the metrics of `settings.metrics` need. A metric with missing parts is listed in `not_measured`.
 
-    Raises what a file *given* by the user deserves: WeightFileError, CorruptFileError, MissingWeightsError.
+    Raises WeightFileError, CorruptFileError or MissingWeightsError for a file that the user named.
     """
     names = _asked(settings.metrics)
     gauges = Gauges({}, None, {}, {})
@@ -91,7 +91,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
 
 
 def _check_side(name: str, least: int, settings: EvalSettings) -> None:
-    """Raise MissingError where the clips have a side of fewer pixels than a metric can look at."""
+    """Raise MissingError if a side of the clips has fewer pixels than a metric needs."""
     height, width = settings.size
     if min(height, width) < least:
         raise MissingError(
@@ -117,7 +117,7 @@ def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int,
             return None
     detector, path = fvd.load_detector(settings.i3d, settings.i3d_sha256, device)
     try:
-        detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file is named before the work begins
+        detector.features(torch.zeros(3, settings.frames, *settings.size))  # a wrong file is an error before the work begins
     except WeightFileError as error:
         if settings.frames >= fvd.MIN_FRAMES:
             raise

@@ -1,4 +1,4 @@
-"""Published figures, shown beside ours where model, data set and clips are the same."""
+"""Published figures, shown next to ours if model, data set and clips are the same."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from turbovaed_cli.settings import EvalSettings
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set that results were published on, how its files are called, and which clips were measured."""
+    """A data set that results were published on, the naming scheme of its files, and the clips that were measured."""
 
     title: str
     file_name: re.Pattern[str]
@@ -39,9 +39,9 @@ DATASETS = {
 
 
 def recognise(asked: str, paths: Sequence[Path]) -> str | None:
-    """The DATASETS key: the one `asked` for, or the one whose naming scheme every file follows; None for other data.
+    """Return the DATASETS key: the one `asked` for, or the one whose naming scheme every file follows; None for other data.
 
-    The name of a folder proves nothing, so it is not looked at. Raises SettingsError where `asked` is unknown.
+    The name of the folder is ignored, as it proves nothing. Raises SettingsError if `asked` is unknown.
     """
     if asked:
         name = asked.lower().replace("-", "")
@@ -55,7 +55,7 @@ def recognise(asked: str, paths: Sequence[Path]) -> str | None:
 
 
 def why_not_published(spec: ModelSpec | None, dataset: str | None, settings: EvalSettings) -> str:
-    """Why no published figures stand beside ours; empty where they do, and for data that nothing was published on."""
+    """Return why no published figures are shown; "" if they are, and for data that nothing was published on."""
     if dataset is None:
         return ""
     data = DATASETS[dataset]
@@ -69,10 +69,10 @@ def why_not_published(spec: ModelSpec | None, dataset: str | None, settings: Eva
 
 
 def published_scores(spec: ModelSpec | None, model: str, dataset: str | None, settings: EvalSettings) -> PublishedScores | None:
-    """What was published for this registry row on this data set and these clips; None where nothing was, or not for these.
+    """Return the published figures of this registry row on this data set and these clips; None if there are none.
 
-    The published figures were made by the script that `--protocol paper` repeats. Where `model` is another student of that
-    teacher, the label says whose they are.
+    They were measured by the script that `--protocol paper` repeats. If `model` is another student of that teacher, the
+    label names the published one.
     """
     if spec is None or dataset is None or why_not_published(spec, dataset, settings):
         return None

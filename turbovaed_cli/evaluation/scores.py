@@ -1,4 +1,4 @@
-"""What `eval` finds out: scores per clip, and what follows from them: means, ratios, intervals, worst clips, thresholds."""
+"""Results of `eval`: scores per clip, and the means, ratios, intervals, worst clips and thresholds computed from them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from turbovaed_cli.metrics import METRICS, metric_name
 from turbovaed_cli.video.usable import Skipped
 
 Scores = dict[str, float]
-Interval = tuple[float, float] | None  # low and high; None where there is nothing to compute it from
+Interval = tuple[float, float] | None  # low and high; None if there is too little to compute it from
 NUM_WORST = 3
 EVAL_VERSION = 1
 SIDES = ("teacher", "student")
@@ -25,13 +25,13 @@ INTERVAL_METHOD = "Student's t over videos; the ratio paired, linearised"
 
 @dataclass(frozen=True)
 class ClipScores:
-    """One clip: which (its video, and the frame it starts at), and what teacher and student score on it."""
+    """One clip (its video, and the frame it starts at) with the scores of teacher and student."""
 
     path: str
     start: int
     teacher: Scores
     student: Scores
-    batch: int = 0  # --protocol paper normalises clips together: which ones
+    batch: int = 0  # number of the batch of clips that --protocol paper normalised together
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class DecodeTimes:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast as the teacher the student is: the ratio of the medians."""
+        """The speed-up of the student over the teacher: the ratio of the medians."""
         return median(self.teacher_s) / median(self.student_s)
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest ratio of a single turn: far apart where the machine was busy with other things."""
+        """The smallest and the largest ratio of a single turn; they are far apart if the machine was busy."""
         ratios = [teacher / student for teacher, student in zip(self.teacher_s, self.student_s, strict=True)]
         return min(ratios), max(ratios)
 
@@ -65,18 +65,18 @@ class PublishedScores:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the scores of all clips come to. `ratio` is student / teacher; `kept` turns it round where lower is better."""
+    """The summary of all clips' scores. `ratio` is student / teacher; `kept` is its inverse if lower is better."""
 
     means: dict[str, Scores]  # "teacher", "student", "ratio": metric -> value
     intervals: dict[str, dict[str, Interval]]  # the same keys: 95 % intervals over videos
-    kept: Scores  # share of the teacher's quality: 1 is as good, more is better, whichever way the metric points
+    kept: Scores  # share of the teacher's quality: 1 is as good, more is better, for every metric
     worst: dict[str, list[ClipScores]]  # metric -> the clips with the student's worst scores, worst first
     num_videos: int
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Everything `eval` says of one model. `means`, `intervals`, `kept` and `worst` are those of Summary."""
+    """The complete result of `eval` for one model. `means`, `intervals`, `kept` and `worst` are those of Summary."""
 
     model: str
     protocol: str
@@ -91,19 +91,19 @@ class EvalResult:
     num_videos: int
     not_measured: dict[str, str]
     decoder_params: dict[str, int]  # of "teacher" and "student"
-    weights: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # what a metric was measured with: file, sha256
+    weights: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # metric -> the files it was measured with
     dataset: str | None = None
     published: PublishedScores | None = None
-    published_missing: str = ""  # why there are none, where the data set is one with published figures
+    published_missing: str = ""  # why there are none, if the data set has published figures
     decode_times: DecodeTimes | None = None
     skipped: list[Skipped] = field(default_factory=list)
 
 
 def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | None = None) -> Summary:
-    """Means over clips, their ratios, intervals and worst clips; `of_the_set` holds metrics that no clip has alone (rFVD).
+    """Return means over clips, their ratios, intervals and worst clips; `of_the_set` holds metrics of all clips together (rFVD).
 
-    Clips that were normalised together count as their batch does: a batch of one counts as much as one of four, which
-    is the published script's mean of batch means. Outside that protocol every clip is a batch of its own.
+    Clips that were normalised together share the weight of one batch: a batch of one counts as much as one of four, as in
+    the published script's mean of batch means. Outside that protocol every clip is a separate batch.
     """
     names = list(clips[0].student)
     weights = _weights(clips)
@@ -129,7 +129,7 @@ def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | No
 
 
 def interval_note(num_videos: int) -> str:
-    """Why there is no interval; empty where there is one."""
+    """Return why there is no interval; "" if there is one."""
     videos = f"{num_videos} video{'s' if num_videos != 1 else ''}"
     return f"{videos}: too few for an interval" if num_videos < MIN_GROUPS else ""
 
@@ -155,12 +155,12 @@ def _kept(name: str, means: Mapping[str, Scores]) -> float:
 
 
 def worst_clips(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
-    """The `num` clips on which the student scores worst, worst first."""
+    """Return the `num` clips on which the student scores worst, worst first."""
     return sorted(clips, key=lambda clip: clip.student[name], reverse=METRICS[name].better == "down")[:num]
 
 
 def furthest_behind(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
-    """The `num` clips on which the student is furthest behind its teacher, in units of the metric; worst first."""
+    """Return the `num` clips on which the student is worse than its teacher by the most, in units of the metric; worst first."""
     sign = 1 if METRICS[name].better == "up" else -1
     return sorted(clips, key=lambda clip: sign * (clip.student[name] - clip.teacher[name]))[:num]
 
@@ -170,19 +170,19 @@ def furthest_behind(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST
 
 @dataclass(frozen=True)
 class Miss:
-    """A threshold that was not reached: `kept` of the teacher's quality where `wanted` was asked for."""
+    """A threshold that was not reached: the student has `kept` of the teacher's quality, but `wanted` was asked for."""
 
     model: str
     name: str
     wanted: float
     kept: float
-    short_by: float  # in units of the metric: how far the student's mean is from where it should be
+    short_by: float  # in units of the metric: the distance of the student's mean from the wanted one
 
     def __str__(self) -> str:
         metric = METRICS[self.name]
         unit = f" {metric.unit}" if metric.unit else ""
         if not math.isfinite(self.kept):
-            return f"{self.model} {metric.label}: no ratio to the teacher's could be had, {self.wanted:g} asked"
+            return f"{self.model} {metric.label}: no ratio to the teacher's could be computed, {self.wanted:g} asked"
         return (
             f"{self.model} {metric.label}: {self.kept:.4f} of the teacher's, {self.wanted:g} asked: "
             f"short by {self.wanted - self.kept:.4f} ({self.short_by:.{metric.digits}f}{unit})"
@@ -190,7 +190,7 @@ class Miss:
 
 
 def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
-    """["psnr=0.969,ssim=0.98", "lpips=0.9"] to {"psnr": 0.969, ...}: shares of the teacher's quality, as in `kept`.
+    """Parse ["psnr=0.969,ssim=0.98", "lpips=0.9"] to {"psnr": 0.969, ...}: shares of the teacher's quality, as in `kept`.
 
     Raises SettingsError for anything that is not NAME=RATIO with a metric's name and a ratio above 0 and at most 2.
     """
@@ -216,7 +216,7 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
 
 
 def find_misses(result: EvalResult, thresholds: Mapping[str, float]) -> list[Miss]:
-    """The thresholds that the student's means do not reach; what was not measured reaches none."""
+    """Return the thresholds that the student's means do not reach; a metric that was not measured reaches none."""
     misses = []
     for name, wanted in thresholds.items():
         kept, teacher, student = (
@@ -229,7 +229,7 @@ def find_misses(result: EvalResult, thresholds: Mapping[str, float]) -> list[Mis
 
 
 def met_thresholds(results: Sequence[EvalResult], thresholds: Mapping[str, float]) -> list[str]:
-    """A line for every threshold that a model's means reach: "psnr 1.117 >= 0.969: met"."""
+    """Return a line such as "psnr 1.117 >= 0.969: met" for every threshold that a model's means reach."""
     return [
         f"{f'{result.model} ' if len(results) > 1 else ''}{name} {result.kept[name]:.3f} >= {wanted:g}: met"
         for result in results
@@ -242,7 +242,7 @@ def met_thresholds(results: Sequence[EvalResult], thresholds: Mapping[str, float
 
 
 def eval_document(result: EvalResult) -> dict[str, Any]:
-    """The JSON document of `eval --json` and of eval/*.json in a run folder. What is not a number (yet) is null."""
+    """Return the JSON document of `eval --json` and of eval/*.json in a run folder. NaN and infinity become null."""
     document = {
         "schema_version": EVAL_VERSION,
         "model": result.model,
@@ -286,7 +286,7 @@ def _named(clips: Sequence[ClipScores], name: str) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,12 +1,12 @@
-"""`export`: write a student for other runtimes, and check what was written.
+"""`export`: write a student for other runtimes, and check the written files.
 
-export.py       the verb
-plan.py         which artefacts, under which names
+export.py       the command
+plan.py         which artefacts are written, and their names
 checked_on.py   the latents they are checked on
-compare.py      what was written, run beside the student
+compare.py      run the written artefacts and compare them with the student
 record.py       export.json
-readme.py       the README and the page beside the artefacts
-format.py       the types of a format
+readme.py       the README and the page next to the artefacts
+format.py       the types that describe a format
 formats/        one file per format, and their table
 export_form.py  the student with tensors of rank 4 and no 3-D convolutions
 chunks.py       graphs of fixed size that decode any length

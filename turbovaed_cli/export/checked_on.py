@@ -22,7 +22,7 @@ CHECKED_ON_RANDOM = "random latents of the usual spread"
 
 
 def first_videos(settings: ExportSettings, report: Reporter = quiet) -> tuple[list[VideoInfo], list[Skipped]]:
-    """The first `settings.clips` usable videos of `settings.data`, and those that were passed over; none of either without it."""
+    """Return the first `settings.clips` usable videos of `settings.data`, and the skipped ones; empty lists without `data`."""
     if settings.data is None:
         return [], []
     return usable_videos(settings.data, settings.frames, report, first=settings.clips, hdr=settings.hdr)
@@ -35,7 +35,11 @@ def latents_for(
     videos: Sequence[VideoInfo] = (),
     report: Reporter = quiet,
 ) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
-    """Latents (1, C, t, h, w) by size: of `videos`, of the given files cut to it, or random ones; and what they are."""
+    """Return latents (1, C, t, h, w) by size (height, width), and a description of them.
+
+    They are those of `videos`, those of the given file cut to each size, or random ones. Raises SettingsError if the file's
+    latents are smaller than a size.
+    """
     shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
@@ -73,7 +77,7 @@ def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
 def _encoded(
     teacher: "Teacher", videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], report: Reporter
 ) -> list[Tensor]:
-    """One clip of each video."""
+    """Encode the first clip of each video to latents (1, C, t, h, w)."""
     clips = []
     for info in report.track(videos, "encoding"):
         clips.append(teacher.encode(read_clip(info, frames, size)[None]).mean.float().contiguous())

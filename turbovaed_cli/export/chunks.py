@@ -1,7 +1,7 @@
-"""Decoding any length on a device, in constant memory: a graph of fixed size that takes and gives what convolutions keep.
+"""Decode any length on a device in constant memory: a graph of fixed size with the convolutions' caches as inputs and outputs.
 
-Exact: the chunks of a clip are the frames of the whole clip. The graph is told where in the clip its latents lie, so one
-serves the beginning, the middle and the end.
+This is exact: the chunks of a clip give the frames of the whole clip. An input gives the position of the latents in the clip,
+so one graph serves the beginning, the middle and the end.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,21 +15,23 @@ from turbovaed_cli.export.export_form import FoldedDecoder
 
 Decode = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]  # inputs by name to outputs by name: a graph, run
 
-UNKNOWN_END = 2**20  # latent frames: longer than any clip, for as long as its end is not known
+UNKNOWN_END = 2**20  # latent frames: longer than any clip, used while its end is not known
 
 
 class Chunk:
-    """A piece of a clip: each convolution is handed the 2 * reach frames before, and its output is `reach` frames behind.
+    """A piece of a clip; x is (T, C, H, W).
 
-    Frames are counted from the clip's first. At a convolution the new ones begin with frame rate * start - delay; those
-    before the clip's first frame and behind its last are replaced by that frame, wherever in the piece it is.
+    Each convolution is handed the 2 * reach frames before it, so its output lags by `reach` frames.
+
+    Frames are counted from the clip's first one. At a convolution, the new frames begin with frame rate * start - delay.
+    Frames before the clip's first and after its last are replaced by that frame, wherever it is in the piece.
     """
 
     def __init__(self, window: Tensor, kept: Sequence[Tensor] | None) -> None:
-        self.start, self.end = window[0:1], window[1:2]  # latent frames before this piece; of the whole clip
+        self.start, self.end = window[0:1], window[1:2]  # latent frames before this piece, and of the whole clip
         self.kept = None if kept is None else iter(kept)  # None: begin with zeros, to learn the shapes
-        self.keeps: list[Tensor] = []  # what the next piece is handed
-        self.rate, self.delay, self.dropped = 1, 0, 0  # frames per latent frame; behind by; missing at the clip's beginning
+        self.keeps: list[Tensor] = []  # the frames that the next piece is handed
+        self.rate, self.delay, self.dropped = 1, 0, 0  # frames per latent frame; frames of lag; missing at the clip's beginning
 
     def enter(self, x: Tensor, reach: int) -> Tensor:
         before = x.new_zeros(2 * reach, *x.shape[1:]) if self.kept is None else next(self.kept)
@@ -49,7 +51,7 @@ class Chunk:
         return [x[i : i + frames] for i in range(2 * reach + 1)]
 
     def beside(self, x: Tensor) -> Tensor:
-        # Both convolutions of a resnet reach equally far: it is as many frames behind as the first one was handed.
+        # Both convolutions of a resnet have the same reach, so its lag is the number of frames that the first was handed.
         reach = self.keeps[-1].shape[0] // 2
         return x[: x.shape[0] - 2 * reach]
 
@@ -61,36 +63,39 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """What a caller of the graph has to know: its inputs are `latents`, `window` and `kept_0`..., its outputs `video` and `keeps_0`..."""
+    """The interface of a graph with inputs `latents`, `window` and `kept_0`... and outputs `video` and `keeps_0`..."""
 
-    latents: tuple[int, ...]  # (1, C, n, h, w): so many latent frames at once
-    kept: tuple[tuple[int, ...], ...]  # shapes of what is handed on; zeros before the first chunk
-    frames_per_latent: int  # each chunk gives n times as many pixel frames
-    delay: int  # pixel frames that the output is behind: the first so many are not part of the video
-    dropped: int  # pixel frames that the clip has less than frames_per_latent times its latent ones
-    stateful: bool = False  # the graph keeps `kept_0`... itself: neither inputs nor outputs
+    latents: tuple[int, ...]  # (1, C, n, h, w): n latent frames at once
+    kept: tuple[tuple[int, ...], ...]  # shapes of the caches handed on; zeros before the first chunk
+    frames_per_latent: int  # each chunk gives n times this number of pixel frames
+    delay: int  # pixel frames of lag: this many at the start of the output are not part of the video
+    dropped: int  # pixel frames by which the clip is shorter than frames_per_latent times its latent frames
+    stateful: bool = False  # the graph keeps `kept_0`... itself: they are neither inputs nor outputs
 
     @property
     def input_names(self) -> list[str]:
-        """In the graph's order."""
+        """The names of the inputs, in the graph's order."""
         return ["latents", "window", *([] if self.stateful else (f"kept_{i}" for i in range(len(self.kept))))]
 
     @property
     def output_names(self) -> list[str]:
-        """In the graph's order."""
+        """The names of the outputs, in the graph's order."""
         return ["video", *([] if self.stateful else (f"keeps_{i}" for i in range(len(self.kept))))]
 
     @property
     def kept_bytes(self) -> int:
-        """Of all that is handed on, in fp32."""
+        """The bytes of all caches handed on, in fp32."""
         return 4 * sum(torch.Size(shape).numel() for shape in self.kept)
 
     def beginning(self) -> dict[str, Tensor]:
-        """What the first chunk is handed; what a state holds then does not matter, since nothing lies before the clip."""
+        """Return the caches for the first chunk, zeros in the shapes `kept`; none for a stateful graph.
+
+        Their values do not matter, since there are no frames before the clip.
+        """
         return {} if self.stateful else {f"kept_{i}": torch.zeros(shape) for i, shape in enumerate(self.kept)}
 
     def decode(self, run: Decode, latents: Tensor) -> Tensor:
-        """All of `latents` (1, C, t, h, w), t >= 1, through the graph chunk by chunk: video (1, 3, T, H, W)."""
+        """Decode `latents` (1, C, t, h, w), t >= 1, with the graph, chunk by chunk, to video (1, 3, T, H, W)."""
         count, end = self.latents[2], latents.shape[2]
         num_frames = end * self.frames_per_latent - self.dropped
         kept, pieces, made = self.beginning(), [], -self.delay
@@ -109,14 +114,17 @@ class ChunkPlan:
 
 
 class ChunkDecoder(nn.Module):
-    """The graph: (latents, window, *kept) to (video, *keeps). `window` is int32: latent frames before this chunk, and of the clip."""
+    """The graph of a chunk: (latents (1, C, n, h, w), window, *kept) to (video (1, 3, n * frames_per_latent, H, W), *keeps).
+
+    `window` is int32, (2,): the latent frames before this chunk, and of the clip.
+    """
 
     def __init__(self, form: FoldedDecoder, latents: tuple[int, int, int, int]) -> None:
-        """`latents` is (C, n, h, w)."""
+        """Build the graph of `form` for latents of shape (C, n, h, w)."""
         super().__init__()
         self.form = form
         piece = torch.zeros(1, *latents, dtype=form.conv_in.bias.dtype)
-        # Only shapes matter, so a picture as small as can be, and then the true one's multiples of it.
+        # Only shapes matter, so trace one latent cell and multiply its rows and columns.
         with torch.no_grad():
             chunk = Chunk(torch.tensor([0, 1], dtype=torch.int32), None)
             self.form.through(piece[:, :, :, :1, :1], chunk)
@@ -133,7 +141,7 @@ class ChunkDecoder(nn.Module):
 
 
 class StatefulChunkDecoder(nn.Module):
-    """The same graph with what it keeps in buffers of its own: (latents, window) to video."""
+    """The graph of a chunk that keeps its caches in buffers: (latents (1, C, n, h, w), window (2,)) to video."""
 
     def __init__(self, decoder: ChunkDecoder) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Run what was written and compare it with the student."""
+"""Run the written artefacts and compare them with the student."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ from turbovaed_cli.export.plan import Job
 from turbovaed_cli.models.student import StudentDecoder
 
 MAX_ABS_FP32 = 1e-3  # of a range of 2
-# Against the fp32 student, on the latents it was checked with: least PSNR of [-1, 1] by precision.
+# The lowest accepted PSNR against the fp32 student, by precision; the range is [-1, 1].
 MIN_PSNR_DB = {"fp16": 55.0, "bf16": 40.0, "int8": 32.0, "6bit": 28.0}
-_KEPT_BYTES = 2**30  # of videos that were decoded to compare with
+_KEPT_BYTES = 2**30  # of the student's videos that are kept for comparison
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One written file (or package) and how it compares with the fp32 student; `status` says what was run to know."""
+    """One written file (or package) and how it compares with the fp32 student; `status` names the runtime that ran it."""
 
     format: str
     path: Path
-    verified: bool | str  # "converted only" where nothing here can run it
+    verified: bool | str  # "converted only" if nothing here can run it
     precision: str
     graph: str  # "clip", or "chunk"
     shapes: list[tuple[int, ...]]  # of the latents it was checked on
@@ -38,7 +38,7 @@ class Artifact:
     mean_abs: float | None = None
     layout: str = ""
     sha256: str = ""  # of a package: of its files' names and hashes
-    first_non_finite: str | None = None  # operator; None where all values were finite
+    first_non_finite: str | None = None  # operator; None if all values were finite
     operators: dict[str, int] = field(default_factory=dict)
     num_conv3d: int = 0
     max_rank: int | None = None
@@ -46,18 +46,18 @@ class Artifact:
     peak_activation_mb: float = 0.0  # of the first shape, run in order, without weights
     chunk: ChunkPlan | None = None
     functions: list[str] = field(default_factory=list)  # of a Core ML package of several sizes, by their names
-    seconds: float = 0.0  # to write and to check it
+    seconds: float = 0.0  # to write and check it
 
 
 class Reference:
-    """The latents an artefact is checked on, and the fp32 student's video of each: decoded once, while they fit."""
+    """The latents that artefacts are checked on, with the fp32 student's videos, which are decoded once while they fit."""
 
     def __init__(self, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], checked_on: str) -> None:
         self.student, self.latents, self.checked_on = student, latents, checked_on
         self._videos: dict[tuple[tuple[int, int], int], Tensor] = {}
 
     def items(self, size: tuple[int, int], *, other_sizes: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """(latents, video) of one size and, with `other_sizes`, of a part of the first one."""
+        """Yield (latents (1, C, t, h, w), video (1, 3, T, H, W)) of one size and, with `other_sizes`, of a smaller cut."""
         items = list(self.latents[size])
         _, _, frames, height, width = items[0].shape
         if other_sizes and frames > 1:
@@ -77,7 +77,10 @@ class Reference:
 
 
 def compared(job: Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan | None, reference: Reference) -> Artifact:
-    """Run what was written on every size's latents and, where it takes any, on another size."""
+    """Run a written artefact on the latents of every size, and on a smaller size if it takes any; compare it with the student.
+
+    The result is unchecked ("converted only") if nothing here can run the format.
+    """
     row = job.row
     worst, total, squares, count, shapes = 0.0, 0.0, 0.0, 0, []
     unchecked = Artifact(
@@ -111,5 +114,5 @@ def compared(job: Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan |
 
 
 def psnr_of(squares: float, count: int) -> float:
-    """In dB, of values in a range of 2: 200 for no error, 0 for one that is not finite."""
+    """Return the PSNR in dB of `count` squared errors by their sum, for a range of 2: 200 for no error, 0 if not finite."""
     return min(-10 * math.log10(squares / count / 4), 200.0) if 0 < squares < math.inf else (200.0 if squares == 0 else 0.0)

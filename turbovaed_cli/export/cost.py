@@ -1,4 +1,4 @@
-"""What one run of a graph costs whatever the format: multiply-accumulates, memory of activations, highest rank."""
+"""The cost of one run of a graph, whatever its format: multiply-accumulates, activation memory, highest rank."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from torch.fx import Node
 from turbovaed_cli.export.format import Graph
 from turbovaed_cli.reporting import hushed
 
-# What a runtime does without copying: the result is another look at the same memory.
+# Operators that a runtime runs without copying: the result is a view of the same memory.
 _VIEWS = ("view", "reshape", "permute", "transpose", "slice", "squeeze", "unsqueeze", "alias", "select", "expand", "split")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of the graph's own shape."""
+    """The cost of one run at the shape of the graph's example inputs."""
 
     gmacs: float  # of convolutions, in 10^9
-    peak_activation_bytes: int  # alive at once, run in order, inputs and outputs included, weights not
+    peak_activation_bytes: int  # alive at once when run in order; inputs and outputs included, weights excluded
     max_rank: int
 
 
 def cost(graph: Graph, itemsize: int) -> Cost:
-    """Count by tracing the graph, without running it; floating values take `itemsize` bytes."""
+    """Return the cost of a graph by tracing it, without running it; floating-point values take `itemsize` bytes."""
     with hushed(), torch.no_grad():
         program = torch.export.export(graph.module, tuple(graph.inputs.values()))
     nodes = list(program.graph.nodes)

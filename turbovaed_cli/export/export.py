@@ -1,4 +1,4 @@
-"""`export`: write a student for other runtimes, and check each written file before anybody relies on it."""
+"""`export`: write a student for other runtimes, and check each written file before it is used."""
 
 import hashlib
 import json
@@ -42,11 +42,11 @@ class ExportResult:
 
     artifacts: list[Artifact]
     document: Path  # export.json
-    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; others took their places
+    skipped: list[Skipped] = field(default_factory=list)  # videos that could not be read; other videos took their places
 
     @property
     def missed(self) -> list[Artifact]:
-        """Those that are not what the student is; kept as `.unverified`."""
+        """The artefacts that differ too much from the student; they are kept as `.unverified`."""
         return [item for item in self.artifacts if item.verified is False]
 
 
@@ -60,13 +60,13 @@ def export_student(
     teacher: "Teacher | None" = None,
     latents: tuple[dict[tuple[int, int], list[Tensor]], str] | None = None,
 ) -> ExportResult:
-    """Write `student` in each of `formats` and compare each written artefact with it, on as much as this machine can run.
+    """Write `student` in each of `formats` and compare each written artefact with it, as far as this machine can run it.
 
-    `out` is the artefact, or a folder for several; export.json, a README with loading code and the latents that were checked
-    with are written beside. One that misses
-    (fp32: max abs above 1e-3; others below MIN_PSNR_DB) is kept as `.unverified` and is in `missed`. `settings.data` is
-    encoded by `teacher`; `latents` (by size, and what they are) take the place of both. Raises ShapeError
-    for sizes the student cannot make, SettingsError for what cannot be written.
+    `out` is the artefact, or a folder for several. export.json, a README with loading code and the latents of the check are
+    written next to it. An artefact that misses (fp32: max abs above 1e-3; other precisions: below MIN_PSNR_DB) is kept as
+    `.unverified` and is in `missed`. `teacher` encodes the videos of `settings.data`. `latents` replace both: (1, C, t, h, w)
+    by size (height, width), with their description. Raises ShapeError for sizes the student cannot make, SettingsError for
+    settings that cannot be written, OutputExistsError for files in the way, UnavailableError for a package that is missing.
     """
     jobs = plan_jobs(student, tuple(dict.fromkeys(formats)), out, settings)
     folder = out if jobs[0].path != out else out.parent
@@ -75,7 +75,7 @@ def export_student(
     check_place(folder, folder=True)
     refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], beside, settings)
     if (folder / "export.json").is_file():
-        read_records(folder / "export.json")  # one that cannot be added to says so before the work, not behind it
+        read_records(folder / "export.json")  # a damaged one is an error before the work, not after it
     student = student.float().cpu().eval()
     videos, skipped = first_videos(settings, report) if latents is None else ([], [])
     found, checked_on = latents or latents_for(student, settings, teacher, videos, report)
@@ -85,7 +85,7 @@ def export_student(
         made.append(_make(job, reference, settings, report))
         known = records_beside(
             folder / "export.json", made
-        )  # after each, so that one that fails leaves the others with their record
+        )  # after each, so that a failure leaves the finished ones with their records
         write_json(folder / "export.json", export_document(student, known))
     example = _example(student, found[settings.sizes[0]][0])
     write_whole(beside, lambda temporary: save_file(example, temporary, metadata={"written_by": WRITTEN_BY}))
@@ -99,7 +99,7 @@ def export_student(
 
 
 def _example(student: StudentDecoder, latents: Tensor) -> dict[str, Tensor]:
-    """Latents, and what makes those of a pipeline such ones."""
+    """Return the tensors of the latents file: the latents, and the statistics that convert a pipeline's latents to raw ones."""
     mean, std = (value.float().cpu() for value in (student.latents_mean, student.latents_std))
     return {
         "latents": latents,
@@ -110,7 +110,7 @@ def _example(student: StudentDecoder, latents: Tensor) -> dict[str, Tensor]:
 
 
 def raise_for_misses(result: ExportResult) -> None:
-    """CheckFailedError where an artefact is not what the student is."""
+    """Raise CheckFailedError if an artefact differs too much from the student."""
     if not result.missed:
         return
     parts = []
@@ -125,28 +125,22 @@ def raise_for_misses(result: ExportResult) -> None:
 
 def _what_helps(missed: Sequence[Artifact]) -> str:
     if any(item.precision in ("int8", "6bit") for item in missed):
-        return "--dtype fp16 keeps more; int8 gets better with more --data that looks like what it will decode"
+        return "--dtype fp16 is more accurate; int8 improves with more --data that resembles the videos to decode"
     return "--dtype fp32 is exact; --layout 4d-cat keeps fp16 within its range, calibrated on --data or --latents"
-
-
-# --- what to write ------------------------------------------------------------------------------------------------
-
-
-# --- what to check on ---------------------------------------------------------------------------------------------
 
 
 # --- one artefact -------------------------------------------------------------------------------------------------
 
 
 def _make(job: Job, reference: "Reference", settings: ExportSettings, report: Reporter) -> Artifact:
-    """Write it beside its destination, run what was written, and move it there under the name it deserves."""
+    """Write an artefact next to its destination, check it, and move it there; one that misses is named `.unverified`."""
     row, began = job.row, time.monotonic()
     student, latents = reference.student, reference.latents
     what = f"{row.name} {job.precision}{' chunk' if job.chunk else ''}"
     report.note(f"{what}: converting")
     graphs, plan = _graphs(job, student, latents, settings)
     samples = [item for size in job.sizes for item in latents[size]]
-    # Converted inside a folder of its own: what a kill leaves half-done has another name.
+    # Converted inside a hidden folder, so that a kill leaves nothing half-written under the final name.
     aside = job.path.with_name(hidden_name(job.path, "export"))
     with whole_folder(aside, overwrite=True) as folder:
         written = folder / job.path.name
@@ -182,7 +176,7 @@ def _graphs(
 
 
 def _metadata(student: StudentDecoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
-    """What an artefact says of itself."""
+    """Return the metadata that is stored in an artefact."""
     config = {name: value for name, value in student.config.items() if not name.startswith("_")}
     return {
         "turbovaed": __version__,
@@ -208,7 +202,7 @@ def _inspected(job: Job, written: Path, spent: Cost, artifact: Artifact) -> Arti
 
 
 def _sha256(path: Path) -> str:
-    """Of a file; of a package, of the list of its files."""
+    """Return the sha256 of a file, or for a package that of the list of its files and their hashes."""
     if path.is_file():
         return sha256_of(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -217,21 +211,21 @@ def _sha256(path: Path) -> str:
 
 
 def _take_place(written: Path, path: Path) -> None:
-    """Move a checked artefact, file or package, to where it was asked for."""
+    """Move a checked artefact, file or package, to its destination."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         shutil.rmtree(path)
     if written.is_file():
-        written.chmod(0o644)  # some writers let nobody else read
+        written.chmod(0o644)  # some writers make the file readable for its owner only
     written.replace(path)
     shutil.rmtree(written.parent)
 
 
-# --- what lies beside ---------------------------------------------------------------------------------------------
+# --- next steps ---------------------------------------------------------------------------------------------------
 
 
 def next_commands(result: ExportResult, model: str) -> list[str]:
-    """What people do with the artefacts of `model` next."""
+    """Return useful next commands for the artefacts of `model`, one a line."""
     alone = result.artifacts[0].path
     readme = alone.with_name(f"{alone.name}.README.md")
     lines = [f"{readme if readme.is_file() else result.document.with_name('README.md')} has the lines of code that load it"]

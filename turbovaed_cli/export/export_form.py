@@ -1,9 +1,9 @@
-"""The student as other runtimes want it: rank-4 tensors only, time folded into the batch, no convolution in 3-D.
+"""The student in the form that other runtimes need: rank-4 tensors only, time folded into the batch, no 3-D convolution.
 
-Same numbers as the training form (within rounding), other graph: a 3-D convolution becomes 2-D convolutions over its time
-taps, either one over the taps' concatenated channels ("4d-cat", fewest operations) or one per tap summed up ("4d-sum",
-least memory). Built from a trained student; never trained itself. Inside, x is (T, C, H, W) of one clip, or of one piece
-of a clip of any length, whose convolutions are handed the frames before (chunks.py).
+It gives the same numbers as the training form (within rounding) with another graph. A 3-D convolution becomes 2-D convolutions
+over its time taps: either one over the taps' concatenated channels ("4d-cat", fewest operations), or one per tap, summed
+("4d-sum", least memory). It is built from a trained student and never trained. Inside, x is (T, C, H, W) of one clip, or of
+one piece of a clip of any length, whose convolutions are handed the frames before (chunks.py).
 """
 
 import copy
@@ -29,7 +29,7 @@ from turbovaed_cli.settings import LAYOUTS
 
 
 def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
-    """A module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student` and sharing nothing with it.
+    """Return a module from latents (1, C, t, h, w) to video (1, 3, T, H, W), equal to `student` and sharing no tensor with it.
 
     "5d" keeps the 3-D convolutions. Raises SettingsError for an unknown layout.
     """
@@ -38,23 +38,23 @@ def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
 
 
 class Time(Protocol):
-    """Where a convolution finds the frames before and after."""
+    """How a convolution gets the frames before and after its own; x is (T, C, H, W)."""
 
     def enter(self, x: Tensor, reach: int) -> Tensor:
-        """What one that sees `reach` frames to either side computes on, before its norm."""
+        """Return the frames (T', C, H, W) that a convolution with `reach` frames to each side computes on, before its norm."""
 
     def taps(self, x: Tensor, reach: int) -> list[Tensor]:
-        """The 2 * reach + 1 shifted views of what `enter` gave."""
+        """Return the 2 * reach + 1 shifted views, each (T, C, H, W), of the frames that `enter` returned."""
 
     def beside(self, x: Tensor) -> Tensor:
-        """The frames of what a resnet entered with that its outcome is added to."""
+        """Return the frames (T, C, H, W) of a resnet's input, as `enter` returned it, that its output is added to."""
 
     def shuffled(self, x: Tensor, factor: int, *, drop: bool) -> Tensor:
-        """Frames behind an upsampler that made `factor` of each, of which the clip's first factor - 1 go where `drop`."""
+        """Return the frames after an upsampler that made `factor` of each; with `drop`, the clip loses its first factor - 1."""
 
 
 class WholeClip:
-    """All frames at once: the first and last one repeated beyond the ends."""
+    """The frames of a whole clip at once; the first and last ones are repeated beyond the ends."""
 
     def enter(self, x: Tensor, reach: int) -> Tensor:
         return x
@@ -93,11 +93,11 @@ class FoldedDecoder(nn.Module):
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
+        """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
         return self.through(latents, WholeClip())
 
     def through(self, latents: Tensor, time: Time) -> Tensor:
-        """The same by another `time`."""
+        """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped; `time` gives the neighbouring frames."""
         x = latents.squeeze(0).transpose(0, 1)  # (t, C, h, w)
         x = self.conv_in(time.enter(x, self.conv_in.reach), time)
         for block in self.blocks:
@@ -109,12 +109,12 @@ class FoldedDecoder(nn.Module):
         return x.transpose(0, 1).unsqueeze(0)
 
     def tail(self) -> list[nn.Conv2d]:
-        """The convolutions of single frames before the last one."""
+        """Return the 2-D convolutions before the last convolution; they see single frames."""
         return [self.upsampler2d_1, self.upsampler2d_2] if self.patch_size == 4 else []
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over channels; x * x, since a power is slow or missing on some targets."""
+    """Divide (T, C, H, W) by the root mean square over channels; x * x, since a power is slow or missing on some targets."""
 
     eps: float = RMS_EPS
 
@@ -123,7 +123,7 @@ class RMSNorm(nn.Module):
 
 
 class FoldedConv(nn.Module):
-    """A k x k x k convolution as 2-D convolutions over its time taps."""
+    """A k x k x k convolution as 2-D convolutions over its time taps, on (T, C, H, W)."""
 
     def __init__(self, source: TimeReplicatedConv3d, *, concatenate: bool) -> None:
         super().__init__()
@@ -149,14 +149,14 @@ class FoldedConv(nn.Module):
         return out
 
     def scale(self, by: float, bias_by: float) -> None:
-        """Multiply what it computes of its input, and what it adds."""
+        """Multiply the weights by `by` and the bias by `bias_by`, in place."""
         for weight in self.weights:
             weight.data *= by
         self.bias.data *= bias_by
 
 
 class FoldedDepthwise(nn.Module):
-    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias."""
+    """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias, on (T, C, H, W)."""
 
     def __init__(self, source: nn.Conv3d) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class FoldedDepthwise(nn.Module):
 
 
 class FoldedDepthwiseSeparable(nn.Module):
-    """The depthwise convolution, then the pointwise one with both biases."""
+    """The depthwise convolution, then the pointwise one with both biases, on (T, C, H, W)."""
 
     def __init__(self, source: DepthwiseSeparableConv3d) -> None:
         super().__init__()
@@ -189,19 +189,19 @@ class FoldedDepthwiseSeparable(nn.Module):
         return functional.conv2d(self.depthwise(x, time), self.weight, self.bias)
 
     def scale(self, by: float, bias_by: float) -> None:
-        """Multiply what it computes of its input, and what it adds."""
+        """Multiply the pointwise weight by `by` and the bias by `bias_by`, in place."""
         self.weight.data *= by
         self.bias.data *= bias_by
 
     def scale_between(self, by: float) -> None:
-        """Multiply what the depthwise one hands to the pointwise one, and nothing else."""
+        """Multiply the values between the depthwise and the pointwise convolution; the output stays the same."""
         for weight in self.depthwise.weights:
             weight.data *= by
         self.weight.data /= by
 
 
 class FoldedLayerNorm(nn.Module):
-    """LayerNorm over channels without permuting."""
+    """LayerNorm over the channels of (T, C, H, W) without permuting."""
 
     eps = LAYER_NORM_EPS
 
@@ -216,7 +216,7 @@ class FoldedLayerNorm(nn.Module):
 
 
 class FoldedResnet(nn.Module):
-    """Norm, activation, convolution, twice, plus the input."""
+    """Norm, activation and convolution, twice, plus the input, on (T, C, H, W)."""
 
     def __init__(self, source: ResnetBlock, *, concatenate: bool) -> None:
         super().__init__()
@@ -247,13 +247,13 @@ def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedConv | Folded
 
 
 class FoldedUpsampler(nn.Module):
-    """Convolution, then time out of the channels by a plain reshape, then a pixel shuffle."""
+    """A convolution, then a reshape that moves time out of the channels, then a pixel shuffle: (T, C, H, W) in, upsampled out."""
 
     def __init__(self, source: Upsampler3d, *, concatenate: bool) -> None:
         super().__init__()
         self.time, self.drop_first_frame = source.time, source.drop_first_frame
         self.conv = FoldedConv(source.conv, concatenate=concatenate)
-        # Published: time innermost of the output channels. With time outermost the time shuffle needs no permute.
+        # Published weights have time innermost in the output channels. With time outermost, the time shuffle needs no permute.
         for parameter in (*self.conv.weights, self.conv.bias):
             parameter.data = parameter.data.unflatten(0, (-1, self.time)).transpose(0, 1).flatten(0, 1).contiguous()
 

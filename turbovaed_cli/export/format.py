@@ -1,4 +1,4 @@
-"""The types of a format: a graph, the row of a format, and what is inside a written artefact."""
+"""The types that describe a format: a graph to write, the row of a format, and the contents of a written artefact."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,41 +17,41 @@ from turbovaed_cli.reporting import hushed
 
 @dataclass(frozen=True)
 class Graph:
-    """What is written: a module, an example of each input by name (int32 or fp32), in its order, and the names of its outputs."""
+    """A graph to write: a module, an example of each input by name (int32 or fp32), in order, and the names of its outputs."""
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...] = ("video",)
-    stateful: bool = False  # its buffers are what it keeps between two runs
+    stateful: bool = False  # its buffers keep their values between two runs
 
     @property
     def whole_clip(self) -> bool:
-        """Latents in, video out; otherwise one chunk of a clip."""
+        """Whether the graph decodes whole clips, from latents alone; if not, it decodes one chunk of a clip."""
         return len(self.inputs) == 1
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What is inside a written artefact."""
+    """The contents of a written artefact."""
 
     operators: Counter[str]  # by type, as the format names them
     num_conv3d: int
-    max_rank: int | None = None  # None where the file does not tell
-    functions: list[str] = field(default_factory=list)  # where one file holds several
+    max_rank: int | None = None  # None if the file does not record it
+    functions: list[str] = field(default_factory=list)  # if one file holds several
 
 
 @dataclass(frozen=True)
 class Exporter:
-    """One format.
+    """The row of one format.
 
-    `write(graphs, path, precision, metadata, calibration)` writes one graph, or several of other sizes where `multisize`;
-    `load(path, graph)` makes a function that runs the written artefact, as far as this machine can; `verified_by` says in
-    words what that run is. Where nothing on any machine of ours can, `load` is None, and what it gives is converted only.
+    `write(graphs, path, precision, metadata, calibration)` writes one graph, or several of different sizes if `multisize`.
+    `load(path, graph)` returns a function that runs the written artefact, as far as this machine can; `verified_by()`
+    describes that run. `load` is None for a format that nothing here can run: its artefacts are converted only.
     """
 
     name: str
     suffix: str
-    precisions: tuple[str, ...]  # the first one is the format's own
+    precisions: tuple[str, ...]  # the first one is the default
     write: Callable[[Sequence[Graph], Path, str, Mapping[str, str], Sequence[Tensor]], None]
     load: Callable[[Path, Graph], Decode] | None
     verified_by: Callable[[], str]
@@ -64,11 +64,11 @@ class Exporter:
     calibrated: tuple[str, ...] = ()  # precisions whose scales are measured, on real latents
     first_non_finite: Callable[[Path, Graph], str | None] = lambda _path, _graph: None
     layouts: tuple[str, ...] = ("4d-cat", "4d-sum", "5d")  # that its runtime takes
-    needs: tuple[str, ...] = ()  # packages that only the extra brings
+    needs: tuple[str, ...] = ()  # packages that only the extra installs
     extra: str = ""
 
     def check_installed(self) -> None:
-        """Raise UnavailableError where its packages are not here."""
+        """Raise UnavailableError if a package that the format needs is not installed."""
         for package in self.needs:
             if find_spec(package) is None:
                 raise UnavailableError(
@@ -77,17 +77,17 @@ class Exporter:
 
 
 def quietly(module: str) -> Any:
-    """Import a module of a converter; many of them talk while they load."""
+    """Import a module of a converter without its output; many of them print while they load."""
     with hushed():
         return import_module(module)
 
 
 def size_mb(path: Path) -> float:
-    """Size of a file, or of all files of a folder, in megabytes."""
+    """Return the size of a file, or of all files of a folder, in megabytes."""
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     return sum(file.stat().st_size for file in files) / 1e6
 
 
 def num_conv3d(weights: Sequence[Any]) -> int:
-    """How many of the shapes of convolutions' weights are of rank 5."""
+    """Return how many of these shapes of convolution weights have rank 5."""
     return sum(len(shape) == 5 for shape in weights)

@@ -1,8 +1,8 @@
 """Keep every value of an export form within fp16's range, by powers of two folded into its weights.
 
-The residual stream of a student may grow beyond 255, whose square is no fp16 number, or beyond all of them. What grows feeds
-norms that do not care about scale, so a stream scaled down by 2^e, with the norm's eps scaled by 4^-e, gives the same video:
-exactly, since powers of two round nothing. It is also scaled up where it is small, since squares of small values vanish.
+The residual stream of a student may grow beyond 255, whose square overflows fp16, or beyond fp16's range itself. The stream
+feeds norms that do not depend on scale. So a stream scaled by 2^-e, with the norm's eps scaled by 4^-e, gives the same video:
+exactly, since powers of two do not round. A small stream is scaled up, since squares of small values underflow.
 """
 
 import math
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from turbovaed_cli.export.export_form import FoldedDecoder, FoldedDepthwiseSeparable, FoldedResnet, FoldedUpsampler, RMSNorm
 from turbovaed_cli.models.layers import RMS_EPS
 
-LARGEST = 128.0  # of any value: 512 times below fp16's end
+LARGEST = 128.0  # of any value: 512 times below fp16's largest
 LARGEST_SQUARES = 8192.0  # of a sum of squares over channels, which a mean takes
-SMALLEST_EPS = 2.0**-24  # fp16's smallest number above zero: an eps that became zero would divide by it
+SMALLEST_EPS = 2.0**-24  # fp16's smallest number above zero: an eps rounded to zero would allow a division by zero
 
 
 def keep_in_range(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, int]:
-    """Fold powers of two into `form`, in place, so that no value between its layers comes near fp16's end on `latents`.
+    """Fold powers of two into `form`, in place, so that no value between its layers comes near fp16's largest on `latents`.
 
-    Returns the exponents by the place they apply to: there, values are 2^-exponent of what they were. The video stays the
-    same within the rounding of eps. `latents` are (1, C, t, h, w), of any number and sizes; real ones tell the true range.
+    Returns the exponents by the place they apply to: values there are multiplied by 2^-exponent. The video stays the same
+    within the rounding of eps. `latents` are (1, C, t, h, w), of any number and sizes; only real ones give the true range.
     """
     ranges = _ranges(form, latents)
     exponents: dict[str, int] = {}
@@ -71,14 +71,14 @@ def _eps(eps: float, exponent: int) -> float:
 
 
 def _exponent(peak: float, squares: float) -> int:
-    """The power of two that brings both below their limits, or up to them."""
+    """Return the exponent whose power of two brings both values just below their limits, from above or below."""
     if not 0 < peak < math.inf:
         return 0
     return max(math.ceil(math.log2(peak / LARGEST)), math.ceil(math.log2(squares / LARGEST_SQUARES) / 2))
 
 
 def _stretches(form: FoldedDecoder) -> dict[str, list[str]]:
-    """Places that share one scale, since a sum ties them together, by the name of the first."""
+    """Return the places that share one scale, since sums tie them together, by the name of the first place."""
     stretches = {"conv_in": ["conv_in"]}
     current = "conv_in"
     for index, block in enumerate(form.blocks):
@@ -93,7 +93,7 @@ def _stretches(form: FoldedDecoder) -> dict[str, list[str]]:
 
 @torch.no_grad()
 def _ranges(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
-    """(largest magnitude, largest sum of squares over channels) of what each place gives."""
+    """Return (largest magnitude, largest sum of squares over channels) of the output of each place."""
     found: dict[str, tuple[float, float]] = {}
 
     def note(name: str, value: Tensor) -> None:

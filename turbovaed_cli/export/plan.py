@@ -1,4 +1,4 @@
-"""Which artefacts an export writes, under which names; what cannot be written is refused before any work."""
+"""Which artefacts an export writes, and their names; settings that cannot be written are refused before any work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Job:
 
 
 def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
-    """Raise SettingsError for what makes no sense or cannot be written."""
+    """Raise SettingsError for settings that make no sense or cannot be written."""
     table = exporters()
     if not formats:
         raise SettingsError("--format names no format", f"one of: {', '.join(table)}")
@@ -41,7 +41,7 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     if settings.states and not (settings.chunk and any(table[name].stateful for name in formats if name in table)):
         raise SettingsError("--states is for chunk graphs of coreml", "--format coreml --chunk N --states")
     if settings.data is not None and settings.latents is not None:
-        raise SettingsError("--data and --latents both say what to check on", "give one of them")
+        raise SettingsError("--data and --latents cannot be combined: both choose the latents to check on", "give one of them")
     if len(set(settings.sizes)) < len(settings.sizes):
         raise SettingsError("--size names one size twice")
     for size in settings.sizes:
@@ -71,7 +71,11 @@ def _check_precision(row: Exporter, precision: str, settings: ExportSettings) ->
 
 
 def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[Job]:
-    """Every artefact to write. Raises SettingsError for what cannot be written, ShapeError for sizes the student cannot make."""
+    """Return the artefacts to write.
+
+    Raises SettingsError for settings that cannot be written, ShapeError for sizes that the student cannot make, and
+    UnavailableError if a package of a format is not installed.
+    """
     _check(student, formats, settings)
     table = exporters()
     wanted: list[tuple[Exporter, str, tuple[tuple[int, int], ...], int]] = []
@@ -99,7 +103,7 @@ def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, sett
 
 
 def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chunk: int, settings: ExportSettings) -> str:
-    """student, and what sets it apart from its neighbours."""
+    """Return the name "student" with the suffixes that tell it apart from the other artefacts of this export."""
     parts = ["student"]
     parts += [precision] if len(settings.precisions or row.precisions[:1]) > 1 or precision != row.precisions[0] else []
     parts += [f"chunk{chunk}" + ("-states" if settings.states and row.stateful else "")] if chunk else []
@@ -108,20 +112,20 @@ def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chu
 
 
 def refuse_to_replace(jobs: Sequence[Job], pages: Sequence[Path], latents: Path, settings: ExportSettings) -> None:
-    """Raise OutputExistsError for files that are there and not to be replaced, UnwritableError for places that cannot be written."""
+    """Raise OutputExistsError for existing files that may not be replaced, UnwritableError for places that cannot be written."""
     for job in jobs:
-        check_place(job.path, folder=None if job.row.is_package else False)  # a folder of somebody's is no artefact to replace
+        check_place(job.path, folder=None if job.row.is_package else False)  # a user's folder must not be replaced by a file
         if job.path.exists() and not settings.overwrite:
             raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
     for page in pages:
         if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
-            raise OutputExistsError(f"{page} is there and not of an export", "give a folder of its own as --out")
+            raise OutputExistsError(f"{page} is there and not of an export", "give another folder as --out")
     if latents.exists() and not _is_of_an_export(latents):
-        raise OutputExistsError(f"{latents} is there and not of an export", "give a folder of its own as --out")
+        raise OutputExistsError(f"{latents} is there and not of an export", "give another folder as --out")
 
 
 def _is_of_an_export(latents: Path) -> bool:
-    """Whether a latents file is one that an export wrote: by its header, or (earlier versions) by the record beside it."""
+    """Whether an export wrote a latents file: by its header, or (earlier versions) by the export.json next to it."""
     try:
         with safe_open(latents, framework="pt") as file:
             return (file.metadata() or {}).get("written_by") == WRITTEN_BY or latents.with_name("export.json").is_file()

@@ -1,4 +1,4 @@
-"""The README beside exported artefacts: what each is, what was checked, and the lines of code that load it."""
+"""The README next to exported artefacts: what each one is, how it was checked, and the code that loads it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ ORT_WEB = "1.30.0"  # onnxruntime-web; the Makefile installs the same for the te
 MARK = "<!-- written by turbovaed export -->"
 LATENTS_FILE = "latents.safetensors"  # in a folder of artefacts
 
-# Blocks of code by format and kind of graph: (language, lines). $file is the artefact's name, $latents that of the latents beside it.
+# Blocks of code by format and kind of graph: (language, lines). $file is the artefact's name, $latents that of the latents file.
 _CODE: dict[tuple[str, str], list[tuple[str, str]]] = {
     ("onnx", "clip"): [
         (
@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 
 session = onnxruntime.InferenceSession("$file")
 latents = load_file("$latents")["latents"]  # (1, C, t, h, w), float32: any t, h and w
-(video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1]; may go a little beyond
+(video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1], not clamped
 """,
         ),
         (
@@ -60,7 +60,7 @@ latents = load_file("$latents")["latents"]  # (1, C, t, h, w): any t, of this h 
 total, chunk = latents.shape[2], $chunk
 kept = {i.name: np.zeros(i.shape, np.float32) for i in session.get_inputs() if i.name.startswith("kept_")}
 frames, start = [], 0
-while len(frames) < $delay + total * $rate - $dropped:  # behind the clip, until its last frame is out
+while len(frames) < $delay + total * $rate - $dropped:  # past the clip's end, until its last frame is out
     piece = latents[:, :, start : start + chunk]
     piece = np.pad(piece, ((0, 0), (0, 0), (0, chunk - piece.shape[2]), (0, 0), (0, 0)))
     window = np.array([start, total], np.int32)  # the clip's length may be 2**20 until its last latents are here
@@ -113,8 +113,8 @@ for (name, about) in model.modelDescription.inputDescriptionsByName where name.h
     for index in 0..<zeros.count { zeros[index] = 0 }
     kept[name] = zeros
 }
-/// $chunk latent frames in (start: how many came before; total: of the clip, or 1 << 20 until the last are here),
-/// $chunk * $rate pixel frames out. The first $delay of all are not part of the video, which has total * $rate - $dropped.
+/// Takes $chunk latent frames (start: latent frames before them; total: of the clip, or 1 << 20 until the last are here).
+/// Returns $chunk * $rate pixel frames. The first $delay of all are not part of the video, which has total * $rate - $dropped.
 func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMultiArray {
     let window = try MLMultiArray([NSNumber(value: start), NSNumber(value: total)])
     var inputs: [String: MLMultiArray] = kept
@@ -199,9 +199,9 @@ import CoreML
 
 let compiled = try await MLModel.compileModel(at: URL(fileURLWithPath: "$file"))
 let model = try MLModel(contentsOf: compiled, configuration: MLModelConfiguration())
-let state = model.makeState()  // one per clip that is under way; iOS 18
-/// $chunk latent frames in (start: how many came before; total: of the clip, or 1 << 20 until the last are here),
-/// $chunk * $rate pixel frames out. The first $delay of all are not part of the video, which has total * $rate - $dropped.
+let state = model.makeState()  // one per clip being decoded; iOS 18
+/// Takes $chunk latent frames (start: latent frames before them; total: of the clip, or 1 << 20 until the last are here).
+/// Returns $chunk * $rate pixel frames. The first $delay of all are not part of the video, which has total * $rate - $dropped.
 func push(_ latents: MLMultiArray, start: Int32, total: Int32) throws -> MLMultiArray {
     let window = try MLMultiArray([NSNumber(value: start), NSNumber(value: total)])
     let inputs = try MLDictionaryFeatureProvider(dictionary: ["latents": latents, "window": window])
@@ -241,7 +241,7 @@ with torch.no_grad():
 
 
 def loading_instructions(records: Sequence[Mapping[str, Any]], latents: str = LATENTS_FILE) -> str:
-    """The README for these records of export.json; `latents` is the name of the latents file beside them."""
+    """Return the README for these records of export.json; `latents` is the name of the latents file next to them."""
     lines = [MARK, "# Exported decoders", "", Template(_ABOUT).substitute(latents=latents), ""]
     for record in records:
         lines += _section(record, latents)
@@ -249,26 +249,26 @@ def loading_instructions(records: Sequence[Mapping[str, Any]], latents: str = LA
 
 
 _ABOUT = """\
-`export.json` has what was run to check each file, and how close it came. `$latents` holds the latents that were checked with, and the
-statistics of the latent space. Every file carries the **teacher's** licence.
-Of the lines below, those in Python and JavaScript are run by the tests of turbovaed; the others follow the runtimes' documentation and were not compiled.
+`export.json` records how each file was checked, and how close its video is to the student's. `$latents` holds the latents of the
+check and the statistics of the latent space. Every file is under the **teacher's** licence. The tests of turbovaed run the Python
+and JavaScript code below. The other code follows the runtimes' documentation and was not compiled.
 
 ## Latents of a pipeline
-The decoders take **raw** latents, as the teacher's `encode` returns them. Diffusion pipelines compute with **normalised** ones: what
-`output_type="latent"` returns has to be made raw first, and LTX's pipeline also packs it, as `(1, t * h * w, C)`:
+The decoders take **raw** latents, as the teacher's `encode` returns them. Diffusion pipelines compute with **normalised** ones:
+convert the result of `output_type="latent"` to raw first. LTX's pipeline also packs it, as `(1, t * h * w, C)`:
 ```python
 from safetensors.numpy import load_file
 
 
 def raw_latents(latents, shape=None):
-    # Latents of a pipeline, float32; `shape` is (t, h, w) of packed ones: latent frames, rows and columns.
+    # Latents of a pipeline, float32; for packed ones, `shape` is (t, h, w): latent frames, rows and columns.
     about = load_file("$latents")
     mean, std = (about[name].reshape(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
     if latents.ndim == 3:  # packed by LTX's pipeline
         latents = latents.reshape(1, *shape, -1).transpose(0, 4, 1, 2, 3)
     return latents * std / about["scaling_factor"] + mean
 ```
-CogVideoX's pipeline returns frames before channels: `latents.transpose(0, 2, 1, 3, 4)` first. `turbovaed reconstruct FILE --latents-are normalised` does all of it."""
+CogVideoX's pipeline returns frames before channels: apply `latents.transpose(0, 2, 1, 3, 4)` first. `turbovaed reconstruct FILE --latents-are normalised` does all of this."""
 
 
 def _section(record: Mapping[str, Any], latents: str) -> list[str]:
@@ -277,7 +277,7 @@ def _section(record: Mapping[str, Any], latents: str) -> list[str]:
         figures = (
             f"{record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student on {record['checked_on']}"
         )
-        verdict = f"{'verified' if record['verified'] else '**not verified: it missed**'} ({verdict}; {figures})"
+        verdict = f"{'verified' if record['verified'] else '**not verified: it differs too much**'} ({verdict}; {figures})"
     lines = [
         f"## {record['path']}",
         f"{record['format']}, {record['precision']}, {record['size_mb']:.1f} MB; {verdict}.",
@@ -300,7 +300,7 @@ def _section(record: Mapping[str, Any], latents: str) -> list[str]:
     }
     graph = f"{record['graph']}{' with states' if chunk.get('stateful') else ''}"
     blocks = _CODE.get((record["format"], graph), [])
-    if record["format"] == "executorch-coreml":  # the same program to those who load it; here it does not run
+    if record["format"] == "executorch-coreml":  # the same code loads it in Swift; the Python runtime does not run it
         blocks = [item for item in _CODE.get(("executorch", record["graph"]), []) if item[0] == "swift"]
     for language, code in blocks:
         lines += [f"```{language}", Template(code).substitute(known).rstrip(), "```", ""]
@@ -310,16 +310,16 @@ def _section(record: Mapping[str, Any], latents: str) -> list[str]:
 
 
 _CHUNK_IN_WORDS = """\
-Inputs `latents` ({chunk} latent frames), `window` (int32: latent frames before these, and of the whole clip or 2^20 until its last
-are here) and `kept_0`... (zeros at first, then the `keeps_0`... of the chunk before). Of all frames that come out, the first {delay}
-are not part of the video, which has {rate} for each latent frame, less {dropped}."""
+The inputs are `latents` ({chunk} latent frames), `window` (int32: the latent frames before these, and of the whole clip, or 2^20
+until its last ones are here) and `kept_0`... (zeros at first, then the `keeps_0`... of the chunk before). The first {delay} output
+frames are not part of the video. The video has {rate} frames for each latent frame, less {dropped}."""
 
 _NAMES_OF_LITERT = """\
-LiteRT calls them `args_0`, `args_1`, ... in this order, and what comes out `output_0` (the video), `output_1`, ... (what is kept)."""
+LiteRT names the inputs `args_0`, `args_1`, ... in this order, the outputs `output_0` (the video), `output_1`, ... (`keeps_0`...)."""
 
 
 def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
-    """A page that decodes the latents file beside it with the README's own lines; None without an ONNX file for whole clips."""
+    """Return a page that decodes the latents file next to it with the README's code; None without a verified fp32 ONNX file."""
     rows = [item for item in records if (item["format"], item["graph"], item["precision"]) == ("onnx", "clip", "fp32")]
     if not rows or rows[0]["verified"] is not True:
         return None
@@ -330,6 +330,6 @@ def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def code_blocks(readme: Path, language: str) -> list[str]:
-    """The blocks of one language in a README, as its readers copy them."""
+    """Return the code blocks of one language in a README."""
     parts = readme.read_text(encoding="utf-8").split(f"```{language}\n")
     return [part.partition("```")[0] for part in parts[1:]]

@@ -1,4 +1,4 @@
-"""export.json: what is known of every artefact in a folder."""
+"""export.json: the records of all artefacts in a folder."""
 
 import platform
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from turbovaed_cli.registry.rows import MODELS
 
 
 def conventions(student: StudentDecoder) -> dict[str, str]:
-    """Shapes, ranges, teacher and licence of a student, for a record that stands alone."""
+    """Return shapes, ranges, teacher and licence of a student, for the records and files of an export."""
     teacher = student.config.teacher
     return {
         "latents": "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them",
@@ -27,7 +27,7 @@ def conventions(student: StudentDecoder) -> dict[str, str]:
 
 
 def records_beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, Any]]:
-    """The new artefacts as records, and those of earlier exports that still lie there."""
+    """Return the records of the new artefacts, after those of earlier exports whose files are still there."""
     names = {item.path.name.removesuffix(".unverified") for item in made}
     earlier = read_records(document) if document.is_file() else []
     kept = [
@@ -38,8 +38,8 @@ def records_beside(document: Path, made: Sequence[Artifact]) -> list[dict[str, A
     return kept + [{**asdict(item), "path": item.path.name} for item in made]
 
 
-_TIME = 2  # of a chunk's latents: which dimension
-# What the README says of an artefact.
+_TIME = 2  # the dimension of a chunk's latents that is time
+# The fields of a record that the README uses.
 _RECORD = {
     **dict.fromkeys(("path", "format", "precision", "graph", "status"), str),
     **dict.fromkeys(("psnr_db", "max_abs"), float | None),
@@ -53,7 +53,7 @@ _RECORD = {
 
 
 def read_records(document: Path) -> list[dict[str, Any]]:
-    """The artefacts of an export.json; CorruptFileError if it is not one."""
+    """Return the records in an export.json. Raises CorruptFileError if it is not one."""
     found = read_json(document)
     check_fields(found, {"artifacts": list[dict[str, Any]]}, document)
     for number, item in enumerate(found["artifacts"]):
@@ -73,7 +73,7 @@ def read_records(document: Path) -> list[dict[str, Any]]:
 
 
 def export_document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The contents of export.json."""
+    """Return the contents of export.json."""
     here = environment()
     return {
         "schema_version": 1,

@@ -1,13 +1,13 @@
-"""`cache-latents`: encode clips once, and read them again and again.
+"""`cache-latents`: encode clips once, and read them many times.
 
-caching.py       the verb: one process's share of the work
-planning.py      which clips a video gives
-parts.py         who works on which part of the videos
-status.py        `--status`: how far a job is
-estimate.py      `--dry-run`: what a job would take
-merge.py         `--merge`: one cache of several
+caching.py       the command: one process's share of the work
+planning.py      which clips are cut from a video
+parts.py         which process works on which part of the videos
+status.py        `--status`: the progress of a job
+estimate.py      `--dry-run`: the time, disk and memory that a job would take
+merge.py         `--merge`: several caches made into one
 cache.py         the format, and its reader
 writer.py        its writer
 batch.py         batches of clips, and crops
-latent_files.py  latents in a file of a pipeline, ComfyUI or turbovaed
+latent_files.py  latents in a file written by a pipeline, ComfyUI or turbovaed
 """

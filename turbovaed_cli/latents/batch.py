@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Place:
-    """Where a crop lies in its clip: (rows, columns) of latents and of pixels, and those of its own pixels that losses look at."""
+    """The position of a crop in its clip, as (rows, columns) of latents and of pixels, and the window of it that losses use."""
 
     latents: tuple[slice, slice]
     pixels: tuple[slice, slice]
@@ -22,8 +22,8 @@ class Place:
 class Crop:
     """Crops of (height, width) latents at random places, `ratio` pixels to a latent.
 
-    A latent near a cut has seen pixels beyond it, as the encoder saw the whole clip, and the student's zeros stand there for
-    what is no border: so `margin` latents along a cut are context, and losses look at the window that is left.
+    Latents near a cut were encoded from pixels beyond it, but the student pads there with zeros. So `margin` latents along
+    each cut are context only, and losses use the window that is left.
     """
 
     height: int
@@ -37,7 +37,7 @@ class Crop:
         return self.height * self.ratio, self.width * self.ratio
 
     def place(self, rng: random.Random, clip: tuple[int, int]) -> Place:
-        """A place in a clip of (height, width) latents."""
+        """Draw a place in a clip of (height, width) latents."""
         (top, window_rows), (left, window_columns) = (
             _span(rng, length, whole, 0 if length == whole else self.margin)
             for length, whole in zip((self.height, self.width), clip, strict=True)
@@ -49,13 +49,13 @@ class Crop:
         )
 
     def places(self, seed: int, index: int, batch_size: int, clip: tuple[int, int]) -> list[Place]:
-        """Those of batch number `index`, in clips of (height, width) pixels."""
+        """Return the places of the crops of batch number `index`, in clips of (height, width) pixels."""
         rng = random.Random(f"crop/{seed}/{index}")
         return [self.place(rng, (clip[0] // self.ratio, clip[1] // self.ratio)) for _ in range(batch_size)]
 
 
 def _span(rng: random.Random, length: int, whole: int, margin: int) -> tuple[slice, slice]:
-    """(what to cut out of `whole`, its window): the clip's borders come up as often as its middle, and a window reaches them."""
+    """Draw (slice to cut out of `whole`, its window). The clip's borders are drawn as often as its middle; windows reach them."""
     window = length - 2 * margin
     first = min(max(rng.randrange(1 - window, whole), 0), whole - window)
     start = min(max(first - margin, 0), whole - length)
@@ -68,33 +68,33 @@ def _times(span: slice, ratio: int) -> slice:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass learns from: video (B, 3, T, H, W) in [-1, 1]; mean and std (B, C, t, h, w), or None when not encoded yet."""
+    """The input of one training step: video (B, 3, T, H, W) in [-1, 1]; mean and std (B, C, t, h, w), None if not encoded yet."""
 
     video: Tensor
     mean: Tensor | None = None
     std: Tensor | None = None
-    windows: tuple[tuple[slice, slice], ...] | None = None  # of each clip, rows and columns of pixels that count; None: all
-    noise: Tensor | None = None  # standard normal (B, C, t, h, w), where the posterior is sampled
-    looked_at: tuple[int, ...] | None = None  # pixel frames that the perceptual loss looks at; None: all
+    windows: tuple[tuple[slice, slice], ...] | None = None  # per clip, the rows and columns of pixels that losses use; None: all
+    noise: Tensor | None = None  # standard normal (B, C, t, h, w), if the posterior is sampled
+    looked_at: tuple[int, ...] | None = None  # pixel frames that the perceptual loss uses; None: all
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
+        """All tensors that are not None."""
         return [tensor for tensor in (self.video, self.mean, self.std, self.noise) if tensor is not None]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with every tensor changed."""
+        """Return the batch with `change` applied to video (B, 3, T, H, W) and to mean, std and noise (B, C, t, h, w) or None."""
         mean, std, noise = (None if tensor is None else change(tensor) for tensor in (self.mean, self.std, self.noise))
         return replace(self, video=change(self.video), mean=mean, std=std, noise=noise)
 
     def counted(self, video: Tensor) -> Tensor:
-        """The part of each clip of (B, 3, T, H, W) that losses look at."""
+        """Return the window of each clip of `video` (B, 3, T, H, W) that losses use, (B, 3, T, H', W'); without windows all."""
         if self.windows is None:
             return video
         return torch.stack([clip[..., rows, columns] for clip, (rows, columns) in zip(video, self.windows, strict=True)])
 
 
-ALL_CLIPS = slice(None)  # every clip of a batch; of several processes each reads its part
+ALL_CLIPS = slice(None)  # every clip of a batch; with several processes each reads its part
 
 
 @lru_cache(maxsize=4)
@@ -105,5 +105,5 @@ def _order(seed: int, epoch: int, num_items: int) -> list[int]:
 
 
 def item_at(seed: int, index: int, num_items: int) -> int:
-    """The `index`-th item of an endless stream that shuffles `num_items` anew each time round: a function, no state."""
+    """Return item number `index` of an endless stream that reshuffles `num_items` in every epoch: a function without state."""
     return _order(seed, index // num_items, num_items)[index % num_items]

@@ -1,11 +1,11 @@
 """The latent cache: posterior mean and std of clips, with the very pixels they were made from.
 
-    cache/manifest.json                          what made it: teacher identity and clip settings; how many parts it has
+    cache/manifest.json                          how it was made: teacher identity and clip settings; number of parts
     cache/shards/part-007-3f2a....safetensors    {key}.mean {key}.std (C, t, h, w) fp32, {key}.video (T, H, W, 3) uint8
     cache/shards/part-007-3f2a....json           its sha256, "tf32": true if it was encoded in TF32, and, per clip: key, source, first frame
-    cache/parts/                                 who works on what, and what is known of the videos: see cache_parts.py
+    cache/parts/                                 locks of the workers, and what is known about the videos: see parts.py
 
-A shard counts only with its .json, which is written after it: what a killed process leaves half-done is never read.
+A shard counts only with its .json, which is written after it. So the half-written shard of a killed process is never read.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ from turbovaed_cli.video import to_model
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where a clip comes from: which frames of which video, at what size."""
+    """The source of a clip: the video, its frames, and their size."""
 
-    path: str  # of the video, for people
+    path: str  # of the video, for messages
     video_sha256: str
     start: int
     frames: int
@@ -47,13 +47,13 @@ class ClipSource:
 
     @cached_property
     def key(self) -> str:
-        """The same for the same pixels, different for all others: names of files play no part."""
+        """A hash of the video's content and the frames taken. File names play no part, so equal clips have equal keys."""
         text = f"{self.video_sha256}/{self.start}/{self.frames}/{self.stride}/{self.size[0]}x{self.size[1]}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a cache; SettingsError where it was made otherwise."""
+    """Return the manifest of a cache. Raises SettingsError if it was made with settings other than `made_by`."""
     path = root / "manifest.json"
     before, manifest = read_sealed(path), json.loads(json.dumps(made_by))
     check_fields(before, {"parts": int | None}, path)
@@ -64,7 +64,7 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What two manifests say differently, as options of `cache-latents`, but for what belongs to the document alone."""
+    """Return the differences of two manifests as options of `cache-latents`; fields of the document alone are left out."""
     a, b = (
         {name: value for name, value in one.items() if name not in ("schema_version", "seal", "teacher_name")} for one in (a, b)
     )
@@ -82,12 +82,12 @@ def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
 
 
 def committed_shards(root: Path) -> Iterator[dict[str, Any]]:
-    """The .json of every committed shard, by name; CorruptFileError where one is not what CacheWriter wrote."""
+    """Yield the .json of every committed shard, by name. Raises CorruptFileError if one is not as CacheWriter wrote it."""
     yield from map(read_shard, whole_files(root / "shards", "*.json"))
 
 
 def read_shard(path: Path) -> dict[str, Any]:
-    """The .json of a committed shard."""
+    """Return the .json of a committed shard. Raises CorruptFileError if it is not as CacheWriter wrote it."""
     shard = read_sealed(path, RERUN)
     check_fields(shard, {"file": str, "sha256": str, "bytes": int, "tf32": bool | None, "clips": list[dict[str, Any]]}, path)
     if not plain_name(shard["file"]):
@@ -98,12 +98,15 @@ def read_shard(path: Path) -> dict[str, Any]:
 
 
 class LatentCache:
-    """A finished (or growing) cache, read at random. Every shard is checked against its sha256 when first used."""
+    """A finished (or growing) cache with random access. Every shard is checked against its sha256 when first used."""
 
     is_encoded = True  # its batches have latents
 
     def __init__(self, root: str | Path) -> None:
-        """`root` may be an fsspec URL: its shards are copied here as they are read, and kept."""
+        """Open the cache at `root`, a folder or fsspec URL; shards of a URL are copied to this machine when read, and kept.
+
+        Raises SettingsError if it is no cache or has no clips, CorruptFileError if its records are damaged.
+        """
         self._remote: RemoteFolder | None = None
         self.where = shown = str(root)
         if is_url(root):
@@ -125,7 +128,7 @@ class LatentCache:
         shards = list(committed_shards(root))
         found: dict[str, dict[str, Any]] = {}
         for shard in shards:
-            for clip in shard["clips"]:  # of two workers that met the same bytes under two names, the first
+            for clip in shard["clips"]:  # two workers may find the same bytes under two names: the first one counts
                 found.setdefault(clip["key"], {**clip, "file": shard["file"], "file_sha256": shard["sha256"]})
         self.clips = [found[key] for key in sorted(found)]
         in_tf32 = {shard["file"] for shard in shards if shard.get("tf32")}
@@ -138,7 +141,7 @@ class LatentCache:
         self.damaged: dict[str, str] = {}  # a damaged shard is an error, never passed over
 
     def _copy_records(self, root: Path) -> None:
-        """The manifest and the shards' .json as they are there now; several processes may do so at once."""
+        """Copy the manifest and the shards' .json as they are now; several processes may do so at once."""
         assert self._remote is not None
         there = {name for name in self._remote.listing() if name == "manifest.json" or re.fullmatch(r"shards/[^/]*\.json", name)}
         for name in there:
@@ -152,24 +155,24 @@ class LatentCache:
 
     @property
     def frames(self) -> int:
-        """Frames of its clips."""
+        """Pixel frames of each clip."""
         return int(self.manifest["clip"]["frames"])
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of its clips in pixels."""
+        """(height, width) of each clip in pixels."""
         height, width = self.manifest["clip"]["size"]
         return height, width
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any clip or what made it changes."""
+        """A hash of all clips and their shards; it changes when any of them changes."""
         return hashlib.sha256("".join(f"{clip['key']}{clip['file_sha256']}" for clip in self.clips).encode()).hexdigest()
 
     def read(self, index: int, place: Place | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(mean (C, t, h, w) fp32, std fp32, video (3, T, H, W) in [-1, 1]) of one clip, or of a place in it.
+        """Return mean and std (C, t, h, w) fp32 and video (3, T, H, W) in [-1, 1] of one clip, or of a place in it.
 
-        Raises CorruptFileError where bytes changed.
+        Raises CorruptFileError if the shard is missing or its bytes changed.
         """
         clip = self.clips[index]
         path = self.root / "shards" / str(clip["file"])
@@ -193,7 +196,7 @@ class LatentCache:
                 return mean[..., *place.latents], std[..., *place.latents], to_model(video[:, *place.pixels])
         except (SafetensorError, ValueError) as error:
             raise CorruptFileError(
-                f"{path} does not hold clip {clip['key']} as its manifest says: {error}",
+                f"{path} does not hold clip {clip['key']} as its manifest records: {error}",
                 f"remove {path.with_suffix('.json')} and run cache-latents again",
             ) from error
 
@@ -208,7 +211,10 @@ class LatentCache:
             raise ValueError(f"latents {tuple(mean.shape)}, video {video.get_shape()} of {video.get_dtype()}, not {wanted} of U8")
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """`part` of the batch number `index` of an endless shuffled stream, cut to `crop`; depends on nothing but its arguments."""
+        """Return `part` of batch `index` of an endless shuffled stream, cut to `crop`, in the shapes of Batch.
+
+        It depends on its arguments only. Raises CorruptFileError as `read` does.
+        """
         numbers = [item_at(seed, index * batch_size + i, len(self)) for i in range(batch_size)[part]]
         places = [None] * len(numbers) if crop is None else crop.places(seed, index, batch_size, self.size)[part]
         means, stds, videos = zip(*(self.read(number, place) for number, place in zip(numbers, places, strict=True)), strict=True)
@@ -216,16 +222,16 @@ class LatentCache:
         return Batch(torch.stack(videos), torch.stack(means), torch.stack(stds), windows)
 
     def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
-        """The clips of that batch, for people."""
+        """Return the names of the clips that `batch_at` returns for the same arguments, for messages."""
         clips = [self.clips[item_at(seed, index * batch_size + i, len(self))] for i in range(batch_size)[part]]
         return [f"{clip['path']} from frame {clip['start']} ({clip['key']} in {clip['file']})" for clip in clips]
 
 
 @contextmanager
 def open_cache(out: str | Path) -> Iterator[tuple[Path, Callable[[Path], None]]]:
-    """(the local folder to write a latent cache in, what to do with each shard that is complete).
+    """Yield (a local folder to write a latent cache in, a function to call with each finished shard).
 
-    Behind a URL a shard is copied there and removed here; the rest, which is small, follows in the end.
+    If `out` is a URL, a finished shard is uploaded and removed here; the remaining files, which are small, follow at the end.
     """
     if not is_url(out):
         yield Path(out), lambda _: None

@@ -1,7 +1,7 @@
-"""`cache-latents`: encode clips once, so that every later distillation step pays for no encoder.
+"""`cache-latents`: encode clips once, so that no later distillation step runs the encoder.
 
-Threads look into videos and read them ahead, this one encodes, another one writes: the encoder waits for neither. Nothing is
-held for more than the videos at hand, however many there are; what is known of finished ones is in the cache (cache_parts.py).
+Worker threads probe videos and read them ahead, the main thread encodes, and another one writes, so that the encoder never
+waits. Memory holds only the videos in work, however many there are; the records of finished ones are in the cache (parts.py).
 """
 
 import time
@@ -42,15 +42,15 @@ from turbovaed_cli.video.usable import Skipped, no_usable_video, too_short
 
 @dataclass(frozen=True)
 class CacheResult:
-    """What a caching run came to."""
+    """The result of a caching run."""
 
     out: str
     encoded: int  # clips encoded by this run
     found: int  # clips that were there already
     skipped: list[Skipped]  # videos and clips that could not be read, by this run or one before
-    encoder_busy: float | None = None  # share of the time behind the first batch; None where fewer than two were encoded
+    encoder_busy: float | None = None  # share of the time after the first batch; None if fewer than two were encoded
     shard: str | None = None  # this run's share of the videos, "3/8"
-    left_to_others: list[str] = field(default_factory=list)  # who was at work on the parts that this run left alone
+    left_to_others: list[str] = field(default_factory=list)  # the workers that held the parts this run skipped
 
 
 def cache_latents(
@@ -65,10 +65,10 @@ def cache_latents(
 ) -> CacheResult:
     """Encode clips of every video under `data` with `spec`'s teacher into the cache folder `out`; both may be fsspec URLs.
 
-    Running it again encodes only what is missing, and so do several at once: each part of the videos belongs to one process
-    at a time, and to none that has died. `shard` takes a fixed share of them. An unreadable video is listed with its reason
-    and the rest goes on, until they are more than `settings.max_failures`. Raises ShapeError or FrameCountError for clips
-    the teacher would silently change, SettingsError where `out` was made otherwise or no video can be used,
+    Running it again encodes only what is missing. Several processes may run at once: each part of the videos is held by one
+    live process at a time. `shard` takes a fixed share of the parts. An unreadable video is listed with its reason, and the
+    run goes on until there are more than `settings.max_failures`. Raises ShapeError or FrameCountError for clips that the
+    teacher would silently change, SettingsError if `out` was made with other settings or no video can be used, and
     CheckFailedError for too many failures.
     """
     check_cache_settings(spec, settings)
@@ -95,7 +95,7 @@ class _Clip:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Every clip of a video came before this."""
+    """The marker after the last clip of a video."""
 
     part: Part
     video: PlannedVideo
@@ -103,7 +103,7 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _End:
-    """Every video of a part came before this."""
+    """The marker after the last video of a part."""
 
     part: Part
 
@@ -128,13 +128,13 @@ class _CachingRun:
                 self.names[number].append(name)
         self.total = sum(map(len, self.names.values()))
         self.claimed: list[Part] = []
-        self.others: dict[int, str] = {}  # who has the parts that this run could not get
+        self.others: dict[int, str] = {}  # the holders of the parts that this run could not claim
         self.encoded = self.found = 0
         self.skipped: list[Skipped] = []
         self.shown: list[VideoInfo] = []  # videos of which reading changes something
 
     def run(self, teacher: Teacher, device: torch.device, out: str) -> CacheResult:
-        """Everything, from the first part to the last."""
+        """Cache every part, from the first to the last."""
         busy = BusyClock()
         with ExitStack() as on_the_way_out:
             on_the_way_out.callback(self._give_back)
@@ -158,7 +158,7 @@ class _CachingRun:
         )  # fmt: skip
 
     def _parts(self) -> Iterator[Part]:
-        """Parts that nobody else works on; those that were taken are tried again in the end: their holder may be done, or dead."""
+        """Claim the free parts one by one. Taken parts are tried again at the end, as their holder may have finished or died."""
         for numbers in (sorted(self.names), self.others):
             for number in list(numbers):
                 part = claim(self.writer.root, number)
@@ -171,7 +171,7 @@ class _CachingRun:
                 yield part
 
     def _stream(self) -> Iterator[_Clip | _Seen | _End]:
-        """Everything there is to do, in order; videos are looked into ahead."""
+        """Yield all the work in order, with markers; videos are probed ahead."""
         for part in self._parts():
             committed = self.writer.committed(part.number)
             queued: set[str] = set()  # the same bytes under two names are one clip
@@ -189,7 +189,7 @@ class _CachingRun:
             yield _End(part)
 
     def _named(self, part: Part, committed: Set[str]) -> Iterator[tuple[str, KnownVideo | None, PlannedVideo | None]]:
-        """The videos of a part, with what is known of them, and their plan where it needs no look: nothing of it is missing."""
+        """Yield (name, known facts, plan) for the videos of a part. The plan is None if some of the video is still missing."""
         for name in self.names[part.number]:
             known = still_known(part.before, name, self.settings)
             plan = plan_known(self.videos, self.settings, name, known)
@@ -202,7 +202,7 @@ class _CachingRun:
         return plan or plan_video(self.videos, self.settings, name, known)
 
     def _batches(self) -> Iterator["list[_Frames] | _End"]:
-        """Clips that could be read, in batches that no part shares, and where parts end; the others go to `skipped`."""
+        """Yield readable clips in batches within one part, and the markers of parts that end. Other clips go to `skipped`."""
         progress = self.report.track(range(self.total), "caching videos", total=self.total)
         batch: list[_Frames] = []
         failed: dict[str, dict[str, str]] = {}
@@ -231,17 +231,17 @@ class _CachingRun:
                 progress.close()
 
     def _read(self, item: _Clip | _Seen | _End) -> np.ndarray | str | None:
-        """The frames of a clip, or why there are none."""
+        """Return the frames of a clip, or the reason why it cannot be read; None for a marker."""
         return read_clip_of((item.source, item.info)) if isinstance(item, _Clip) else None
 
     def _done_with(self, item: _Seen, failed: dict[str, str]) -> None:
-        """Keep what is known of a video, and what of it could not be read; too much of that is an error."""
+        """Record a video and its unreadable clips. Raises CheckFailedError if there are too many failures."""
         known = item.video.known
         if item.video.info is not None and item.video.info.notes:
             self.shown.append(item.video.info)
         for start, reason in failed.items():
             known = known.with_failed(int(start), reason)
-        item.part.videos[as_text(item.video.name)] = known  # which JSON can hold
+        item.part.videos[as_text(item.video.name)] = known  # as_text: a name that JSON can hold
         self.videos.drop(item.video.name)
         frames = span_of(self.settings)
         if not known.reason and not known.failed and known.frames >= frames:
@@ -257,7 +257,7 @@ class _CachingRun:
             last = self.skipped[-1]
             raise CheckFailedError(
                 f"{len(self.skipped)} inputs failed, --max-failures is {self.settings.max_failures}; the last: {last.path}: {last.reason}",
-                "what was encoded is kept; mend or remove them, then the same command with --retry-failed",
+                "what was encoded is kept; repair or remove them, then run the same command with --retry-failed",
             )
 
     def _write(self, busy: "BusyClock", item: "_Encoded | _End") -> None:
@@ -281,7 +281,7 @@ class _CachingRun:
         )
 
     def _give_back(self) -> None:
-        """On the way out, by whatever error: what is encoded counts, and the parts are free."""
+        """Commit what is encoded and free the parts, also after an error."""
         with ExitStack() as each:
             for part in self.claimed:
                 each.callback(part.close)
@@ -299,20 +299,20 @@ class _Frames:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A batch behind the encoder: its clips, their posteriors on the CPU, and when the encoder began and ended.
+    """An encoded batch: its clips, their posteriors on the CPU, and when the encoder began and ended.
 
-    On CUDA all of that is so only once `ended` has happened, which is for the writer to wait for.
+    On CUDA these values are valid only after `ended` has happened; the writer waits for it.
     """
 
     clips: list[_Frames]
     mean: Tensor  # (B, C, t, h, w) fp32
     std: Tensor
-    began: float | torch.cuda.Event  # seconds, or where in the stream
+    began: float | torch.cuda.Event  # seconds, or an event in the stream
     ended: float | torch.cuda.Event
 
 
 def read_clip_of(clip_of: tuple[ClipSource, VideoInfo]) -> np.ndarray | str:
-    """The frames of a clip, (T, H, W, 3) uint8, or why there are none."""
+    """Return the frames of a clip, (T, H, W, 3) uint8, or the reason why it cannot be read."""
     clip, info = clip_of
     try:
         return read_clip_uint8(info, clip.frames, clip.size, start=clip.start, stride=clip.stride)
@@ -328,7 +328,10 @@ def _encode(teacher: Teacher, clips: list[_Frames]) -> _Encoded:
 
 
 def encode_clips(teacher: Teacher, clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Mean and std (B, C, t, h, w), fp32, of clips (T, H, W, 3) uint8; on CUDA they come over while the next batch is encoded."""
+    """Return mean and std (B, C, t, h, w), fp32 on the CPU, of clips (T, H, W, 3) uint8.
+
+    On CUDA the copies are asynchronous, so that the next batch is encoded meanwhile: synchronise before reading them.
+    """
     posterior = teacher.encode(torch.stack([to_model(clip, teacher.device) for clip in clips]))
     return _to_cpu(posterior.mean.float()), _to_cpu(posterior.std.float())
 
@@ -342,21 +345,21 @@ def _now(*, on_cuda: bool) -> float | torch.cuda.Event:
 
 
 def _to_cpu(value: Tensor) -> Tensor:
-    """On CUDA into pinned memory, and not waited for."""
+    """Copy to the CPU; from CUDA into pinned memory, without waiting."""
     if value.device.type != "cuda":
         return value.cpu()
     return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
 
 
 class BusyClock:
-    """What share of the time something was at work once warm: from the end of its first piece of work to that of its last."""
+    """Measures the busy share of the time, from the end of the first piece of work (the warm-up) to the end of the last."""
 
     def __init__(self) -> None:
         self._first = self._last = self._busy = 0.0
         self._pieces = 0
 
     def add(self, seconds: float, ended: float) -> None:
-        """A piece of work took `seconds` and ended at `ended`, a time in seconds."""
+        """Add a piece of work that took `seconds` and ended at `ended`, a time in seconds."""
         if self._pieces == 0:
             self._first = ended
         else:
@@ -366,5 +369,5 @@ class BusyClock:
 
     @property
     def share(self) -> float | None:
-        """0 to 1; None where there were fewer than two pieces."""
+        """The busy share, 0 to 1; None if there were fewer than two pieces."""
         return min(self._busy / (self._last - self._first), 1.0) if self._last > self._first else None

@@ -1,4 +1,4 @@
-"""`cache-latents --dry-run`: what a caching job would take, from a sample of the videos."""
+"""`cache-latents --dry-run`: the time, disk and memory that a caching job would take, from a sample of the videos."""
 
 import time
 from collections.abc import Sequence
@@ -35,24 +35,24 @@ from turbovaed_cli.settings import CacheSettings
 from turbovaed_cli.video.sources import Videos, open_videos
 from turbovaed_cli.video.usable import Skipped, too_short
 
-SAMPLE_VIDEOS = 24  # that a dry run looks into
-SAMPLE_BATCHES = 4  # that it encodes behind the first, which is slow
+SAMPLE_VIDEOS = 24  # that a dry run probes
+SAMPLE_BATCHES = 4  # that it encodes after the first, which is slow
 
 
 @dataclass(frozen=True)
 class CacheEstimate:
-    """What a caching run would take, from a sample of the videos."""
+    """The estimated cost of a caching run, from a sample of the videos."""
 
     out: str
     videos: int  # of this share
-    looked_into: int  # so many of them
-    clips: int  # to encode; exact where every video was looked into
-    skipped: list[Skipped]  # of those looked into
-    disk_bytes: int  # the cache will be so much larger
-    free_bytes: int | None  # where it will lie; None behind a URL
-    download_bytes: int  # weights that are not here
-    seconds: float | None = None  # None where the weights are not here, so that nothing could be timed
-    peak_mb: float | None = None  # memory: of a GPU its tensors, else the process
+    looked_into: int  # how many of them were probed
+    clips: int  # to encode; exact if every video was probed
+    skipped: list[Skipped]  # of the probed videos
+    disk_bytes: int  # that the cache will grow by
+    free_bytes: int | None  # on the disk of the cache; None for a URL
+    download_bytes: int  # of weights that are not on this machine
+    seconds: float | None = None  # None if weights are missing, as nothing could be timed
+    peak_mb: float | None = None  # of memory: on a GPU the tensors, else the whole process
     device: str = ""
 
 
@@ -65,7 +65,7 @@ def estimate_cache(
     shard: Shard | None = None,
     report: Reporter = quiet,
 ) -> CacheEstimate:
-    """Look into some videos, encode some clips, and write nothing. Raises what cache_latents would for the settings."""
+    """Probe some videos, encode some clips, and write nothing. Raises what cache_latents would raise for the settings."""
     check_cache_settings(spec, settings)
     device, dtype = resolve_device(settings.device, report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, report)
@@ -109,7 +109,7 @@ def estimate_cache(
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
     before = still_known(known, name, settings)
     done = plan_known(videos, settings, name, before) if before is not None and before.reason else None
-    return done or plan_video(videos, settings, name, before)  # also what is known: some of it is encoded
+    return done or plan_video(videos, settings, name, before)  # known videos too: clips of theirs are timed
 
 
 def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:
@@ -121,7 +121,7 @@ def _reason(plan: PlannedVideo, settings: CacheSettings) -> str:
 def _time_some(
     teacher: Any, planned: Sequence[PlannedVideo], settings: CacheSettings, device: torch.device, report: Reporter
 ) -> dict[str, Any]:
-    """Seconds per clip behind the first batch, as reading and encoding go on side by side; bytes per clip; peak memory."""
+    """Measure seconds per clip after the first batch, while reading and encoding overlap; bytes per clip; peak memory."""
     report.note("timing some clips")
     forget_peak(device)
     clips = [(clip, plan.info) for plan in planned for clip in plan.clips if plan.info]
@@ -142,7 +142,7 @@ def _time_some(
 
 
 def _bytes_of_clip(spec: ModelSpec, settings: CacheSettings) -> int:
-    """Pixels as uint8, and mean and std in fp32: at most."""
+    """Return the most bytes that a clip takes: pixels as uint8, mean and std in fp32."""
     teacher, (height, width) = spec.teacher, settings.size
     latents = teacher.latent_frames(settings.frames) * (height // teacher.space_ratio) * (width // teacher.space_ratio)
     return settings.frames * height * width * 3 + 2 * 4 * teacher.latent_channels * latents

@@ -1,10 +1,10 @@
-"""Latents in a file: what pipelines, ComfyUI and this tool write, as the raw latents (C, t, h, w) that a decoder takes.
+"""Latents in a file: files of pipelines, ComfyUI and this tool, read as the raw latents (C, t, h, w) that a decoder takes.
 
-Raw latents are what a VAE's `encode` returns. Diffusion pipelines compute with normalised ones, and LTX's packs them too:
+Raw latents are what a VAE's `encode` returns. Diffusion pipelines compute with normalised ones, and the LTX pipeline packs them:
 
     normalised = (raw - mean) * scaling_factor / std          raw = normalised * std / scaling_factor + mean
 
-Nothing is guessed: `latents_are` says which of the two a file holds, and a spread that speaks for the other is a warning.
+Nothing is guessed: the caller gives `latents_are`. If the spread of the latents suggests the other form, there is a warning.
 """
 
 import math
@@ -28,15 +28,15 @@ LATENTS_ARE = ("raw", "normalised")
 HOW_TO_SAVE = 'safetensors.torch.save_file({"latents": latents.contiguous()}, "latents.safetensors") saves (1, C, t, h, w)'
 _USUAL_NAMES = ("latents", "latent_tensor", "samples", "latent", "mean")
 _COMFY_TENSOR, _COMFY_MARK = "latent_tensor", "latent_format_version_0"
-_STATISTICS = ("latents_mean", "latents_std", "scaling_factor")  # beside the latents of an export
+_STATISTICS = ("latents_mean", "latents_std", "scaling_factor")  # stored next to the latents of an export
 _COMFY_OLD_SCALE = 1 / 0.18215  # what ComfyUI multiplies a file without its mark by
 _SPREAD_SLACK = math.log(1.25)  # normalised and raw channels that differ by less cannot be told apart
-_CLOSE = math.log(2)  # a channel whose spread is within this of what it should be is as it should be
+_CLOSE = math.log(2)  # a spread within this of the expected one is taken as correct
 
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """The latents of one decoder: how many channels, how pipelines normalise them, and how many pixels one stands for."""
+    """The latents of one decoder: the number of channels, how pipelines normalise them, and the pixels that each stands for."""
 
     channels: int
     mean: tuple[float, ...]  # per channel
@@ -47,7 +47,7 @@ class LatentSpace:
 
     @classmethod
     def of(cls, student: "StudentDecoder") -> "LatentSpace":
-        """The latent space of a student."""
+        """Return the latent space of a student."""
         mean, std = (tuple(value.float().tolist()) for value in (student.latents_mean, student.latents_std))
         config = student.config
         time, space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
@@ -55,7 +55,7 @@ class LatentSpace:
 
     @property
     def spread(self) -> Tensor:
-        """The standard deviation of each channel of raw latents, (C,): normalised ones have about 1."""
+        """The standard deviation of each channel of raw latents, (C,); normalised latents have about 1."""
         return torch.tensor(self.std) / self.scaling_factor
 
     @property
@@ -64,11 +64,11 @@ class LatentSpace:
         return bool((self.spread == 1).all()) and not any(self.mean)
 
     def raw(self, normalised: Tensor) -> Tensor:
-        """Normalised latents (C, t, h, w) as raw ones: what diffusers pipelines do before they decode."""
+        """Convert normalised latents (C, t, h, w) to raw ones, as diffusers pipelines do before decoding."""
         return normalised * self._column(self.std) / self.scaling_factor + self._column(self.mean)
 
     def normalised(self, raw: Tensor) -> Tensor:
-        """The inverse of `raw`."""
+        """Convert raw latents (C, t, h, w) to normalised ones, the inverse of `raw`."""
         return (raw - self._column(self.mean)) * self.scaling_factor / self._column(self.std)
 
     def _column(self, values: Sequence[float]) -> Tensor:
@@ -77,7 +77,7 @@ class LatentSpace:
 
 @dataclass(frozen=True)
 class LatentsFile:
-    """What a latents file came to: raw latents (C, t, h, w) in fp32, and what was done to those in the file."""
+    """The content of a latents file: raw latents (C, t, h, w) in fp32, and notes on how they were converted."""
 
     path: Path
     latents: Tensor
@@ -142,7 +142,7 @@ def read_latents(
 
 
 def _tensor_of(path: Path) -> tuple[str, Tensor, float]:
-    """(name, tensor, what to multiply it by) of the clip in a file."""
+    """Return (name, tensor, factor to multiply it by) of the clip in a file."""
     try:
         loaded = load_safely(path)
     except WeightFileError as error:
@@ -186,7 +186,7 @@ def _as_clip(
     expected: tuple[int, ...],
     notes: list[str],
 ) -> Tensor:
-    """(C, t, h, w) of a tensor in one of the layouts that pipelines give."""
+    """Return a tensor in one of the layouts that pipelines give as (C, t, h, w)."""
     channels = space.channels if space is not None else None
     what = f"{name} in {path} is {tuple(found.shape)}"
     if 0 in found.shape or found.ndim not in (2, 3, 4, 5):
@@ -212,7 +212,7 @@ def _as_clip(
 def _unpacked(
     tokens: Tensor, what: str, space: LatentSpace | None, shape: tuple[int, ...], expected: tuple[int, ...], notes: list[str]
 ) -> Tensor:
-    """(t * h * w, C) as diffusers' LTXPipeline packs latents, in patches of 1, to (C, t, h, w)."""
+    """Unpack (t * h * w, C), as diffusers' LTXPipeline packs latents in patches of 1, to (C, t, h, w)."""
     num_tokens, channels = tokens.shape
     if space is not None and channels != space.channels:
         raise ShapeError(
@@ -231,7 +231,7 @@ def _unpacked(
     if math.prod(shape) != num_tokens:
         raise ShapeError(
             f"{what}: {num_tokens} tokens are not {' x '.join(map(str, shape))}",
-            "the product of --latents-shape (latent frames, rows, columns) is the number of tokens",
+            "the product of --latents-shape (latent frames, rows, columns) has to be the number of tokens",
         )
     return tokens.view(*shape, channels).permute(3, 0, 1, 2)
 
@@ -240,7 +240,7 @@ def _unpacked(
 
 
 def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -> list[str]:
-    """A warning if the spread of the channels speaks for the other convention, as far as the two can be told apart."""
+    """Return a warning if the spread of the channels suggests the other convention, as far as the two can be told apart."""
     if len(latents) != space.channels or latents[0].numel() < 2:
         return []
     found = latents.flatten(1).std(dim=1).clamp_min(1e-6).log()
@@ -253,7 +253,7 @@ def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -
         return []
     spreads = {"raw": raw.exp().median().item(), "normalised": 1.0}
     return [
-        f"{path.name} is read as {latents_are} latents, and looks {other}: its channels have a standard deviation of about "
+        f"{path.name} is read as {latents_are} latents, but looks {other}: its channels have a standard deviation of about "
         f"{found.exp().median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
-        f"--latents-are {other} reads them so"
+        f"--latents-are {other} reads them as {other}"
     ]

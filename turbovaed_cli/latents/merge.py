@@ -1,4 +1,4 @@
-"""`cache-latents --merge`: one cache of several."""
+"""`cache-latents --merge`: make one cache of several."""
 
 import shutil
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ from turbovaed_cli.reporting import Reporter, quiet
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What merging came to."""
+    """The result of a merge."""
 
     out: str
-    clips: int  # that the cache has now
+    clips: int  # in the merged cache
     copied_shards: int
     found_shards: int  # that were there already
 
@@ -29,11 +29,11 @@ class MergeResult:
 def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -> MergeResult:
     """Copy the shards of several caches, made with the same settings, into `out`; every shard is checked against its sha256.
 
-    Raises SettingsError where one was made otherwise, CorruptFileError for a shard that changed. Running it again copies
-    what is missing.
+    Raises SettingsError if a cache was made with other settings, CorruptFileError if a shard changed. Running it again
+    copies what is missing.
     """
     if any(map(is_url, sources)):
-        raise SettingsError("--merge takes folders", "copy what lies behind the URL")
+        raise SettingsError("--merge takes folders, not URLs", "download the cache at the URL first")
     manifests = {source: read_sealed(_manifest_of(source)) for source in sources}
     if (out / "manifest.json").is_file():
         manifests = {out: read_sealed(out / "manifest.json"), **manifests}
@@ -69,7 +69,7 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
 
 
 def _is_whole(record: Path) -> bool:
-    """Whether the shard of a .json is what was written."""
+    """Whether the shard of a .json is there and unchanged."""
     shard = read_shard(record)
     path = record.with_name(shard["file"])
     return path.is_file() and sha256_of(path) == shard["sha256"]
@@ -83,13 +83,13 @@ def _manifest_of(source: Path) -> Path:
 
 
 def _merge_records(sources: Sequence[Path], out: Path) -> None:
-    """What is known of the videos, so that a run on the merged cache finds nothing to do."""
+    """Merge the records of the videos, so that a run on the merged cache finds nothing to do."""
     names = sorted({path.name for source in sources for path in whole_files(source / "parts", "part-*.json")})
     for name in names:
         known: dict[str, KnownVideo] = {}
         for folder in (*sources, out):
             for video, facts in read_part(folder / "parts" / name).items():
-                if video not in known or not facts.reason:  # who could read it knows more
+                if video not in known or not facts.reason:  # the record of a process that could read it wins
                     known[video] = facts
         with hold_lock(out / "parts" / Path(name).with_suffix(".lock")) as other:
             if other:

@@ -1,13 +1,13 @@
-"""How any number of processes on any number of machines make one latent cache without a coordinator.
+"""How any number of processes on any number of machines write one latent cache without a coordinator.
 
-Videos fall into parts by a hash of their names. Whoever works on a part holds its lock; what is known of its videos is kept:
+Videos are divided into parts by a hash of their names. A process locks a part while it works on it. Files per cache:
 
-    cache/parts/part-007.lock    held by the process that works on it; the system drops it when that ends, however it ends
+    cache/parts/part-007.lock    held by the process that works on it; the operating system releases it when that process ends
     cache/parts/part-007.json    per video: stamp, sha256 and frames, or why it cannot be read; clips that could not be read
-    cache/parts/listing.json     how many videos there were when a worker last looked
+    cache/parts/listing.json     the number of videos when a worker last listed them
 
-A part is worked on in the order of names and cut into batches and shards the same way every time, so that kills and the
-number of workers do not show in the bytes.
+A part is processed in the order of names and cut into batches and shards the same way every time. So the bytes do not depend
+on kills or on the number of workers.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from turbovaed_cli.files.whole import whole_files, write_whole
 
 RERUN = "remove that file and run cache-latents again"
 MOST_PARTS = 256
-_VIDEOS_PER_PART = 4  # at least, so that a few videos are not a shard each
+_VIDEOS_PER_PART = 4  # at least, so that a few videos do not become one shard each
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One of `count` equal shares of the work, counted from 0."""
+    """A fixed share of the work: number `index` of `count`, counted from 0."""
 
     index: int
     count: int
@@ -41,7 +41,7 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Read "3/8" as a Shard; SettingsError for anything else."""
+    """Parse a text such as "3/8". Raises SettingsError for anything else."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise SettingsError(f"--shard {text} is no share", "INDEX/COUNT, counted from 0: --shard 0/8 to --shard 7/8")
@@ -49,10 +49,10 @@ def parse_shard(text: str) -> Shard:
 
 
 def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None, str]:
-    """The share that a cluster's variables name, and in words where it comes from or what is missing; (None, "") without any.
+    """Return the shard that a cluster's variables name, and a text on its origin or on what is missing; (None, "") without any.
 
-    A Slurm array or a Kubernetes indexed job (whose number of completions has to be given as JOB_COMPLETIONS) is divided
-    further by the processes of torchrun, or of srun.
+    The share of a Slurm array or a Kubernetes indexed job is divided further by the processes of torchrun or srun. Kubernetes
+    does not set the number of completions: it has to be in JOB_COMPLETIONS.
     """
 
     def number(name: str, default: int | None = None) -> int | None:
@@ -70,7 +70,7 @@ def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None
         if not (completions := number("JOB_COMPLETIONS")):
             return None, "JOB_COMPLETION_INDEX is set, the number of completions is not: set JOB_COMPLETIONS, or give --shard"
         index, count, names = pod, completions, ["JOB_COMPLETION_INDEX"]
-    # What torchrun and srun set for each process, and nobody else: a batch script has SLURM_NTASKS without being several.
+    # Only torchrun and srun set these for each process. A batch script is one process, but has SLURM_NTASKS.
     launched = (
         {"RANK": "WORLD_SIZE"}
         if {"LOCAL_RANK", "MASTER_ADDR"} <= environment.keys()
@@ -83,51 +83,51 @@ def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None
             break
     if count == 1 or not 0 <= index < count:
         return None, ""
-    return Shard(index, count), f"shard {index}/{count}, as {' and '.join(names)} say{'s' if len(names) == 1 else ''}"
+    return Shard(index, count), f"shard {index}/{count}, from {' and '.join(names)}"
 
 
 def num_parts(num_videos: int, shards: int) -> int:
-    """How many parts a new cache gets: for every share the same number of them."""
+    """Return the number of parts of a new cache, a multiple of `shards`, so that every share has the same number."""
     wanted = min(max(num_videos // _VIDEOS_PER_PART, 1), MOST_PARTS)
     return max(-(-wanted // shards), 1) * shards
 
 
 def part_of(name: str, parts: int) -> int:
-    """The part that a video of this name (relative, with slashes) belongs to, whatever other videos there are."""
+    """Return the part of a video by its name (relative, with slashes); other videos do not change it."""
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big") % parts
 
 
 @dataclass(frozen=True)
 class KnownVideo:
-    """What was found out about a video, for as long as its stamp stays the same."""
+    """The record of a video, valid as long as its stamp stays the same."""
 
-    stamp: str  # its size and time of change, or what its storage tells instead
+    stamp: str  # its size and time of change, or what its storage gives instead
     sha256: str = ""
     frames: int = 0
     reason: str = ""  # why it cannot be read; then there is no sha256
     failed: Mapping[str, str] = field(default_factory=dict)  # first frames of clips that could not be read, and why
 
     def with_failed(self, start: int, reason: str) -> "KnownVideo":
-        """The same with one more clip that could not be read."""
+        """Return the record with one more clip that could not be read."""
         return replace(self, failed={**self.failed, str(start): reason})
 
 
 class Part:
-    """One part while it is worked on: what is known of its videos, and its lock."""
+    """One part while a process works on it: the records of its videos, and its lock."""
 
     def __init__(self, root: Path, number: int, lock: ExitStack) -> None:
         self.number, self._path, self._lock = number, _record_path(root, number), lock
         self._was = self.before = read_part(self._path)  # when the work began
-        self.videos: dict[str, KnownVideo] = {}  # those that are done with
+        self.videos: dict[str, KnownVideo] = {}  # finished in this run
         self._is_open = True
 
     def close(self) -> None:
-        """Write down what is known now, and let others have the part; once."""
+        """Write the records and release the part; a second call does nothing."""
         if not self._is_open:
             return
         self._is_open = False
         try:
-            # Of an interrupted pass, what the one before knew of the rest.
+            # An interrupted pass keeps the earlier records of the videos it did not reach.
             known = self.before | self.videos
             if known != self._was or not self._path.exists():
                 write_part(self._path, known)
@@ -136,13 +136,13 @@ class Part:
             self._was = self.before = self.videos = {}  # a run has many parts
 
     def forget_all_but(self, names: Sequence[str]) -> None:
-        """Drop what is known of videos that are gone."""
+        """Drop the records of videos that are not in `names`."""
         wanted = set(names)
         self.before = {name: known for name, known in self.before.items() if name in wanted}
 
 
 def claim(root: Path, number: int) -> Part | str:
-    """Take a part for this process; the words about who has it where that is another one."""
+    """Lock a part for this process, or return a description of the process that holds it."""
     lock = ExitStack()
     other = lock.enter_context(hold_lock(_record_path(root, number).with_suffix(".lock")))
     if other:
@@ -155,13 +155,13 @@ def claim(root: Path, number: int) -> Part | str:
 
 
 def write_listing(root: Path, num_videos: int) -> None:
-    """Tell how many videos there are."""
+    """Record the number of videos."""
     text = sealed({"videos": num_videos})
     write_whole(root / "parts" / "listing.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_listing(root: Path) -> int | None:
-    """How many videos there were when a worker last looked; None where none has. Raises CorruptFileError."""
+    """Return the number of videos when a worker last listed them; None if none has. Raises CorruptFileError if damaged."""
     path = root / "parts" / "listing.json"
     if not path.is_file():
         return None
@@ -171,18 +171,18 @@ def read_listing(root: Path) -> int | None:
 
 
 def holders(root: Path) -> list[str]:
-    """Who works on parts of a cache at the moment, each once."""
+    """Return descriptions of the processes that hold parts of a cache now, without duplicates."""
     return list(dict.fromkeys(filter(None, map(lock_holder, sorted((root / "parts").glob("part-*.lock"))))))
 
 
 def known_videos(root: Path) -> Iterator[tuple[str, KnownVideo]]:
-    """(name, what is known) of every video of every part."""
+    """Yield (name, record) of every video of every part."""
     for path in whole_files(root / "parts", "part-*.json"):
         yield from read_part(path).items()
 
 
 def read_part(path: Path) -> dict[str, KnownVideo]:
-    """The record of a part; empty where there is none yet. Raises CorruptFileError."""
+    """Return the records of a part's videos; empty if there are none yet. Raises CorruptFileError if the file is damaged."""
     if not path.exists():
         return {}
     record = read_sealed(path, RERUN)
@@ -194,7 +194,7 @@ _KINDS = {"stamp": str, "sha256": str, "frames": int, "reason": str, "failed": d
 
 
 def _known(facts: Any, path: Path, name: str) -> KnownVideo:
-    # The usual one is told at a glance: there may be very many.
+    # The usual record has a fast path, as there may be very many.
     if (
         isinstance(facts, dict)
         and list(map(type, facts.values())) == [str, str, int]
@@ -206,7 +206,7 @@ def _known(facts: Any, path: Path, name: str) -> KnownVideo:
 
 
 def write_part(path: Path, videos: Mapping[str, KnownVideo]) -> None:
-    """Write the record of a part."""
+    """Write the records of a part's videos."""
     text = sealed({"videos": {name: _short(videos[name]) for name in sorted(videos)}})
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

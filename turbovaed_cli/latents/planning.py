@@ -1,4 +1,4 @@
-"""Which clips a video gives, and what a cache records of how they were made."""
+"""Which clips are cut from a video, and what a cache records about how they were made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
 
 
 def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
-    """What a cache's manifest says of how its latents came about."""
+    """Return the fields of a cache's manifest that record how its latents are made."""
     return {
         "teacher": teacher.identity(),
-        "teacher_name": teacher.name,  # for people: who asks for the teacher that made these latents
+        "teacher_name": teacher.name,  # for messages that ask for the teacher that made these latents
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
         "reading": reading_identity(settings.hdr),
@@ -39,16 +39,16 @@ def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class PlannedVideo:
-    """A video, what is known of it, and its clips."""
+    """A video with its record and its clips."""
 
     name: str
     known: KnownVideo
     clips: list[ClipSource]
-    info: VideoInfo | None = None  # where it was probed just now
+    info: VideoInfo | None = None  # if it was probed just now
 
 
 def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None = None) -> PlannedVideo:
-    """Probe one video; what could not be read of it before stays so while its stamp is that of `known`."""
+    """Probe one video and plan its clips. Clips that failed before stay failed while its stamp is that of `known`."""
     stamp = ""
     try:
         stamp = videos.stamp(name)
@@ -57,20 +57,20 @@ def plan_video(videos: Videos, settings: CacheSettings, name: str, known: KnownV
         now = KnownVideo(stamp, sha256_of_video(info.path), info.num_frames, failed=failed)
         return PlannedVideo(name, now, _clips_of(videos.shown(name), now.sha256, now.frames, settings), info)
     except VideoError as error:
-        # What may go otherwise next time has no stamp, so that it is looked at again.
+        # A failure that may pass is recorded without a stamp, so that the video is probed again.
         return PlannedVideo(name, KnownVideo("" if isinstance(error, PassingVideoError) else stamp, reason=error.what), [])
     except OSError as error:
         return PlannedVideo(name, KnownVideo("", reason=f"cannot be read: {(error.strerror or str(error)).lower()}"), [])
 
 
 def still_known(known: Mapping[str, KnownVideo], name: str, settings: CacheSettings) -> KnownVideo | None:
-    """What is known of a video; nothing where it failed and is to be tried again."""
+    """Return the record of a video; None if there is none, or if it failed and is to be tried again."""
     found = known.get(as_text(name))
     return None if found is not None and settings.retry_failed and (found.reason or found.failed) else found
 
 
 def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownVideo | None) -> PlannedVideo | None:
-    """The same without looking into it; None where `known` is not true of it any more."""
+    """Plan the clips of a video from its record, without probing it; None if the record is out of date."""
     try:
         if known is None or known.stamp != videos.stamp(name):
             return None
@@ -81,7 +81,7 @@ def plan_known(videos: Videos, settings: CacheSettings, name: str, known: KnownV
 
 
 def plan_clips(info: VideoInfo, settings: CacheSettings) -> list[ClipSource]:
-    """The clips of one video."""
+    """Return the clips of one video."""
     return _clips_of(str(info.path), sha256_of_video(info.path), info.num_frames, settings)
 
 
@@ -91,7 +91,7 @@ def _clips_of(shown: str, sha256: str, num_frames: int, settings: CacheSettings)
 
 
 def clip_starts(num_frames: int, settings: CacheSettings) -> list[int]:
-    """First frames of the clips of a video: as many as fit without overlap, or `clips_per_video` spread evenly."""
+    """Return the first frames of a video's clips: all that fit without overlap, or `clips_per_video` spread evenly."""
     span = span_of(settings)
     last = num_frames - span
     starts = list(range(0, last + 1, span))
@@ -101,5 +101,5 @@ def clip_starts(num_frames: int, settings: CacheSettings) -> list[int]:
 
 
 def span_of(settings: CacheSettings) -> int:
-    """Frames of a video from the first to the last one of a clip."""
+    """Return the number of video frames that a clip spans, from its first to its last one."""
     return (settings.frames - 1) * settings.stride + 1

@@ -1,4 +1,4 @@
-"""What is around a caching job: what it would take (`--dry-run`), how far it is (`--status`), and making one of several (`--merge`)."""
+"""`cache-latents --status`: the progress of a caching job."""
 
 import time
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from turbovaed_cli.latents.parts import (
 )
 from turbovaed_cli.video.usable import Skipped
 
-_WINDOW_S = 600.0  # of the speed that --status tells
+_WINDOW_S = 600.0  # over which --status measures the speed
 
 
 @dataclass(frozen=True)
 class CacheStatus:
-    """How far a cache is, as any machine that sees its folder can tell."""
+    """The progress of a cache, read from its folder."""
 
     out: str
-    videos: int | None  # when a worker last looked; None where no worker of this version has
-    done: int  # videos that are finished, those that cannot be read among them
+    videos: int | None  # when a worker last listed them; None if no worker of this version has
+    done: int  # videos that are finished, including unreadable ones
     clips: int
     bytes: int
     failed: list[Skipped]
-    working: list[str]  # who is at it
-    clips_per_s: float | None = None  # over the last ten minutes; None where nobody works, or it is too early to tell
+    working: list[str]  # the active workers
+    clips_per_s: float | None = None  # over the last ten minutes; None if there is no active worker, or too few shards
     seconds_left: float | None = None
     parts: int = 1  # that the videos are divided into
-    tf32_clips: int = 0  # of `clips`, those whose latents were computed in TF32
+    tf32_clips: int = 0  # the clips among `clips` whose latents were computed in TF32
 
 
 def cache_status(out: Path) -> CacheStatus:
-    """Read it from the folder; changes nothing. Raises SettingsError where it is no cache."""
+    """Read the progress of the cache in folder `out`; changes nothing. Raises SettingsError if it is no cache."""
     if not (out / "manifest.json").is_file():
         raise SettingsError(f"{out} is no latent cache (no manifest.json)", "give the folder that cache-latents --out names")
     manifest = read_sealed(out / "manifest.json")
@@ -62,7 +62,7 @@ def cache_status(out: Path) -> CacheStatus:
     rate = left = None
     recent.sort()
     if working and len(recent) > 1 and now > recent[0][0]:
-        rate = sum(count for _, count in recent[1:]) / (now - recent[0][0])  # clips that came behind the first of them
+        rate = sum(count for _, count in recent[1:]) / (now - recent[0][0])  # clips after the first recent shard
         if videos and known and rate:
             left = max(videos * of_known / len(known) - clips, 0.0) / rate
     parts = int(manifest.get("parts", 1))

@@ -19,7 +19,7 @@ from turbovaed_cli.latents.cache import ClipSource, check_manifest, read_shard
 
 
 class CacheWriter:
-    """Adds clips to a cache folder, shard by shard, from any thread. Use as a context manager: its exit commits the open shard."""
+    """Adds clips to a cache folder, shard by shard, from any thread; a context manager whose exit commits the open shard."""
 
     def __init__(
         self,
@@ -31,8 +31,9 @@ class CacheWriter:
         *,
         tf32: bool = False,
     ) -> None:
-        """`parts` is for a new cache: how many its videos are divided into; `self.parts` is what it has. `on_commit` gets each shard.
+        """Open or create the cache in `root`. Raises SettingsError if its settings are other than `made_by`.
 
+        `parts` is the number of parts of a new cache; `self.parts` is the actual one. `on_commit` is called with each shard.
         `tf32` is recorded with each shard if the latents were computed in TF32.
         """
         self.root = root
@@ -46,29 +47,35 @@ class CacheWriter:
         self._bytes = 0
         self._lock = threading.RLock()
         self.parts = int(_agree_on_manifest(root, made_by, parts).get("parts", 1))
-        # Of an earlier turbovaed, whose shards belong to no part.
+        # Shards of an earlier turbovaed belong to no part.
         self._of_no_part = self._keys("[!p]*.json")
 
     def committed(self, part: int) -> set[str]:
-        """Keys of the clips that a part has: whoever holds the part is alone in adding to them."""
+        """Return the keys of the clips that a part has. Only the process that holds the part adds to them."""
         return self._of_no_part | self._keys(f"part-{part:03}-*.json")
 
     def _keys(self, pattern: str) -> set[str]:
         return {clip["key"] for path in whole_files(self.shards, pattern) for clip in read_shard(path)["clips"]}
 
     def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
-        """Keep one clip: mean and std (C, t, h, w), video (T, H, W, 3) uint8. Written when the shard is full."""
+        """Add one clip to the open shard: mean (C, t, h, w), std (C or 1, t, h, w), video (T, H, W, 3) uint8.
+
+        The shard is written when it is full.
+        """
         self.add_all([(source, mean, std, video)])
 
     def add_all(self, clips: Sequence[tuple[ClipSource, Tensor, Tensor, Tensor]], part: int = 0) -> None:
-        """Keep clips of one part that were encoded together; a shard ends behind all of them, so that a rerun makes the same batches."""
+        """Add clips of one part that were encoded together: (source, mean, std, video) each, in the shapes of `add`.
+
+        A shard never ends between them, so that a rerun makes the same batches.
+        """
         with self._lock:
             if part != self._part:
                 self.commit()
                 self._part = part
             for source, mean, std, video in clips:
                 key = source.key
-                # A deterministic or shared std is constant over channels: what repeats is stored once and expanded on reading.
+                # A std that is equal for all channels is given once, (1, t, h, w), and expanded on reading.
                 pieces = {f"{key}.mean": mean, f"{key}.std": std, f"{key}.video": video}
                 self._tensors |= {name: value.detach().cpu().contiguous() for name, value in pieces.items()}
                 self._clips.append({"key": key, **asdict(source)})
@@ -96,12 +103,12 @@ class CacheWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        # Also on an error: what was encoded so far is whole, and the next run goes on behind it.
+        # Also on an error: what was encoded so far is whole, and the next run continues after it.
         self.commit()
 
 
 def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> dict[str, Any]:
-    """The manifest of a cache, written where there is none; SettingsError where it was made otherwise."""
+    """Return the manifest of a cache; write it if there is none. Raises SettingsError if it was made with other settings."""
     path = root / "manifest.json"
     if not path.exists():
         ours = ("shards", "parts", "manifest.json")  # which another process may have written meanwhile

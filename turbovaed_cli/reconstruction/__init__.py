@@ -1,8 +1,8 @@
 """`reconstruct`: video in, video out, in bounded memory.
 
-reconstruct.py  the verb, for one video or one file of latents
-folder.py       the same for every input of a folder
-encoding.py     the teacher's latents, as frames come
-memory.py       how much memory decoding and encoding will take
-windows.py      windows that overlap, and a fade where they meet
+reconstruct.py  the command, for one video or one file of latents
+folder.py       the command for every input of a folder
+encoding.py     encoding to the teacher's latents, piece by piece
+memory.py       predicted memory of encoding and decoding, and pieces that fit
+windows.py      overlapping windows and the cross-fade between them
 """

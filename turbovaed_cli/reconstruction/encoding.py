@@ -1,8 +1,8 @@
-"""Encoding videos of any length in bounded memory: the teacher's latents, as frames come.
+"""Encode videos of any length to the teacher's latents, piece by piece, in bounded memory.
 
-Where the class is causal and local, in the numbers of a whole-clip encode: LTX, whose convolutions are handed the frames they
-would have seen, and CogVideoX, whose own whole-clip encode goes through the video by eight frames. Elsewhere (attention,
-norms over time, convolutions that look ahead) in windows that overlap and fade into each other, which is an approximation.
+Causal, local teachers give the latents of a whole-clip encode, within rounding. For LTX, each convolution is handed the frames
+it would have seen. CogVideoX's own whole-clip encode already takes eight frames at a time. Other teachers (attention, norms
+over time, convolutions that look ahead) are encoded in overlapping windows that are cross-faded, which is an approximation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,22 +20,22 @@ from turbovaed_cli.registry.specs import TeacherSpec
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
 _SHORTER_WINDOW = 17  # if memory is short
-OVERLAP = 4  # latent frames that neighbouring windows share; of windows shorter than two of that, half of theirs
+OVERLAP = 4  # latent frames that neighbouring windows share; at most half of a window
 _CARRIED = ("AutoencoderKLLTXVideo",)
-_CHUNKED = {"AutoencoderKLCogVideoX": 8}  # frames that the class itself encodes at once, behind the first
+_CHUNKED = {"AutoencoderKLCogVideoX": 8}  # frames that the class itself encodes at once, after the first frame
 
 
 def encodes_exactly(teacher: Teacher) -> bool:
-    """Whether `encoded` gives the latents of the whole video at once, within rounding; elsewhere windows fade into each other."""
+    """Whether `encoded` gives the latents of a whole-clip encode, within rounding; if not, it cross-fades windows."""
     is_causal = getattr(teacher.vae.config, "encoder_causal", True)
     return teacher.spec.class_name in _CHUNKED or (teacher.spec.class_name in _CARRIED and is_causal)
 
 
 def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]:
-    """Pixel frames that `encoded` may take at once, about `most` or fewer, from the most to the fewest.
+    """Return the numbers of pixel frames that `encoded` may take at once, from the most (about `most`) to the fewest.
 
-    Of a teacher that encodes in windows these are their lengths, whatever `most` is: shorter ones are a worse approximation.
-    `num_frames` are those of the video, which is no longer; 0: not known.
+    For a teacher that encodes in windows these are the window lengths, whatever `most` is; shorter ones approximate worse.
+    `num_frames` is the length of the video; 0 if it is not known.
     """
     spec, ratio = teacher.spec, teacher.spec.time_ratio
     if not encodes_exactly(teacher):
@@ -53,15 +53,16 @@ def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]
 
 
 def _window_length(spec: TeacherSpec, frames: int) -> int:
-    """Frames of a window of about `frames`: two latents at least, of which its neighbour has one."""
+    """Return the length of a window of about `frames` pixel frames: at least two latents, so that it can share one."""
     return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
 def encoded(teacher: Teacher, pieces: Iterable[Tensor], frames: int = 0) -> Iterator[Tensor]:
-    """The posterior means (B, C, n, h, w) of a video that comes in pieces (B, 3, m, H, W) in [-1, 1], any m, one after the other.
+    """Yield the posterior means (B, C, n, h, w) of a video that comes in pieces (B, 3, m, H, W) in [-1, 1], of any m.
 
-    H and W are multiples of what the teacher wants; a number of frames that it does not take is made up to one by repeating
-    the last. About `frames` pixel frames are encoded at once (0: eight where that is exact, else 33).
+    H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.
+    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). Raises
+    FrameCountError if there is no frame.
     """
     source = _Frames(pieces)
     if source.ended:
@@ -79,7 +80,7 @@ def encoded(teacher: Teacher, pieces: Iterable[Tensor], frames: int = 0) -> Iter
 
 
 class _Frames:
-    """A video in pieces, taken in others."""
+    """A video that comes in pieces of any length and is taken in pieces of other lengths."""
 
     def __init__(self, pieces: Iterable[Tensor]) -> None:
         self._pieces = iter(pieces)
@@ -96,7 +97,7 @@ class _Frames:
         return False
 
     def take(self, count: int) -> Tensor:
-        """The next `count` frames, or those that are left."""
+        """Return the next `count` frames (B, 3, count, H, W), or those that are left."""
         taken: list[Tensor] = []
         while count and not self.ended:
             piece = self._held.pop()
@@ -108,7 +109,7 @@ class _Frames:
 
 
 def _made_up(video: Tensor, frames: int) -> Tensor:
-    """The video with its last frame repeated until there are `frames`."""
+    """Repeat the last frame of a video (B, 3, T, H, W) until there are `frames`."""
     return torch.cat([video, video[:, :, -1:].expand(-1, -1, frames - video.shape[2], -1, -1)], dim=2)
 
 
@@ -116,7 +117,7 @@ def _made_up(video: Tensor, frames: int) -> Tensor:
 
 
 def _one_after_the_other(teacher: Teacher) -> Callable[[Tensor], Tensor]:
-    """A function that encodes the pieces of one video in order: the first as a clip, those behind it as what goes on."""
+    """Return a function that encodes the pieces of one video in order: the first as a clip, later ones as its continuation."""
     if teacher.spec.class_name in _CHUNKED:
         return partial(_chunk, teacher.vae, {})
     carry = _Carry()
@@ -130,7 +131,7 @@ def _one_after_the_other(teacher: Teacher) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def _chunk(vae: Any, state: dict[str, Any], video: Tensor) -> Tensor:
-    """A chunk of CogVideoX as its `encode` treats it, the caches of its convolutions carried in `state`."""
+    """Encode a chunk as CogVideoX's own `encode` does; `state` carries the caches of its convolutions."""
     parameter = next(vae.parameters())
     made, state["cache"] = vae.encoder(video.to(parameter.device, parameter.dtype), conv_cache=state.get("cache"))
     moments = made if vae.quant_conv is None else vae.quant_conv(made)
@@ -138,11 +139,11 @@ def _chunk(vae: Any, state: dict[str, Any], video: Tensor) -> Tensor:
 
 
 class _Carry:
-    """Hooks on an LTX encoder: behind the first piece, what stands for the frames before is those frames.
+    """Hooks on an LTX encoder that replace its padding by the real frames, in all pieces after the first.
 
-    A causal convolution repeats its first frame kernel - 1 times; in a later piece the last frames of the one before take
-    their place, one less than the kernel's by the stride. A downsampler by shuffling repeats frames to fill its first group;
-    in a later piece it is given a group of any frames instead, and what it makes of them is dropped.
+    A causal convolution pads with its first frame, repeated kernel - 1 times. In a later piece the last kernel - stride frames
+    of the piece before take their place. A downsampler by shuffling repeats frames to fill its first group. In a later piece
+    it is given a group of filler frames, and its output for them is dropped.
     """
 
     def __init__(self) -> None:
@@ -151,7 +152,7 @@ class _Carry:
 
     @contextmanager
     def through(self, encoder: nn.Module) -> Iterator[None]:
-        """What is encoded in here is the next piece; the encoder is as it was before and after."""
+        """Encode the next piece within this context; afterwards the encoder is as it was before."""
         handles: list[Any] = []
         groups: dict[nn.Module, int] = {}
         try:
@@ -173,7 +174,7 @@ class _Carry:
                 handle.remove()
 
     def _carry(self, group: int, convolution: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        """`group` frames behind the repeated ones are any frames, whose outputs are dropped."""
+        """Replace the repeated frames by those kept from the piece before; `group` leading filler frames stay in front."""
         (padded,) = inputs
         inner = cast(nn.Conv3d, convolution)
         pad, keep = inner.kernel_size[0] - 1, inner.kernel_size[0] - inner.stride[0]
@@ -195,12 +196,12 @@ class _Carry:
 
 
 def _by_windows(teacher: Teacher, source: _Frames, frames: int) -> Iterator[Tensor]:
-    """Windows of `frames` that share OVERLAP latent frames, or half of theirs if that is less, and fade over them."""
+    """Encode windows of `frames` that share OVERLAP latent frames, at most half of theirs, and cross-fade these."""
     spec = teacher.spec
     length = _window_length(spec, frames)
     overlap = min(OVERLAP, spec.latent_frames(length) // 2)
     step = (spec.latent_frames(length) - overlap) * spec.time_ratio
-    # The first latent of a window of a causal class stands for one frame only, and counts for nothing.
+    # With a causal teacher the first latent of a window stands for one frame only: its weight is zero.
     fade = torch.arange(overlap) / overlap if spec.frames.first else (torch.arange(overlap) + 1) / (overlap + 1)
     weight = fade.view(-1, 1, 1)
     window, tail = source.take(length), None

@@ -1,4 +1,4 @@
-"""`reconstruct` of a folder: every video and every latents file in it, to a folder of videos. The same call again goes on."""
+"""`reconstruct` of a folder: every video and latents file in it, to a folder of videos. Running it again continues."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from turbovaed_cli.video import VIDEO_SUFFIXES, check_output, find_codec, list_v
 
 @dataclass(frozen=True)
 class FolderItem:
-    """What became of one input."""
+    """The outcome of one input."""
 
     path: Path
     out: Path
@@ -29,19 +29,19 @@ class FolderItem:
 
     @property
     def status(self) -> str:
-        """Written, failed, or there: written by an earlier call."""
+        """The status of the output: "written", "failed", or "there" (written by an earlier call)."""
         return "written" if self.result else "failed" if self.reason else "there"
 
 
 @dataclass(frozen=True)
 class FolderResult:
-    """What became of every input of a folder."""
+    """The outcome of every input of a folder."""
 
     out: Path
     items: tuple[FolderItem, ...]
 
     def of_status(self, status: str) -> tuple[FolderItem, ...]:
-        """The items that were written, that were there, or that failed."""
+        """Return the items of one status: "written", "there" or "failed"."""
         return tuple(item for item in self.items if item.status == status)
 
 
@@ -56,7 +56,7 @@ def reconstruct_folder(
 ) -> FolderResult:
     """Reconstruct every video and every latents file under `folder` into the same tree of folders under `out`.
 
-    What is there already stays, unless `overwrite` is true; what fails is an item with its reason, and the rest goes on.
+    Existing outputs stay, unless `overwrite` is true. An input that fails becomes an item with its reason, and the rest goes on.
     Raises SettingsError if nothing can be read or written, InterruptedRunError if a signal ends it.
     """
     planned = plan_folder(folder, out, settings, report)
@@ -92,20 +92,20 @@ def reconstruct_folder(
 
 
 def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: Reporter = quiet) -> dict[Path, Path]:
-    """The output of every input under `folder`; what is under `out` is no input.
+    """Return the output path of every input under `folder`; files under `out` are not inputs.
 
     a.mp4 becomes a.mp4, and a.mov becomes a.mov.mp4, so that no two share a name. Raises SettingsError for a folder without
-    inputs, or an `out` that is the folder itself or above it, or cannot be written.
+    inputs, or if `out` is the folder itself, is above it, or cannot be written.
     """
     suffix = find_codec(settings.codec).suffixes[0]
     check_reconstruct_settings(settings)
     inside, outside = folder.resolve(), out.resolve()
     if outside == inside or outside in inside.parents:
         raise SettingsError(
-            f"--out {out} holds the videos to read", "give another folder with --out, such as one beside it or in it"
+            f"--out {out} holds the videos to read", "give another folder with --out, such as one next to it or in it"
         )
     if os.path.exists(out) and not out.is_dir():  # noqa: PTH110 - a name that is too long is refused below
-        raise SettingsError(f"{out} is no folder", "of a folder, --out is a folder too")
+        raise SettingsError(f"{out} is no folder", "if the input is a folder, --out has to be a folder too")
     found = [path for path in _inputs_under(folder, report) if outside not in (inside / path.relative_to(folder)).parents]
     if not found:
         raise SettingsError(f"no video and no latents under {folder}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")
@@ -122,7 +122,7 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
 
 
 def _inputs_under(folder: Path, report: Reporter) -> list[Path]:
-    """Videos and latents files, sorted; hidden ones are left out."""
+    """Return videos and latents files, sorted, without hidden ones; an empty list if there are none."""
     try:
         return list_videos(folder, report, suffixes=(*VIDEO_SUFFIXES, *LATENTS_SUFFIXES))
     except SettingsError:
@@ -149,7 +149,7 @@ def _reason(error: TurboVaedError | OSError) -> str:
 
 
 class _Progress:
-    """One progress over the frames of all inputs; a note that several inputs have in common is shown once."""
+    """One progress display over the frames of all inputs; a note that several inputs share is shown once."""
 
     def __init__(self, report: Reporter, total: int) -> None:
         self._report = report
@@ -171,13 +171,13 @@ class _Progress:
             self._report.note(text, warning=warning, **values)
 
     def finish(self, num_frames: int) -> None:
-        """Count what is missing of an input's `num_frames`, as after a failure."""
+        """Count the frames of an input's `num_frames` that were not counted yet, as after a failure."""
         self._num_wanted += num_frames
         while self._num_done < self._num_wanted:
             self._advance()
 
     def close(self) -> None:
-        """End the progress, whether or not all is done."""
+        """End the progress display, whether or not all frames are done."""
         if hasattr(self._ticks, "close"):
             self._ticks.close()
 

@@ -1,6 +1,6 @@
-"""How much memory decoding and encoding will take, and the pieces that keep within what there is.
+"""Predict the memory of decoding and encoding, and choose pieces that fit into what is free.
 
-The prediction is a rehearsal: the very code runs on tensors without contents, and what it holds at once is added up.
+The prediction is a dry run: the same code runs on tensors without data, and the bytes that are alive at once are added up.
 """
 
 import os
@@ -34,24 +34,24 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reconstruction.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.video import to_model
 
-# Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly quicker (benchmarks/streaming.py); a GPU
-# waits for launches in pieces that small.
+# Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly faster (benchmarks/streaming.py). A GPU
+# would wait for kernel launches with pieces that small.
 _PIXELS_PER_PIECE, _PIXELS_PER_PIECE_ON_CUDA = 4 * 512 * 512, 32 * 2**20
-_MARGIN, _BESIDES = 1.5, 150_000_000  # what allocators cannot fit together; bytes of oneDNN's code, threads and small things
+_MARGIN, _BESIDES = 1.5, 150_000_000  # factor for fragmentation; bytes for oneDNN's code, threads and small allocations
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """How a video goes through: so much at once."""
+    """The sizes of the pieces that a video is processed in, and the predicted peak memory."""
 
-    encode_frames: int  # pixel frames; 0 where nothing is encoded
-    frames: int  # latent frames that are decoded; no more than the clip has
-    rows: int  # latent rows of them; 0: all
-    spill: bool  # whether what convolutions keep lies on disk while it is not needed
-    peak_bytes: int  # predicted for the process, its code and the models included
+    encode_frames: int  # pixel frames encoded at once; 0 if nothing is encoded
+    frames: int  # latent frames decoded at once; no more than the clip has
+    rows: int  # latent rows of them decoded at once; 0: all
+    spill: bool  # whether the frames that convolutions cache are on disk while they are not needed
+    peak_bytes: int  # predicted for the whole process, including its code and the models
 
     def __str__(self) -> str:
-        """For people."""
+        """Describe the pieces for messages."""
         stripes = f", {self.rows} latent row{'s' * (self.rows > 1)} at a time" if self.rows else ""
         aside = ", the rest on disk" if self.spill else ""
         return (
@@ -60,12 +60,12 @@ class Pieces:
 
 
 class _Meter(TorchDispatchMode):
-    """Adds up the storages that are alive."""
+    """Adds up the bytes of the storages that are alive."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self.peak_on_cpu = 0  # the same, with what convolutions there read and make counted once more
+        self.peak_on_cpu = 0  # the same, with inputs and outputs of convolutions counted a second time
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -90,14 +90,14 @@ class _Meter(TorchDispatchMode):
 
 
 def _in_blocks(images: Tensor) -> int:
-    """Bytes of (B, C, ...) in the order of oneDNN's convolutions: channels in blocks of 16."""
+    """Return the bytes of (B, C, ...) in the layout of oneDNN's convolutions: channels in blocks of 16."""
     return images.numel() // images.shape[1] * (-(-images.shape[1] // 16) * 16) * images.element_size()
 
 
 class _FusedAttention(TorchFunctionMode):
-    """Count attention as the kernels compute it, which never hold the score of every query for every key.
+    """Count attention as fused kernels compute it, which never hold the scores of all queries for all keys.
 
-    For tensors on CUDA without contents torch takes its plain form, which holds them all: frames times rows times columns, squared.
+    For tensors without data on CUDA, torch uses its plain form, which holds them all: (frames * rows * columns) squared.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,7 +126,7 @@ class _Attention:
     enable_gqa: bool = False
 
     def scratch_bytes(self) -> int | None:
-        """What a fused kernel takes besides what it reads and the output; None if torch has none for this and holds all scores.
+        """Return the bytes that a fused kernel needs besides its inputs and output; None if torch has no kernel for this call.
 
         Source: sdp_utils, FlashAttentionKernel.cpp and mem_eff_attention of PyTorch 2.13.
         """
@@ -141,7 +141,7 @@ class _Attention:
         return taken + sums + as_numbers
 
     def _in_blocks_on_cpu(self) -> int | None:
-        """Flash attention: every thread has blocks of at most 256 queries and 512 keys, in fp32 and in the numbers' own precision."""
+        """Flash attention: each thread holds blocks of at most 256 queries and 512 keys, in fp32 and in the inputs' precision."""
         channels, size = self.query.shape[-1], self.query.element_size()
         if channels != self.value.shape[-1]:
             return None
@@ -171,11 +171,14 @@ def _metered() -> Iterator[_Meter]:
 
 
 def decoding_bytes(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int = 0, *, spill: bool = False) -> int:
-    """Peak of a StreamingDecoder on long latents of `size` (h, w), `frames` at once in stripes of `rows`, weights made ready included."""
+    """Predict the peak bytes of a StreamingDecoder on long latents of `size` (h, w), including its prepared weights.
+
+    It decodes `frames` latent frames at once, in stripes of `rows` latent rows (0: all rows).
+    """
     height, width = size
     if not rows or height <= 4 * rows:
         return _rehearsed(student, size, frames, rows, spill=spill)
-    # What grows with the height grows evenly: two and four stripes say how much.
+    # Memory grows linearly with the height: two and four stripes give the slope.
     two, four = (_rehearsed(student, (stripes * rows, width), frames, rows, spill=spill) for stripes in (2, 4))
     return max(two, four, round(four + (four - two) * (height - 4 * rows) / (2 * rows)))
 
@@ -186,10 +189,10 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
     nn.Module.to(rehearsing, dtype=student.dtype)
     speedups = student.ready().speedups
     decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Path() if spill else None)
-    behind = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
-    latents = torch.empty(1, student.config.latent_channels, max(behind, frames), *size, device="meta")
+    lag = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
+    latents = torch.empty(1, student.config.latent_channels, max(lag, frames), *size, device="meta")
     with _metered() as meter:
-        decoder.push(latents)  # fills what every convolution keeps
+        decoder.push(latents)  # fills the cache of every convolution
         decoder.fast.forget()
         meter.peak = meter.live
         for _ in range(2):
@@ -198,9 +201,9 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
 
 
 def encoding_bytes(pair: Pair, size: tuple[int, int], frames: int) -> int:
-    """Peak of encoding a long video of `size` (H, W) with `frames` pixel frames at once, which come as uint8.
+    """Predict the peak bytes of encoding a long video of `size` (H, W), which comes as uint8, `frames` pixel frames at once.
 
-    On a CPU with what oneDNN lays out once more: what a convolution reads, and what it makes.
+    On a CPU this includes oneDNN's copies of a convolution's input and output in its own layout.
     """
     assert pair.teacher is not None
 
@@ -209,23 +212,23 @@ def encoding_bytes(pair: Pair, size: tuple[int, int], frames: int) -> int:
             yield to_model(torch.empty(frames, *size, 3, dtype=torch.uint8, device=pair.device))[None]
 
     with FakeTensorMode(allow_non_fake_inputs=True), _metered() as meter:
-        for _ in islice(encoded(pair.teacher, pieces(), frames), 2):  # the second carries what the first left, as all others do
+        for _ in islice(encoded(pair.teacher, pieces(), frames), 2):  # the second uses caches, as all later ones do
             pass
     return meter.peak_on_cpu if pair.device.type == "cpu" else meter.peak
 
 
 def with_margin(rehearsed: int) -> int:
-    """What a process has to have for it, in bytes."""
+    """Return the bytes that a process needs for a predicted peak of `rehearsed` bytes."""
     return round(_MARGIN * rehearsed) + _BESIDES
 
 
 def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: int = 0) -> Pieces:
-    """The largest pieces, up to where larger ones are no quicker, with which a video of `size` (H, W) keeps to `budget` bytes.
+    """Choose the largest useful pieces with which a video of padded `size` (H, W) stays within `budget` bytes.
 
-    `budget` is the whole process's on a CPU, of the tensors on another device; 0: seven tenths of what is free besides what it
-    holds already. `size` is what teacher and student make of it, multiples of their ratios; `num_frames` are the video's
-    pixel frames, if they are known. Windows, in which some teachers encode, are shorter only if nothing else fits.
-    SettingsError if the smallest pieces do not fit, which takes two rehearsals of the encoder and two of the decoder at most.
+    Pieces stop at the size from which larger ones are hardly faster. `budget` is for the whole process on a CPU, for the tensors
+    on other devices; 0 allows what it holds already and 70 % of what is free. H and W are multiples of both networks' ratios.
+    `num_frames` is the number of pixel frames; 0 if not known. Encoding windows are shortened only if nothing else fits.
+    Raises SettingsError if the smallest pieces do not fit, after at most two dry runs of the encoder and two of the decoder.
     """
     held = held_bytes(pair.device)
     allowed = budget or held + free_memory_bytes(pair.device) * 7 // 10
@@ -255,11 +258,11 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
         return Pieces(frames, *candidates[0], needed(frames, candidates[0]))
     if not fits(lengths[-1], leanest):
         raise _too_little(pair, size, budget, allowed, needed(lengths[-1], leanest))
-    # A window gets all that is there, for its length shows; a piece of what is encoded exactly, half.
+    # A window may take all the memory, as its length affects quality. A piece of an exact encode gets half.
     most = (allowed - held) // (2 if pair.teacher and encodes_exactly(pair.teacher) else 1)
     possible = (length for length in lengths if with_margin(encoding(length)) <= most and fits(length, leanest))
     frames = next(possible, lengths[-1])
-    # From the quickest to the leanest each takes less, and the leanest fits.
+    # The candidates take less and less memory, and the last one fits.
     is_quickest = fits(frames, candidates[0])
     best = 0 if is_quickest else bisect_left(candidates, 1, 1, len(candidates) - 1, key=lambda candidate: fits(frames, candidate))
     return Pieces(frames, *candidates[best], needed(frames, candidates[best]))
@@ -275,13 +278,13 @@ def _too_little(pair: Pair, size: tuple[int, int], budget: int, allowed: int, ne
 
 
 def pixels_per_piece(device_type: str) -> int:
-    """Pixels that are decoded at once, at most: more is hardly quicker on such a device."""
+    """Return the most pixels to decode at once on a device of this type: more is hardly faster."""
     return _PIXELS_PER_PIECE_ON_CUDA if device_type == "cuda" else _PIXELS_PER_PIECE
 
 
 def _latent_frames(pair: Pair, num_frames: int) -> int:
-    """Latent frames of a clip of `num_frames` pixel frames; 0 if they are not known."""
-    if pair.teacher is not None and num_frames:  # which is given a number of frames that it takes
+    """Return the latent frames of a clip of `num_frames` pixel frames; 0 if these are not known."""
+    if pair.teacher is not None and num_frames:  # the clip is padded to a number of frames that the teacher takes
         num_frames = replace(pair.teacher.spec.frames, maximum=None).at_least(num_frames)
     return -(-num_frames // int(pair.student.temporal_compression_ratio))
 
@@ -289,7 +292,7 @@ def _latent_frames(pair: Pair, num_frames: int) -> int:
 def _candidates(
     student: StudentDecoder, size: tuple[int, int], pixels: int, latent_frames: int
 ) -> Iterator[tuple[int, int, bool]]:
-    """(latent frames, latent rows, spilled) from the quickest to the leanest; `latent_frames` of the clip, 0: any number."""
+    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known."""
     height = size[0] // int(student.spatial_compression_ratio)
     most = max(pixels // (size[0] * size[1] * int(student.temporal_compression_ratio)), 1)
     most = min(most, latent_frames or most)
@@ -306,7 +309,7 @@ def _candidates(
 
 
 def held_bytes(device: torch.device) -> int:
-    """What this process holds on the device."""
+    """Return the bytes that this process holds on the device."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     if (held := status_bytes("VmRSS")) is not None:
@@ -319,7 +322,7 @@ def held_bytes(device: torch.device) -> int:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """What it may still take: of the machine, or of the container where that has a limit."""
+    """Return the free bytes of the device: of the GPU, the machine, or the container if its limit leaves less."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

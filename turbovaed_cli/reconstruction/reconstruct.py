@@ -35,12 +35,12 @@ from turbovaed_cli.video import (
     to_uint16,
 )
 
-_PIECES_PER_TRIM = 4  # each would cost 7 % of the time of small pictures; so it is 3 %, and the peak creeps hardly more
+_PIECES_PER_TRIM = 4  # for small videos, each piece would cost 7 % of the time; every fourth costs 3 % and hardly raises the peak
 
 
 @dataclass(frozen=True)
 class ReconstructResult:
-    """What was written."""
+    """The video that was written."""
 
     out: Path
     num_frames: int
@@ -58,10 +58,10 @@ def reconstruct(
     overwrite: bool = False,
     report: Reporter = quiet,
 ) -> ReconstructResult:
-    """Reconstruct a video, whatever its length, in memory that does not grow with it; or decode a latents file.
+    """Reconstruct a video of any length in memory that does not grow with it; or decode a latents file.
 
-    Every frame comes back: same count, times, size and sound; what the teacher needs in multiples is padded and cropped
-    inside. Raises VideoError where `source` cannot be read, OutputExistsError where `out` is there.
+    The output has the same frame count, times, size and sound. Padding to the sizes that the teacher takes is cropped again.
+    Raises VideoError if `source` cannot be read, OutputExistsError if `out` exists.
     """
     check_reconstruct_settings(settings, out)
     before = pair.student.fast
@@ -99,19 +99,19 @@ def _reconstruct(
         made = reconstructed_frames(
             frames, info.height, info.width, pair, settings, num_frames=info.num_frames, aside=writer.path.parent, report=report
         )
-        _write_behind(writer, report.track(made, "reconstructing", total=info.num_frames))
+        _write_meanwhile(writer, report.track(made, "reconstructing", total=info.num_frames))
     return ReconstructResult(out, writer.num_frames, info.height, info.width * columns, info.fps)
 
 
 def num_frames_of(source: Path, pair: Pair, settings: ReconstructSettings) -> int:
-    """How many frames the output of an input will have. Raises what reading it raises."""
+    """Return the number of frames that the output of an input will have. Raises what reading the input raises."""
     if is_latents_file(source):
         return int(pair.student.pixel_frames(_latents_of(source, pair.student, settings).shape[1]))
     return probe(source, hdr=settings.hdr, fps=_fps_of(settings)).num_frames
 
 
 def output_path(source: Path, out: Path | None, settings: ReconstructSettings) -> Path:
-    """The video that one input is written to: `out`, or a file of the default name in it or in the current folder."""
+    """Return the path that one input is written to: `out`, or a file of the default name in it or in the current folder."""
     if out is not None and not os.path.isdir(out):  # noqa: PTH112 - a name that is too long is no folder
         return out
     name = f"{source.stem}-turbovaed{find_codec(settings.codec).suffixes[0]}"
@@ -122,8 +122,8 @@ def _fps_of(settings: ReconstructSettings) -> Fraction:
     return Fraction(settings.fps).limit_denominator(1001)
 
 
-def _write_behind(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
-    """Write frames in a thread of its own, so that the next are decoded meanwhile."""
+def _write_meanwhile(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
+    """Write frames in a background thread, so that the next ones are decoded meanwhile."""
     with Background(writer.write, most_waiting=8, drops_on_error=True) as write:
         for frame in frames:
             write(frame)
@@ -146,10 +146,10 @@ def reconstructed_frames(
     aside: Path = Path(),
     report: Reporter = quiet,
 ) -> Iterator[np.ndarray]:
-    """Frames (H, W, 3) uint8 in, as many out (uint16 for a depth of 10 bits), in memory that does not grow with them; `aside` may lend its disk.
+    """Yield a reconstructed frame (H, W, 3), uint8 or (10 bits) uint16, for each of `frames` (H, W, 3) uint8, in bounded memory.
 
-    `num_frames` is their number, 0 if it is not known: a plan for memory needs no more than that. With `compare` each frame
-    is (H, 3W, 3), labelled: source, teacher, student.
+    `num_frames` is their number, for the memory plan; 0 if it is not known. Cached frames may go to disk in the folder `aside`.
+    With `compare` each frame is (H, 3W, 3), labelled: source, teacher, student.
     """
     if settings.compare:
         for frame in decoded_frames(frames, height, width, pair, settings):
@@ -168,7 +168,10 @@ def _streamed_frames(
     aside: Path,
     report: Reporter,
 ) -> Iterator[np.ndarray]:
-    """Encoded as they come, decoded as they are determined: where the teacher encodes exactly, the frames of the whole at once."""
+    """Encode frames as they come and yield decoded ones as soon as they are final.
+
+    If the teacher encodes exactly, they equal those of encoding and decoding the whole clip at once.
+    """
     assert pair.teacher is not None
     ratio = pair.teacher.spec.space_ratio
     padded = height + -height % ratio, width + -width % ratio
@@ -194,7 +197,7 @@ def _streamed_frames(
     num_made = 0
     to_pixels = _to_pixels(settings)
     for video in _streamed(pair.student, latents, pieces, aside, report):
-        stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # but for frames that were made up
+        stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # without the frames that were padded
         num_made += len(stretch)
         yield from stretch
 
@@ -202,9 +205,9 @@ def _streamed_frames(
 def decoded_frames(
     frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
 ) -> Iterator[np.ndarray]:
-    """The student's frames (H, W, 3), with `compare` (H, 3W, 3): source, teacher, student, window by window, which fade over.
+    """Yield the student's frames (H, W, 3), or with `compare` (H, 3W, 3): source, teacher, student. Windows are cross-faded.
 
-    A clip of one window is decoded as a whole. What `eval` measures of short clips, and what `reconstruct --compare` shows.
+    A clip of one window is decoded as a whole. `eval` measures short clips this way, and `reconstruct --compare` uses it.
     """
     assert pair.teacher is not None
     teacher, student = pair.teacher, pair.student
@@ -223,7 +226,7 @@ def decoded_frames(
 
 
 def _to_pixels(settings: ReconstructSettings) -> Callable[[Tensor], np.ndarray]:
-    """The conversion from [-1, 1] to the depth that is written."""
+    """Return the function that converts a video in [-1, 1] to frames of the written bit depth."""
     return to_uint8 if (settings.bits or find_codec(settings.codec).bits[0]) == 8 else to_uint16
 
 
@@ -240,7 +243,7 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
 
 
 def _latents_of(source: Path, student: StudentDecoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
-    """The raw latents (C, t, h, w) in a file."""
+    """Read the raw latents (C, t, h, w) of a file."""
     space = LatentSpace.of(student)
     return read_latents(source, space, latents_are=settings.latents_are, shape=settings.latents_shape, report=report).latents
 
@@ -273,7 +276,7 @@ def _decode_file(
         pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
         report.note(f"decoding {pieces}")
         made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings), report)
-        _write_behind(writer, report.track(made, "decoding", total=total))
+        _write_meanwhile(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 
@@ -285,7 +288,7 @@ def _frames_of(
     to_pixels: Callable[[Tensor], np.ndarray],
     report: Reporter,
 ) -> Iterator[np.ndarray]:
-    """Decode (C, t, h, w) of any length to frames (H, W, 3): those of a decode of the whole, in bounded memory."""
+    """Decode (C, t, h, w) of any length to frames (H, W, 3) in bounded memory; they equal those of decoding it at once."""
     for video in _streamed(student, latents[None].split(pieces.frames, dim=2), pieces, aside, report):
         yield from to_pixels(video[0])
 
@@ -293,7 +296,7 @@ def _frames_of(
 def _streamed(
     student: StudentDecoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path, report: Reporter
 ) -> Iterator[Tensor]:
-    """Decode latents (1, C, n, h, w), piece by piece, to video (1, 3, m, H, W); in smaller pieces after one that does not fit."""
+    """Decode latents (1, C, n, h, w) piece by piece to video (1, 3, m, H, W); if a piece does not fit, smaller ones follow."""
 
     def smaller(before: int, now: int) -> None:
         report.note(f"{before} latent frames at once do not fit in memory: going on with {now}")

@@ -1,6 +1,6 @@
-"""Long videos in bounded memory: windows that overlap, and a fade where they meet.
+"""Decode long videos in bounded memory, in overlapping windows that are cross-faded.
 
-A clip that fits one window comes out exactly as a whole-clip decode. Longer ones are an approximation at the seams.
+A clip that fits into one window gives exactly a whole-clip decode. Longer clips are approximate at the seams.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,13 +22,13 @@ PIXELS_PER_WINDOW = 33 * 512 * 512  # beyond this, larger frames get shorter win
 
 
 def window_frames(spec: TeacherSpec, height: int, width: int, asked: int, overlap: int) -> int:
-    """Frames per window: what was asked for, or what fits PIXELS_PER_WINDOW, rounded up to what the teacher takes."""
+    """Return the frames per window: `asked`, or for 0 what fits PIXELS_PER_WINDOW, rounded up to a count the teacher takes."""
     frames = asked or min(max(PIXELS_PER_WINDOW // (height * width), SMALLEST_WINDOW), LARGEST_WINDOW)
     return spec.frames.at_least(max(frames, 2 * overlap + 1))
 
 
 def windows_of(frames: Iterable[np.ndarray], length: int, overlap: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Cut a stream of frames into (T, H, W, 3) windows of `length` sharing `overlap`; the flag marks the last, which may be shorter."""
+    """Cut frames into windows (T, H, W, 3) of `length` that share `overlap`; the flag marks the last, which may be shorter."""
     stream = iter(frames)
     window = list(islice(stream, length))
     while window:
@@ -40,13 +40,13 @@ def windows_of(frames: Iterable[np.ndarray], length: int, overlap: int) -> Itera
 
 
 def pad_size(video: Tensor, size: tuple[int, int]) -> Tensor:
-    """Repeat the right and bottom edges of (3, T, H, W) up to `size` (H, W)."""
+    """Repeat the right and bottom edges of a video (3, T, H, W) up to `size` (H, W)."""
     height, width = video.shape[-2:]
     return functional.pad(video, (0, size[1] - width, 0, size[0] - height), mode="replicate")
 
 
 def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
-    """Repeat the last frame and the right and bottom edges of (3, T, H, W) until the teacher takes it."""
+    """Repeat the last frame and the right and bottom edges of a video (3, T, H, W) until the teacher takes it."""
     _, frames, height, width = video.shape
     more_frames = spec.frames.at_least(frames) - frames
     video = pad_size(video, (height + -height % spec.space_ratio, width + -width % spec.space_ratio))
@@ -54,7 +54,10 @@ def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
 
 
 def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDecoder, *, with_teacher: bool) -> list[Tensor]:
-    """Encode (T, H, W, 3) uint8 and decode with the student, and with the teacher in front if asked: each (3, T, H, W), clamped, fp32."""
+    """Encode frames (T, H, W, 3) uint8 and decode them with the student, to videos (3, T, H, W) in [-1, 1], fp32, on the CPU.
+
+    With `with_teacher` the teacher's video comes first in the list. Raises NonFiniteError for values that are not finite.
+    """
     num_frames, height, width, _ = frames.shape
     latents = teacher.encode(pad_to_valid(to_model(frames, teacher.device), teacher.spec)[None]).mean
     decoded = [teacher.decode(latents)] if with_teacher else []
@@ -65,19 +68,19 @@ def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDec
 
 @torch.no_grad()
 def decode_without_gradients(student: StudentDecoder, latents: Tensor) -> Tensor:
-    """`student.decode` of latents in whatever precision they come, (B, 3, T, H, W)."""
+    """Decode latents (B, C, t, h, w) of any precision to video (B, 3, T, H, W) in the student's precision."""
     return student.decode(latents.to(student.dtype), return_dict=False)[0]
 
 
 def check_finite(videos: Iterable[Tensor]) -> None:
-    """Raise NonFiniteError where a decoded video has a value that is not finite."""
+    """Raise NonFiniteError if a decoded video, of any shape, has a value that is not finite."""
     for video in videos:
         if not bool(torch.isfinite(video).all()):
             raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use --dtype fp32")
 
 
 def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[Tensor]:
-    """Join windows (C, T, H, W) that share `overlap` frames, fading from one into the next; yields finished stretches."""
+    """Join windows (C, T, H, W) that share `overlap` frames by cross-fading; yields finished stretches (C, n, H, W)."""
     tail: Tensor | None = None
     for window, is_last in windows:
         joined = window

@@ -1,9 +1,9 @@
-"""report.html: what a run, an evaluation or a benchmark came to, as one file that opens anywhere.
+"""report.html: the results of a run, an evaluation or a benchmark, as one file that opens anywhere.
 
 run_page.py    the page of a run or an evaluation
 bench_page.py  the page of `bench --report`
 tables.py      figures and tables
 curves.py      curves of a run
-clips.py       clips as a page can show them
+clips.py       clips in the form that a page can show
 assets.py      the files that pages are made of: page.html page.css page.js bench.html bench.css
 """

@@ -1,4 +1,4 @@
-"""The page of `bench --report`: how fast, how true, how much memory, as one file that asks the network for nothing."""
+"""The page of `bench --report`: speed, quality and memory, as one file that loads nothing from the network."""
 
 import math
 import time
@@ -18,16 +18,16 @@ from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.curves import Tick, even_ticks
 from turbovaed_cli.version import __version__
 
-WIDTH = 720  # of a drawing, in its own units
-_BAR, _LABELS, _END = 26, 250, 580  # height of a row of bars; where bars begin and end
+WIDTH = 720  # of a drawing, in drawing units
+_BAR, _LABELS, _END = 26, 250, 580  # height of a bar's row; left and right ends of bars
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 560, 16, 320  # of the two plots
-_LINE, _LETTER = 15, 6.6  # between the names of points; width of a letter, at the most
-_ENOUGH_DB = 100.0  # from which nobody can tell two videos apart, and the axis ends
+_LINE, _LETTER = 15, 6.6  # distance between the names of points; the most width of a letter
+_ENOUGH_DB = 100.0  # the end of the axis: no difference is visible from here on
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One row: frames per second, and where 10 to 90 % of the calls lay."""
+    """One row: frames per second, and the range of the middle 80 % of the calls."""
 
     label: str
     target: str
@@ -40,14 +40,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Dot:
-    """One row, between speed and quality."""
+    """One row in the plot of speed against quality."""
 
     label: str
     target: str
     square: bool  # a teacher
     x: float
     y: float
-    text_y: float  # of its name, moved so that names do not lie on each other
+    text_y: float  # of its name, moved so that names do not overlap
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Plot:
 
 
 def write_page(path: Path, documents: Sequence[Mapping[str, Any]]) -> None:
-    """Write the documents of `bench --json`, the first of which is the run at hand; the others are points beside it."""
+    """Write a page for documents of `bench --json`. The first one is the run shown; the rest are points for comparison."""
     text = render(documents)
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def render(documents: Sequence[Mapping[str, Any]]) -> str:
-    """As HTML."""
+    """Return the page of these documents as HTML."""
     documents = [names_only(document) for document in documents]
     first = documents[0]
     shape = _shape(first)
@@ -109,7 +109,7 @@ def _shape(document: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def name_of(row: BenchRow) -> str:
-    """A row in a few words."""
+    """Return a short name for a row."""
     network = "" if row.network == "student" else row.network.removeprefix("student, ")
     layout = row.layout if row.layout not in ("", "4d-cat") else ""
     unit = "" if row.unit.startswith("CPU") and "and" not in row.unit else row.unit
@@ -120,7 +120,7 @@ def name_of(row: BenchRow) -> str:
 
 
 def bars(rows: Sequence[BenchRow]) -> list[Bar]:
-    """Frames per second of each measured row, with the 10 to 90 % of its calls."""
+    """Return a bar for each measured row: frames per second, with the range of the middle 80 % of its calls."""
     scale = _scale(rows)
     found = []
     for number_, row in enumerate(rows):
@@ -152,9 +152,9 @@ def _bar_ticks(rows: Sequence[BenchRow]) -> list[Tick]:
 
 
 def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
-    """Every measured row of every model between speed and quality, and the line of those that nothing beats in both.
+    """Plot every measured row of every model by speed and quality, with the line of those that no row beats in both.
 
-    Quality is PSNR against the source videos where all rows have it, else against each model's own fp32 student.
+    Quality is PSNR against the source videos if all rows have it, else against each model's fp32 student. None without rows.
     """
     rows = [(model, row) for model, some in models for row in some if row.measured and row.fps]
     of_source = bool(rows) and all(row.source_psnr_db is not None for _, row in rows)
@@ -186,7 +186,7 @@ def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
         )
         for model, row, quality in found
     ]
-    # Of several models only where their quality is of one kind: each is exact against itself.
+    # Several models are comparable only against the source: against its own fp32 student each one is exact.
     comparable = of_source or len({model for model, *_ in found}) == 1
     best = _frontier([(row.fps or 0.0, quality) for _, row, quality in found]) if comparable else []
     path = "M" + "L".join(f"{x_of(rate):g} {y_of(quality):g}" for rate, quality in best)
@@ -207,7 +207,7 @@ def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those that no other is both faster and truer than, from slow to fast."""
+    """Return the points that no other beats in both speed and quality, from slow to fast."""
     best = [p for p in set(points) if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)]
     return sorted(best)
 
@@ -219,7 +219,7 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _apart(dots: Sequence[Dot]) -> list[Dot]:
-    """The same with their names moved up or down until they touch neither each other nor a dot."""
+    """Return the dots with their names moved up or down until they touch neither each other nor a dot."""
     taken = [(dot.x - 6, dot.x + 6, dot.y) for dot in dots]
     placed = []
     for dot in sorted(dots, key=lambda item: (-item.x, item.y)):
@@ -240,7 +240,7 @@ def _apart(dots: Sequence[Dot]) -> list[Dot]:
 
 
 def memory(rows: Sequence[MemoryRow]) -> Plot | None:
-    """Peak memory of a decode over the clip's length, one line per form."""
+    """Plot the peak memory of a decode over the clip's length, one line per form; None if no peak is known."""
     known = [(row, row.peak_mb) for row in rows if row.peak_mb is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Clips as a page can show them: one video of source, teacher, student and their errors per clip, so that nothing can fall out of step."""
+"""Clips in the form that a page can show: source, teacher, student and errors in one video, so that they stay in step."""
 
 import base64
 import math
@@ -15,18 +15,18 @@ from turbovaed_cli.video import VideoWriter, read_frames
 MAX_FRAMES = 49  # of a clip that is shown
 MAX_SIDE = 512  # pixels; of a larger frame the part with the largest error is shown
 ENLARGED_TO = 576  # pixels; a smaller frame is enlarged towards that, so that H.264's halved colour resolution costs it little
-CRFS = (10, 14, 18, 22)  # H.264 qualities; the first that keeps to MAX_BYTES, and what it costs is measured and said on the page
+CRFS = (10, 14, 18, 22)  # H.264 qualities; the first within MAX_BYTES is used, and the page shows its measured PSNR
 MAX_BYTES = 2_000_000  # of a clip's video
-ERROR_PERCENTILE = 99.5  # of the errors of all clips, which the colours reach up to
-# Dark to light in even steps of lightness, so that it also reads in grey and by the colour-blind.
+ERROR_PERCENTILE = 99.5  # of the errors of a clip; the lightest colour is the largest of these
+# Dark to light in even steps of lightness, so that it is also readable in grey and for the colour-blind.
 _HEAT = ((0, 0, 0), (43, 26, 94), (136, 34, 112), (217, 80, 63), (249, 160, 63), (255, 243, 176))
 
 
 @dataclass(frozen=True)
 class ShownClip:
-    """A clip and what teacher and student made of it, each (T, H, W, 3) uint8."""
+    """A clip with the teacher's and the student's decode, each (T, H, W, 3) uint8."""
 
-    name: str  # where it comes from, for people
+    name: str  # its origin, for display
     role: str  # why it is shown: "worst", "median", ...
     source: np.ndarray
     teacher: np.ndarray
@@ -37,7 +37,7 @@ class ShownClip:
 
 @dataclass(frozen=True)
 class ClipPart:
-    """Where a picture lies in the video, in its pixels."""
+    """The position of a picture in the video, in pixels."""
 
     left: int
     top: int
@@ -47,7 +47,7 @@ class ClipPart:
 
 @dataclass(frozen=True)
 class ClipVideo:
-    """What the page shows of a ShownClip."""
+    """A ShownClip encoded for the page."""
 
     clip: ShownClip
     data_uri: str
@@ -56,40 +56,40 @@ class ClipVideo:
     fps: float
     width: int  # of the part of the frame that is shown, in pixels of the clip
     height: int
-    cut: str  # "" where the whole clip is shown; else what is
+    cut: str  # "" if the whole clip is shown; else a description of the shown part
     crf: int  # the H.264 quality it was written with
-    distance_db: float  # PSNR of the three pictures as they are shown, decoded again, against the frames they were made from
+    distance_db: float  # PSNR of the three pictures, decoded again from the video, against the original frames
 
 
 def error_levels(video: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Absolute error of each pixel, the mean of R, G and B, in levels of 255: two (T, H, W, 3) uint8 to (T, H, W) fp32."""
+    """Return the absolute error of each pixel, mean of R, G and B, 0 to 255: two (T, H, W, 3) uint8 to (T, H, W) fp32."""
     return np.abs(video.astype(np.int16) - source.astype(np.int16)).mean(axis=-1, dtype=np.float32)
 
 
 def error_scale(clips: Sequence[ShownClip]) -> int:
-    """The error, in levels, that gets the lightest colour on every heat map of a page: the same for all, a multiple of 4."""
+    """Return the error, in levels of 255, that gets the lightest colour on every heat map of a page; a multiple of 4."""
     errors = [error_levels(video, clip.source) for clip in clips for video in (clip.teacher, clip.student)]
     tops = [float(np.percentile(error, ERROR_PERCENTILE)) for error in errors]
     return min(max(4 * math.ceil(max(tops, default=0.0) / 4), 4), 252)
 
 
 def heat(levels: np.ndarray, scale: float) -> np.ndarray:
-    """Errors in levels, any shape, to colours (..., 3) uint8; what is above `scale` gets the colour of `scale`."""
+    """Map errors in levels of 255, of any shape, to colours (..., 3) uint8; errors above `scale` get the colour of `scale`."""
     place = np.clip(levels / scale, 0, 1) * (len(_HEAT) - 1)
     colours = [np.interp(place, range(len(_HEAT)), channel) for channel in zip(*_HEAT, strict=True)]
     return np.stack(colours, axis=-1).round().astype(np.uint8)
 
 
 def heat_stops() -> list[tuple[int, str]]:
-    """The colours of `heat` from 0 to 100 %, for a legend."""
+    """Return the colours of `heat` from 0 to 100 %, for a legend."""
     return [(round(100 * i / (len(_HEAT) - 1)), "#{:02x}{:02x}{:02x}".format(*colour)) for i, colour in enumerate(_HEAT)]
 
 
 def encode(clip: ShownClip, scale: float) -> ClipVideo:
-    """Write a clip as one H.264 video: source, teacher and student beside each other, and a column with the two errors.
+    """Write a clip as one H.264 video: source, teacher and student side by side, and a column with the two errors.
 
-    H.264 in 4:2:0 because that is what every browser plays. A small frame is enlarged, and shown by the middle of each
-    block, which its neighbours' colours do not reach. The column is half as wide as a picture.
+    It is H.264 in 4:2:0, which every browser plays. A small frame is enlarged; the page shows the middle of each block,
+    which the neighbours' colours do not reach. The column is half as wide as a picture.
     """
     clip, cut = _cut(clip)
     frames, height, width, _ = clip.source.shape
@@ -121,7 +121,7 @@ def encode(clip: ShownClip, scale: float) -> ClipVideo:
 
 
 def _cut(clip: ShownClip) -> tuple[ShownClip, str]:
-    """At most MAX_FRAMES frames and MAX_SIDE pixels a side, even; what was cut away is said."""
+    """Cut a clip to at most MAX_FRAMES frames and MAX_SIDE pixels a side, even; return it with a description of the part."""
     frames, height, width, _ = clip.source.shape
     kept = min(frames, MAX_FRAMES)
     h, w = min(height, MAX_SIDE) // 2 * 2, min(width, MAX_SIDE) // 2 * 2
@@ -136,7 +136,7 @@ def _cut(clip: ShownClip) -> tuple[ShownClip, str]:
 
 
 def _largest_window(error: np.ndarray, height: int, width: int) -> tuple[int, int]:
-    """Top and left of the window whose sum is largest, from a table of sums."""
+    """Return top and left of the window with the largest sum of `error` (H, W), by a table of sums."""
     sums = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
     top, left = np.unravel_index(windows.argmax(), windows.shape)
@@ -148,7 +148,7 @@ def _enlarged(video: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _through_h264(frames: np.ndarray, fps: float) -> tuple[bytes, np.ndarray, int]:
-    """Encode (T, H, W, 3) uint8; the file's bytes, its frames as they decode, and the quality that kept to MAX_BYTES."""
+    """Encode (T, H, W, 3) uint8. Return the file's bytes, its decoded frames, and the quality that kept within MAX_BYTES."""
     rate = Fraction(fps).limit_denominator(1001)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"

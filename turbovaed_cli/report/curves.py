@@ -1,4 +1,4 @@
-"""Curves of a run as geometry: metrics.jsonl in, one small panel per logged quantity out; page.html draws them."""
+"""The curves of a run as geometry: one small panel per quantity in metrics.jsonl; page.html draws them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ from turbovaed_cli.files.documents import fits
 
 WIDTH, HEIGHT = 360, 200  # of a panel's drawing; about one CSS pixel per unit on a phone and in three columns
 LEFT, RIGHT, TOP, BOTTOM = 46, 352, 24, 176  # of the plot inside it
-MAX_POINTS = 240  # of a curve; more steps than that are averaged in equal stretches
-_SMALLEST, _LARGEST = 1e-100, 1e100  # of a figure that an axis can be drawn for
-_LETTER = 5.6  # width of one, on average, at the size that stages are named in
-_LOG_FROM = 8.0  # largest over smallest value from which the axis is logarithmic
+MAX_POINTS = 240  # of a curve; if there are more steps, equal stretches are averaged
+_SMALLEST, _LARGEST = 1e-100, 1e100  # values for which an axis can be drawn
+_LETTER = 5.6  # average width of a letter in the names of stages
+_LOG_FROM = 8.0  # the ratio of largest to smallest value from which the axis is logarithmic
 _NOT_CURVES = ("step", "stage")
 _LABELS = {
     "loss": "Loss, all parts",
@@ -26,7 +26,7 @@ _LABELS = {
     "data_seconds": "Seconds waited for data, per step",
     "peak_mb": "Peak memory of a step, MB",
 }
-_LAST = ("lr", "grad_norm", "megapixels", "seconds", "data_seconds", "peak_mb")  # behind every loss, in this order
+_LAST = ("lr", "grad_norm", "megapixels", "seconds", "data_seconds", "peak_mb")  # after every loss, in this order
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Row = Mapping[str, Any]
@@ -47,12 +47,12 @@ class Band:
     left: float
     width: float
     name: str
-    short: str  # what of the name there is room for, else the stage's number
+    short: str  # the name if there is room for it, else the stage's number
 
 
 @dataclass(frozen=True)
 class Point:
-    """The mean over one stretch of steps: where it is drawn, and what it reads."""
+    """The mean over one stretch of steps: its place in the drawing, and its value as text."""
 
     x: float
     y: float
@@ -63,20 +63,20 @@ class Point:
 class Panel:
     """One quantity over the steps."""
 
-    name: str  # as metrics.jsonl calls it
+    name: str  # its key in metrics.jsonl
     label: str
     is_log: bool
     ticks: list[Tick]  # of the vertical axis
     lines: list[str]  # SVG path data of the means, one per unbroken piece
     ranges: list[str]  # SVG path data of smallest to largest, likewise
-    points: list[Point | None]  # one per stretch; None where nothing was logged
+    points: list[Point | None]  # one per stretch; None if nothing was logged
     last: str  # the last value
-    summary: str  # what a reader who cannot see it is told
+    summary: str  # a description for screen readers
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Everything that is drawn of a run's metrics.jsonl."""
+    """All drawings of a run's metrics.jsonl."""
 
     panels: list[Panel]
     bands: list[Band]
@@ -99,7 +99,7 @@ class _Stretch:
 
 
 def draw(rows: Sequence[Row]) -> Curves | None:
-    """The panels of `rows` (see RunDir.read_metrics); None where there is nothing to draw yet."""
+    """Return the panels of `rows` (see RunDir.read_metrics); None if there is nothing to draw yet."""
     if not rows:
         return None
     stages = [list(group) for _, group in groupby(rows, key=lambda row: row.get("stage"))]
@@ -131,13 +131,13 @@ def _band(left: float, right: float, name: str, number: int) -> Band:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Every logged quantity: losses in the order of their first appearance, then rate, norm and time."""
+    """Return every logged quantity: losses in the order of their first appearance, then rate, norm and time."""
     seen = dict.fromkeys(name for row in rows for name in row if name not in _NOT_CURVES)
     return [name for name in seen if name not in _LAST] + [name for name in _LAST if name in seen]
 
 
 def label_of(name: str) -> str:
-    """A logged quantity in words: "feature_up_blocks.0" as "Feature up_blocks.0"."""
+    """Return the label of a logged quantity, such as "Feature alignment, up_blocks.0" for "feature_up_blocks.0"."""
     if name in _LABELS:
         return _LABELS[name]
     head, separator, rest = name.partition("_")
@@ -147,7 +147,7 @@ def label_of(name: str) -> str:
 
 
 def _stretches(stages: Sequence[Sequence[Row]], num_rows: int) -> list[_Stretch]:
-    """Cut every stage into equal stretches, about MAX_POINTS in all; none reaches over a change of stage."""
+    """Cut every stage into equal stretches, about MAX_POINTS in all; none crosses a change of stage."""
     found = []
     for number, stage in enumerate(stages):
         count = min(len(stage), max(1, round(MAX_POINTS * len(stage) / num_rows)))
@@ -162,7 +162,7 @@ def _panel(name: str, stretches: Sequence[_Stretch], x_of: Any) -> Panel | None:
     known = [mean for mean in means if mean is not None]
     if not known:
         return None
-    # The range is drawn too, but its few largest outliers may leave the picture.
+    # The range is drawn too, but its few largest outliers may be cut off.
     low = min(*known, _quantile([min(group) for group in values if group], 0.05))
     high = max(*known, _quantile([max(group) for group in values if group], 0.95))
     is_log = name != "lr" and min(map(min, filter(None, values))) > 0 and high / low > _LOG_FROM
@@ -194,7 +194,7 @@ def _quantile(values: Sequence[float], share: float) -> float:
 
 
 def _unbroken(points: Sequence[Point | None], stretches: Sequence[_Stretch]) -> list[list[int]]:
-    """Indices of consecutive points of one stage: a line breaks where a stage ends or nothing was logged."""
+    """Return the indices of consecutive points: a line breaks at the end of a stage and if nothing was logged."""
     pieces = groupby(range(len(points)), key=lambda i: (stretches[i].stage, points[i] is None))
     return [list(piece) for (_, is_gap), piece in pieces if not is_gap]
 
@@ -204,7 +204,7 @@ def _is_number(value: object) -> bool:
 
 
 def _axis(low: float, high: float, *, is_log: bool) -> tuple[float, float, list[float]]:
-    """The ends of an axis a little beyond its values, and its ticks."""
+    """Return the ends of an axis, a little beyond its values, and its ticks."""
     if is_log:
         low, high = low / 1.1, high * 1.1
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -215,14 +215,14 @@ def _axis(low: float, high: float, *, is_log: bool) -> tuple[float, float, list[
         return low, high, ticks[:: math.ceil(len(ticks) / 5)]
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    elif 0 < low < (high - low):  # near enough to zero to show it
+    elif 0 < low < (high - low):  # close enough to zero to show it
         low = 0.0
     high += (high - low) * 0.04
     return low, high, even_ticks(low, high, 4)
 
 
 def even_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
+    """Return about `count` round numbers from `low` to `high`."""
     if low == high:
         return [low]
     rough = (high - low) / count
@@ -232,7 +232,7 @@ def even_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _figure(value: float) -> str:
-    """Three digits for people: 0.0512, 1230, 1×10⁻⁴."""
+    """Format a number with three digits: 0.0512, 1230, 1×10⁻⁴."""
     if value == 0:
         return "0"
     exponent = math.floor(math.log10(abs(value)))

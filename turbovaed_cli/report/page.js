@@ -7,7 +7,7 @@
   const data = (id) => JSON.parse(document.getElementById(id).textContent);
   root.classList.add("js");
 
-  // Light, dark, or what the system says. A page opened from a file may have no storage.
+  // Light, dark, or the system's setting. A page opened from a file may have no storage.
   const theme = document.getElementById("theme");
   const kept = { get: () => { try { return localStorage.getItem("turbovaed-theme"); } catch { return null; } },
                  set: (value) => { try { localStorage.setItem("turbovaed-theme", value); } catch { /* this page only */ } } };
@@ -27,7 +27,7 @@
     const left = one(".choose.left", article), right = one(".choose.right", article);
     const words = (select) => select.selectedOptions[0].text;
 
-    // The video may move on between two looks at it: one look, kept here, and every part from that.
+    // The video may advance between two reads: read one frame, and draw every part from that.
     const sheet = document.createElement("canvas");
     const put = (canvas, part) => {
       const [x, y, width, height] = clip.parts[part], context = canvas.getContext("2d");
@@ -93,7 +93,7 @@
     for (const select of [left, right]) select.addEventListener("change", () => { draw(); split(); });
     divider.addEventListener("input", split);
 
-    // The pointer moves the divider from anywhere on the picture; the range input keeps the value, the focus and the keys.
+    // The pointer moves the divider from anywhere on the picture; the range input holds the value, the focus and the keys.
     const follow = (event) => {
       const box = frame.getBoundingClientRect();
       divider.value = Math.round(100 * (event.clientX - box.left) / box.width);

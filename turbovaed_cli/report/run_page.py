@@ -1,7 +1,7 @@
-"""`report.html`: what a run or an evaluation came to, as one file that opens anywhere and asks the network for nothing.
+"""`report.html`: the results of a run or an evaluation, as one file that opens anywhere and loads nothing from the network.
 
-Figures, clips with a divider between source, teacher and student, curves, settings. The page is a template (page.html,
-page.css, page.js) with every value escaped; a content security policy in it forbids all but its own script, style and
+It has figures, clips with a divider between source, teacher and student, curves and settings. The page is a template
+(page.html, page.css, page.js) with every value escaped. Its content security policy allows only its own script, style and
 videos.
 """
 
@@ -40,7 +40,7 @@ from turbovaed_cli.video import probe
 
 __all__ = ["Report", "ShownClip", "model_facts", "noteworthy_clips", "report_of_eval", "report_of_run", "write_report"]
 
-NUM_WORST = 2  # clips shown beside the median one; more would make the file a burden
+NUM_WORST = 2  # worst clips shown in addition to the median one; more would make the file too large
 SHOWN = {
     "source": "Source",
     "teacher": "Teacher",
@@ -53,26 +53,26 @@ FramesOf = Callable[[ClipScores], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Report:
-    """What a page is made of; what is empty says in words how to come by it."""
+    """The contents of a page. The page explains how to get a part that is empty."""
 
     title: str
-    facts: Mapping[str, str]  # of model and teacher, as people read them
-    lead: str = ""  # what was measured, on what
+    facts: Mapping[str, str]  # of model and teacher, in words
+    lead: str = ""  # the introduction: what was measured, and on which data
     evaluation: Mapping[str, Any] | None = None  # the document of `eval --json`
     clips: Sequence[ShownClip] = ()
-    clips_note: str = ""  # what these clips are
+    clips_note: str = ""  # how these clips were chosen
     metrics: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
-    no_metrics: str = "The model was not given as a run folder, so its training is not known here."  # said without rows
+    no_metrics: str = "The model was not given as a run folder, so its training curves are not available."  # shown without rows
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-    next_command: str = "turbovaed eval --data DIR"  # what measures what is not measured yet
+    next_command: str = "turbovaed eval --data DIR"  # the command that fills the empty parts
 
 
-# --- what goes into it --------------------------------------------------------------------------------------------
+# --- its contents -------------------------------------------------------------------------------------------------
 
 
 def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
-    """Student and teacher as rows of words."""
+    """Return the facts about student and teacher as rows of text."""
     of_teacher, of_student = decoder_params(teacher), num_params(student)
     row = teacher.spec
     return {
@@ -86,12 +86,12 @@ def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
 
 
 def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "") -> Report:
-    """The report of a run folder as `distill` leaves it: curves, settings, its newest evaluation, and clips where there are some."""
+    """Return the report of a run folder of `distill`: curves, settings, its newest evaluation, and `clips` if there are any."""
     newest = max(whole_files(run.eval, "*.json"), key=lambda path: path.stat().st_mtime, default=None)
     return Report(
         title=run.root.resolve().name,
         facts=facts,
-        lead=f"Measured before the last steps, in {newest.name}: turbovaed eval measures the student of now" if newest else "",
+        lead=f"Measured before the last steps, in {newest.name}; turbovaed eval measures the current student" if newest else "",
         evaluation=names_only(tables.read_evaluation(newest)) if newest else None,
         clips=clips,
         clips_note=clips_note,
@@ -104,9 +104,9 @@ def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[Show
 
 
 def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings: EvalSettings, data: Path) -> Report:
-    """The report of an evaluation of `pair` on `data`; of a run folder it has the curves too.
+    """Return the report of an evaluation of `pair` on `data`; for a run folder it includes the curves.
 
-    `frames_of` gives source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8.
+    `frames_of` returns source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8.
     """
     assert pair.teacher is not None
     document = eval_document(result)
@@ -135,20 +135,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _config(run: RunDir) -> dict[str, Any]:
-    """The config of a run without its command line, whose paths are private."""
+    """Return the config of a run without its command line, which may have private paths."""
     return {name: value for name, value in _read(run.config).items() if name != "command_line"}
 
 
 def _by(result: EvalResult) -> str:
-    """The metric that clips are put in order by: PSNR, or the first there is."""
+    """Return the metric that clips are sorted by: PSNR, or the first one if it was not measured."""
     names = list(result.clips[0].student)
     return "psnr" if "psnr" in names else names[0]
 
 
 def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
-    """The clips that the student does worst, worst first, and the median one: (role, clip), each clip once.
+    """Return (role, clip) of the student's worst clips, worst first, and of the median one; each clip once.
 
-    None where the set was measured as a whole (rFVD alone).
+    The list is empty if only the set as a whole was measured (rFVD).
     """
     if not result.clips[0].student:
         return []
@@ -175,7 +175,7 @@ def _shown(role: str, clip: ClipScores, frames_of: FramesOf, settings: EvalSetti
 def keep_evaluation(
     result: EvalResult, pair: Pair, settings: EvalSettings, data: Path, page: Path | None = None, report: Reporter = quiet
 ) -> None:
-    """Write the document and report.html into the run folder, where the model is one, and the page to `page` too."""
+    """Write the document and report.html into the run folder, if the model is one, and the page also to `page`."""
     if pair.run is not None:
         name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
         write_json(pair.run.eval / name, eval_document(result))
@@ -184,14 +184,14 @@ def keep_evaluation(
     if pages:
         shown = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
         write_report(pages, shown)
-        report.note(f"to look at: {', '.join(map(str, pages))}")
+        report.note(f"report: {', '.join(map(str, pages))}")
 
 
-_MOST_NAME_BYTES = 160  # of the data's name in the name of an evaluation
+_MOST_NAME_BYTES = 160  # of the data's name in the file name of an evaluation
 
 
 def _short(name: str) -> str:
-    """The beginning of a file's name, which leaves room for more in a name of 255 bytes."""
+    """Shorten a file's name, to leave room for the rest of a name of at most 255 bytes."""
     while len(os.fsencode(name)) > _MOST_NAME_BYTES:
         name = name[:-1]
     return name
@@ -201,14 +201,14 @@ def _short(name: str) -> str:
 
 
 def write_report(places: Path | Sequence[Path], report: Report) -> None:
-    """Write `report` as one HTML file (to several places the same one), whole or not at all; it replaces what is there."""
+    """Write `report` as one HTML file, to one or several places, whole or not at all; existing files are replaced."""
     text = render(report)
     for path in [places] if isinstance(places, Path) else places:
         write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def render(report: Report) -> str:
-    """`report` as HTML. Its videos are inside, and nothing in it names a place to load from."""
+    """Return `report` as HTML. Its videos are embedded, and it loads nothing from elsewhere."""
     scale = error_scale(report.clips)
     clips = [encode(clip, scale) for clip in report.clips]
     settings = report.settings.get("settings", {})
@@ -236,7 +236,7 @@ def render(report: Report) -> str:
 
 
 def _clip_data(video: ClipVideo) -> dict[str, Any]:
-    """What page.js needs to draw a clip."""
+    """Return the data that page.js needs to draw a clip."""
     return {
         "fps": video.fps,
         "frames": video.num_frames,
@@ -245,7 +245,7 @@ def _clip_data(video: ClipVideo) -> dict[str, Any]:
 
 
 def _curve_data(curves: Curves | None) -> dict[str, Any]:
-    """What page.js needs to read a curve off: per panel one [x, y, text] or null for each stretch of steps."""
+    """Return the data that page.js needs to show values of curves: per panel, [x, y, text] or null for each stretch of steps."""
     if curves is None:
         return {"stretches": [], "panels": []}
     points = [[None if p is None else [p.x, p.y, p.text] for p in panel.points] for panel in curves.panels]

@@ -1,4 +1,4 @@
-"""What a report says in figures and tables: an evaluation's document, a run's settings and stages, as words and cells."""
+"""The figures and tables of a report: an evaluation's document, a run's settings and stages, as text and cells."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,16 +20,16 @@ _NARROW_SPACE = "\u202f"
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its interval as people read them; places of both on a small axis, 0 to 1, where they can be drawn."""
+    """A figure and its interval as text, with their places on a small axis, 0 to 1, if they can be drawn."""
 
     text: str
-    interval: str = ""  # "± 0.3", or "1.2 to 3.4" where that is not even
+    interval: str = ""  # "± 0.3", or "1.2 to 3.4" if the mean is not in the middle
     places: tuple[float, float, float] | None = None  # low, mean, high
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric: what teacher and student score, and their ratio."""
+    """One metric: the scores of teacher and student, and their ratio."""
 
     label: str
     is_higher_better: bool
@@ -52,7 +52,7 @@ class ClipRow:
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """A document of `eval --json`; CorruptFileError naming the field where it is none that can be shown."""
+    """Read a document of `eval --json`. Raises CorruptFileError with the field's name if it cannot be shown."""
     document = read_json(path)
     scores = dict[str, float | None]
     check_fields(document, {"means": dict.fromkeys(SIDES, scores) | {"ratio": scores}}, path)
@@ -83,12 +83,12 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def score_text(name: str, value: float | None) -> str:
-    """A score with as many digits as its metric deserves; what is not a number has no figure."""
+    """Format a score with its metric's number of digits; "none" if it is not a finite number."""
     return "none" if value is None or not math.isfinite(value) else f"{value:.{METRICS[name].digits}f}"
 
 
 def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
-    """Every metric that was measured, with 95 % intervals where the evaluation has them."""
+    """Return a row for every metric that was measured, with 95 % intervals if the evaluation has them."""
     means, rows = evaluation["means"], []
     intervals = {} if interval_missing(evaluation) else evaluation.get("intervals") or {}
     for name in means["student"]:
@@ -103,7 +103,7 @@ def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
 
 
 def interval_missing(evaluation: Evaluation) -> str:
-    """Why no figure has an interval; empty where they have. Documents of earlier versions had some over two videos."""
+    """Return why there are no intervals, or "". Documents of earlier versions had intervals over as few as two videos."""
     num_videos = evaluation.get("num_videos")
     return interval_note(num_videos) if isinstance(num_videos, int) else ""
 
@@ -129,17 +129,17 @@ def _interval(mean: float, span: Sequence[float], digits: int) -> str:
 
 
 def not_measured(evaluation: Evaluation) -> list[tuple[str, str]]:
-    """(metric, why not and what to run) of every metric without a figure."""
+    """Return (metric, the reason and what to run) for every metric that was not measured."""
     return [(METRICS[name].label, str(reason)) for name, reason in evaluation["not_measured"].items()]
 
 
 def clip_metrics(evaluation: Evaluation) -> list[str]:
-    """Headings of the metrics that every clip has."""
+    """Return the headings of the metrics that every clip has."""
     return [METRICS[name].label for name in evaluation["clips"][0]["student"]]
 
 
 def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
-    """Every clip that was evaluated."""
+    """Return a row for every clip that was evaluated."""
     return [
         ClipRow(clip["path"], clip["start"], [score_text(name, clip[side][name]) for name in clip["student"] for side in SIDES])
         for clip in evaluation["clips"]
@@ -147,7 +147,7 @@ def clip_rows(evaluation: Evaluation) -> list[ClipRow]:
 
 
 def score_rows(scores: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, str]]:
-    """(metric, unit, teacher, student) of one clip."""
+    """Return (metric, unit, teacher, student) for each score of one clip."""
     teacher, student = scores.get("teacher", {}), scores.get("student", {})
     return [
         (METRICS[name].label, METRICS[name].unit, score_text(name, teacher[name]), score_text(name, student[name]))
@@ -156,13 +156,13 @@ def score_rows(scores: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str
 
 
 def published_rows(evaluation: Evaluation) -> list[tuple[str, str, str]]:
-    """(metric, teacher, student) as published, where the evaluation found figures of the same model on the same data."""
+    """Return (metric, teacher, student) as published, if the evaluation has figures of the same model on the same data."""
     found = (evaluation.get("published") or {}).get("means") or {}
     return [(METRICS[name].label, score_text(name, pair[0]), score_text(name, pair[1])) for name, pair in found.items()]
 
 
 def key_figures(evaluation: Evaluation | None, metrics: Rows, settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The few figures a reader came for, each with what it is."""
+    """Return the key figures, each as (value, description)."""
     found = []
     if evaluation is not None:
         means, params, times = evaluation["means"], evaluation.get("decoder_params"), evaluation.get("decode_times")
@@ -190,7 +190,7 @@ def _grouped(number: int) -> str:
 
 
 def flatten(values: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as (dotted name, words) rows, in its order."""
+    """Return a nested mapping as rows of (dotted name, text), in its order."""
     rows: list[tuple[str, str]] = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -211,7 +211,7 @@ def _in_words(value: object) -> str:
 
 
 def _size_in_words(size: object) -> str:
-    """(height, width) as WIDTHxHEIGHT."""
+    """Format (height, width) as WIDTHxHEIGHT."""
     return f"{size[1]}x{size[0]}" if isinstance(size, list | tuple) and len(size) == 2 else _in_words(size)
 
 
@@ -220,7 +220,7 @@ def _stages(settings: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def stage_table(settings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]] | None:
-    """(columns, rows) of a run's stages, None in runs without: a column for every setting that a stage may have."""
+    """Return (columns, rows) of a run's stages, with a column for every setting of a stage; None if the run has no stages."""
     stages = _stages(settings)
     if not stages:
         return None
@@ -230,7 +230,7 @@ def stage_table(settings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def with_data_size(metrics: Rows) -> Rows:
-    """Every step with the megapixels it learnt from, where it says; a change of data shape shows as a jump."""
+    """Return the rows with the megapixels of each step's data, if logged; a change of the data's shape shows as a jump."""
     rows = []
     for row in metrics:
         data = row.get("data")

@@ -1,16 +1,19 @@
 """`distill`: teach a small decoder to do what a frozen teacher's decoder does.
 
-distill.py       the verb
+distill.py       the command
 prepare.py       teacher, student, data and losses, checked before anything is written
 loop.py          the steps: learn, record, save, stop when asked
-resume.py        whether it is the same run, and where it goes on
+resume.py        whether it is the same run, and the step it continues from
 trainer.py       one optimizer step
 batches.py       batches as functions of (seed, index), and copies to the device
 recipes.py       presets, and schedules from TOML
-schedule.py      where in a schedule a step is
-losses.py alignment.py discriminator.py muon.py   what a step is made of
-validation.py    `--val`: the finished run, measured
-fitted_start.py  a start by least squares
-state.py         all that a resume needs
-checks.py estimate.py trackers.py outputs.py      refuse, foresee, log, show
+schedule.py      the position of a step in a schedule
+losses.py alignment.py discriminator.py muon.py   the parts of a step
+validation.py    `--val`: measure the finished run
+fitted_start.py  initial weights by least squares
+state.py         everything that a resume needs
+checks.py        settings and runs that are refused
+estimate.py      time and memory in advance
+trackers.py      `--log`: experiment trackers
+outputs.py       samples, report.html and model/
 """

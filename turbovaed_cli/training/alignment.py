@@ -1,4 +1,4 @@
-"""Feature alignment: the student's blocks, through small heads where needed, learn to equal the teacher's."""
+"""Feature alignment: the student's blocks, through small heads if needed, learn to equal the teacher's."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +15,13 @@ _CHANNELS_PER_OUTPUT = {"none": 1, "shuffle2d": 4, "shuffle3d": 8}
 
 
 class AlignmentHeads(nn.Module):
-    """One head per pair that needs one: two 1x1x1 convolutions without activation, then the pair's shuffle.
+    """One head for each pair that needs one: two 1x1x1 convolutions without activation, then the pair's shuffle.
 
     Keys are the published ones: `aligned_feature_projection_heads.{i}.{0,1}.conv.*`, i counting the pairs with a head.
     """
 
     def __init__(self, pairs: Sequence[AlignmentPair], channels: Sequence[tuple[int, int]]) -> None:
-        """`channels`: (student, teacher) channels of each pair. Where they differ a head is added even if the pair asks for none."""
+        """Make the heads. `channels` are (student, teacher) of each pair; a pair whose channels differ always gets a head."""
         super().__init__()
         self.pairs = tuple(pairs)
         self.head_of = {}
@@ -38,7 +38,10 @@ class AlignmentHeads(nn.Module):
                 )
 
     def forward(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean squared error of each pair, by student block; scalars. Their plain sum is the published feature loss."""
+        """Return the mean squared error of each pair, a scalar, by student block. Their plain sum is the published feature loss.
+
+        Features are (B, C, t, h, w), by block of the student and by tap of the teacher.
+        """
         losses = {}
         for pair in self.pairs:
             feature = student_features[pair.student_block]
@@ -50,13 +53,13 @@ class AlignmentHeads(nn.Module):
 
 
 def _shuffle_2d(x: Tensor) -> Tensor:
-    """(B, 4C, t, h, w) -> (B, C, t, 2h, 2w), frame by frame."""
+    """Shuffle (B, 4C, t, h, w) to (B, C, t, 2h, 2w), frame by frame."""
     frames = functional.pixel_shuffle(x.movedim(2, 1).flatten(0, 1), 2)
     return frames.unflatten(0, (x.shape[0], x.shape[2])).movedim(2, 1)
 
 
 def _shuffle_3d(x: Tensor) -> Tensor:
-    """(B, 8C, t, h, w), channel order (c, t, h, w) -> (B, C, 2t - 1, 2h, 2w): the first frame is dropped."""
+    """Shuffle (B, 8C, t, h, w), in channel order (c, t, h, w), to (B, C, 2t - 1, 2h, 2w): the first frame is dropped."""
     batch, channels, frames, height, width = x.shape
     x = x.reshape(batch, channels // 8, 2, 2, 2, frames, height, width)
     x = x.permute(0, 1, 5, 2, 6, 3, 7, 4)  # (B, C, t, 2, h, 2, w, 2)
@@ -67,7 +70,7 @@ _TRANSFORMS = {"none": lambda x: x, "shuffle2d": _shuffle_2d, "shuffle3d": _shuf
 
 
 def build_heads(student: StudentDecoder, teacher: Teacher, pairs: Sequence[AlignmentPair]) -> AlignmentHeads:
-    """Heads for this very pair of networks: channels are read off one small decode of each."""
+    """Return the heads for these two networks; their channels are taken from one small decode of each."""
     if not pairs:
         return AlignmentHeads((), ())
     spec = teacher.spec

@@ -1,4 +1,4 @@
-"""Batches as functions of (seed, index), and reading them ahead of the training loop."""
+"""Batches as functions of (seed, index), and their copies to the device."""
 
 import hashlib
 import random
@@ -15,7 +15,7 @@ from turbovaed_cli.video import VideoInfo, read_clip, sha256_of_video
 
 
 class VideoClips:
-    """Random clips straight from videos: place, start, flip are functions of (seed, index)."""
+    """Random clips from videos, without a cache: place, start and flip are functions of (seed, index)."""
 
     is_encoded = False  # its batches are for the teacher to encode
 
@@ -29,18 +29,18 @@ class VideoClips:
     ) -> None:
         self.videos = sorted(videos, key=lambda info: str(info.path))
         self.frames, self.size, self.stride = frames, size, stride
-        self.damaged = {} if damaged is None else damaged  # what failed while it was read, and why; streams may share it
+        self.damaged = {} if damaged is None else damaged  # videos that could not be read, and why; streams may share it
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any video's bytes change, or one comes or goes; not when the folder moves."""
+        """A hash of the videos' bytes: it changes if a video changes, is added or removed; not if the folder moves."""
         return hashlib.sha256("".join(sha256_of_video(info.path) for info in self.videos).encode()).hexdigest()
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """`part` of batch number `index`, video only; depends on nothing but its arguments and the files.
+        """Return `part` of batch number `index`, video (B, 3, T, H, W) only; it depends on its arguments and the files.
 
-        A place that turns out damaged is named in `damaged` and the next video takes its turn, the same one every time.
-        All of a crop counts: the teacher will encode it alone, so its borders are real ones.
+        A damaged video is recorded in `damaged`, and the next video takes its place, the same one every time. Losses use all
+        of a crop: the teacher encodes the crop alone, so its borders are real ones. Raises VideoError if no video can be read.
         """
         clips = [self._clip_at(seed, i) for i in range(index * batch_size, (index + 1) * batch_size)[part]]
         if crop is not None:
@@ -49,7 +49,7 @@ class VideoClips:
         return Batch(torch.stack(clips))
 
     def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
-        """The clips of that batch, for people."""
+        """Return the names of the clips that `batch_at` returns for the same arguments, for messages."""
         names = []
         for i in range(index * batch_size, (index + 1) * batch_size)[part]:
             turns = [(info, start) for info, start, _ in self._turns(seed, i) if str(info.path) not in self.damaged]
@@ -57,7 +57,7 @@ class VideoClips:
         return names
 
     def _turns(self, seed: int, i: int) -> Iterator[tuple[VideoInfo, int, random.Random]]:
-        """Where clip `i` may come from, the first that can be read: video, first frame, and what the rest is drawn from."""
+        """Yield candidates for clip `i`, of which the first readable one is used: video, first frame, random generator."""
         first = item_at(seed, i, len(self.videos))
         for turn in range(len(self.videos)):
             info = self.videos[(first + turn) % len(self.videos)]
@@ -77,14 +77,14 @@ class VideoClips:
 
 
 class DeviceCopies:
-    """Brings batches to the device from the threads that read them, beside what the device computes meanwhile."""
+    """Copies batches to the device from the threads that read them, while the device computes."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, batch: Batch) -> Batch:
-        """A batch on the device, complete when this returns; from any thread."""
+        """Return a batch on the device, in the same shapes, complete when this returns; may be called from any thread."""
         if self._stream is None:
             return batch.map(lambda tensor: tensor.to(self.device))
         with torch.cuda.stream(self._stream):
@@ -93,7 +93,7 @@ class DeviceCopies:
         return moved
 
     def take(self, batch: Batch) -> Batch:
-        """The same batch for use on the current stream: until that is done with it, its memory goes to no other copy."""
+        """Return the same batch for use on the current stream, which keeps its memory from other copies until it is done."""
         if self._stream is not None:
             for tensor in batch.tensors:
                 tensor.record_stream(torch.cuda.current_stream(self.device))
@@ -104,27 +104,27 @@ class ClipStream(Protocol):
     """An endless stream of batches, each a function of (seed, index): a latent cache or plain videos."""
 
     is_encoded: bool  # whether its batches have latents
-    damaged: dict[str, str]  # videos that could not be read after all, and why
+    damaged: dict[str, str]  # videos that could not be read during the run, and why
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) of its clips in pixels."""
+        """(height, width) of each clip in pixels."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the data does."""
+        """A hash that changes when the data changes."""
         ...
 
     def batch_at(self, seed: int, index: int, batch_size: int, crop: Crop | None = None, part: slice = ALL_CLIPS) -> Batch:
-        """`part` of batch number `index`, cut to `crop`."""
+        """Return `part` of batch number `index`, cut to `crop`, in the shapes of Batch."""
         ...
 
     def names_at(self, seed: int, index: int, batch_size: int, part: slice = ALL_CLIPS) -> list[str]:
-        """The clips of that batch, for people."""
+        """Return the names of the clips that `batch_at` returns for the same arguments, for messages."""
         ...
 
     @property
     def frames(self) -> int:
-        """Frames of its clips."""
+        """Pixel frames of each clip."""
         ...

@@ -1,4 +1,4 @@
-"""What of a distillation is refused, before it begins or goes on."""
+"""Checks that refuse a distillation before it begins or continues."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
             stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_side", "crop_margin", "perceptual_frames", *weights)
         )
         if stage.crop_latents and stage.crop_side:
-            raise SettingsError(f"stage {stage.name} has crop_latents and crop_side", "they say the same in two units: give one")
+            raise SettingsError(f"stage {stage.name} has crop_latents and crop_side", "both set the crop: give one")
         if stage.lr == 0:
             raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
         choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
@@ -52,7 +52,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
 
 def _check_not_negative(settings: object, names: Sequence[str]) -> None:
     for name in names:
-        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
+        if not 0 <= getattr(settings, name) < math.inf:  # NaN fails too
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 0")
 
 
@@ -62,13 +62,16 @@ def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> No
 
 
 def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:
-    """Steps may change on a resume, but not so that the checkpoint comes to lie elsewhere in the schedule."""
+    """Raise RunFolderError if changed numbers of steps would move the checkpoint to another place in the schedule.
+
+    Other changes of steps are allowed on a resume. `way_on` is the hint.
+    """
     done = folder.steps()[-1] if folder.steps() else 0
     if not done or not folder.config.exists():
         return
     lengths = [stage["steps"] for stage in folder.read_config()["settings"].get("stages") or []]
     if len(lengths) != len(settings.stages):
-        return  # the snapshot names it
+        return  # the comparison of the configs reports it
     before = tuple(replace(stage, steps=steps) for stage, steps in zip(settings.stages, lengths, strict=True))
     old, new = position_at(before, done), position_at(settings.stages, done)
     if (old.index, old.first_step) != (new.index, new.first_step) or settings.steps < done:
@@ -80,21 +83,21 @@ def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str
 
 
 def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: int) -> None:
-    """A run goes on with other processes exactly where a forward pass has the same clips on all of them together."""
+    """Raise RunFolderError if a forward pass over all `processes` would have other clips than those the run began with."""
     before = folder.read_config() if folder.config.exists() else {}
     clips = [stage["batch_size"] for stage in before.get("settings", {}).get("stages", [])]
     now = [stage.batch_size for stage in settings.stages]
     if clips == now and any(count % processes for count in clips):  # fitted to the memory of other devices
-        hint = f"go on with a number of processes that divides {math.gcd(*clips)}"
+        hint = f"resume it with a number of processes that divides {math.gcd(*clips)}"
         raise RunFolderError(
             f"{folder.root} has {_in_words(clips)} clips in a forward pass, which {processes} processes cannot share", hint
         )
     if len(clips) != len(now) or clips == now or before.get("ranks", 1) == processes:
-        return  # else the snapshot names it
+        return  # any other change is reported by the comparison of the configs
     if any(count % processes for count in clips):
-        hint = f"start it on a number of processes that divides {math.gcd(*clips)}"
+        hint = f"resume it with a number of processes that divides {math.gcd(*clips)}"
     elif len(set(clips)) == 1:
-        hint = f"--batch-size {clips[0] // processes} on {processes} processes goes on with it"
+        hint = f"--batch-size {clips[0] // processes} on {processes} processes resumes it"
     else:
         shares = ", ".join(str(count // processes) for count in clips)
         hint = f"on {processes} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
@@ -110,7 +113,7 @@ def _in_words(counts: Sequence[int]) -> str:
 
 
 def check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
-    """Cached clips have the size they were cached at."""
+    """Raise SettingsError for a stage whose size is not that of the cached clips."""
     for stage in settings.stages:
         if stage.size not in (None, cache.size):
             height, width = cache.size
@@ -121,7 +124,7 @@ def check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
 
 
 def check_ratios(student: StudentDecoder, spec: ModelSpec) -> None:
-    """Raise SettingsError for a student that makes other sizes than its teacher."""
+    """Raise SettingsError for a student whose videos have other sizes than its teacher's."""
     made = (student.temporal_compression_ratio, student.spatial_compression_ratio)
     wanted = (spec.teacher.time_ratio, spec.teacher.space_ratio)
     if made != wanted:

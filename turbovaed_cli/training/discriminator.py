@@ -10,13 +10,13 @@ from torch.nn import functional
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 _EPS = 1e-4
-_SCALE = 2.0**10  # of both: a mean over a clip's pixels has gradients too small for fp16
+_SCALE = 2.0**10  # of both losses: a mean over a clip's pixels has gradients too small for fp16
 
 
 class _Conv3d(nn.Conv3d):
-    """A convolution padded by one zero on every side; in time by hand.
+    """A convolution padded by one zero on every side; the padding in time is explicit.
 
-    Of two frames padded by itself, torch 2.13 on a CPU computes a bf16 weight gradient from memory it never wrote.
+    With built-in padding of two frames, torch 2.13 on a CPU computes a bf16 weight gradient from uninitialised memory.
     """
 
     def __init__(self, before: int, after: int, kernel: Any, **options: Any) -> None:
@@ -29,8 +29,8 @@ class _Conv3d(nn.Conv3d):
 class PatchDiscriminator3d(nn.Module):
     """Judge overlapping patches of a video (B, 3, T, H, W) in [-1, 1]: logits (B, 1, t, h, w), high for real.
 
-    Three strided convolutions halve space each time and time twice, where there are frames to halve; GroupNorm, because
-    batches are small. Sources: PatchGAN of Isola et al. 2017, arXiv:1611.07004; 3-D and hinge as in arXiv:2508.09136.
+    Three strided convolutions each halve space; two of them halve time. GroupNorm is used because batches are small.
+    Sources: PatchGAN of Isola et al. 2017, arXiv:1611.07004; 3-D and hinge as in arXiv:2508.09136.
     """
 
     def __init__(self, channels: int = 32) -> None:
@@ -53,12 +53,12 @@ class PatchDiscriminator3d(nn.Module):
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator from its logits: half of relu(1 - real) + relu(1 + fake)."""
+    """Return the discriminator's hinge loss, a scalar, from logits (B, 1, t, h, w): half of relu(1 - real) + relu(1 + fake)."""
     return 0.5 * (functional.relu(1 - real.float()).mean() + functional.relu(1 + fake.float()).mean())
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Hinge loss of the generator: minus the mean logit."""
+    """Return the generator's hinge loss, a scalar, from logits (B, 1, t, h, w): minus the mean logit."""
     return -fake.float().mean()
 
 
@@ -68,10 +68,11 @@ def adaptive_weight(
     last_weight: Tensor,
     mean: Callable[[list[Tensor]], list[Tensor]] = lambda pulls: pulls,
 ) -> Tensor:
-    """|d reconstruction / d last_weight| over |d adversarial / d last_weight|, a scalar without gradient.
+    """Return |d reconstruction / d last_weight| over |d adversarial / d last_weight|, a scalar without gradient.
 
-    `mean` makes the two gradients those of the whole batch, where this process has a part of it. Times 0.05, the adversarial loss pulls the last convolution a twentieth as hard as all other losses together.
-    Source: Esser et al. 2021, arXiv:2012.09841, equation 7.
+    Both losses are scalars. `mean` averages the two gradients over all processes, if each has a part of the batch. With a
+    weight of 0.05, the adversarial loss pulls the last convolution a twentieth as hard as all other losses together. Source:
+    Esser et al. 2021, arXiv:2012.09841, equation 7.
     """
     pulls = mean(
         [torch.autograd.grad(loss * _SCALE, last_weight, retain_graph=True)[0].float() for loss in (reconstruction, adversarial)]

@@ -33,12 +33,12 @@ from turbovaed_cli.video.usable import Skipped
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What a distillation came to."""
+    """The result of a distillation."""
 
-    run: Path  # as a URL where that was given
+    run: Path  # a URL if that was given
     model: Path
     step: int
-    resumed_from: int | None  # step of the checkpoint it went on from
+    resumed_from: int | None  # step of the checkpoint that it continued from
     losses: dict[str, float]  # of the last step; empty when there was nothing left to do
     student_params: int
     teacher_decoder_params: int
@@ -58,16 +58,16 @@ def distill(
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> DistillResult:
-    """Distil `spec`'s teacher into a student, from videos (`data`, encoded on the way) or a latent cache (`latents`).
+    """Distil `spec`'s teacher into a student, from videos (`data`, encoded during training) or a latent cache (`latents`).
 
-    `settings` None takes the recipe that the teacher's row of the registry names.
-    `init` names a student (as load_student takes it) to start from instead of random weights. `command_line` is kept in
-    config.json, for messages about a resume. Places may be fsspec URLs.
-    Calling it again with the same arguments resumes `run` where its newest checkpoint lies, bit for bit on one type
-    of machine (on a GPU, with equal free memory). Where several
-    processes call it (training/ranks.py), `batch_size` is each one's, and the first alone reads and writes `run`. Raises
-    SettingsError or RunFolderError before anything is written, NonFiniteError before an optimizer step that would spread
-    NaN, InterruptedRunError after a checkpoint when a signal asked it to stop.
+    `settings` None takes the recipe in the teacher's row of the registry. `init` names a student (as load_student takes it) to
+    start from instead of random weights. `command_line` is kept in config.json, for messages about a resume. `run`, `data` and
+    `latents` may be fsspec URLs.
+
+    Calling it again with the same arguments resumes `run` from its newest checkpoint, bit for bit on one type of machine (on a
+    GPU, with equal free memory). If several processes call it (machine/ranks.py), `batch_size` is per process, and only the
+    first process reads and writes `run`. Raises SettingsError or RunFolderError before anything is written, NonFiniteError before
+    an optimizer step that would spread NaN, and InterruptedRunError after a checkpoint if a signal asked it to stop.
     """
     asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line, consent)
     ranks = join_ranks(asked.settings.device, report)
@@ -101,10 +101,10 @@ def estimate_distill(
     command_line: str = "",
     report: Reporter = quiet,
 ) -> DistillEstimate:
-    """What is left of `distill` with the same arguments, in one process: some of its steps, timed; nothing is written.
+    """Estimate the rest of `distill` with the same arguments by timing some steps, in one process; nothing is written.
 
-    Raises what `distill` in this many `processes` would for settings, data, weights and a run that is there already; only a
-    teacher that is not here is no error.
+    Raises what `distill` in this many `processes` would raise for settings, data, weights and an existing run. A teacher whose
+    weights are missing is no error.
     """
     asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line)
     check_distill_settings(asked.settings)
@@ -118,7 +118,7 @@ def estimate_distill(
         folder = RunDir(root)
         if holder := folder.holder():
             raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
-        first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run knows its data by all of them
+        first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run's data are identified by all videos
         trainer, skipped = prepare(asked, ranks, folder, report, first=first, processes=processes)
         over_all = over_all_processes(trainer.settings, processes)
         config = run_config(asked, trainer, over_all, processes, folder)
@@ -129,12 +129,12 @@ def estimate_distill(
 
 
 def _run(asked: Distillation, trainer: Trainer, folder: RunDir, report: Reporter) -> tuple[int | None, dict[str, float]]:
-    """From the newest checkpoint, or the start, to the model: the step resumed from, and the last step's losses."""
+    """Train from the newest checkpoint, or the start, and write the model. Return the step resumed from, and the last losses."""
     ranks, state, settings = trainer.ranks, trainer.state, trainer.settings
     with folder.lock() if ranks.is_first else nullcontext():
         config = ranks.share(lambda: begin(asked, folder, trainer, report))
         if trainer.streams[0].is_encoded:
-            trainer.teacher.drop_encoder()  # behind the snapshot, which tells the teacher by all its weights
+            trainer.teacher.drop_encoder()  # after the snapshot, which identifies the teacher by all its weights
         with memory_in_words(trainer, folder):
             resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report, fits=asked.init is None))
         if ranks.count > 1:

@@ -1,4 +1,4 @@
-"""What a distillation would take: a few real steps of every stage and what comes with them, timed and weighed; nothing is written."""
+"""Estimate the time and memory of a distillation: a few real steps of every stage are timed and weighed; nothing is written."""
 
 import copy
 import time
@@ -22,49 +22,49 @@ from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video.usable import Skipped
 
-SAMPLE_VIDEOS = 24  # that are looked into
-LONG = 1000  # optimizer steps of a schedule that is timed before it begins
-LONGEST_S = 2 * 86400  # of a recipe for a night
-MOST_RESERVED = 0.9  # of a device's free memory that a fitted forward pass may take
-TIMED_STEPS = 3  # of each stage, behind its first, which is slow
+SAMPLE_VIDEOS = 24  # that are probed
+LONG = 1000  # optimizer steps from which a schedule is timed before it begins
+LONGEST_S = 2 * 86400  # of a night recipe, before --recipe fast is suggested
+MOST_RESERVED = 0.9  # share of a device's free memory that a fitted forward pass may take
+TIMED_STEPS = 3  # of each stage, after its first, which is slow
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage, as some of its steps went."""
+    """The estimate of one stage, from some of its steps."""
 
     name: str
     steps: int  # that are left of it
     clips_per_step: int  # of this process
     seconds_per_step: float
     data_share: float  # of that time, spent waiting for clips
-    # Most memory, in MB, that its steps, a sample and (of the first stage) a fitted start take: of a GPU its tensors, else the process.
+    # The peak memory in MB of its steps, a sample and (first stage) a fitted start: on a GPU the tensors, else the whole process.
     peak_mb: float | None
-    reserved_mb: float | None  # what torch's allocator took of a GPU for that, with what lies between tensors; None elsewhere
+    reserved_mb: float | None  # that torch's allocator reserved on a GPU for this, with gaps between tensors; None elsewhere
 
 
 @dataclass(frozen=True)
 class DistillEstimate:
-    """What a distillation would take from here on; without stages where the teacher's weights are not here."""
+    """The estimated cost of a distillation from here on; without stages if the teacher's weights are missing."""
 
     run: str
-    steps_done: int  # that a checkpoint has
+    steps_done: int  # by the newest checkpoint
     steps: int
     stages: list[StageEstimate]  # those with steps left
-    seconds: float | None  # for the steps that are left, and without the time of checkpoints
-    disk_bytes: int | None  # at most, beyond what the run has taken already: checkpoints and the model
+    seconds: float | None  # for the steps that are left, without the time of checkpoints
+    disk_bytes: int | None  # at most, in addition to those used already: checkpoints and the model
     free_bytes: int | None
     download_bytes: int
     device: str
-    skipped: list[Skipped]  # videos that cannot be used, of those looked into
+    skipped: list[Skipped]  # probed videos that cannot be used
 
 
 def estimate(
     trainer: Trainer, run: str | Path, folder: RunDir, skipped: list[Skipped], report: Reporter = quiet, *, fits: bool = True
 ) -> DistillEstimate:
-    """Make some steps of every stage that is not finished, with a trainer that is for nothing else, as the weights change.
+    """Time some steps of every unfinished stage. The trainer must not be used afterwards, as its weights change.
 
-    And what else takes memory: a sample, and the fitted start of a run that has not begun (`fits`: its student is a fresh one).
+    Peak memory includes a sample, and the fitted start of a run that has not begun (`fits`: its student is a fresh one).
     """
     settings, done = trainer.settings, max(folder.steps(), default=0)
     if trainer.streams[0].is_encoded:
@@ -82,7 +82,7 @@ def estimate(
         first = end
     state = sum(value.nbytes for table in trainer.state.tables().values() for value in table.values())
     model = sum(value.nbytes for value in trainer.state.ema.values())
-    whole = state * (settings.keep_checkpoints + 1) + model  # a new one is whole before an old one goes
+    whole = state * (settings.keep_checkpoints + 1) + model  # a new one is complete before an old one is removed
     taken = sum(
         path.stat().st_size for place in (folder.checkpoints, folder.model) for path in place.rglob("*") if path.is_file()
     )
@@ -93,7 +93,7 @@ def estimate(
 
 
 def _time_stage(trainer: Trainer, index: int, first: int, end: int, report: Reporter) -> StageEstimate:
-    """Time some of the steps from `first` up to `end`, all of one stage; the peak of memory counts from before the call."""
+    """Time some of the steps from `first` up to `end`, all of one stage; the peak includes memory used before."""
     stage = trainer.settings.stages[index]
     trainer.state.step = first
     reading = read_ahead(trainer.batch_at, passes_from(trainer.settings.stages, first), trainer.settings.workers)
@@ -115,7 +115,7 @@ def _time_stage(trainer: Trainer, index: int, first: int, end: int, report: Repo
 
 
 def _all_read_ahead(trainer: Trainer, first: int) -> Iterator[tuple[tuple[int, int], Batch]]:
-    """The batches from step `first` on, with as many on the device beside each as threads may have read meanwhile."""
+    """Yield the batches from step `first` on while as many more are on the device as threads may have read ahead."""
     waiting: deque[tuple[tuple[int, int], Batch]] = deque()
     for which in passes_from(trainer.settings.stages, first):
         waiting.append((which, trainer.batch_at(which)))
@@ -125,9 +125,9 @@ def _all_read_ahead(trainer: Trainer, first: int) -> Iterator[tuple[tuple[int, i
 
 
 def fitted_stages(trainer: Trainer) -> tuple[Stage, ...]:
-    """The stages in forward passes that fit in the free memory of every rank's device: a step sees the same clips, in more passes.
+    """Return the stages with forward passes that fit in the free memory of every rank's device.
 
-    The sizes are tried, from the largest on, on a copy of the training state.
+    A step sees the same clips, in more passes. The sizes are tried, from the largest on, on a copy of the training state.
     """
     stages = []
     for index, stage in enumerate(trainer.settings.stages):
@@ -152,12 +152,12 @@ def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
         empty_cache(device)
     if (reserved := _reserved_mb(device)) is None:
         return True
-    beside = trainer.settings.workers * batch_bytes  # what threads read ahead
-    return reserved * 1e6 + beside < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+    ahead = trainer.settings.workers * batch_bytes  # of batches that threads read ahead
+    return reserved * 1e6 + ahead < MOST_RESERVED * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
 
 
 def forecast(trainer: Trainer) -> str:
-    """What a run that begins will see, for people: steps, clips, and the time by a forward pass of each stage on this device.
+    """Describe a new run in words: steps, clips, and the time, estimated from a forward pass of each stage on this device.
 
     A schedule of fewer than LONG steps is not timed.
     """
@@ -175,7 +175,7 @@ def forecast(trainer: Trainer) -> str:
 
 
 def _time_pass(trainer: Trainer, index: int, clips: int) -> tuple[float, int]:
-    """(seconds, bytes of its batch) of an optimizer step of one pass with `clips` clips: the second of two, on a copy of the state."""
+    """Return (seconds, bytes of its batch) of an optimizer step of one pass with `clips` clips: the second of two, on a copy."""
     stages = list(trainer.settings.stages)
     stages[index] = replace(stages[index], batch_size=clips, accumulation=1, steps=max(stages[index].steps, 2))
     state = copy.deepcopy(trainer.state)
@@ -192,7 +192,7 @@ def _time_pass(trainer: Trainer, index: int, clips: int) -> tuple[float, int]:
 
 
 def duration_in_words(seconds: float) -> str:
-    """Minutes, hours or days, to two digits: "35 minutes", "7.2 hours", "12 days"."""
+    """Format a duration in minutes, hours or days with two digits: "35 minutes", "7.2 hours", "12 days"."""
     for most, unit, name in ((90 * 60, 60, "minute"), (72 * 3600, 3600, "hour")):
         if seconds < most:
             count = max(seconds / unit, 1.0)

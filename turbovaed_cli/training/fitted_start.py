@@ -1,4 +1,4 @@
-"""How a student's random weights are made ready to learn."""
+"""The fitted start: initial weights of a student by least squares, instead of random ones."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,20 +19,20 @@ from turbovaed_cli.models.layers import (
 from turbovaed_cli.models.student import StudentDecoder
 
 STARTS = ("plain", "fitted")
-NUM_CLIPS = 10  # that a fit looks at
-_NUM_ROWS = 4000  # places of each clip
-_MOST_FEATURES = 2048  # a neighbourhood of more is fitted without other frames, or by its middle alone
-_RIDGE = 1e-5  # of the mean diagonal
-# Signals small enough for SiLU to be nearly straight, beside a constant that outweighs them in the norms; the best of nine tried.
+NUM_CLIPS = 10  # that a fit uses
+_NUM_ROWS = 4000  # places of each clip that a fit uses
+_MOST_FEATURES = 2048  # a larger neighbourhood is fitted without other frames, or by its middle alone
+_RIDGE = 1e-5  # share of the mean diagonal
+# Signals small enough for SiLU to be nearly linear, with a constant that dominates the norms; the best of nine pairs tried.
 _SIGNAL, _CONSTANT = 0.25, 8.0
-_LEAST_SPREAD = 1e-4  # of the signals' targets: less is rounding, which no scale may raise to a signal
+_LEAST_SPREAD = 1e-4  # of the signals' targets: less is rounding noise, which must not be scaled up to a signal
 _FLAT = 2 / 255  # standard deviation of pixels in [-1, 1]: one level of 8 bits
 
 Layer = Callable[[Tensor], Tensor]
 
 
 def are_flat(videos: Sequence[Tensor]) -> bool:
-    """Whether clips (1, 3, T, H, W) in [-1, 1] all show one colour, so that there is nothing to fit a decoder to."""
+    """Whether clips (1, 3, T, H, W) in [-1, 1] all show the same flat colour, so that a decoder cannot be fitted to them."""
     pixels = torch.cat([video.movedim(1, -1).reshape(-1, 3) for video in videos])
     return bool((pixels - pixels.mean(dim=0)).square().mean().sqrt() < _FLAT)
 
@@ -41,11 +41,11 @@ def are_flat(videos: Sequence[Tensor]) -> bool:
 def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -> None:
     """Set a fresh student, in place, to a nearly linear decoder fitted by least squares, layer by layer.
 
-    `clips`: pairs of latents (1, C, t, h, w) and the video (1, 3, T, H, W) in [-1, 1] that they stand for. Every residual
-    branch starts at zero, so only the layers that change the resolution or the channels remain. Each is fitted, with the
-    norm and the activation in front of it as they are, to what the picture looks like at its own resolution: blocks of
-    pixels, as many principal components as there are channels. A norm without weights divides contrast away; therefore
-    some channels carry a constant. Training starts where a linear decoder ends, instead of from noise.
+    `clips` are pairs of latents (1, C, t, h, w) and their video (1, 3, T, H, W) in [-1, 1]. Every residual branch starts at
+    zero, so only the layers that change the resolution or the channels remain. Each of these is fitted to the picture at its
+    resolution, with the norm and the activation before it as they are. The targets are blocks of pixels, reduced to as many
+    principal components as there are channels. A norm without weights would remove contrast, so some channels carry a
+    constant. Training then starts from a linear decoder instead of noise.
     """
     for module in student.modules():
         if isinstance(module, ResnetBlock):
@@ -77,7 +77,7 @@ def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -
 
 
 class _Fit:
-    """The activations of every clip in front of the next layer, and what is left of the way to pixels."""
+    """The activations of every clip before the next layer, and the upsampling that is left up to pixels."""
 
     def __init__(self, student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -> None:
         self.drops_first = not student.config.is_video_dc_ae
@@ -91,7 +91,7 @@ class _Fit:
         self.now = [layer(x) for x in self.now]
 
     def layer(self, layer: nn.Module, before: Layer, *, time: int, space: int, last: bool = False) -> None:
-        """Fit a convolution to the picture behind it, whose resolution is `time` and `space` times that in front; then run it."""
+        """Fit a convolution to the picture after it, which has `time` and `space` times its input's resolution; then run it."""
         convolution = cast(nn.Conv2d | nn.Conv3d, layer.conv if isinstance(layer, TimeReplicatedConv3d) else layer)
         self.time, self.space = self.time // time, self.space // space
         channels = convolution.out_channels // (time * space * space)
@@ -107,7 +107,7 @@ class _Fit:
         self.first = False
 
     def _target(self, index: int, channels: int, time: int, last: bool) -> Tensor:
-        """What the layer should say of one clip: blocks of pixels, (1, 3 * time * space * space, t, h, w); at first the latents."""
+        """Return a layer's target for one clip: blocks of pixels (1, 3 * time * space * space, t, h, w), or first the latents."""
         if self.first and channels > self.latents[index].shape[1]:
             return self.latents[index]
         # The first latent frame of a causal teacher stands for one frame, which the student's upsampling doubles and drops.
@@ -116,7 +116,7 @@ class _Fit:
         return video if last else _unshuffle(video, self.time, self.space)
 
     def _as_channels(self, targets: Sequence[Tensor], channels: int) -> list[Tensor]:
-        """Principal components of the targets at a common scale, and constants in the channels left over."""
+        """Return the principal components of the targets at a common scale, and constants in the channels left over."""
         num_signals = min(targets[0].shape[1], channels - channels // 5)
         rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // _NUM_ROWS)] for target in targets]).cpu()
         rows = rows.double() if rows.shape[1] <= _MOST_FEATURES else rows[:: max(1, len(rows) // _MOST_FEATURES)]
@@ -132,26 +132,26 @@ class _Fit:
 
 
 def _principal(rows: Tensor, num: int) -> Tensor:
-    """(dims, num): the directions of the largest variance of centered (N, dims), the largest first."""
+    """Return the directions of largest variance of centered rows (N, dims), as (dims, num), the largest first."""
     dims = rows.shape[1]
     if num == dims:
         return torch.eye(dims, dtype=rows.dtype)
     if dims <= _MOST_FEATURES:
         _, vectors = torch.linalg.eigh(rows.T @ rows)
         return vectors.flip(1)[:, :num]
-    # Blocks of ten thousand pixels, of students that compress much: their covariance alone would take gigabytes, and an hour.
+    # For students with high compression, blocks of ten thousand pixels: their covariance would take gigabytes and an hour.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torch.pca_lowrank(rows, q=min(num, *rows.shape), center=False, niter=4)[2]
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, C, ...) to (places, C)."""
+    """Reshape (B, C, ...) to (places, C)."""
     return x.movedim(1, -1).flatten(0, -2)
 
 
 def _unshuffle(x: Tensor, time: int, space: int) -> Tensor:
-    """(B, C, T, H, W) to (B, C * space * space * time, t, h, w), the inverse of the student's decoupled pixel shuffle."""
+    """Reshape (B, C, T, H, W) to (B, C * space * space * time, t, h, w), the inverse of the student's decoupled pixel shuffle."""
     x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))  # (B, C, t, time, h, space, w, space)
     return x.permute(0, 1, 5, 7, 3, 2, 4, 6).flatten(1, 4)
 

@@ -21,13 +21,13 @@ from turbovaed_cli.training.schedule import passes_from, position_at
 from turbovaed_cli.training.trackers import Trackers
 from turbovaed_cli.training.trainer import Trainer
 
-STEPS_BEFORE_WAITS = 50  # after which waits for data are told, while something can be done about them
-WORTH_SAYING = 0.1  # share of the steps' time
+STEPS_BEFORE_WAITS = 50  # after which waits for data are reported, while the run can still be changed
+WORTH_SAYING = 0.1  # share of the steps' time from which waits are reported
 
 
 @contextmanager
 def memory_in_words(trainer: Trainer, folder: RunDir) -> Iterator[None]:
-    """Say of a step that runs out of memory what would take less, and from which checkpoint the run can go on."""
+    """Turn an out-of-memory error of a step into one that names options which take less, and the checkpoint to resume from."""
     try:
         yield
     except TurboVaedError:
@@ -40,15 +40,15 @@ def memory_in_words(trainer: Trainer, folder: RunDir) -> Iterator[None]:
 
 
 def _less_memory(trainer: Trainer, folder: RunDir) -> str:
-    """The options that take less memory: those that this run can go on with, and those that make it another run."""
+    """Return the hint with options that take less memory: those that this run can resume with, and those for another run."""
     settings = trainer.settings
     stage = position_at(settings.stages, trainer.state.step).stage
     others = ["--crop WIDTHxHEIGHT (smaller)"]
     others += ["--batch-size (smaller)"] if stage.batch_size > trainer.ranks.count else []
     others += ["--dtype bf16"] if trainer.dtype == torch.float32 else []
     others += ["--perceptual ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
-    again = f"with another --run, {', '.join(others)} take less"
-    # The first rank alone has the run folder.
+    again = f"with another --run, {', '.join(others)} take less memory"
+    # Only the first rank has the run folder.
     steps = folder.steps() if trainer.ranks.is_first else []
     place = f"step {steps[-1]}" if steps else "its last checkpoint" if not trainer.ranks.is_first else "the beginning"
     way = "the same command" if stage.gradient_checkpointing else "the same command with --gradient-checkpointing"
@@ -56,7 +56,10 @@ def _less_memory(trainer: Trainer, folder: RunDir) -> str:
 
 
 def train(trainer: Trainer, folder: RunDir, trackers: Trackers, samples: Samples, report: Reporter) -> dict[str, float]:
-    """Run the steps that are left, logging and saving; returns the last step's losses."""
+    """Run the steps that are left, logging and saving. Return the last step's losses.
+
+    Raises InterruptedRunError after a checkpoint if a signal asked to stop, NonFiniteError as Trainer.learn does.
+    """
     settings, state = trainer.settings, trainer.state
     record = Record(trainer, folder, trackers, samples, report)
     first = state.step
@@ -87,9 +90,9 @@ def train(trainer: Trainer, folder: RunDir, trackers: Trackers, samples: Samples
 
 
 class Record:
-    """What a run writes of its steps: metrics.jsonl, train.log, trackers, checkpoints, samples and report.html.
+    """Writes the record of a run's steps: metrics.jsonl, train.log, trackers, checkpoints, samples and report.html.
 
-    Every process has one and the first alone writes; figures are those of the slowest.
+    Every process has one, and only the first writes. Wait and peak memory are the largest of all processes.
     """
 
     def __init__(self, trainer: Trainer, folder: RunDir, trackers: Trackers, samples: Samples, report: Reporter) -> None:
@@ -123,7 +126,7 @@ class Record:
         at = position_at(settings.stages, step - 1)
         clips_per_s = at.stage.batch_size * at.stage.accumulation / self.seconds
         figures = {"seconds": self.seconds, "clips_per_s": clips_per_s, "data_seconds": waited, "peak_mb": peak or None}
-        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON knows no infinity
+        finite = {name: value if math.isfinite(value) else None for name, value in losses.items()}  # JSON has no infinity
         line = {"step": step, "stage": at.stage.name, **finite, "data": self.trainer.data_of(at.index), **figures}
         _append(self.folder.metrics, json.dumps(line))
         self.trackers.log(step, {**losses, **figures})
@@ -133,7 +136,7 @@ class Record:
         self.report.note(loss=losses["loss"], l1=losses["l1"], clips_per_s=clips_per_s)
 
     def save_if_due(self, losses: Mapping[str, float], *, anyway: bool) -> None:
-        """Save a checkpoint and draw a sample if this step is one for it; after the last step both, and `anyway` a checkpoint."""
+        """Save a checkpoint and draw a sample if they are due; both after the last step, and with `anyway` a checkpoint."""
         settings, state, ranks = self.trainer.settings, self.trainer.state, self.trainer.ranks
         last = state.step == settings.steps
         saves = state.step % settings.save_every == 0 or last or anyway
@@ -146,17 +149,17 @@ class Record:
             write_run_report(self.folder, self.trainer)
             self._log(f"saved step {state.step}, loss {losses['loss']:.5f}")
         if settings.sample_every and (state.step % settings.sample_every == 0 or last):
-            self.samples.draw(self.folder)  # after the checkpoint: a sample takes memory of its own
+            self.samples.draw(self.folder)  # after the checkpoint, as a sample takes more memory
         if saves:
             self.folder.publish()
 
     def end(self) -> None:
-        """Report at the end how long all steps waited for data."""
+        """Report at the end how long all steps waited for data, if it was long."""
         if waits := self._waits():
             self.report.note(waits)
 
     def stalled(self, which: tuple[int, int], seconds: float) -> None:
-        """Name the clips of a batch that does not come."""
+        """Warn of a batch that does not arrive, with the names of its clips."""
         text = f"no batch for {seconds:.0f} s; being read: {self.trainer.names_at(which)}"
         self.report.note(text, warning=True)
         if self.writes:
@@ -166,7 +169,7 @@ class Record:
         return waits_in_words(self.all_waited_s, self.all_seconds, self.trainer.settings.workers)
 
     def _announce(self, index: int, first_step: int) -> None:
-        """Write what a stage does to train.log and to the report."""
+        """Write a description of a stage to train.log and to the report."""
         trainer = self.trainer
         stage, data = trainer.settings.stages[index], trainer.data_of(index)
         text = (
@@ -184,7 +187,7 @@ class Record:
 
 
 def waits_in_words(waited_s: float, spent_s: float, workers: int) -> str:
-    """What to report of steps that waited for data; nothing if they hardly did."""
+    """Describe the share of time that steps waited for data, with ways to shorten it; "" if they hardly waited."""
     if waited_s <= WORTH_SAYING * spent_s:
         return ""
     share = f"steps waited {waited_s / spent_s:.0%} of their time for data"

@@ -1,4 +1,4 @@
-"""What the student is asked for: L1 to the source, a perceptual distance, the teacher's features, the teacher's pixels."""
+"""The losses of the student: L1 to the source, a perceptual distance, the teacher's features, the teacher's pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import Stage
 
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
-# Pixels of all frames together whose activations are kept at once: about a gigabyte of them, of LPIPS in bf16.
+# Pixels, over all frames, whose activations are kept at once: about a gigabyte for LPIPS in bf16.
 LPIPS_PIXELS = 7 * 256 * 256
 SSIM_PIXELS = 96 * 256 * 256
 
@@ -47,14 +47,14 @@ class PerceptualLoss:
 
 
 class _InChunks(torch.autograd.Function):
-    """A distance of many frames whose gradient is taken chunk by chunk with the value: no activation outlives its chunk.
+    """A distance of many frames whose gradient is computed chunk by chunk with the value: no activation outlives its chunk.
 
-    So nothing is computed twice, as it would be by checkpointing, however often a step goes back through the loss.
+    Unlike with checkpointing, nothing is computed twice, even if a step goes back through the loss several times.
     """
 
     @staticmethod
     def forward(ctx: Any, video: Tensor, source: Tensor, distance: Callable[[Tensor, Tensor], Tensor], at_once: int) -> Tensor:
-        """Frames (N, 3, 1, H, W) to the mean distance."""
+        """Return the mean distance of frames (N, 3, 1, H, W), a scalar, and keep its gradient."""
         chunks = [chunk.detach().requires_grad_() for chunk in video.split(at_once)]
         values, gradients = [], []
         for chunk, others in zip(chunks, source.split(at_once), strict=True):
@@ -68,13 +68,13 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient that was kept, scaled."""
+        """Return the kept gradient (N, 3, 1, H, W), scaled."""
         return gradient * ctx.saved_tensors[0], None, None, None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """The parts of one step's loss, each a scalar, and their weighted total; the discriminator's own, where there is one."""
+    """The parts of one step's loss, each a scalar, and their weighted total; the discriminator's own loss, if there is one."""
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -82,7 +82,7 @@ class Losses:
 
 
 def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
-    """`auto` to lpips where its weights are on this machine, else to ssim, said out loud; others as they are."""
+    """Return "lpips" for "auto" if its weights are on this machine, else "ssim", with a note; other names as they are."""
     check_choice("--perceptual", name, PERCEPTUAL)
     if name != "auto":
         return name
@@ -93,10 +93,10 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
 
 
 def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PerceptualLoss | None:
-    """The perceptual loss of that name; None for "none". MissingWeightsError when lpips has no weights.
+    """Return the perceptual loss of that name; None for "none". Raises MissingWeightsError if lpips has no weights.
 
-    Where bf16 trains, LPIPS is computed in it too, as more than half of a small student's step would be spent there. Not in
-    fp16, in which the squares it sums up overflow.
+    With `dtype` bf16 LPIPS is computed in bf16 too, as it would take more than half of a small student's step. With fp16 it
+    stays in fp32, as its sums of squares overflow fp16.
     """
     if name == "none":
         return None
@@ -122,10 +122,10 @@ def reconstruction_losses(
     taught: Tensor | None = None,
     looked_at: Sequence[int] | None = None,
 ) -> Losses:
-    """L1 to the source, and what the stage adds: perceptual distance, features, L1 to the teacher's decode `taught`.
+    """Return the losses of a decode: L1 to the source, perceptual distance, features, and L1 to the teacher's decode `taught`.
 
-    The perceptual distance is that of the frames `looked_at`; None: of all.
-    In fp32, but for what LPIPS and the features are made of.
+    `decoded`, `source` and `taught` are videos (B, 3, T, H, W) in [-1, 1]; `features` are scalar losses by block. The perceptual
+    distance uses the frames `looked_at`; None: all. Losses are fp32; LPIPS and the features may be computed in other precisions.
     """
     decoded = decoded.float()
     parts = {"l1": functional.l1_loss(decoded, source)}

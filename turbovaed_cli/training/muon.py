@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal, for convolutions; what it is worth on a small student stands in benchmarks/recipes.md."""
+"""Muon: orthogonalised momentum, for convolutions; benchmarks/recipes.md measures its benefit on a small student."""
 
 from collections.abc import Callable, Iterable
 from typing import cast
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from turbovaed_cli.machine.devices import multiplies_bf16
 
-_BIAS_SHARE = 0.03  # of the learning rate, for what is no matrix: Adam's steps have the size of the rate itself
+_BIAS_SHARE = 0.03  # of the learning rate, for parameters that are no matrix: Adam's steps have the size of the rate itself
 _SQUARE_DECAY = 0.99
 _EPS = 1e-8
 
 
 class Muon(torch.optim.Optimizer):
-    """Every weight, seen as a matrix (out, in * kernel), takes a step whose singular values are all about `lr`; biases take Adam's.
+    """An optimizer whose step of a weight, as a matrix (out, in * kernel), has singular values of about `lr`; biases take Adam's.
 
     A step cannot grow with the number of inputs, so a network that starts well stays well. Weights decay by `lr * weight_decay`.
-    Parameters are stepped together, and matrices of equal shape as one batch: a GPU waits for launches, not for arithmetic.
+    Parameters are stepped together, and matrices of equal shape as one batch, as kernel launches take most of the time on a GPU.
     Source: K. Jordan et al., 2024, kellerjordan.github.io/posts/muon.
     """
 
@@ -26,7 +26,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step from the gradients at hand; parameters without one stay."""
+        """Make one step from the current gradients; parameters without one stay."""
         assert closure is None
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
@@ -40,7 +40,7 @@ class Muon(torch.optim.Optimizer):
             self._step_weights([p for p in parameters if p.ndim >= 2], lr, momentum)
 
     def _kept(self, name: str, parameters: list[Tensor]) -> list[Tensor]:
-        """The tensors of that name in the state of `parameters`; zeros at the first step."""
+        """Return the tensors of that name in the state of `parameters`; zeros at the first step."""
         for parameter in parameters:
             if name not in self.state[parameter]:
                 self.state[parameter][name] = torch.zeros_like(parameter)
@@ -71,16 +71,16 @@ def _gradients(parameters: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Roughly the orthogonal matrix nearest to each of (K, M, N): five Newton-Schulz steps bring all singular values near one.
+    """Return roughly the nearest orthogonal matrix to each of (K, M, N): all singular values are near one.
 
-    In bf16 if the device multiplies it natively, else in fp32, which is several times as fast there.
+    Five Newton-Schulz steps run in bf16 if the device multiplies it natively, else in fp32, which is several times as fast there.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(torch.bfloat16 if multiplies_bf16(matrices.device) else torch.float32)
     x = x / (torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = torch.bmm(x, x.mT)
-        # Sums and products rounded once: half the error of one operation after the other.
+        # Fused sums and products are rounded once: half the error of separate operations.
         polynomial = torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return (x.mT if tall else x).to(matrices.dtype)

@@ -1,4 +1,4 @@
-"""What a run shows of itself: sample strips, report.html, and model/ with its card."""
+"""The outputs of a run: sample strips, report.html, and model/ with its card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import to_model, to_uint8
 
-SHOWN_PIXELS = 256  # a side of what is decoded to be looked at, at most
+SHOWN_PIXELS = 256  # the longest side of a decoded sample
 
 
 def losses_in_words(stage: Stage) -> str:
-    """What a stage minimises: "L1 + 1.0 ssim + 1.0 features"."""
+    """Describe what a stage minimises, such as "L1 + 1.0 ssim + 1.0 features"."""
     weighted = {
         stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
         "features": stage.feature_weight,
@@ -44,24 +44,24 @@ def losses_in_words(stage: Stage) -> str:
 
 
 class Samples:
-    """What a run shows of its first clip. Running out of memory ends the samples, not the run, with one warning."""
+    """Samples of a run's first clip. Running out of memory ends the samples, not the run, with one warning."""
 
     def __init__(self, trainer: Trainer, report: Reporter = quiet) -> None:
         self.trainer, self.report = trainer, report
-        self.fits = bool(trainer.settings.sample_every)  # whether samples are wanted, and there was memory so far
+        self.fits = bool(trainer.settings.sample_every)  # whether samples are wanted, and memory was enough so far
 
     def draw(self, folder: RunDir) -> None:
-        """samples/step_N.png: teacher | student (EMA) | source."""
+        """Write samples/step_N.png with the columns teacher, student (EMA) and source."""
         if videos := self.videos():
             write_strip(folder.samples / f"step_{self.trainer.state.step:07d}.png", videos)
 
     def clips(self) -> list[ShownClip]:
-        """The same as clips of the report: one, or none."""
+        """Return the sample as clips for the report: one, or none."""
         videos = self.videos()
         return [_shown(videos)] if videos else []
 
     def videos(self) -> dict[str, Tensor]:
-        """The clip by who decoded it, as `sample_videos` gives it; empty without memory for it."""
+        """Return the videos (3, T, H, W) of `sample_videos`; empty if samples are not wanted or memory is too small."""
         if not self.fits:
             return {}
         try:
@@ -70,7 +70,7 @@ class Samples:
             if not is_out_of_memory(error):
                 raise
             reason = out_of_memory_in_words(error)
-        # After the handler: until there the error keeps alive what was being computed.
+        # After the handler, as the error keeps the tensors of the failed decode alive until then.
         self.fits = False
         empty_cache(self.trainer.device)
         self.report.note(
@@ -81,10 +81,10 @@ class Samples:
 
 @torch.no_grad()
 def sample_videos(trainer: Trainer) -> dict[str, Tensor]:
-    """The first clip of the data as teacher and student (EMA) decode it, and its source: each (3, T, H, W) in [-1, 1].
+    """Return the first clip of the data as decoded by teacher and student (EMA), and its source: each (3, T, H, W) in [-1, 1].
 
-    No more of it than a crop of the stage whose step was the last, and at most SHOWN_PIXELS a side: a teacher's decode of
-    what a student learns from in crops may need several times the memory of a step.
+    It is cut to the crop of the last step's stage and to SHOWN_PIXELS a side. If the student learns from crops, the teacher's
+    decode of a whole clip may need several times the memory of a step.
     """
     at = position_at(trainer.settings.stages, max(trainer.state.step - 1, 0))
     batch = trainer.streams[at.index].batch_at(0, 0, 1, _shown_crop(trainer, at.index))
@@ -95,7 +95,7 @@ def sample_videos(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def _shown_crop(trainer: Trainer, index: int) -> Crop | None:
-    """The part of a clip of that stage that samples show; None for all of it."""
+    """Return the crop of that stage's clips that samples show; None for whole clips."""
     whole, crop, ratio = trainer.streams[index].size, trainer.crops[index], trainer.teacher.spec.space_ratio
     most = max(SHOWN_PIXELS // ratio, 2) * ratio
     height, width = (min(side, most) for side in (whole if crop is None else crop.pixels))
@@ -103,14 +103,14 @@ def _shown_crop(trainer: Trainer, index: int) -> Crop | None:
 
 
 def write_run_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip] = ()) -> None:
-    """report.html: the curves so far, and clips where there are some."""
+    """Write report.html with the curves so far, and `clips` if there are any."""
     facts = model_facts(trainer.state.student, trainer.teacher)
-    note = "One clip of the training data, which says nothing about others." if clips else ""
+    note = "One clip of the training data; it does not show how other data decode." if clips else ""
     write_report(folder.report, report_of_run(folder, facts, clips=clips, clips_note=note))
 
 
 def _shown(videos: Mapping[str, Tensor]) -> ShownClip:
-    """What sample strips show, as a clip of the report."""
+    """Return the videos of a sample as a clip of the report."""
     frames = {name: to_uint8(video) for name, video in videos.items()}
     scores = {name: {"psnr": psnr(to_model(frames[name]), to_model(frames["source"]))} for name in ("teacher", "student")}
     return ShownClip(
@@ -119,14 +119,17 @@ def _shown(videos: Mapping[str, Tensor]) -> ShownClip:
 
 
 def ema_student(trainer: Trainer) -> StudentDecoder:
-    """A copy of the student with the averaged weights, in eval mode."""
+    """Return a copy of the student with the averaged weights, in eval mode."""
     student = StudentDecoder.from_config(trainer.state.student.config)
     student.load_state_dict(trainer.state.ema)
     return student.to(trainer.device).eval()
 
 
 def write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mapping[str, Any]) -> None:
-    """model/: the EMA student for from_pretrained, with a card that carries the teacher's licence."""
+    """Write model/: the EMA student for from_pretrained, with a card that states the teacher's licence.
+
+    Raises CheckFailedError if a weight is not finite.
+    """
     student = ema_student(trainer)
     if not all(torch.isfinite(value).all() for value in student.state_dict().values()):
         raise CheckFailedError("the averaged weights are not finite; model/ was not written")
@@ -137,7 +140,7 @@ def write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mappi
 
 
 def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
-    """The model card: what it is, of what, trained how, under whose licence."""
+    """Return the model card: what the student is, how it was trained, and the teacher's licence."""
     settings, teacher = trainer.settings, spec.teacher
     note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
     schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
@@ -156,7 +159,7 @@ A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} 
 
 {schedule}
 
-Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
+Licence: the student is under the **teacher's** licence: {teacher.licence}.{note}
 
     from turbovaed_cli import load_student
     student = load_student("path/to/this/folder")
@@ -164,11 +167,11 @@ Licence: a student carries the **teacher's** licence: {teacher.licence}.{note}
 """
 
 
-_LICENCE_IDS = {"apache-2.0": "apache-2.0", "mit": "mit"}  # of the hub, where ours is the same word for word
+_LICENCE_IDS = {"apache-2.0": "apache-2.0", "mit": "mit"}  # licences that the hub has an id for
 
 
 def _licence_tags(licence: str) -> str:
-    """The licence as the head of a card has it: an id of the hub, or a name; no name for one that nobody stated."""
+    """Return the licence lines of a card's header: an id of the hub, or a name; "unknown" for a licence that is not stated."""
     if not is_known(licence):
         return "license: unknown"
     found = _LICENCE_IDS.get(licence.lower())

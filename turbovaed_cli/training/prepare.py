@@ -1,4 +1,4 @@
-"""Everything that a distillation needs, checked before anything is written."""
+"""Load and check everything that a distillation needs, before anything is written."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,7 +40,7 @@ from turbovaed_cli.video.usable import Skipped, usable_videos
 
 @dataclass(frozen=True)
 class Distillation:
-    """What `distill` was asked for: the arguments that it and its dry run share."""
+    """The arguments of `distill`, which its dry run shares."""
 
     spec: ModelSpec
     run: str | Path
@@ -56,9 +56,10 @@ class Distillation:
 def prepare(
     asked: Distillation, ranks: Ranks, folder: RunDir, report: Reporter, *, first: int | None = None, processes: int = 0
 ) -> tuple[Trainer, list[Skipped]]:
-    """Everything that a step needs, and the videos that cannot be used; writes nothing. `first` looks at no more videos.
+    """Return the trainer, with everything that a step needs, and the videos that cannot be used; nothing is written.
 
-    `processes` will distil; 0: those that are here. Raises SettingsError for what cannot be learnt or from what.
+    `first` limits the number of videos probed. `processes` is the number of processes that will distil; 0: those of `ranks`.
+    Raises SettingsError for settings, data or a cache that cannot be used, MissingError for missing weights or packages.
     """
     if (asked.data is None) == (asked.latents is None):
         raise SettingsError(
@@ -71,7 +72,7 @@ def prepare(
     if settings.compile:
         check_compiler(device)
         report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
-    cache = None if asked.latents is None else cache_for(asked.latents, spec)  # before a download that would be of no use
+    cache = None if asked.latents is None else cache_for(asked.latents, spec)  # before a download that would be useless
     teacher = ranks.first_of_each_machine_first(
         lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=asked.consent)
     )
@@ -104,7 +105,7 @@ def prepare(
 def _cached_streams(
     cache: LatentCache, spec: ModelSpec, teacher: Teacher, settings: DistillSettings, ranks: Ranks, report: Reporter
 ) -> list[ClipStream]:
-    """The same cache for every stage, if this teacher made it."""
+    """Return the cache for every stage. Raises SettingsError if another teacher made it."""
     if cache.manifest.get("teacher", {}).get("weights_sha256") != teacher.identity()["weights_sha256"]:
         raise _made_by_another(cache, spec)
     check_sizes(settings, cache)
@@ -116,11 +117,11 @@ def _cached_streams(
 
 
 def _new_student(asked: Distillation, settings: DistillSettings, teacher: Teacher, ranks: Ranks) -> StudentDecoder:
-    """A student with weights drawn by the seed, or those of `init`. What is random after this goes on from the same seed."""
+    """Return a student with random weights from the seed, or those of `init`. It seeds all later random numbers too."""
     torch.manual_seed(settings.seed)
     spec = asked.spec
     student = build_student(_complete_config(asked.student_config or spec.student.config, spec, teacher))
-    if asked.init is not None and ranks.is_first:  # the others get every weight from it
+    if asked.init is not None and ranks.is_first:  # the other ranks get every weight from the first
         load_strictly(student, load_student(asked.init, consent=asked.consent).state_dict(), Path(asked.init))
     check_ratios(student, spec)
     return student
@@ -129,7 +130,7 @@ def _new_student(asked: Distillation, settings: DistillSettings, teacher: Teache
 def _announce(
     spec: ModelSpec, settings: DistillSettings, teacher: Teacher, student: StudentDecoder, ranks: Ranks, report: Reporter
 ) -> None:
-    """Report who learns from whom, on what; warn of a student that is larger than its teacher's decoder."""
+    """Report teacher, student, device and precision; warn of a student that is larger than its teacher's decoder."""
     report.note(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {ranks.device.type}, {settings.dtype}"
@@ -141,7 +142,7 @@ def _announce(
 
 
 def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
-    """What to say of a student that is no smaller than what it replaces, and what mends it."""
+    """Return the warning about a student that is larger than its teacher's decoder, with a remedy."""
     ours, theirs = num_params(student), decoder_params(teacher)
     smaller = suggested_params(spec, theirs)
     cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
@@ -149,14 +150,14 @@ def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSp
 
 
 def over_all_processes(settings: DistillSettings, processes: int) -> DistillSettings:
-    """The settings with the clips of a forward pass on all processes, as config.json has them, where those of one were given."""
+    """Return settings with the clips of a forward pass over all processes, as in config.json, from those of one process."""
     return replace(settings, stages=tuple(replace(stage, batch_size=stage.batch_size * processes) for stage in settings.stages))
 
 
 def settle(settings: DistillSettings, folder: RunDir, device: torch.device, others: int, report: Reporter) -> DistillSettings:
-    """Settings without `auto`: on a resume what it meant at the start, else what this machine has, said out loud.
+    """Return settings without "auto": on a resume, its meaning at the start of the run; else what this machine has, with a note.
 
-    A run has `others` times the clips in a pass that `settings` have: more processes than are here.
+    The run has `others` times the clips in a pass that `settings` have, if a dry run is in fewer processes.
     """
     before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
     dtype = settings.dtype
@@ -176,7 +177,7 @@ def settle(settings: DistillSettings, folder: RunDir, device: torch.device, othe
 
 
 def _as_fitted(stage: Stage, was: Mapping[str, Any], others: int) -> Stage:
-    """A stage in the passes that a run began with; as it is where a step would see other clips, which the snapshot names."""
+    """Return a stage with the passes that the run began with; unchanged if a step would see other clips (an error follows)."""
     clips, passes = was.get("batch_size") or 0, was.get("accumulation") or 0
     if clips * passes != stage.batch_size * others * stage.accumulation or clips % others:
         return stage
@@ -186,7 +187,7 @@ def _as_fitted(stage: Stage, was: Mapping[str, Any], others: int) -> Stage:
 def _video_streams(
     asked: Distillation, settings: DistillSettings, ranks: Ranks, report: Reporter, first: int | None
 ) -> tuple[list[ClipStream], list[Skipped]]:
-    """One stream per stage, over the same videos, at the stage's size."""
+    """Return one stream per stage, over the same videos, at the stage's size, and the videos that cannot be used."""
     spec, data = asked.spec, asked.data
     assert data is not None
     sizes = [stage.size or settings.size for stage in settings.stages]
@@ -201,7 +202,7 @@ def _video_streams(
 
 
 def cache_for(latents: str | Path, spec: ModelSpec) -> LatentCache:
-    """The cache, if it can be this teacher's as far as is known without its weights."""
+    """Open a cache. Raises SettingsError if its record shows another teacher; weights are compared later."""
     cache = LatentCache(latents)
     made_by = cache.manifest.get("teacher") or {}
     if (made_by.get("class"), made_by.get("latent_channels")) != (spec.teacher.class_name, spec.teacher.latent_channels):
@@ -210,7 +211,7 @@ def cache_for(latents: str | Path, spec: ModelSpec) -> LatentCache:
 
 
 def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
-    """The error for a cache of another teacher; the hint names that one, as far as the cache does."""
+    """Return the error for a cache of another teacher; the hint names that teacher if the cache does."""
     made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
     what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
     if name is None:
@@ -221,7 +222,7 @@ def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
-    """The student's config with what it inherits from this teacher: latent channels, scaling and statistics."""
+    """Return the student's config with the values it inherits from this teacher: latent channels, scaling and statistics."""
     config_of_teacher = teacher.vae.config
     inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
     for name in ("latents_mean", "latents_std"):

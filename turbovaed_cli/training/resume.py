@@ -1,4 +1,4 @@
-"""Whether a run goes on with the settings at hand, and what differs where it does not, in the words of the command line."""
+"""Whether a run can resume with the current settings, and if not, which options differ."""
 
 import json
 import re
@@ -30,21 +30,21 @@ from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import reading_identity
 
 MOST_CHANGES = 5  # that an error lists
-# What only a recipe's file can set: people know it by the name it has there.
+# Settings that only a recipe file can set: messages use their names there.
 ONLY_IN_RECIPES = frozenset(
     {
         "name", "betas", "eps", "weight_decay", "clip_grad_norm", "discriminator_channels", "discriminator_lr", "crop_latents",
         "crop_side", "crop_margin", "perceptual_frames", "fit_batch", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
     }
 )  # fmt: skip
-_OF_STUDENTS = ("--params", "--gflops", "--student-config", "--init")  # options that decide which student it is
+_OF_STUDENTS = ("--params", "--gflops", "--student-config", "--init")  # options that determine the student
 _OF_DATA = ("--data", "--latents")
 
 
 def check_resume(folder: RunDir, config: Mapping[str, Any], settings: DistillSettings, processes: int, run: str | Path) -> None:
-    """Raise RunFolderError where `folder` holds a run that goes on with other settings only, or no run but other things.
+    """Raise RunFolderError if `folder` holds a run with other settings, or something that is no run. Writes nothing.
 
-    `config` is what config.json would hold now. Writes nothing.
+    `config` is the config.json that the current settings would give.
     """
     changes = folder.changes(config, RESUMABLE_CHANGES)
     way_on = _way_on(folder, run)
@@ -57,14 +57,14 @@ def check_resume(folder: RunDir, config: Mapping[str, Any], settings: DistillSet
         raise error
 
 
-# What env.json says of the hardware and libraries that the last bits of a step depend on, and how people call them.
+# The fields of env.json for hardware and libraries that the last bits of a step depend on, and their names in messages.
 _DECIDES_BITS = {"device": "device", "cuda": "GPU", "cuda_runtime": "CUDA", "cudnn": "cuDNN", "torch": "torch"}
 
 
 def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the env.json of a run and this machine, and may change the last bits of what it computes from here on.
+    """Return the differences between a run's env.json and this machine that may change the last bits of further steps.
 
-    What an earlier version did not record is passed over. GPUs and their libraries count for runs that use one.
+    Fields that an earlier version did not record are ignored. GPUs and their libraries count only for runs that use one.
     """
     old, new = _deciding(before), _deciding(now)
     if old["device"] and old["device"] != new["device"]:
@@ -79,7 +79,7 @@ def machine_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 def _deciding(env: Mapping[str, Any]) -> dict[str, Any]:
-    """Those facts of an env.json; which of several equal GPUs it was makes no difference."""
+    """Return the fields of an env.json that determine the last bits. The number of the GPU makes no difference."""
     device, packages = env.get("device"), env.get("packages")
     own = {
         "device": device.partition(":")[0] if isinstance(device, str) else None,
@@ -90,14 +90,14 @@ def _deciding(env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _way_on(folder: RunDir, run: str | Path) -> str:
-    """What mends a run that was started otherwise: its first command, if that is known, or a free place for another run."""
+    """Return the hint for a run with other settings: its first command, if known, or a free folder for another run."""
     first = folder.read_config().get("command_line") if folder.config.is_file() else None
     known = f": {first}" if isinstance(first, str) and first else ""
     return f"repeat the first command to resume{known}; or start another with {free_run(run)}"
 
 
 def free_run(run: str | Path) -> str:
-    """`--run` with a name like `run` that is not taken: runs/ltx-2 after runs/ltx. A URL is not looked at."""
+    """Return `--run` with a similar name that is free: runs/ltx-2 after runs/ltx. For a URL, no name is tried."""
     if is_url(run):
         return "another --run"
     stem, number = re.fullmatch(r"(.*?)(?:-(\d{1,9}))?", str(run), re.DOTALL).groups()  # type: ignore[union-attr]
@@ -106,7 +106,7 @@ def free_run(run: str | Path) -> str:
 
 
 def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Changes of config.json as options of `distill`, the telling ones first; what follows from a named one is left out."""
+    """Return changes of config.json as options of `distill`, causes first; changes that follow from a listed one are left out."""
     old, new = before["settings"], now["settings"]
     lines = [str(config.get("command_line") or "") for config in (before, now)]
     recipes = [RECIPES.get(str(settings.get("recipe"))) for settings in (old, new)]
@@ -119,7 +119,7 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
         by_group.setdefault(change.name.partition(".")[0], []).append(change)
     if by_group.keys() & {"teacher", "model"}:
         items += _of_teacher(before, now)
-        by_group.pop("student_config", None)  # it follows its teacher
+        by_group.pop("student_config", None)  # it follows from the teacher
     if "data_fingerprint" in by_group:
         items += _by_options(lines, _OF_DATA) or ["the contents of --data or --latents differ"]
     items += _of_settings(by_group.get("settings", []), new)
@@ -132,7 +132,7 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
 
 
 def _is_of_recipes(change: Change, recipes: Sequence[DistillSettings | None]) -> bool:
-    """Whether a change is no more than that of one preset to another."""
+    """Whether a change only comes from another preset."""
     was, becomes = recipes
     if was is None or becomes is None or was is becomes or not change.name.startswith("settings."):
         return False
@@ -142,7 +142,7 @@ def _is_of_recipes(change: Change, recipes: Sequence[DistillSettings | None]) ->
 
 
 def _value_at(recipe: DistillSettings, name: str) -> object:
-    """What a preset has where config.json has `name`; None where it has no such place, such as a stage more."""
+    """Return a preset's value for the name `name` of config.json; None if it has none, such as for an additional stage."""
     value: Any = json.loads(json.dumps({"settings": asdict(recipe)}))
     for part in name.split("."):
         if isinstance(value, list):
@@ -161,7 +161,7 @@ def _of_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _by_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Those of `options` that two command lines give with other values; none where one of the lines is not known."""
+    """Return the `options` whose values differ between two command lines; none if one of the lines is not known."""
     if not all(lines):
         return []
     values = {option: [_given(line, option) for line in lines] for option in options}
@@ -181,7 +181,7 @@ def _given(line: str, option: str) -> str | None:
 
 
 def _of_settings(changes: Sequence[Change], new: Mapping[str, Any]) -> list[str]:
-    """Run-wide settings in the order of their class, then those of stages: once, where all stages changed alike."""
+    """Return changes of settings as options, in the order of their classes; once if all stages changed alike."""
     order = [field.name for field in (*fields(DistillSettings), *fields(Stage))]
     of_stages: dict[str, list[Change]] = {}
     items: list[tuple[str, str]] = []  # field, text
@@ -212,13 +212,13 @@ def _index(change: Change) -> int:
 
 
 def _schedule(stages: object) -> str:
-    """Stages of config.json as "reconstruct 450, adversarial 50"."""
+    """Format stages of config.json as "reconstruct 450, adversarial 50"."""
     listed = stages if isinstance(stages, list) else []
     return ", ".join(f"{stage.get('name')} {stage.get('steps')}" for stage in listed if isinstance(stage, dict)) or "none"
 
 
 def begin(asked: Distillation, folder: RunDir, trainer: Trainer, report: Reporter) -> dict[str, Any]:
-    """Record what this run is, or check that it is the same run, and clear away what a killed one left; returns config.json."""
+    """Record a new run, or check that it is the same run, and remove leftovers of a killed one. Return its config.json."""
     config = run_config(asked, trainer, trainer.settings, trainer.ranks.count, folder)
     check_resume(folder, config, trainer.settings, trainer.ranks.count, asked.run)
     machine = environment(trainer.device)
@@ -236,7 +236,7 @@ def begin(asked: Distillation, folder: RunDir, trainer: Trainer, report: Reporte
 def run_config(
     asked: Distillation, trainer: Trainer, settings: DistillSettings, processes: int, folder: RunDir
 ) -> dict[str, Any]:
-    """config.json of a run; `settings` have the clips of a forward pass on all processes."""
+    """Return the config.json of a run; `settings` have the clips of a forward pass over all processes."""
     spec = asked.spec
     student, teacher = trainer.state.student, trainer.teacher
     first = folder.read_config().get("command_line") if folder.config.exists() else None
@@ -253,13 +253,13 @@ def run_config(
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(student) if asked.init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
-        # Of videos; a cache has its own.
+        # For videos only: a cache records its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
     }
 
 
 def resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
-    """Go on from the newest checkpoint and return its step; without one, make the fresh student ready."""
+    """Resume from the newest checkpoint and return its step; without one, prepare the fresh student and return None."""
     resumed_from = _resume(folder, trainer.state)
     if resumed_from:
         report.note(f"resumed from step {resumed_from}")
@@ -271,7 +271,7 @@ def resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fit
 
 
 def _resume(folder: RunDir, state: TrainingState) -> int | None:
-    """Load the newest checkpoint; forget what the metrics say of steps behind it. Returns its step."""
+    """Load the newest checkpoint and remove the metrics of later steps. Return its step, or None."""
     path = folder.latest_checkpoint()
     if path is not None:
         state.load(path)

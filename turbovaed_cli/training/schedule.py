@@ -1,4 +1,4 @@
-"""Where in a schedule a step is, and what that means: its stage, learning rate, forward passes and the clips they see."""
+"""The position of a step in a schedule: its stage, learning rate, forward passes and crops."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from turbovaed_cli.settings import Stage
 
 @dataclass(frozen=True)
 class Position:
-    """One optimizer step: the stage it belongs to, and how many steps and forward passes came before that stage."""
+    """The position of an optimizer step: its stage, and the numbers of steps and forward passes before that stage."""
 
     stage: Stage
     index: int  # of the stage
@@ -21,7 +21,7 @@ class Position:
 
 
 def position_at(stages: Sequence[Stage], step: int) -> Position:
-    """The position of the optimizer step that follows `step` others; behind the end, that of the last step."""
+    """Return the position of the optimizer step after `step` steps; past the end, the position of the last step."""
     first_step = first_pass = 0
     for index, stage in enumerate(stages):
         if step < first_step + stage.steps or index == len(stages) - 1:
@@ -32,7 +32,7 @@ def position_at(stages: Sequence[Stage], step: int) -> Position:
 
 
 def passes_from(stages: Sequence[Stage], step: int) -> Iterator[tuple[int, int]]:
-    """(index of the stage, number of the forward pass over the whole run) of everything from optimizer step `step` on."""
+    """Yield (index of the stage, number of the forward pass over the whole run) from optimizer step `step` to the end."""
     for current in range(step, sum(stage.steps for stage in stages)):
         at = position_at(stages, current)
         begin = at.first_pass + (current - at.first_step) * at.stage.accumulation
@@ -40,7 +40,7 @@ def passes_from(stages: Sequence[Stage], step: int) -> Iterator[tuple[int, int]]
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Learning rate of the step that follows `step` others of its stage: a linear warm-up, then constant or cosine to `lr_end`."""
+    """Return the learning rate after `step` steps of a stage: a linear warm-up, then constant or cosine to `lr` * `lr_end`."""
     warmup = min(stage.warmup_steps, stage.steps // 10)
     rate = stage.lr * min(1.0, (step + 1) / max(warmup, 1))
     if stage.lr_schedule == "cosine":
@@ -49,10 +49,10 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop | None:
-    """A stage's crops out of clips of `size` (height, width) pixels; None where it takes the whole clip.
+    """Return the crops of a stage from clips of `size` (height, width) pixels; None if it takes whole clips.
 
-    Raises SettingsError where `crop` is larger than the clips, ShapeError where the teacher cannot cut there. `crop_latents`
-    and `crop_side` are at most the clip, and the margin at most a third of a side that is cut.
+    Raises SettingsError if `crop` is larger than the clips, ShapeError if the teacher does not take its size. `crop_latents`
+    and `crop_side` are limited to the clip, and the margin to a third of a side that is cut.
     """
     ratio = teacher.space_ratio
     if stage.crop is not None:

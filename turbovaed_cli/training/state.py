@@ -1,4 +1,4 @@
-"""All that a resume needs, named once: every piece is a table of tensors and one safetensors file of a checkpoint.
+"""Everything that a resume needs: every piece is a table of tensors, and one safetensors file of a checkpoint.
 
 Batches, crops and noise are functions of (seed, step), so there is no random state here; checkpoints fall between
 optimizer steps, so there is no half-summed gradient either.
@@ -24,7 +24,7 @@ from turbovaed_cli.training.muon import Muon
 class TrainingState:
     """The student, its heads, EMA, optimizer, gradient scaler and the number of optimizer steps done, over all stages.
 
-    A schedule with an adversarial stage has a discriminator with its optimizer from the first step on; others have none.
+    If the schedule has an adversarial stage, there is a discriminator with its optimizer from the first step on.
     """
 
     def __init__(self, student: StudentDecoder, heads: AlignmentHeads, settings: DistillSettings, device: torch.device) -> None:
@@ -47,23 +47,23 @@ class TrainingState:
         self.step = 0
 
     def forget_average(self) -> None:
-        """Let the average start at the weights as they are."""
+        """Restart the average (EMA) from the current weights."""
         self.ema = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
-        """Ema <- decay * ema + (1 - decay) * weights; the decay rises with the steps, so the first ones are soon forgotten."""
+        """Set ema to decay * ema + (1 - decay) * weights; the decay is smaller at first, so early steps are soon forgotten."""
         decay = min(decay, (1 + self.step) / (10 + self.step))
         weights = dict(self.student.named_parameters()) | dict(self.student.named_buffers())
         torch._foreach_lerp_(list(self.ema.values()), [weights[name] for name in self.ema], 1 - decay)
 
     def optimizers(self, stage: Stage) -> list[torch.optim.Optimizer]:
-        """The optimizers that make a step in `stage`."""
+        """Return the optimizers that make a step in `stage`."""
         both = [self.optimizer, self.discriminator_optimizer] if stage.adversarial_weight else [self.optimizer]
         return [optimizer for optimizer in both if optimizer is not None]
 
     def stepping_parameters(self, stage: Stage) -> list[nn.Parameter]:
-        """The parameters that are updated in `stage`."""
+        """Return the parameters that are updated in `stage`."""
         judging = self.discriminator_parameters.values() if stage.adversarial_weight else ()
         return [*self.named_parameters.values(), *judging]
 
@@ -74,7 +74,7 @@ class TrainingState:
             save_file(tensors, folder / f"{piece}.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Take every piece from `folder`; CorruptFileError where one does not belong to this student."""
+        """Load every piece from `folder`. Raises CorruptFileError if one is damaged or of another student."""
         for piece, (_, take) in self._pieces().items():
             try:
                 take(load_file(folder / f"{piece}.safetensors"))
@@ -85,16 +85,16 @@ class TrainingState:
                 ) from error
 
     def tables(self) -> dict[str, Mapping[str, Tensor]]:
-        """Every piece as it is now, not copied."""
+        """Return every piece as a table of tensors by name, not copied."""
         return {piece: give() for piece, (give, _) in self._pieces().items()}
 
     def take(self, tables: Mapping[str, dict[str, Tensor]]) -> None:
-        """Become what `tables` of another state of the same student were."""
+        """Take over `tables` of another state of the same student, as `tables()` returns them."""
         for piece, (_, take) in self._pieces().items():
             take(tables[piece])
 
     def _pieces(self) -> dict[str, tuple[Callable[[], Mapping[str, Tensor]], Callable[[dict[str, Tensor]], None]]]:
-        """Every piece by its name, which is that of its file: how it is read out, and how it is put back."""
+        """Return the functions to read and to restore every piece, by its name, which is also its file's."""
         return {
             "student": (self._student_out, self._student_in),
             "heads": (self._heads_out, self._heads_in),
@@ -107,7 +107,7 @@ class TrainingState:
         }
 
     def digest(self) -> str:
-        """Hex sha256 of every bit that a step changes."""
+        """Return the hex sha256 of every bit that a step changes."""
         found = hashlib.sha256()
         for table in self.tables().values():
             for name, value in sorted(table.items()):
@@ -171,14 +171,14 @@ class TrainingState:
 
 
 def _optimizer(parameters: Iterable[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
-    """AdamW or Muon; the learning rate is set before every step."""
+    """Return AdamW or Muon; the learning rate is set before every step."""
     if settings.optimizer == "muon":
         return Muon(parameters, lr=0.0, momentum=settings.betas[1], weight_decay=settings.weight_decay)
     return torch.optim.AdamW(parameters, lr=0.0, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
 
 
 def _tensors_of(optimizer: torch.optim.Optimizer | None, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """An optimizer's state as "parameter|field" -> tensor."""
+    """Return an optimizer's state as "parameter|field" -> tensor."""
     if optimizer is None:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""What `--log` writes to beside metrics.jsonl: TensorBoard, trackio, Weights & Biases, through accelerate's trackers."""
+"""The targets of `--log` in addition to metrics.jsonl: TensorBoard, trackio, Weights & Biases, by accelerate's trackers."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from turbovaed_cli.reporting import Reporter, hushed, quiet
 from turbovaed_cli.runs.rundir import RunDir
 
 PROJECT = "turbovaed"
-_PATIENCE_S = 30  # that a service has to answer at the start
+_PATIENCE_S = 30  # time that a service has to answer at the start
 
 
 def _tensorboard(run: RunDir, _name: str, first_step: int) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
-    # What a killed process wrote behind its last checkpoint does not count.
+    # Steps that a killed process wrote after its last checkpoint are dropped.
     return TensorBoardTracker("tensorboard", run.root, purge_step=first_step + 1)
 
 
@@ -31,7 +31,7 @@ def _trackio(_run: RunDir, name: str, _first_step: int) -> Any:
 
     class Tracker(TrackioTracker):  # type: ignore[misc]
         def finish(self) -> None:
-            trackio.finish()  # the run's own leaves a second end to the end of the process
+            trackio.finish()  # the run's own finish would leave a second one to the end of the process
 
     return Tracker(PROJECT, name=name, resume="allow")
 
@@ -40,9 +40,9 @@ def _wandb(run: RunDir, name: str, _first_step: int) -> Any:
     import wandb
     from accelerate.tracking import WandBTracker
 
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing leaves for anybody else
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing is sent to third parties
     settings = wandb.Settings(init_timeout=_PATIENCE_S, silent=True, console="off", save_code=False, disable_git=True)
-    online = os.environ.get("WANDB_MODE", "online") == "online"  # offline it goes on by the id alone
+    online = os.environ.get("WANDB_MODE", "online") == "online"  # offline, the id alone continues the run
     resume = "allow" if online else None
     return WandBTracker(PROJECT, id=name, name=run.root.name, resume=resume, dir=str(run.root), settings=settings)
 
@@ -61,13 +61,13 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """Some trackers as one: each gets the numbers of every step."""
+    """Several trackers as one: each gets the numbers of every step."""
 
     def __init__(self, trackers: Sequence[Any]) -> None:
         self._trackers = trackers
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """The numbers among `values`, of step `step`."""
+        """Log the numbers among `values` for `step`."""
         numbers = {name: value for name, value in values.items() if isinstance(value, int | float) and name != "step"}
         for tracker in self._trackers:
             tracker.log(numbers, step=step)
@@ -77,16 +77,16 @@ class Trackers:
 def trackers_of(
     names: Sequence[str], run: RunDir, config: Mapping[str, Any], first_step: int, report: Reporter = quiet
 ) -> Iterator[Trackers]:
-    """Trackers that go on where the run folder's last ones ended, behind `first_step`; closed at the end, however it comes.
+    """Start trackers that continue those of the run folder after `first_step`; they are closed at the end, also after an error.
 
-    Raises MissingError where a service does not answer.
+    Raises MissingError if a tracker does not start.
     """
     # The folder's path on this machine, as two runs may have one name.
     name = f"{run.root.resolve().name}-{hashlib.sha256(str(run.root.resolve()).encode()).hexdigest()[:8]}"
     if names:
         from accelerate import PartialState
 
-        PartialState(cpu=True)  # its trackers ask who they are, also where one process trains alone
+        PartialState(cpu=True)  # accelerate's trackers need it, even if one process trains alone
     started = []
     try:
         for which in names:
@@ -95,7 +95,7 @@ def trackers_of(
                 with hushed():  # stdout is for results
                     tracker.start()
                     tracker.store_init_configuration(_flat(config))
-            except Exception as error:  # each library has errors of its own
+            except Exception as error:  # each library has other error types
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 raise MissingError(f"--log {which} does not start: {said}", _HINTS.get(which, "leave it out of --log")) from error
             started.append(tracker)
@@ -116,7 +116,7 @@ _PLACES = {
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as trackers take them: one level, of numbers, texts and switches."""
+    """Return settings in the form that trackers take: one level of numbers, texts and booleans."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

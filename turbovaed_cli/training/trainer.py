@@ -1,4 +1,4 @@
-"""One optimizer step: batches, losses, gradients, and what must not be in them. Source: arXiv:2508.09136."""
+"""One optimizer step: batches, losses and gradients, with checks for non-finite values. Source: arXiv:2508.09136."""
 
 import math
 import random
@@ -30,13 +30,13 @@ from turbovaed_cli.training.state import TrainingState
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 _MOST_NAMES = 4  # of clips in a message
-_NO_NORM = 1e-6  # beside a norm that is divided by, as in torch.nn.utils.clip_grad_norm_
-FIT_PIXELS = 256  # a side of the clips that a fitted start looks at, at most
+_NO_NORM = 1e-6  # added to a norm that is divided by, as in torch.nn.utils.clip_grad_norm_
+FIT_PIXELS = 256  # the longest side of the clips that a fitted start uses
 
 
 @dataclass
 class Trainer:
-    """One optimizer step, in terms of everything it needs."""
+    """Everything that an optimizer step needs, and the step itself."""
 
     teacher: Teacher
     state: TrainingState
@@ -54,10 +54,10 @@ class Trainer:
         self.student_features = _compiled(features) if self.settings.compile else features
 
     def batch_at(self, which: tuple[int, int]) -> Batch:
-        """The batch of (stage, number of the forward pass over the whole run), on the device, with its noise; from any thread.
+        """Return the batch of (stage, number of the forward pass over the whole run), on the device, with its noise.
 
-        The posterior's noise depends on (seed, number of the forward pass) alone. Of several ranks each has its part of a
-        batch that is the same however many they are.
+        It may be called from any thread. The posterior's noise depends on (seed, number of the forward pass) only. Each of
+        several ranks gets its part of a batch that does not depend on their number.
         """
         index, number = which
         stage, seed = self.settings.stages[index], self.settings.seed
@@ -74,14 +74,14 @@ class Trainer:
         return self.copies.send(batch)
 
     def names_at(self, which: tuple[int, int]) -> str:
-        """The clips of that batch, for people."""
+        """Return the names of the clips of that batch, for messages."""
         index, number = which
         batch_size = self.settings.stages[index].batch_size
         names = self.streams[index].names_at(self.settings.seed, number, batch_size, self.ranks.part(batch_size))
         return ", ".join(names[:_MOST_NAMES]) + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
 
     def latent_shape(self, batch: Batch) -> torch.Size:
-        """(B, C, t, h, w) of a batch's latents, encoded already or not."""
+        """Return the shape (B, C, t, h, w) of a batch's latents, whether encoded or not."""
         if batch.mean is not None:
             return batch.mean.shape
         clips, _, frames, height, width = batch.video.shape
@@ -91,9 +91,9 @@ class Trainer:
         )
 
     def fit_start(self, report: Reporter) -> None:
-        """Fit the fresh student to the first clips, in fp32; its average starts there too.
+        """Fit the fresh student to the first clips, in fp32, and restart its average from there.
 
-        Where they all show one flat colour there is nothing to fit: a warning names that, and the random weights stay.
+        If all of them show the same flat colour, the random weights stay, with a warning.
         """
         clips = []
         side = Stage("", crop_latents=max(FIT_PIXELS // self.teacher.spec.space_ratio, 2))
@@ -112,7 +112,10 @@ class Trainer:
         self.state.forget_average()
 
     def learn(self, batches: Iterator[tuple[tuple[int, int], Batch]]) -> dict[str, float]:
-        """Take the next batches, make one optimizer step of the stage that is on, and return the mean losses."""
+        """Take the next batches, make one optimizer step of the current stage, and return the mean losses.
+
+        Raises NonFiniteError before the step if a loss or gradient is not finite; in fp16, after too many overflows.
+        """
         settings, state = self.settings, self.state
         at = position_at(settings.stages, state.step)
         stage = at.stage
@@ -128,7 +131,7 @@ class Trainer:
                 state.scaler.scale(losses.discriminator / stage.accumulation).backward()
             passes[which] = {name: value.detach() for name, value in (("loss", losses.total), *losses.parts.items())}
         sums = self.mean_of(passes)
-        self.ranks.mean_gradients(state.stepping_parameters(stage))  # before the scaler looks at them: all see an overflow
+        self.ranks.mean_gradients(state.stepping_parameters(stage))  # before the scaler's check: all ranks see an overflow
         state.scaler.unscale_(state.optimizer)
         gradients = [p.grad for p in state.named_parameters.values() if p.grad is not None]
         norm = _norm(gradients)
@@ -148,9 +151,9 @@ class Trainer:
         return sums | {"grad_norm": norm.item(), "lr": rate}
 
     def mean_of(self, passes: Mapping[tuple[int, int], Mapping[str, Tensor]]) -> dict[str, float]:
-        """The mean losses of a step's forward passes over all ranks, brought over at once: the device waits for no figure.
+        """Return the mean losses (scalars) of a step's forward passes over all ranks, copied from the device at once.
 
-        Raises NonFiniteError naming the first that is none, and the clips it is of.
+        Raises NonFiniteError with the first loss that is not finite, and its clips.
         """
         own = torch.stack([value for losses in passes.values() for value in losses.values()])
         whole = self.ranks.mean([own])[0].tolist()
@@ -176,17 +179,17 @@ class Trainer:
         )
 
     def losses(self, batch: Batch, stage: Stage) -> Losses:
-        """The losses of one batch on the device."""
+        """Return the losses of one batch on the device, as scalars."""
         source = batch.video
         pairs = self.state.heads.pairs if stage.feature_weight else ()
         taps, blocks = [pair.teacher_tap for pair in pairs], [pair.student_block for pair in pairs]
         features: dict[str, Tensor] = {}
         taught = None
-        latents = self.latents_of(batch)  # in fp32: rounded, they are other latents
+        latents = self.latents_of(batch)  # in fp32, as rounding would change the latents
         with autocast(self.device, self.dtype):
             decoded, learnt = self.student_features(latents, blocks)
             if stage.teacher_weight:
-                with torch.autocast(self.device.type, enabled=False):  # as are pixels to learn from
+                with torch.autocast(self.device.type, enabled=False):  # pixels to learn from are not rounded either
                     taught, known = self.teacher.decode_with_features(latents, taps)
                 features = self.state.heads(learnt, known) if taps else {}
             elif taps:
@@ -198,11 +201,11 @@ class Trainer:
         return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
 
     def perceptual_of(self, stage: Stage) -> PerceptualLoss | None:
-        """The perceptual distance of a stage, None where it has no weight."""
+        """Return the perceptual distance of a stage; None if it has no weight."""
         return self.perceptual[stage.perceptual if stage.perceptual_weight else "none"]
 
     def judged(self, losses: Losses, decoded: Tensor, source: Tensor, stage: Stage) -> Losses:
-        """The losses with the adversarial one, and the discriminator's own on the same batch."""
+        """Return the losses with the adversarial one, and the discriminator's own, for videos (B, 3, T, H, W) in [-1, 1]."""
         discriminator = self.state.discriminator
         assert discriminator is not None
         with autocast(self.device, self.dtype):
@@ -216,14 +219,14 @@ class Trainer:
         return Losses(total, {**losses.parts, **parts}, judgement)
 
     def data_of(self, index: int) -> dict[str, int]:
-        """What one optimizer step of a stage sees: clips, and their frames, height and width in pixels."""
+        """Return the data of one optimizer step of a stage: clips, and their frames, height and width in pixels."""
         stage, stream = self.settings.stages[index], self.streams[index]
         crop = self.crops[index]
         height, width = stream.size if crop is None else crop.pixels
         return {"clips": stage.batch_size * stage.accumulation, "frames": stream.frames, "height": height, "width": width}
 
     def latents_of(self, batch: Batch) -> Tensor:
-        """Latents (B, C, t, h, w) to decode: sampled from the posterior where the batch has noise, else its mean."""
+        """Return latents (B, C, t, h, w) to decode: sampled from the posterior if the batch has noise, else its mean."""
         mean, std = batch.mean, batch.std
         if mean is None or std is None:
             posterior = self.teacher.encode(batch.video)
@@ -232,16 +235,16 @@ class Trainer:
 
 
 def _compiled(features: Callable[..., Any]) -> Callable[..., Any]:
-    """The student's forward pass compiled; the function, not the module: state dicts and checkpoints keep their keys."""
+    """Return the compiled forward pass of the student. Only the function is compiled, so that state dicts keep their keys."""
     functorch_config.donated_buffer = False  # the adaptive weight goes back through the graph more than once
-    from torch._inductor import config as inductor_config  # noqa: PLC0415 - a second, for those who compile
+    from torch._inductor import config as inductor_config  # noqa: PLC0415 - takes a second, and is needed only for --compile
 
-    inductor_config.deterministic = True  # else it times its reductions, and another process may sum in another order
+    inductor_config.deterministic = True  # otherwise it tunes reductions by timing, and the order of sums may vary
     return torch.compile(features, dynamic=False)
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    """The norm of all numbers in `tensors` together, a scalar on their device."""
+    """Return the norm of all numbers in `tensors` together, a scalar on their device."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
 
 
@@ -258,7 +261,7 @@ def _check_gradients(state: TrainingState, norm: Tensor, clips: str) -> None:
 
 
 def _check_scale(state: TrainingState) -> None:
-    """An overflow lowers the scale and skips a step; a scale that only falls means that nothing is learnt any more."""
+    """Raise NonFiniteError if the loss scale is too low. Each overflow lowers it and skips a step, so nothing is learnt then."""
     if state.scaler.is_enabled() and state.scaler.get_scale() < MIN_LOSS_SCALE:
         raise NonFiniteError(
             f"fp16 gradients overflow at every step; the loss scale has fallen below {MIN_LOSS_SCALE} at step {state.step + 1}",

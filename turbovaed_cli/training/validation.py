@@ -1,4 +1,4 @@
-"""`--val`: the finished student of a run, measured on videos that it never learnt from."""
+"""`--val`: measure the finished student of a run on videos that it was not trained on."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,9 +23,9 @@ from turbovaed_cli.settings import EvalSettings
 def measure_run(
     spec: ModelSpec, run: str | Path, val: Path, latents: str | Path | None = None, device: str = "auto", report: Reporter = quiet
 ) -> EvalResult:
-    """Evaluate the finished student of `run` on clips of the shape that it learnt from; keep the result in the run folder, with its page.
+    """Evaluate the finished student of `run` on clips of its training shape; keep the result and its page in the run folder.
 
-    `run` is a folder or an fsspec URL, whose config.json has the shape; a cache of `latents` has its own. Where several processes
+    `run` is a folder or an fsspec URL. The shape is that of its config.json, or of the cache `latents`. If several processes
     call it, each measures its share.
     """
     ranks = join_ranks(device)
@@ -45,7 +45,7 @@ def measure_run(
 
 
 def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
-    """The student of a finished run and its teacher, on every rank; the first alone needs the run folder."""
+    """Return the student of a finished run and its teacher, on every rank; only the first needs the run folder."""
     pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
     config = ranks.share(lambda: pair and dict(pair.student.config))
     if pair is None:

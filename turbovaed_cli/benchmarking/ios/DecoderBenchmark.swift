@@ -1,7 +1,7 @@
 import CoreML
 import Foundation
 
-/// What `turbovaed bench --ios-project` wrote beside the model: shapes, and what it has to give.
+/// The facts that `turbovaed bench --ios-project` wrote next to the model: its shapes, and the quality it has to reach.
 public struct BenchmarkCase: Decodable, Sendable {
     public let model: String
     public let params: Int
@@ -12,7 +12,7 @@ public struct BenchmarkCase: Decodable, Sendable {
     public let video: [Int]  // (1, 3, T, H, W), in [-1, 1]
     public let leastPsnrDb: Double
 
-    /// Read the case that lies in this package.
+    /// Read the case of this package.
     public static func load() throws -> BenchmarkCase {
         let decoder = JSONDecoder()
         decoder.keyDecodingStrategy = .convertFromSnakeCase
@@ -61,7 +61,7 @@ public struct BenchmarkDocument: Encodable, Sendable {
         self.rows = rows
     }
 
-    /// As JSON text.
+    /// Return the document as JSON text.
     public func json() throws -> String {
         let encoder = JSONEncoder()
         encoder.keyEncodingStrategy = .convertToSnakeCase
@@ -136,7 +136,7 @@ public enum DecoderBenchmark {
     }
 }
 
-/// Decode so many times; each call's milliseconds, and the last video. Not async: so is the call that is timed.
+/// Decode this many times; return each call's milliseconds and the last video. Not async, as the timed call is not.
 func timed(_ model: MLModel, _ inputs: MLFeatureProvider, _ count: Int) throws -> (milliseconds: [Double], video: MLMultiArray) {
     var taken: [Double] = []
     var video: MLMultiArray?
@@ -158,7 +158,7 @@ func resource(_ name: String) throws -> URL {
     return url
 }
 
-/// Little-endian 32-bit floats, as they lie in the file.
+/// Read little-endian 32-bit floats from a file.
 func floats(from url: URL) throws -> [Float] {
     let data = try Data(contentsOf: url)
     return data.withUnsafeBytes { Array($0.bindMemory(to: Float.self)) }
@@ -173,7 +173,7 @@ func array(from url: URL, shape: [Int]) throws -> MLMultiArray {
     return result
 }
 
-/// Of values in a range of 2, in dB. Core ML may pad rows, so values are read by their strides.
+/// Return the PSNR in dB of values in a range of 2. Core ML may pad rows, so values are read by their strides.
 func psnr(of video: MLMultiArray, against url: URL) throws -> Double {
     let expected = try floats(from: url)
     let shape = video.shape.map(\.intValue)
@@ -202,7 +202,7 @@ func milliseconds(since began: DispatchTime) -> Double {
     Double(DispatchTime.now().uptimeNanoseconds - began.uptimeNanoseconds) / 1e6
 }
 
-/// Linear between the two nearest samples, as numpy has it.
+/// Return a percentile, linear between the two nearest samples as in numpy.
 func percentile(_ samples: [Double], _ share: Double) -> Double {
     let sorted = samples.sorted()
     let place = Double(sorted.count - 1) * share / 100
@@ -211,7 +211,7 @@ func percentile(_ samples: [Double], _ share: Double) -> Double {
     return sorted[low] + (sorted[high] - sorted[low]) * (place - Double(low))
 }
 
-/// What the system counts against this process, now and at the most so far, in MB.
+/// Return the memory that the system counts for this process, now and at its peak so far, in MB.
 func footprint() -> (now: Double, peak: Double) {
     var info = task_vm_info_data_t()
     var count = mach_msg_type_number_t(MemoryLayout<task_vm_info_data_t>.size / MemoryLayout<integer_t>.size)

@@ -7,7 +7,7 @@ let package = Package(
     products: [.library(name: "TurboVAEDBench", targets: ["TurboVAEDBench"])],
     targets: [
         // Copied, not compiled: the package is compiled on the device, which is part of what is measured.
-        // One by one: a folder that is called Resources keeps an iOS bundle from being signed.
+        // Listed one by one: an iOS bundle with a folder named Resources cannot be signed.
         .target(
             name: "TurboVAEDBench",
             resources: [

@@ -1,5 +1,5 @@
-"""What `bench` can time: a new target is one file here and its row in table.py.
+"""The targets that `bench` can time. A new one is one file here and its row in table.py.
 
-table.py   every target, by its name
+table.py   every target, by name
 torch.py onnx.py coreml.py mobile.py
 """

@@ -1,7 +1,7 @@
-"""Core ML: on a Mac every choice of compute units, or an attached iPhone or iPad, through coremltools' own benchmarker.
+"""Core ML: on a Mac, every choice of compute units, here or on an attached iPhone or iPad, through coremltools' benchmarker.
 
-Elsewhere the program is converted, checked in torch and described. coremltools builds and signs an app of its own on an
-attached device, for which it needs Xcode and a development team.
+On other machines the program is converted, checked in torch and described. For an attached device, coremltools builds and
+signs an app, which needs Xcode and a development team.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _SLOWEST = 5  # operators named with their share of the time
 
 
 def variants(work: Work) -> list[Variant]:
-    """By precision, layout and compute units."""
+    """Return a variant for each precision, layout and choice of compute units."""
     device = attached_device(work.settings.device) if runs_here() else None
     of_device = f"{device.name}, {device.os_version}: " if device is not None else ""
     found = []
@@ -71,9 +71,9 @@ def _loader(work: Work, artifact: Exported, units: str) -> Callable[[], Running]
 
 
 def attached_device(asked: str) -> Any:
-    """The attached device that --device names: None for this Mac itself.
+    """Return the attached device that --device names; None for this Mac itself.
 
-    Raises UnavailableError where none, or none of that name, is attached and trusted.
+    Raises UnavailableError if no such device is attached and trusted, SettingsError if there are several.
     """
     wanted_device = apple_device(asked)
     if wanted_device is None:
@@ -98,12 +98,12 @@ def attached_device(asked: str) -> Any:
 
 @cache
 def _loop() -> asyncio.Runner:
-    """The one that all of coremltools' sessions of this process belong to."""
+    """Return the event loop that all of coremltools' sessions in this process share."""
     return asyncio.Runner()
 
 
 def _prepared(asked: str, team: str) -> Any:
-    """The attached device with coremltools' app built, signed and running on it: minutes, once; None for this Mac."""
+    """Return the attached device with coremltools' app running on it; None for this Mac. Building takes minutes, once."""
     if (asked, team) not in _known:
         try:
             _known[asked, team] = _prepare(asked, team)
@@ -130,7 +130,7 @@ def _prepare(asked: str, team: str) -> Any:
 
 
 class OnDevice:
-    """A package loaded on some compute units, of this Mac or of an attached device; times are the framework's own."""
+    """A package loaded on some compute units of this Mac or an attached device; times are measured by the framework."""
 
     def __init__(self, artifact: Exported, units: str, device: Any) -> None:
         tools = coremltools()
@@ -139,7 +139,7 @@ class OnDevice:
         self._model = tools.models.MLModel(
             str(artifact.path),
             compute_units=tools.ComputeUnit[units],
-            skip_model_load=True,  # what the benchmarker loads is the first
+            skip_model_load=True,  # so that the benchmarker's load is the first
         )
         self._benchmarker = experimental.MLModelBenchmarker(self._model, device)
         self.load_s = _loop().run(self._benchmarker.benchmark_load(iterations=1)).samples[0] / 1e3
@@ -165,7 +165,7 @@ class OnDevice:
         return torch.as_tensor(_loop().run(run())["video"]).float()
 
     def told(self, latents: Tensor) -> Mapping[str, Any]:
-        """Where each operator is meant to run, and the slowest ones with their share of the estimated time."""
+        """Return how many operators are planned for each unit, and the slowest ones with their share of the estimated time."""
         found = _loop().run(self._benchmarker.benchmark_operation_execution(inputs={"latents": latents.numpy()}, iterations=1))
         counts: Counter[str] = Counter()
         for item in found:

@@ -1,4 +1,4 @@
-"""Runtimes of phones that also run here, on the CPU: ExecuTorch and LiteRT."""
+"""Phone runtimes that also run on this machine's CPU: ExecuTorch and LiteRT."""
 
 from collections.abc import Callable
 from functools import partial

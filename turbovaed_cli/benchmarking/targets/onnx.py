@@ -10,11 +10,11 @@ from turbovaed_cli.benchmarking.target import STUDENT, Called, Running, Target, 
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.export.formats.onnx import session
 
-_ELSEWHERE = ("AzureExecutionProvider",)  # computes on somebody else's machine
+_ELSEWHERE = ("AzureExecutionProvider",)  # computes on a remote machine
 
 
 def variants(work: Work) -> list[Variant]:
-    """By precision, layout and provider."""
+    """Return a variant for each precision, layout and provider."""
     import onnxruntime  # noqa: PLC0415 - only this target needs it
 
     providers = [name for name in onnxruntime.get_available_providers() if name not in _ELSEWHERE]
@@ -41,7 +41,7 @@ def _loader(work: Work, path: Path, provider: str) -> Callable[[], Running]:
         except Exception as error:
             raise TurboVaedError(f"{provider}: {str(error).splitlines()[0]}") from error
         if running.get_providers()[0] != provider:  # nothing falls back silently
-            raise TurboVaedError(f"{provider} is listed and did not start")
+            raise TurboVaedError(f"{provider} is listed but did not start")
 
         def decode(latents: Tensor) -> Tensor:
             return torch.from_numpy(running.run(None, {"latents": latents.numpy()})[0])

@@ -5,5 +5,5 @@ from turbovaed_cli.benchmarking.targets import coreml, mobile, onnx, torch
 
 
 def targets() -> dict[str, Target]:
-    """The table, by name."""
+    """Return the table: every target by its name."""
     return {row.name: row for row in (torch.TARGET, onnx.TARGET, coreml.TARGET, *mobile.TARGETS)}

@@ -1,4 +1,4 @@
-"""torch itself: the student as it decodes, by its modules as published, in its layout for streaming, compiled; and its teacher's decoder."""
+"""torch itself: the student in its fast form, module by module, in channels-last layout, compiled; and the teacher's decoder."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,13 +15,17 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 def variants(work: Work) -> list[Variant]:
-    """By precision: the fast form on a CPU, the modules, elsewhere the layout that streaming uses, torch.compile if asked for, the teacher."""
+    """Return the variants of each precision.
+
+    They are the fast form (CPU) or the channels-last layout of streaming (other devices), the plain modules, torch.compile and
+    the teacher if asked for.
+    """
     found = []
     device = torch_device(work.settings.device)
     unit = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     for precision in work.precisions:
         rows: dict[str, Callable[[str], tuple[Decoder, Mapping[str, Any]]]] = {}
-        if device.type == "cpu":  # where StudentDecoder.decodes_fast is true, unless somebody set `fast`
+        if device.type == "cpu":  # StudentDecoder.decodes_fast is true there, unless `fast` was set
             rows[STUDENT] = lambda precision: _fast(work.student(precision))
         rows[MODULES if rows else STUDENT] = lambda precision: (work.student(precision), {})
         if device.type != "cpu":  # as `reconstruct` decodes there

@@ -1,4 +1,4 @@
-"""Core AI, which follows Core ML from iOS 27 and macOS 27 on. Experimental: it converts everywhere and runs on no Linux."""
+"""Core AI, the successor of Core ML from iOS 27 and macOS 27 on. Experimental: converts everywhere, does not run on Linux."""
 
 import json
 from collections import Counter
@@ -16,7 +16,10 @@ from turbovaed_cli.reporting import hushed
 def write(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write an .aimodel of exactly the graph's shapes, and turbovaed.json inside it: what the other formats say of themselves."""
+    """Write an .aimodel of exactly the graph's shapes, with a turbovaed.json inside that holds the metadata.
+
+    A graph of whole clips takes latents (1, C, t, h, w) and gives video (1, 3, T, H, W).
+    """
     (graph, *_) = graphs
     converter = quietly("coreai_torch")
     with hushed(), torch.no_grad():
@@ -29,13 +32,13 @@ def write(
 
 
 def anatomy(path: Path) -> Anatomy:
-    """Not looked into: its bytecode is the compiler's own."""
+    """Return no operators: the bytecode is private to the compiler."""
     assert (path / "main.mlirb").is_file()
     return Anatomy(Counter(), 0)
 
 
 def verified_by() -> str:
-    """Nothing runs it here."""
+    """Return the status of an artefact, which nothing here can run."""
     return "converted only: Core AI runs on macOS 27 and iOS 27; experimental"
 
 

@@ -1,4 +1,4 @@
-"""Core ML: an mlprogram of fixed shapes. Converts everywhere; runs on a Mac, or op by op in torch (mil_interpreter.py)."""
+"""Core ML: an mlprogram of fixed shapes. It converts everywhere, and runs on a Mac or op by op in torch (mil_interpreter.py)."""
 
 import platform
 import tempfile
@@ -22,7 +22,7 @@ BITS = {"int8": 8, "6bit": 6}  # of weights
 
 
 def coremltools() -> Any:
-    """The package, or UnavailableError."""
+    """Import and return coremltools. Raises UnavailableError if it is not installed."""
     try:
         with hushed():
             import coremltools
@@ -34,18 +34,18 @@ def coremltools() -> Any:
 
 
 def runs_here() -> bool:
-    """Whether Core ML itself is on this machine."""
+    """Whether this machine has Core ML itself."""
     return platform.system() == "Darwin"
 
 
 def write(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], calibration: Sequence[Tensor]
 ) -> None:
-    """Write an .mlpackage: fp32 tensors in and out, of exactly the graphs' shapes.
+    """Write an .mlpackage with fp32 inputs and outputs of exactly the graphs' shapes: latents (1, C, t, h, w) to a video.
 
-    One graph is for iOS 17 and macOS 14 on. Several become functions of one package that share their weights, and a stateful
-    one holds Core ML states: both for iOS 18 and macOS 15. int8 and 6bit compress the weights of an fp16 program, but for
-    those that this would show of.
+    One graph needs iOS 17 or macOS 14. Several become functions of one package that share their weights, and a stateful one
+    holds Core ML states: both need iOS 18 or macOS 15. int8 and 6bit compress the weights of an fp16 program, except those
+    of sensitive convolutions, which are found on the latents `calibration`. Raises UnavailableError without coremltools.
     """
     tools = coremltools()
     sensitive = sensitive_weights(graphs[0].module, calibration, BITS[precision]) if precision in BITS else set()
@@ -66,7 +66,7 @@ def write(
 
 
 def function_name(graph: Graph) -> str:
-    """Of one size in a package of several, by its latents: t3_h16_w16."""
+    """Return the name of a size's function in a package of several, by its latents, such as t3_h16_w16."""
     _, _, frames, height, width = graph.inputs["latents"].shape
     return f"t{frames}_h{height}_w{width}"
 
@@ -78,7 +78,7 @@ def _convert(graph: Graph, precision: str, sensitive: set[str], *, several: bool
         program = torch.export.export(graph.module, tuple(graph.inputs.values())).run_decompositions({})
         model = tools.convert(
             program,
-            # Said for each: the default of an fp16 program is fp16, in which no number of frames above 2048 is exact.
+            # Given for each: an fp16 program defaults to fp16 inputs, in which not every frame number above 2048 is exact.
             inputs=[
                 tools.TensorType(name=name, shape=tuple(value.shape), dtype=np.float32 if value.is_floating_point() else np.int32)
                 for name, value in graph.inputs.items()
@@ -93,9 +93,9 @@ def _convert(graph: Graph, precision: str, sensitive: set[str], *, several: bool
 
 
 def _compressed(model: Any, precision: str, sensitive: set[str]) -> Any:
-    """Weights in few bits, but for the sensitive ones; what is computed with them stays fp16."""
+    """Compress the weights to few bits, except the sensitive ones; computation stays fp16."""
     compress = coremltools().optimize.coreml
-    # The converter's names: of a parameter `conv_in.weights.0`, p_conv_in_weights_0, and its copy in fp16.
+    # The converter names the parameter `conv_in.weights.0` p_conv_in_weights_0, and its fp16 copy ..._to_fp16.
     stay = {f"p_{name.replace('.', '_')}_to_fp16": None for name in sensitive}
     config: Any
     if precision == "int8":
@@ -115,7 +115,7 @@ def _describe(model: Any, metadata: Mapping[str, str]) -> Any:
 
 
 def saved_program(path: Path) -> Any:
-    """The MIL program of a saved package, weights included, as coremltools' own classes."""
+    """Return the MIL program of a saved package, with its weights, in coremltools' classes."""
     tools = coremltools()
     with hushed():
         from coremltools.converters.mil.frontend.milproto import load
@@ -126,7 +126,7 @@ def saved_program(path: Path) -> Any:
 
 
 def load(path: Path, graph: Graph) -> Decode:
-    """Core ML on a Mac; elsewhere the saved program in torch, each value rounded to its declared type."""
+    """Return a function that runs a package: in Core ML on a Mac, else in torch, each value rounded to its declared type."""
     if runs_here():
         tools = coremltools()
         several = len(saved_program(path).functions) > 1
@@ -146,7 +146,7 @@ def load(path: Path, graph: Graph) -> Decode:
 
 
 def anatomy(path: Path) -> Anatomy:
-    """Operators of the first function."""
+    """Return the operators of the first function."""
     operators: Counter[str] = Counter()
     convolutions: list[tuple[int, ...]] = []
     rank = 0
@@ -163,7 +163,7 @@ def anatomy(path: Path) -> Anatomy:
 
 
 def first_non_finite(path: Path, graph: Graph) -> str | None:
-    """The first operator whose value is not finite on the graph's example inputs."""
+    """Return the first operator whose value is not finite on the graph's example inputs, as "name (type)"; None on a Mac."""
     if runs_here():
         return None
     program = saved_program(path)
@@ -178,7 +178,7 @@ def first_non_finite(path: Path, graph: Graph) -> str | None:
 
 
 def verified_by() -> str:
-    """What running it is on this machine."""
+    """Return a description of how packages are run on this machine."""
     return "ran in Core ML" if runs_here() else "saved program run in torch; Core ML itself needs a Mac"
 
 

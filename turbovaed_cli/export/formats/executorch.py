@@ -22,7 +22,10 @@ from turbovaed_cli.reporting import hushed
 def write_xnnpack(
     graphs: Sequence[Graph], path: Path, precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Lower to XNNPACK what it takes, to the portable kernels the rest; fp32 in and out."""
+    """Write a .pte of exactly the graph's shapes, latents (1, C, t, h, w) to video (1, 3, T, H, W), fp32 in and out.
+
+    Operators that XNNPACK takes are lowered to it, the rest to portable kernels.
+    """
     partitioner = quietly("executorch.backends.xnnpack.partition.xnnpack_partitioner").XnnpackPartitioner
     path.write_bytes(_lowered(graphs[0], precision, partitioner))
 
@@ -30,7 +33,7 @@ def write_xnnpack(
 def write_coreml(
     graphs: Sequence[Graph], path: Path, precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Put the whole graph, converted for Core ML (iOS 17, macOS 14), into an ExecuTorch program."""
+    """Write a .pte that holds the whole graph, converted for Core ML (iOS 17, macOS 14), of exactly the graph's shapes."""
     coreml.coremltools()
     partition = quietly("executorch.backends.apple.coreml.partition")
     backend = quietly("executorch.backends.apple.coreml.compiler").CoreMLBackend
@@ -44,7 +47,7 @@ def write_coreml(
             )
         )
 
-    # Core ML's converter makes the halves itself.
+    # Core ML's converter converts to fp16 itself.
     path.write_bytes(_lowered(graphs[0], "fp32", partitioner))
 
 
@@ -56,7 +59,7 @@ def _lowered(graph: Graph, precision: str, partitioner: Any) -> bytes:
 
 
 def load_xnnpack(path: Path, graph: Graph) -> Decode:
-    """By the ExecuTorch runtime, on the CPU."""
+    """Return a function that runs the program in the ExecuTorch runtime, on the CPU."""
     method = running(path)
 
     def decode(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -67,7 +70,7 @@ def load_xnnpack(path: Path, graph: Graph) -> Decode:
 
 
 def running(path: Path, threads: int = 0) -> Any:
-    """The loaded method, with `execute(list of tensors)`; on so many threads, 0 for the runtime's own choice."""
+    """Load the method of a program, with its `execute(list of tensors)`. `threads` is their number; 0: the runtime's default."""
     runtime = quietly("executorch.runtime")
     with hushed():
         if threads:
@@ -76,7 +79,7 @@ def running(path: Path, threads: int = 0) -> Any:
 
 
 def load_coreml(path: Path, graph: Graph) -> Decode:
-    """The Core ML package inside, as coreml.py runs one."""
+    """Return a function that runs the Core ML package inside the program, as coreml.py does."""
     with tempfile.TemporaryDirectory() as folder:
         package, inside = _package_inside(path, Path(folder), graph)
         run = coreml.load(package, inside)
@@ -89,19 +92,22 @@ def load_coreml(path: Path, graph: Graph) -> Decode:
 
 
 def _plan(path: Path) -> tuple[Any, Any]:
-    """The program of a .pte and what its one method does."""
+    """Return the program of a .pte and the execution plan of its only method."""
     read = quietly("executorch.exir._serialize._program").deserialize_pte_binary
     program = read(path.read_bytes()).program
     return program, program.execution_plan[0]
 
 
 def _package_inside(path: Path, folder: Path, graph: Graph | None = None) -> tuple[Path, Graph]:
-    """The one Core ML package of a .pte, unpacked into `folder`; and `graph` with the names that inputs and outputs have there."""
+    """Unpack the only Core ML package of a .pte into `folder`. Return its path, and `graph` with the package's names.
+
+    The names are those of its inputs and outputs. Raises TurboVaedError if Core ML did not take the whole graph.
+    """
     program, plan = _plan(path)
     if [delegate.id for delegate in plan.delegates] != ["CoreMLBackend"] or plan.operators:
         raise TurboVaedError(
             f"Core ML did not take all of {path.name}: {len(plan.delegates)} parts, {len(plan.operators)} other operators",
-            "--layout 4d-cat is what it takes whole",
+            "use --layout 4d-cat, which Core ML takes as a whole",
         )
     data = program.backend_delegate_data[plan.delegates[0].processed.index].data
     unpack = quietly("executorch.backends.apple.coreml.executorchcoreml").unflatten_directory_contents
@@ -109,7 +115,7 @@ def _package_inside(path: Path, folder: Path, graph: Graph | None = None) -> tup
         raise TurboVaedError(f"the Core ML program inside {path.name} cannot be unpacked")
     package = next(folder.rglob("*.mlpackage"))
     names = json.loads((package.parent / "metadata.json").read_text(encoding="utf-8"))
-    # The delegate has an order of its own; values tell which of the method's inputs and outputs each one is.
+    # The delegate's order may differ; the value numbers identify the method's inputs and outputs.
     by_value = dict(zip(plan.chains[0].instructions[0].instr_args.args, names["inputNames"] + names["outputNames"], strict=True))
     examples = graph.inputs.values() if graph else [torch.empty(0)] * len(plan.inputs)
     return package, Graph(
@@ -120,7 +126,7 @@ def _package_inside(path: Path, folder: Path, graph: Graph | None = None) -> tup
 
 
 def anatomy_xnnpack(path: Path) -> Anatomy:
-    """Calls of kernels by their operator, and of XNNPACK, whose parts are opaque; a convolution of rank 5 would be a call."""
+    """Return kernel calls by operator, and those of XNNPACK, which are opaque. A rank-5 convolution would be a kernel call."""
     _, plan = _plan(path)
     calls: Counter[str] = Counter()
     num_conv3d = 0
@@ -139,13 +145,13 @@ def anatomy_xnnpack(path: Path) -> Anatomy:
 
 
 def anatomy_coreml(path: Path) -> Anatomy:
-    """Of the Core ML program inside."""
+    """Return the operators of the Core ML program inside."""
     with tempfile.TemporaryDirectory() as folder:
         return coreml.anatomy(_package_inside(path, Path(folder))[0])
 
 
 def first_non_finite_coreml(path: Path, graph: Graph) -> str | None:
-    """In the Core ML program inside."""
+    """Return the first operator of the Core ML program inside whose value is not finite, as coreml.first_non_finite does."""
     with tempfile.TemporaryDirectory() as folder:
         return coreml.first_non_finite(*_package_inside(path, Path(folder), graph))
 

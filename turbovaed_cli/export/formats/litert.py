@@ -1,4 +1,4 @@
-"""LiteRT (once TensorFlow Lite): a .tflite of fixed shapes, for Android's CPUs, GPUs and neural units."""
+"""LiteRT (formerly TensorFlow Lite): a .tflite of fixed shapes, for Android's CPUs, GPUs and NPUs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,10 @@ _SIGNATURE = "serving_default"
 def write(
     graphs: Sequence[Graph], path: Path, _precision: str, _metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write fp32; a GPU computes it in fp16 where its delegate is told that it may. Inputs are args_0.., outputs output_0.."""
+    """Write a .tflite in fp32 of exactly the graph's shapes: args_0... in, output_0... out.
+
+    Whole clips are latents (1, C, t, h, w) to video (1, 3, T, H, W). A GPU delegate may compute it in fp16 if allowed.
+    """
     (graph, *_) = graphs
     converter = quietly("litert_torch")
     with hushed(), torch.no_grad():
@@ -27,7 +30,7 @@ def write(
 
 
 def interpreter(path: Path, threads: int = 0) -> Any:
-    """The loaded file, tensors allocated; on so many threads, 0 for as many as torch uses here."""
+    """Load a file and allocate its tensors. `threads` is the number of threads; 0: that of torch."""
     runtime = quietly("ai_edge_litert.interpreter")
     with hushed():
         loaded = runtime.Interpreter(model_path=str(path), num_threads=threads or torch.get_num_threads())
@@ -36,7 +39,7 @@ def interpreter(path: Path, threads: int = 0) -> Any:
 
 
 def load(path: Path, graph: Graph) -> Decode:
-    """By the LiteRT runtime, on the CPU."""
+    """Return a function that runs the file in the LiteRT runtime, on the CPU."""
     run = interpreter(path).get_signature_runner(_SIGNATURE)
 
     def decode(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +50,7 @@ def load(path: Path, graph: Graph) -> Decode:
 
 
 def anatomy(path: Path) -> Anatomy:
-    """Operators of the file, without those of the delegate that runs it here."""
+    """Return the operators of the file, without those of the delegate that runs it here."""
     runtime = quietly("ai_edge_litert.interpreter")
     with hushed():
         plain = runtime.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
@@ -59,7 +62,7 @@ def anatomy(path: Path) -> Anatomy:
 
 
 def verified_by() -> str:
-    """What running it here is."""
+    """Return a description of how files are run on this machine."""
     return f"ran in LiteRT {version('ai-edge-litert')}, XNNPACK on the CPU"
 
 

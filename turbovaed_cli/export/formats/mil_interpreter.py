@@ -1,6 +1,6 @@
 """Run a saved Core ML program (MIL) in torch, op by op, so that Linux can check its numbers.
 
-Every value is rounded to the type the program declares for it, so fp16 overflow shows; how Core ML accumulates inside one
+Every value is rounded to the type that the program declares for it, so fp16 overflow shows. Core ML's accumulation inside an
 operation is not imitated. Source: the MIL operation set of coremltools, iOS 17.
 """
 
@@ -24,9 +24,11 @@ def interpret(
     watch: Callable[[str, str, Any], None] = lambda _name, _kind, _value: None,
     state: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Outputs by name, fp32; `watch` sees the name, type and value of each operation; `state` is what the program keeps.
+    """Run a function of `program` on `inputs` by name, in its declared shapes, and return its outputs by name, fp32.
 
-    Raises UnavailableError for an operation that is not in OPERATIONS.
+    For whole clips these are latents (1, C, t, h, w) and video (1, 3, T, H, W). `watch` is called with the name, type and value
+    of each operation. `state` holds the program's states and is updated. Raises UnavailableError for an operation that is not
+    in OPERATIONS.
     """
     main = program.functions[function]
     values: dict[str, Any] = {name: _declared(main.inputs[name], value) for name, value in inputs.items()}
@@ -37,17 +39,17 @@ def interpret(
         if op.op_type.startswith("constexpr_"):  # compressed weights, which Core ML unpacks the same way
             values[op.outputs[0].name] = _plain(op.materialized_val_inference())
             continue
-        if op.op_type in ("read_state", "coreml_update_state"):  # zeros at first, as Core ML makes them
+        if op.op_type in ("read_state", "coreml_update_state"):  # zeros at first, as in Core ML
             variable = op.inputs["input" if op.op_type == "read_state" else "state"]
             if op.op_type == "coreml_update_state":
                 state[variable.name] = _value_of(op.inputs["value"], values)
             values[op.outputs[0].name] = state.setdefault(variable.name, torch.zeros(tuple(variable.shape)))
             continue
         if op.op_type not in OPERATIONS:
-            raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not know", "check it on a Mac")
+            raise UnavailableError(f"the program has a {op.op_type}, which the interpreter does not support", "check it on a Mac")
         arguments = {name: _value_of(variable, values) for name, variable in op.inputs.items() if variable is not None}
         result = OPERATIONS[op.op_type](arguments)
-        # Wide accumulation, then the declared type: what survives between two operations.
+        # Computed in fp32, then rounded to the declared type, as values between two operations are.
         values[op.outputs[0].name] = result.half().float() if _is_half(op.outputs[0]) else result
         watch(op.name, op.op_type, values[op.outputs[0].name])
         del arguments, result
@@ -57,7 +59,7 @@ def interpret(
 
 
 def _last_used(main: Any) -> dict[str, list[str]]:
-    """By operation, the values that none after it asks for."""
+    """Return, by operation, the values that no later operation uses."""
     last: dict[str, str] = {}
     for op in main.operations:
         for variable in op.inputs.values():
@@ -73,7 +75,7 @@ def _last_used(main: Any) -> dict[str, list[str]]:
 
 
 def _declared(variable: Any, value: Tensor) -> Tensor:
-    """An input as the program takes it."""
+    """Round an input to the type that the program declares."""
     if _is_half(variable):
         return value.half().float()
     return value.float() if value.is_floating_point() else value
@@ -86,7 +88,7 @@ def _is_half(variable: Any) -> bool:
 
 
 def _value_of(variable: Any, values: Mapping[str, Any]) -> Any:
-    """A computed tensor, a constant as a tensor, or a plain Python value (sizes, flags, names)."""
+    """Return a computed tensor, a constant as a tensor, or a plain Python value (sizes, flags, names)."""
     if isinstance(variable, tuple | list):
         return [_value_of(item, values) for item in variable]
     if variable.name in values:
@@ -133,7 +135,7 @@ def _slice(a: Inputs) -> Tensor:
 
 
 def _batch_norm(a: Inputs) -> Tensor:
-    """A channel-wise affine map, as the converter writes multiplications and additions by constants."""
+    """Apply a channel-wise affine map; the converter makes it of multiplications and additions by constants."""
     return functional.batch_norm(a["x"], a["mean"], a["variance"], a.get("gamma"), a.get("beta"), eps=a.get("epsilon", 1e-5))
 
 
@@ -185,7 +187,7 @@ OPERATIONS: dict[str, Callable[[Inputs], Tensor]] = {
 
 
 def _tensor(value: Any) -> Tensor:
-    """Constants of integers are plain numbers and lists elsewhere; between tensors they are tensors."""
+    """Return a value as a tensor: integer constants are plain numbers and lists, except as operands of tensors."""
     return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
 

@@ -22,10 +22,10 @@ OPSET = 18
 def write(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], calibration: Sequence[Tensor]
 ) -> None:
-    """Write ONNX opset 18: for whole clips `latents` (1, C, t, h, w) in and `video` (1, 3, T, H, W) out, fp32 both.
+    """Write ONNX opset 18: for whole clips, `latents` (1, C, t, h, w) to `video` (1, 3, T, H, W), both fp32.
 
-    t, h and w are dynamic there, except that one latent frame (t = 1) makes a graph of its own. int8 is static: scales of
-    the convolutions' inputs come from `calibration` (latents), in QDQ form.
+    There t, h and w are dynamic, except that a graph made with one latent frame (t = 1) takes only one. int8 is static, in
+    QDQ form: the scales of the convolutions' inputs are measured on the latents `calibration`.
     """
     if precision != "int8":
         _write(graphs[0], path, precision, metadata)
@@ -67,7 +67,7 @@ def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]
 
 
 def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: set[str]) -> None:
-    """Static int8 of the convolutions, per channel, as QDQ pairs that every ONNX runtime knows; `sensitive` ones stay fp32."""
+    """Quantise convolutions to static int8, per channel, as QDQ pairs, which every ONNX runtime takes; `sensitive` stay fp32."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -81,7 +81,7 @@ def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: 
 
     proto = onnx.load(str(wide))
     convolutions = [node for node in proto.graph.node if node.op_type == "Conv"]
-    # What the last one writes is the picture: eight bits of it would show.
+    # The last convolution writes the picture, where eight bits would be visible.
     stay = [node.name for node in convolutions if node.input[1] in sensitive or node is convolutions[-1]]
     with hushed():
         quantize_static(
@@ -100,7 +100,7 @@ def _quantize(wide: Path, path: Path, calibration: Sequence[Tensor], sensitive: 
 
 
 def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecutionProvider",)) -> Any:
-    """An ONNX Runtime session on exactly these providers; UnavailableError where one is not there."""
+    """Return an ONNX Runtime session on exactly these providers. Raises UnavailableError if one is missing."""
     import onnxruntime
 
     missing = [name for name in providers if name not in onnxruntime.get_available_providers()]
@@ -115,7 +115,7 @@ def session(path: Path, threads: int = 0, providers: Sequence[str] = ("CPUExecut
 
 
 def load(path: Path, _graph: Graph) -> Decode:
-    """Run by ONNX Runtime on the CPU."""
+    """Return a function that runs the file in ONNX Runtime on the CPU."""
     running = session(path)
     names = [output.name for output in running.get_outputs()]
 
@@ -127,7 +127,7 @@ def load(path: Path, _graph: Graph) -> Decode:
 
 
 def anatomy(path: Path) -> Anatomy:
-    """Operators, and the rank of convolutions' weights."""
+    """Return the operators of the file, and the ranks of its weights and values."""
     import onnx
 
     graph = onnx.load(str(path)).graph
@@ -135,7 +135,7 @@ def anatomy(path: Path) -> Anatomy:
     made_by = {output: node for node in graph.node for output in node.output}
 
     def rank_of(name: str) -> int:
-        while name not in ranks and name in made_by:  # behind a DequantizeLinear
+        while name not in ranks and name in made_by:  # go back through DequantizeLinear
             name = made_by[name].input[0]
         return ranks.get(name, 0)
 
@@ -148,7 +148,7 @@ def anatomy(path: Path) -> Anatomy:
 
 
 def first_non_finite(path: Path, graph: Graph) -> str | None:
-    """The first operator whose output is not finite on the graph's example inputs, as "name (type)"."""
+    """Return the first operator whose output is not finite on the graph's example inputs, as "name (type)", or None."""
     import numpy as np
     import onnx
 
@@ -169,7 +169,7 @@ def first_non_finite(path: Path, graph: Graph) -> str | None:
 
 
 def verified_by() -> str:
-    """What running it here is."""
+    """Return a description of how files are run on this machine."""
     import onnxruntime
 
     return f"opset {OPSET}, ran in ONNX Runtime {onnxruntime.__version__}, CPU"

@@ -1,4 +1,4 @@
-"""Which convolutions carry the picture through, and must not be rounded to few bits."""
+"""Which convolutions are sensitive to quantisation, and must not be rounded to few bits."""
 
 import math
 from collections.abc import Sequence
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-ENOUGH_DB = 45.0  # what rounding one weight alone may leave, when all together are to leave some 35
+ENOUGH_DB = 45.0  # PSNR that rounding one weight alone has to keep, so that all together keep about 35 dB
 _FEWEST = 512  # elements: smaller weights save nothing
-_MOST_FRAMES, _MOST_CELLS = 3, 8  # latents to try on: a weight tells on few as well
+_MOST_FRAMES, _MOST_CELLS = 3, 8  # latent frames, rows and columns to try on: a few show the same
 
 
 @torch.no_grad()
 def sensitive_weights(module: nn.Module, latents: Sequence[Tensor], bits: int, enough_db: float = ENOUGH_DB) -> set[str]:
-    """Names of the convolutions' weights of `module` that, rounded to `bits` per output channel, leave less than `enough_db`.
+    """Return the names of the convolution weights of `module` that leave less than `enough_db` PSNR if rounded to `bits`.
 
-    Each is rounded alone and the module run on a corner of the first latents; the range of the video is 2.
+    Each weight is rounded alone, per output channel, and the module run on a corner of the first of `latents` (1, C, t, h, w).
+    The range of the video is 2.
     """
     corner = latents[0][:, :, :_MOST_FRAMES, :_MOST_CELLS, :_MOST_CELLS].contiguous()
     wanted, found = module(corner), set()

@@ -5,6 +5,6 @@ from turbovaed_cli.export.formats import coreai, coreml, executorch, litert, onn
 
 
 def exporters() -> dict[str, Exporter]:
-    """The table, by name."""
+    """Return the table: every format by its name."""
     rows = (onnx.EXPORTER, coreml.EXPORTER, *executorch.EXPORTERS, litert.EXPORTER, coreai.EXPORTER, *torch_files.EXPORTERS)
     return {row.name: row for row in rows}

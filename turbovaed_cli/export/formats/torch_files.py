@@ -17,7 +17,10 @@ from turbovaed_cli.reporting import hushed
 def write_program(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write a torch.export archive; for whole clips t, h and w stay open."""
+    """Write a torch.export archive of the first graph: latents (1, C, t, h, w) to video (1, 3, T, H, W), fp32, or a chunk.
+
+    For whole clips t, h and w stay dynamic. `metadata` becomes extra files of the archive.
+    """
     (graph, *_) = graphs
     with hushed(), torch.no_grad():
         torch.export.save(
@@ -26,7 +29,7 @@ def write_program(
 
 
 def load_program(path: Path, graph: Graph) -> Decode:
-    """Load the archive again and run it."""
+    """Load an archive and return a function that runs it."""
     with hushed():
         module = torch.export.load(str(path)).module()
 
@@ -39,7 +42,7 @@ def load_program(path: Path, graph: Graph) -> Decode:
 
 
 def anatomy_of_program(path: Path) -> Anatomy:
-    """ATen operators of the archive."""
+    """Return the ATen operators of an archive."""
     with hushed():
         nodes = [node for node in torch.export.load(str(path)).graph.nodes if node.op == "call_function"]
     ranks = [node.meta["val"].ndim for node in nodes if hasattr(node.meta.get("val"), "ndim")]
@@ -50,14 +53,17 @@ def anatomy_of_program(path: Path) -> Anatomy:
 def write_weights(
     graphs: Sequence[Graph], path: Path, precision: str, metadata: Mapping[str, str], _calibration: Sequence[Tensor]
 ) -> None:
-    """Write the published keys in `precision`, with config, latent statistics and licence in the header."""
+    """Write the student's weights under the published keys, in their shapes and in `precision`.
+
+    Config and licence (`metadata`) are in the header.
+    """
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     state = {name: value.detach().to(dtype).contiguous() for name, value in graphs[0].module.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", **metadata})
 
 
 def load_weights(path: Path, _graph: Graph) -> Decode:
-    """By `load_student`, which needs nothing but the file."""
+    """Return a function that runs the student that `load_student` loads from the file alone."""
     from turbovaed_cli.models.loading import load_student
 
     student = load_student(path)
@@ -70,7 +76,7 @@ def load_weights(path: Path, _graph: Graph) -> Decode:
 
 
 def anatomy_of_weights(_path: Path) -> Anatomy:
-    """A file of weights has no operators."""
+    """Return no operators: the file holds weights only."""
     return Anatomy(Counter(), 0)
 
 

@@ -1,4 +1,4 @@
-"""What converters start from: a graph as torch.export sees it."""
+"""Trace a graph with torch.export, for the converters that start from its program."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from turbovaed_cli.export.format import Graph
 
-_MOST_FRAMES, _MOST_CELLS = 8192, 2048  # latent frames, and latent rows or columns, that the graph promises to take
+_MOST_FRAMES, _MOST_CELLS = 8192, 2048  # the most latent frames, and latent rows or columns, that the graph takes
 
 
 class _HalfInside(nn.Module):
-    """fp32 in, fp32 out, everything between in fp16; what is not floating stays."""
+    """A module with fp32 inputs and outputs that computes in fp16; integer inputs stay as they are."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -23,19 +23,19 @@ class _HalfInside(nn.Module):
 
 
 def exported_program(graph: Graph, precision: str, *, any_size: bool = True) -> torch.export.ExportedProgram:
-    """What torch traces of `graph`, fp16 inside where asked for; with `any_size`, t, h and w of whole clips stay open."""
+    """Trace `graph`, with fp16 inside for the precision "fp16"; with `any_size`, t, h and w of whole clips stay dynamic."""
     example, sizes = tuple(graph.inputs.values()), None
     if any_size and graph.whole_clip:
         latents, open_sizes = _dynamic_example(graph)
         example, sizes = (latents,), (open_sizes,)
     if precision != "fp16":
         return _without_paths(torch.export.export(graph.module, example, dynamic_shapes=sizes))
-    # Of *inputs, which it takes, sizes are given as one tuple.
+    # _HalfInside takes *inputs, whose sizes are given as one tuple.
     return _without_paths(torch.export.export(_HalfInside(graph.module), example, dynamic_shapes=(sizes,) if sizes else None))
 
 
 def _without_paths(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program without where its lines of code are on this machine, which writers put into their files."""
+    """Remove the paths of this machine's source files from a program, as writers would put them into their files."""
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)
@@ -43,7 +43,7 @@ def _without_paths(program: torch.export.ExportedProgram) -> torch.export.Export
 
 
 def _dynamic_example(graph: Graph) -> tuple[Tensor, dict[int, Any]]:
-    """Small latents to trace with, and which of their sizes stay open."""
+    """Return small latents to trace with, and their dynamic sizes."""
     _, channels, frames, height, width = graph.inputs["latents"].shape
     sizes = {3: torch.export.Dim("h", min=1, max=_MOST_CELLS), 4: torch.export.Dim("w", min=1, max=_MOST_CELLS)}
     if frames > 1:
