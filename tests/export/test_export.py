@@ -166,7 +166,7 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
     ):
         with pytest.raises(SettingsError, match=said):
             export_student(student, ("onnx",), tmp_path / "a.onnx", settings)
-    with pytest.raises(SettingsError, match="--format"):
+    with pytest.raises(SettingsError, match="`format`"):
         export_student(student, (), tmp_path / "a.onnx", SMALL)
     with pytest.raises(SettingsError, match="5d"):
         export_student(student, (installed("litert"),), tmp_path / "a.tflite", ExportSettings(layout="5d"))
@@ -326,7 +326,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
     ):
         with pytest.raises(SettingsError, match=said):
             export_student(one_block, ("coreml",), tmp_path / "other", wrong)
-    with pytest.raises(SettingsError, match="--states"):
+    with pytest.raises(SettingsError, match="`states`"):
         export_student(one_block, ("onnx",), tmp_path / "other", ExportSettings(states=True, chunk=2))
 
 

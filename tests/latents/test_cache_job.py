@@ -135,7 +135,7 @@ def test_more_failures_than_allowed_end_it_and_keep_what_was_encoded(many, ltx_t
     shutil.copytree(many, data)
     for number in range(6):
         (data / f"{number}.mp4").write_bytes(b"not a video")
-    with pytest.raises(CheckFailedError, match="2 inputs failed, --max-failures is 1"):
+    with pytest.raises(CheckFailedError, match="2 inputs failed, `max_failures` is 1"):
         cache_latents(find_model(ltx_teacher), data, out, CacheSettings(frames=9, size=(64, 64), max_failures=1))
     kept = len(LatentCache(out))
     assert 0 < kept < 20

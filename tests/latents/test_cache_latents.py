@@ -49,7 +49,7 @@ def test_a_gpu_gets_a_reader_per_core_up_to_eight(monkeypatch, ltx_teacher, vide
     for cores, wanted in ((1, 2), (6, 6), (64, 8)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)), raising=False)
         assert (num_readers(cuda), num_readers(cpu), num_readers(cuda, 3), num_readers(cpu, 3)) == (wanted, 2, 3, 3)
-    with pytest.raises(SettingsError, match="--workers is -1"):
+    with pytest.raises(SettingsError, match="`workers` is -1"):
         cache_latents(find_model(ltx_teacher), videos, tmp_path / "out", replace(SMALL, workers=-1))
 
 

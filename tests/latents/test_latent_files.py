@@ -156,7 +156,7 @@ def test_packed_latents_are_unpacked_as_diffusers_does(batch, raw, tmp_path):
     for wrong in ({}, {"expected": (3, 4, 6)}):
         with pytest.raises(ShapeError, match="packed") as error:
             read_latents(tmp_path / "z.safetensors", SPACE, **wrong)
-        assert "--latents-shape T,H,W" in error.value.hint and "/ 2 + 1, height / 8" in error.value.hint
+        assert "`latents_shape` T,H,W" in error.value.hint and "/ 2 + 1, height / 8" in error.value.hint
     with pytest.raises(ShapeError, match="60 tokens are not 3 x 4 x 4"):
         read_latents(tmp_path / "z.safetensors", SPACE, shape=(3, 4, 4))
 
@@ -276,7 +276,7 @@ def test_a_generated_latent_of_wan_is_seen_to_be_normalised(tmp_path):
 
 def test_an_unknown_kind_is_refused(raw, tmp_path):
     save_file({"latents": raw}, tmp_path / "z.safetensors")
-    with pytest.raises(SettingsError, match="--latents-are scaled"):
+    with pytest.raises(SettingsError, match="`latents_are` scaled"):
         read_latents(tmp_path / "z.safetensors", SPACE, latents_are="scaled")
 
 

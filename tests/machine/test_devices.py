@@ -29,7 +29,7 @@ def test_compiling_without_a_compiler_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match=r"C\+\+ compiler") as error:
         check_compiler(CPU)
-    assert "leave out --compile" in error.value.hint
+    assert "leave out `compile`" in error.value.hint
     monkeypatch.setattr(shutil, "which", lambda name: "/opt/clang++" if name == "clang++" else None)
     check_compiler(CPU)
 

@@ -186,13 +186,13 @@ def test_such_a_name_ends_every_command_before_any_work(command, monkeypatch, ca
 def test_a_number_is_compared_with_the_devices_there_are(cards):
     cards(1)
     assert resolve_device("cuda:0") == torch.device("cuda:0") and resolve_device("auto") == CUDA
-    with pytest.raises(UnavailableError, match="--device cuda:7: this machine has 1 CUDA device, cuda:0"):
+    with pytest.raises(UnavailableError, match="`device` cuda:7: this machine has 1 CUDA device, cuda:0"):
         resolve_device("cuda:7")
     cards(2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(UnavailableError, match="2 CUDA devices, cuda:0 to cuda:1") as error:
         resolve_device("cuda:2")
-    assert error.value.exit_code == 3 and "--device cuda takes the first" in error.value.hint
+    assert error.value.exit_code == 3 and "`device` cuda takes the first" in error.value.hint
 
 
 def test_slow_convolutions_of_a_cudnn_are_warned_of_in_half_precision_alone(monkeypatch, heard):
@@ -241,7 +241,7 @@ def test_auto_never_takes_an_mps_that_computes_wrong_values(mac, heard):
     assert said.startswith(
         f"--device auto takes the CPU: MPS of macOS 26.2 with torch {torch.__version__} computes wrong values: 3-D"
     )
-    with pytest.raises(UnavailableError, match=r"--device mps: MPS of macOS 26\.2") as error:
+    with pytest.raises(UnavailableError, match=r"`device` mps: MPS of macOS 26\.2") as error:
         resolve_device("mps")
     assert "update macOS" in error.value.hint and error.value.exit_code == 3
     assert checks == [("26.2", "mps")]

@@ -91,7 +91,7 @@ def test_pieces_are_chosen_to_keep_the_budget(pair):
         previous = pieces
     with pytest.raises(SettingsError, match="is too little for 640x360: the smallest pieces need") as error:
         plan_pieces(pair, size, held + 1000)
-    assert "at least --memory" in error.value.hint
+    assert "at least `memory`" in error.value.hint
     assert plan_pieces(replace(pair, teacher=None), size).encode_frames == 0
 
 

@@ -435,7 +435,7 @@ def test_crops_are_checked(ltx_teacher, cache, small_student, tmp_path):
             settings=TINY.with_changes(crop=(96, 96)),
             student_config=small_student,
         )
-    assert "or raise --size" in error.value.hint
+    assert "or raise `size`" in error.value.hint
     result = distill(
         find_model(ltx_teacher),
         tmp_path / "run",
@@ -649,7 +649,7 @@ def test_a_dry_run_without_the_teachers_weights_says_what_it_would_download(vide
 
     found = estimate_distill(find_model("ltx"), tmp_path / "run", data=videos)
     assert found.download_bytes > 1e9 and found.stages == [] and found.seconds is None
-    with pytest.raises(SettingsError, match="--lr"):
+    with pytest.raises(SettingsError, match="`lr`"):
         estimate_distill(find_model("ltx"), tmp_path / "run", data=videos, settings=TINY.with_changes(lr=-1.0))
 
 

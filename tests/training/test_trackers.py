@@ -116,7 +116,7 @@ def test_a_tracker_that_is_missing_or_unknown_is_said_before_anything_is_written
     with pytest.raises(MissingError, match="wandb, which is not installed") as missing:
         teach(replace(settings, log=("wandb",)))
     assert missing.value.exit_code == 3 and "pip install" in missing.value.hint
-    with pytest.raises(SettingsError, match="--log mlflow is unknown"):
+    with pytest.raises(SettingsError, match="`log` mlflow is unknown"):
         teach(replace(settings, log=("mlflow",)))
     assert not (tmp_path / "run").exists()
 
@@ -130,7 +130,7 @@ def test_a_service_that_does_not_answer_is_an_error_with_the_way_round(wandb, te
     monkeypatch.setattr(trackers, "_PATIENCE_S", 3)
     given, settings_class = [], wandb.Settings
     monkeypatch.setattr(wandb, "Settings", lambda **options: given.append(options["init_timeout"]) or settings_class(**options))
-    with pytest.raises(MissingError, match="--log wandb does not start") as refused:
+    with pytest.raises(MissingError, match="`log` wandb does not start") as refused:
         teach(replace(settings, log=("wandb",)))
     assert "WANDB_MODE=offline" in refused.value.hint
     assert given == [3]  # seconds that it may take, instead of wandb's own 90

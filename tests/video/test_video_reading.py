@@ -331,7 +331,7 @@ def test_hlg_is_tone_mapped_and_refused_if_asked(tmp_path):
     assert dark < 100 < bright < 255
     with pytest.raises(VideoError, match="HDR"):
         probe(path, hdr="refuse")
-    with pytest.raises(SettingsError, match="--hdr"):
+    with pytest.raises(SettingsError, match="`hdr`"):
         probe(path, hdr="maybe")
 
 

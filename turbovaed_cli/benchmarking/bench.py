@@ -154,10 +154,10 @@ def write_ios_project(
     CheckFailedError if the artefact differs too much from the student.
     """
     if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} is there already", "add --overwrite to replace it")
+        raise OutputExistsError(f"{out} is there already", "add `overwrite` to replace it")
     (target,) = _check(replace(settings, targets=("coreml",)))
     if len(settings.precisions) > 1 or len(settings.layouts) > 1:
-        raise SettingsError("--ios-project holds one artefact", "one --dtype and one --layout")
+        raise SettingsError("`ios_project` holds one artefact", "one `dtype` and one `layout`")
     precision, layout = target.chosen(settings.precisions)[0], settings.layouts[0]
     student = load_student(model, config, consent=consent)
     wanted = export_settings(settings, precision, layout)
@@ -211,15 +211,15 @@ def _teacher_of(
 def _check_attached(settings: BenchSettings) -> None:
     """Raise SettingsError or UnavailableError if the device that --device names cannot be measured; before any conversion."""
     if "coreml" not in settings.targets:
-        raise SettingsError(f"--device {settings.device} is for Core ML", "--target coreml")
+        raise SettingsError(f"`device` {settings.device} is for Core ML", "`target` coreml")
     if not settings.apple_team:
         raise SettingsError(
-            f"--device {settings.device} needs --apple-team",
-            "--apple-team ID, the development team with which coremltools signs the app that it runs there",
+            f"`device` {settings.device} needs `apple_team`",
+            "`apple_team` ID, the development team with which coremltools signs the app that it runs there",
         )
     if not runs_here():
         raise UnavailableError(
-            f"--device {settings.device} needs a Mac with Xcode", "here: --ios-project DIR writes a package to run there"
+            f"`device` {settings.device} needs a Mac with Xcode", "here: `ios_project` DIR writes a package to run there"
         )
     attached_device(settings.device)
 
@@ -233,40 +233,40 @@ def _check(settings: BenchSettings) -> list[Target]:
     """Return the chosen rows of the table. Raises SettingsError for settings that cannot be measured."""
     table = targets()
     for name in settings.targets:
-        check_choice("--target", name, [*table, "all"])
+        check_choice("`target`", name, [*table, "all"])
         if settings.precisions and not set(settings.precisions) & set(table[name].precisions):
             raise SettingsError(
-                f"--target {name} has no {' or '.join(settings.precisions)}", f"--dtype {' or '.join(table[name].precisions)}"
+                f"`target` {name} has no {' or '.join(settings.precisions)}", f"`dtype` {' or '.join(table[name].precisions)}"
             )
     chosen = [table[name] for name in dict.fromkeys(settings.targets)]
     for precision in settings.precisions:
         if not any(precision in target.precisions for target in chosen):
             raise SettingsError(
-                f"none of these targets has --dtype {precision}",
+                f"none of these targets has `dtype` {precision}",
                 f"one of: {', '.join(dict.fromkeys(name for target in chosen for name in target.precisions))}",
             )
     _check_layouts(chosen, settings)
     if settings.repeats < 1 or settings.warmup < 1 or settings.clips < 1:
-        raise SettingsError("--repeats and --warmup must be at least 1")
+        raise SettingsError("`repeats` and `warmup` must be at least 1")
     if settings.threads < 0:
-        raise SettingsError(f"--threads {settings.threads} is below 0", "0 takes as many as torch does")
+        raise SettingsError(f"`threads` {settings.threads} is below 0", "0 takes as many as torch does")
     if settings.data is not None and settings.latents is not None:
-        raise SettingsError("--data and --latents cannot be combined: both choose the latents to decode", "give one of them")
+        raise SettingsError("`data` and `latents` cannot be combined: both choose the latents to decode", "give one of them")
     calibrated = {name for target in chosen if target.name in exporters() for name in exporters()[target.name].calibrated}
     if calibrated & set(settings.precisions) and settings.data is None and settings.latents is None:
         raise SettingsError(
-            "int8 is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+            "int8 is calibrated on real latents, and there are none", "give `data` DIR of videos, or `latents` FILE"
         )
     return chosen
 
 
 def _check_layouts(chosen: Sequence[Target], settings: BenchSettings) -> None:
     for layout in settings.layouts or ("",):
-        check_choice("--layout", layout, LAYOUTS)
+        check_choice("`layout`", layout, LAYOUTS)
         for target in chosen:
             taken = exporters()[target.name].layouts if target.name in exporters() else LAYOUTS
             if layout not in taken:
-                raise SettingsError(f"{target.name} does not take --layout {layout}", f"--layout {' or '.join(taken)}")
+                raise SettingsError(f"{target.name} does not take `layout` {layout}", f"`layout` {' or '.join(taken)}")
 
 
 def _write_inputs(

@@ -74,7 +74,7 @@ def in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
         answer = read_json(answered) if answered.is_file() else None
     if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        hint = "use a smaller --size or --frames" if done.returncode in (-9, 137) else None
+        hint = "use a smaller `size` or `frames`" if done.returncode in (-9, 137) else None
         raise TurboVaedError(f"the process for {job['target']} ended early (exit code {done.returncode}): {last}", hint)
     if "error" in answer:
         missing = answer["exit_code"] == MissingError.exit_code

@@ -114,7 +114,7 @@ def evaluate_all(
     _check_required(required, gauges)
     if not gauges.per_clip and gauges.detector is None:
         raise MissingError(
-            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other --metrics"
+            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other `metrics`"
         )
     tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
     first, unread = _measure_clips(planned, videos, tallies, gauges, settings, ranks, report)
@@ -153,9 +153,9 @@ def _measure_clips(
 
 def check_eval_settings(settings: EvalSettings) -> None:
     """Raise SettingsError for an unknown protocol, metric or data set, and for counts below their minimum."""
-    check_choice("--protocol", settings.protocol, PROTOCOLS)
+    check_choice("`protocol`", settings.protocol, PROTOCOLS)
     if settings.stride < 1 or settings.clips_per_video < 0 or settings.speed_repeats < 0:
-        raise SettingsError("--stride must be at least 1, --clips-per-video and --speed at least 0")
+        raise SettingsError("`stride` must be at least 1, `clips_per_video` and `speed` at least 0")
     recognise(settings.dataset, [])
     for name in settings.metrics:
         metric_name(name)
@@ -165,10 +165,10 @@ def _check_required(required: Iterable[str], gauges: Gauges) -> None:
     for name in required:
         if name in gauges.not_measured:
             raise MissingError(
-                f"--fail-under {name} cannot be checked: {gauges.not_measured[name]}", "give what is missing, or drop it"
+                f"`fail_under` {name} cannot be checked: {gauges.not_measured[name]}", "give what is missing, or drop it"
             )
         if name not in gauges.per_clip and not (name == "rfvd" and gauges.detector):
-            raise SettingsError(f"--fail-under {name} needs the metric that --metrics leaves out", f"add {name} to --metrics")
+            raise SettingsError(f"`fail_under` {name} needs the metric that `metrics` leaves out", f"add {name} to `metrics`")
 
 
 def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSource]:

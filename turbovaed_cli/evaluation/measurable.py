@@ -46,7 +46,7 @@ def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) ->
         try:
             if settings.protocol == "paper" and name not in paper.IN_PAPER:
                 gauges.not_measured[name] = (
-                    "not measured: the published script has no such metric (--protocol standard measures it)"
+                    "not measured: the published script has no such metric (`protocol` standard measures it)"
                 )
             elif name == "rfvd":
                 detector = _open_detector(settings, device, num_clips, gauges)
@@ -71,7 +71,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         return paper.ssim if as_published else ssim
     if name == "flicker":
         if settings.frames < 2:
-            raise MissingError("a clip of one frame does not change", "--frames 2 or more")
+            raise MissingError("a clip of one frame does not change", "`frames` 2 or more")
         return flicker
     if name == "vmaf":
         check_vmaf()
@@ -80,7 +80,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         try:
             vmaf(blank, blank)
         except VideoError as error:  # it wants frames of some size
-            raise MissingError(error.what, "use a larger --size") from error
+            raise MissingError(error.what, "use a larger `size`") from error
         label = f"ffmpeg {ffmpeg.version()}, {VMAF_MODEL} built in"
         gauges.weights[name] = [{"file": label, "sha256": sha256_of(Path(ffmpeg.executable()))}]
         return vmaf
@@ -95,7 +95,7 @@ def _check_side(name: str, least: int, settings: EvalSettings) -> None:
     height, width = settings.size
     if min(height, width) < least:
         raise MissingError(
-            f"{METRICS[name].label} needs {least}x{least} pixels at least; these clips are {width}x{height}", "a larger --size"
+            f"{METRICS[name].label} needs {least}x{least} pixels at least; these clips are {width}x{height}", "a larger `size`"
         )
 
 
@@ -122,6 +122,6 @@ def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int,
         if settings.frames >= fvd.MIN_FRAMES:
             raise
         what = f"rFVD needs clips of {fvd.MIN_FRAMES} frames at least; these have {settings.frames}"
-        raise MissingError(what, "more --frames") from error
+        raise MissingError(what, "more `frames`") from error
     gauges.weights["rfvd"] = [{"file": path.name, "sha256": settings.i3d_sha256.lower()}]
     return detector if enough else None

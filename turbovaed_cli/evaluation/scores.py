@@ -198,7 +198,7 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
     for text in ",".join(texts).split(",") if texts else ():
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise SettingsError(f"--fail-under {text!r} is not NAME=RATIO", "such as --fail-under psnr=0.969")
+            raise SettingsError(f"`fail_under` {text!r} is not NAME=RATIO", "such as `fail_under` psnr=0.969")
         name = metric_name(name)
         try:
             ratio = float(value)
@@ -206,11 +206,11 @@ def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
             ratio = math.nan
         if not 0 < ratio <= 2:
             raise SettingsError(
-                f"--fail-under {text.strip()}: {value.strip() or 'nothing'} is not a ratio to the teacher's score",
-                f"1 is as good as the teacher, so for example --fail-under {name}=0.969",
+                f"`fail_under` {text.strip()}: {value.strip() or 'nothing'} is not a ratio to the teacher's score",
+                f"1 is as good as the teacher, so for example `fail_under` {name}=0.969",
             )
         if name in thresholds:
-            raise SettingsError(f"--fail-under {name} is given twice", "give each metric once")
+            raise SettingsError(f"`fail_under` {name} is given twice", "give each metric once")
         thresholds[name] = ratio
     return thresholds
 

@@ -68,7 +68,7 @@ def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
     found = read.latents
     if found.shape[0] != shape[0] or any(have < want for have, want in zip(found.shape[1:], shape[1:], strict=True)):
         raise SettingsError(
-            f"{read.path} holds {tuple(found.shape)}; {shape} are needed", "choose --frames and --size that fit inside"
+            f"{read.path} holds {tuple(found.shape)}; {shape} are needed", "choose `frames` and `size` that fit inside"
         )
     return found[None, :, : shape[1], : shape[2], : shape[3]].contiguous()
 

@@ -125,8 +125,8 @@ def raise_for_misses(result: ExportResult) -> None:
 
 def _what_helps(missed: Sequence[Artifact]) -> str:
     if any(item.precision in ("int8", "6bit") for item in missed):
-        return "--dtype fp16 is more accurate; int8 improves with more --data that resembles the videos to decode"
-    return "--dtype fp32 is exact; --layout 4d-cat keeps fp16 within its range, calibrated on --data or --latents"
+        return "`dtype` fp16 is more accurate; int8 improves with more `data` that resembles the videos to decode"
+    return "`dtype` fp32 is exact; `layout` 4d-cat keeps fp16 within its range, calibrated on `data` or `latents`"
 
 
 # --- one artefact -------------------------------------------------------------------------------------------------

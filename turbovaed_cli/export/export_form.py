@@ -33,7 +33,7 @@ def export_form(student: StudentDecoder, layout: str = "4d-cat") -> nn.Module:
 
     "5d" keeps the 3-D convolutions. Raises SettingsError for an unknown layout.
     """
-    check_choice("--layout", layout, LAYOUTS)
+    check_choice("`layout`", layout, LAYOUTS)
     return copy.deepcopy(student) if layout == "5d" else FoldedDecoder(student, concatenate=layout == "4d-cat").eval()
 
 

@@ -33,25 +33,25 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     """Raise SettingsError for settings that make no sense or cannot be written."""
     table = exporters()
     if not formats:
-        raise SettingsError("--format names no format", f"one of: {', '.join(table)}")
+        raise SettingsError("`format` names no format", f"one of: {', '.join(table)}")
     if settings.chunk < 0:
-        raise SettingsError("--chunk must be at least 1 latent frame", "0, the default, writes no chunk graph")
+        raise SettingsError("`chunk` must be at least 1 latent frame", "0, the default, writes no chunk graph")
     if settings.chunk and settings.layout == "5d":
-        raise SettingsError("chunk graphs are of rank 4", "--layout 4d-cat or 4d-sum")
+        raise SettingsError("chunk graphs are of rank 4", "`layout` 4d-cat or 4d-sum")
     if settings.states and not (settings.chunk and any(table[name].stateful for name in formats if name in table)):
-        raise SettingsError("--states is for chunk graphs of coreml", "--format coreml --chunk N --states")
+        raise SettingsError("`states` is for chunk graphs of coreml", "`format` coreml `chunk` N `states`")
     if settings.data is not None and settings.latents is not None:
-        raise SettingsError("--data and --latents cannot be combined: both choose the latents to check on", "give one of them")
+        raise SettingsError("`data` and `latents` cannot be combined: both choose the latents to check on", "give one of them")
     if len(set(settings.sizes)) < len(settings.sizes):
-        raise SettingsError("--size names one size twice")
+        raise SettingsError("`size` names one size twice")
     for size in settings.sizes:
         student.latent_shape(settings.frames, size)
     for name in formats:
-        check_choice("--format", name, table)
+        check_choice("`format`", name, table)
         table[name].check_installed()
         if settings.layout in LAYOUTS and settings.layout not in table[name].layouts:
             raise SettingsError(
-                f"{name} does not take --layout {settings.layout}", f"--layout {' or '.join(table[name].layouts)}"
+                f"{name} does not take `layout` {settings.layout}", f"`layout` {' or '.join(table[name].layouts)}"
             )
         for precision in settings.precisions:
             _check_precision(table[name], precision, settings)
@@ -59,15 +59,15 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
 
 def _check_precision(row: Exporter, precision: str, settings: ExportSettings) -> None:
     if precision not in row.precisions:
-        raise SettingsError(f"{row.name} cannot be written in {precision}", f"--dtype {' or '.join(row.precisions)}")
+        raise SettingsError(f"{row.name} cannot be written in {precision}", f"`dtype` {' or '.join(row.precisions)}")
     if precision in row.calibrated and not (settings.data or settings.latents):
         raise SettingsError(
-            f"{precision} is calibrated on real latents, and there are none", "give --data DIR of videos, or --latents FILE"
+            f"{precision} is calibrated on real latents, and there are none", "give `data` DIR of videos, or `latents` FILE"
         )
     if settings.states and row.stateful and precision == "fp32":
-        raise SettingsError("Core ML's states are fp16", "--dtype fp16, or without --states")
+        raise SettingsError("Core ML's states are fp16", "`dtype` fp16, or without `states`")
     if settings.chunk and precision in ("int8", "6bit"):
-        raise SettingsError(f"chunk graphs are not written in {precision}", "an export without --chunk, then one of fp16 chunks")
+        raise SettingsError(f"chunk graphs are not written in {precision}", "an export without `chunk`, then one of fp16 chunks")
 
 
 def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[Job]:
@@ -116,12 +116,12 @@ def refuse_to_replace(jobs: Sequence[Job], pages: Sequence[Path], latents: Path,
     for job in jobs:
         check_place(job.path, folder=None if job.row.is_package else False)  # a user's folder must not be replaced by a file
         if job.path.exists() and not settings.overwrite:
-            raise OutputExistsError(f"{job.path} is there already", "add --overwrite to replace it")
+            raise OutputExistsError(f"{job.path} is there already", "add `overwrite` to replace it")
     for page in pages:
         if page.exists() and MARK not in page.read_text(encoding="utf-8", errors="replace"):
-            raise OutputExistsError(f"{page} is there and not of an export", "give another folder as --out")
+            raise OutputExistsError(f"{page} is there and not of an export", "give another folder as `out`")
     if latents.exists() and not _is_of_an_export(latents):
-        raise OutputExistsError(f"{latents} is there and not of an export", "give another folder as --out")
+        raise OutputExistsError(f"{latents} is there and not of an export", "give another folder as `out`")
 
 
 def _is_of_an_export(latents: Path) -> bool:

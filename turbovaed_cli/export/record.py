@@ -64,10 +64,10 @@ def read_records(document: Path) -> list[dict[str, Any]]:
         check_fields(chunk, {"latents": list[int]}, document, f"artifacts.{number}.chunk.")
         whole = (item["psnr_db"] is None) == (item["max_abs"] is None) and item["shapes"] and len(chunk["latents"]) > _TIME
         if not whole:
-            raise CorruptFileError(f"{document}: artifacts.{number} is no record of an export", "export to another --out")
+            raise CorruptFileError(f"{document}: artifacts.{number} is no record of an export", "export to another `out`")
         if not plain_name(item["path"]):
             raise CorruptFileError(
-                f"{document} names {item['path']!r}, which is no file of its folder", "export to another --out"
+                f"{document} names {item['path']!r}, which is no file of its folder", "export to another `out`"
             )
     return list(found["artifacts"])
 

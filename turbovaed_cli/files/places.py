@@ -21,15 +21,15 @@ UNWRITABLE = {
 _MOST_NAME_BYTES = 255  # of a file's name, if the system does not report its own limit
 
 
-def unwritable(path: Path, error: OSError, option: str = "--out, --report or --run") -> UnwritableError | None:
+def unwritable(path: Path, error: OSError, option: str = "") -> UnwritableError | None:
     """Return the error for an output that the system refuses to write at `path`; None if `error` is about something else."""
     if error.errno not in UNWRITABLE:
         return None
     what = "a shorter name" if error.errno == errno.ENAMETOOLONG else "another place"
-    return UnwritableError(f"cannot write {path}: {UNWRITABLE[error.errno]}", f"give {what} with {option}")
+    return UnwritableError(f"cannot write {path}: {UNWRITABLE[error.errno]}", f"give {what}{option and f' with {option}'}")
 
 
-def check_place(path: Path, option: str = "--out", *, folder: bool | None = False, longest_suffix: str = "") -> None:
+def check_place(path: Path, option: str = "`out`", *, folder: bool | None = False, longest_suffix: str = "") -> None:
     """Raise UnwritableError unless a file can be written at `path`; with `folder`, unless files can be written in it.
 
     `folder` is None for a path that may be either. Creates a file without a name there, as permissions alone do not show

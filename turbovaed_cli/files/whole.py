@@ -106,7 +106,7 @@ def whole_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises OutputExistsError if `path` exists and `overwrite` is False, and DiskFullError or UnwritableError.
     """
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+        raise OutputExistsError(f"{path} is there already", "add `overwrite` to replace it")
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=hidden_name(path, more=_RANDOM_BYTES), dir=path.parent))

@@ -59,7 +59,7 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     check_fields(before, {"parts": int | None}, path)
     # The first command decides the number of parts.
     if found := manifest_differences({**before, "parts": None}, {**manifest, "parts": None}):
-        raise SettingsError(f"{root} was made with other settings: {'; '.join(found)}", "give another folder as --out")
+        raise SettingsError(f"{root} was made with other settings: {'; '.join(found)}", "give another folder as `out`")
     return before
 
 
@@ -71,9 +71,9 @@ def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
     changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
     weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
     if weights is not None:
-        items = [arrow("weights of --teacher", str(weights.before)[:12], str(weights.now)[:12])]
+        items = [arrow("weights of `teacher`", str(weights.before)[:12], str(weights.now)[:12])]
     else:
-        items = ["the config of --teacher differs"] * any(change.name.startswith("teacher") for change in changes)
+        items = ["the config of `teacher` differs"] * any(change.name.startswith("teacher") for change in changes)
     others = [change for change in changes if not change.name.startswith("teacher")]
     for change in others:
         is_option = change.name.startswith("clip.") or change.name == "dtype"

@@ -118,7 +118,7 @@ class _CachingRun:
         if shard is not None and shard.count > writer.parts:
             raise SettingsError(
                 f"{writer.root} is divided into {writer.parts} parts, which are too few for {shard.count} shares",
-                f"--shard with {writer.parts} shares at most, or a new folder as --out",
+                f"`shard` with {writer.parts} shares at most, or a new folder as `out`",
             )
         self.names: dict[int, list[str]] = {
             number: [] for number in range(writer.parts) if shard is None or number % shard.count == shard.index
@@ -256,8 +256,8 @@ class _CachingRun:
         if self.settings.max_failures is not None and len(self.skipped) > self.settings.max_failures:
             last = self.skipped[-1]
             raise CheckFailedError(
-                f"{len(self.skipped)} inputs failed, --max-failures is {self.settings.max_failures}; the last: {last.path}: {last.reason}",
-                "what was encoded is kept; repair or remove them, then run the same command with --retry-failed",
+                f"{len(self.skipped)} inputs failed, `max_failures` is {self.settings.max_failures}; the last: {last.path}: {last.reason}",
+                "what was encoded is kept; repair or remove them, then run the same command with `retry_failed`",
             )
 
     def _write(self, busy: "BusyClock", item: "_Encoded | _End") -> None:

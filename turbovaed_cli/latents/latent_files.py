@@ -108,10 +108,10 @@ def read_latents(
     Raises SettingsError for a file without latents or with those of several clips, ShapeError for a shape that is none of these.
     """
     if latents_are not in LATENTS_ARE:
-        raise SettingsError(f"--latents-are {latents_are} is unknown", f"one of: {', '.join(LATENTS_ARE)}")
+        raise SettingsError(f"`latents_are` {latents_are} is unknown", f"one of: {', '.join(LATENTS_ARE)}")
     if shape and (len(shape) != 3 or min(shape) < 1):
         raise SettingsError(
-            "--latents-shape is not three numbers above 0", "latent frames, rows and columns: --latents-shape 16,15,22"
+            "`latents_shape` is not three numbers above 0", "latent frames, rows and columns: `latents_shape` 16,15,22"
         )
     notes: list[str] = []
     name, found, scale = _tensor_of(path)
@@ -121,7 +121,7 @@ def read_latents(
     if shape and tuple(latents.shape[1:]) != tuple(shape):
         raise ShapeError(
             f"{name} in {path} is {tuple(latents.shape[1:])} in frames, rows and columns, not {tuple(shape)}",
-            "leave out --latents-shape",
+            "leave out `latents_shape`",
         )
     if not torch.isfinite(latents).all():
         raise SettingsError(f"{name} in {path} holds NaN or infinity", "encode the video, or generate it, again")
@@ -217,21 +217,21 @@ def _unpacked(
     if space is not None and channels != space.channels:
         raise ShapeError(
             f"{what}: packed latents of {channels} channels; this model decodes {space.channels}",
-            "name the model they belong to: --model NAME",
+            "name the model they belong to: `model` NAME",
         )
     if not shape and expected and math.prod(expected) == num_tokens:
         shape = expected
-        notes.append(f"{what}: packed, unpacked as {', '.join(map(str, shape))} by --frames and --size")
+        notes.append(f"{what}: packed, unpacked as {', '.join(map(str, shape))} by `frames` and `size`")
     if not shape:
         ratios = (space.time_ratio, space.space_ratio) if space is not None else (8, 32)
         raise ShapeError(
             f"{what}: packed latents, whose frames, rows and columns are not in the file",
-            f"--latents-shape T,H,W, which are (num_frames - 1) / {ratios[0]} + 1, height / {ratios[1]} and width / {ratios[1]} of the pipeline's call",
+            f"`latents_shape` T,H,W, which are (num_frames - 1) / {ratios[0]} + 1, height / {ratios[1]} and width / {ratios[1]} of the pipeline's call",
         )
     if math.prod(shape) != num_tokens:
         raise ShapeError(
             f"{what}: {num_tokens} tokens are not {' x '.join(map(str, shape))}",
-            "the product of --latents-shape (latent frames, rows, columns) has to be the number of tokens",
+            "the product of `latents_shape` (latent frames, rows, columns) has to be the number of tokens",
         )
     return tokens.view(*shape, channels).permute(3, 0, 1, 2)
 
@@ -255,5 +255,5 @@ def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -
     return [
         f"{path.name} is read as {latents_are} latents, but looks {other}: its channels have a standard deviation of about "
         f"{found.exp().median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
-        f"--latents-are {other} reads them as {other}"
+        f"`latents_are` {other} reads them as {other}"
     ]

@@ -33,7 +33,7 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
     copies what is missing.
     """
     if any(map(is_url, sources)):
-        raise SettingsError("--merge takes folders, not URLs", "download the cache at the URL first")
+        raise SettingsError("`merge` takes folders, not URLs", "download the cache at the URL first")
     manifests = {source: read_sealed(_manifest_of(source)) for source in sources}
     if (out / "manifest.json").is_file():
         manifests = {out: read_sealed(out / "manifest.json"), **manifests}
@@ -42,10 +42,10 @@ def merge_caches(sources: Sequence[Path], out: Path, report: Reporter = quiet) -
         if unlike := manifest_differences(wanted, manifest):
             raise SettingsError(
                 f"{source} was made with other settings than {first}: {'; '.join(unlike)}",
-                "merge what was made by one command with several --shard",
+                "merge what was made by one command with several `shard`",
             )
     if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
-        raise SettingsError(f"{out} holds other things and no latent cache", "give a new or empty folder as --out")
+        raise SettingsError(f"{out} holds other things and no latent cache", "give a new or empty folder as `out`")
     text = _manifest_of(first).read_text(encoding="utf-8")
     write_whole(out / "manifest.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     copied = found = 0

@@ -44,7 +44,7 @@ def parse_shard(text: str) -> Shard:
     """Parse a text such as "3/8". Raises SettingsError for anything else."""
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise SettingsError(f"--shard {text} is no share", "INDEX/COUNT, counted from 0: --shard 0/8 to --shard 7/8")
+        raise SettingsError(f"`shard` {text} is no share", "INDEX/COUNT, counted from 0: `shard` 0/8 to `shard` 7/8")
     return Shard(int(index), int(count))
 
 
@@ -65,10 +65,10 @@ def shard_from_environment(environment: Mapping[str, str]) -> tuple[Shard | None
         first, step = number("SLURM_ARRAY_TASK_MIN", 0) or 0, number("SLURM_ARRAY_TASK_STEP", 1) or 1
         index, count, names = (job - first) // step, tasks, ["SLURM_ARRAY_TASK_ID"]
         if not index < count:
-            return None, f"SLURM_ARRAY_TASK_ID is {job}, in an array of {tasks} that does not count evenly: give --shard"
+            return None, f"SLURM_ARRAY_TASK_ID is {job}, in an array of {tasks} that does not count evenly: give `shard`"
     elif (pod := number("JOB_COMPLETION_INDEX")) is not None:
         if not (completions := number("JOB_COMPLETIONS")):
-            return None, "JOB_COMPLETION_INDEX is set, the number of completions is not: set JOB_COMPLETIONS, or give --shard"
+            return None, "JOB_COMPLETION_INDEX is set, the number of completions is not: set JOB_COMPLETIONS, or give `shard`"
         index, count, names = pod, completions, ["JOB_COMPLETION_INDEX"]
     # Only torchrun and srun set these for each process. A batch script is one process, but has SLURM_NTASKS.
     launched = (

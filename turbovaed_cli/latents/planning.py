@@ -17,11 +17,11 @@ def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
     """Raise SettingsError, ShapeError or FrameCountError for settings that cannot work."""
     check_counts(settings, ("frames", "stride", "batch_size", "shard_mb"))
     if settings.workers < 0:
-        raise SettingsError(f"--workers is {settings.workers}; 0 takes as many as the device needs")
+        raise SettingsError(f"`workers` is {settings.workers}; 0 takes as many as the device needs")
     if settings.clips_per_video < 0:
-        raise SettingsError(f"--clips-per-video is {settings.clips_per_video}; 0 takes all")
+        raise SettingsError(f"`clips_per_video` is {settings.clips_per_video}; 0 takes all")
     if settings.max_failures is not None and settings.max_failures < 0:
-        raise SettingsError(f"--max-failures is {settings.max_failures}; 0 stops at the first")
+        raise SettingsError(f"`max_failures` is {settings.max_failures}; 0 stops at the first")
     spec.teacher.check_frames(settings.frames)
     spec.teacher.check_size(*settings.size)
 

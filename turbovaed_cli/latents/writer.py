@@ -115,7 +115,7 @@ def _agree_on_manifest(root: Path, made_by: Mapping[str, Any], parts: int) -> di
         if root.exists() and any(
             item.name not in ours and not item.name.startswith(".manifest.json.") for item in root.iterdir()
         ):
-            raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as --out")
+            raise SettingsError(f"{root} holds other things and no latent cache", "give a new or empty folder as `out`")
         text = sealed({**made_by, "parts": parts})
         while not path.exists():
             with hold_lock(root / "parts" / "manifest.lock") as other:

@@ -80,30 +80,30 @@ def resolve_device(name: str, report: Reporter = quiet) -> torch.device:
         raise _unavailable(name, cuda_problem())
     if number and int(number) >= (count := torch.cuda.device_count()):
         devices = "1 CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
-        raise UnavailableError(f"--device {name}: this machine has {devices}", "--device cuda takes the first")
+        raise UnavailableError(f"`device` {name}: this machine has {devices}", "`device` cuda takes the first")
     if kind == "mps":
         if not torch.backends.mps.is_available():
             raise _unavailable(name, None)
         if problem := mps_problem():
-            raise _unavailable(name, (problem, f"{_UPDATE_MACOS}, or --device cpu"))
+            raise _unavailable(name, (problem, f"{_UPDATE_MACOS}, or `device` cpu"))
     return torch.device(name)
 
 
 def _auto_without_cuda(report: Reporter) -> torch.device:
     """Take mps if it computes right, else the CPU, with a warning if a GPU is there that cannot be used."""
     if not is_hidden() and (found := cuda_problem()):
-        report.note(f"--device auto takes the CPU: {found[0]}; {found[1]}", warning=True)
+        report.note(f"`device` auto takes the CPU: {found[0]}; {found[1]}", warning=True)
     if not torch.backends.mps.is_available():
         return torch.device("cpu")
     if problem := mps_problem():
-        report.note(f"--device auto takes the CPU: {problem}; {_UPDATE_MACOS}", warning=True)
+        report.note(f"`device` auto takes the CPU: {problem}; {_UPDATE_MACOS}", warning=True)
         return torch.device("cpu")
     return torch.device("mps")
 
 
 def _unavailable(name: str, found: tuple[str, str] | None) -> UnavailableError:
-    what, hint = found or ("this machine has none that torch can use", "--device auto takes what is there")
-    return UnavailableError(f"--device {name}: {what}", hint)
+    what, hint = found or ("this machine has none that torch can use", "`device` auto takes what is there")
+    return UnavailableError(f"`device` {name}: {what}", hint)
 
 
 def warn_of_cudnn(device: torch.device, dtype: torch.dtype, report: Reporter) -> None:
@@ -152,7 +152,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 def auto_dtype(device: torch.device, report: Reporter = quiet) -> str:
     """Return the dtype of `--dtype auto` in training, and report it: bf16 if the device multiplies it natively, else fp32."""
     name = "bf16" if multiplies_bf16(device) else "fp32"
-    report.note(f"--dtype auto: {name} on this {device.type}")
+    report.note(f"`dtype` auto: {name} on this {device.type}")
     return name
 
 
@@ -265,9 +265,9 @@ def check_compiler(device: torch.device) -> None:
     """Raise UnavailableError if torch.compile lacks its compiler: Triton on CUDA, a C++ compiler on a CPU."""
     if device.type == "cuda":
         if find_spec("triton") is None:
-            raise UnavailableError("--compile needs Triton, which is not installed", "install triton, or leave out --compile")
+            raise UnavailableError("`compile` needs Triton, which is not installed", "install triton, or leave out `compile`")
     elif not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "cl")))):
-        raise UnavailableError("--compile needs a C++ compiler, and none is here", "install g++, or leave out --compile")
+        raise UnavailableError("`compile` needs a C++ compiler, and none is here", "install g++, or leave out `compile`")
 
 
 def environment(device: torch.device | None = None) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def join_ranks(device: str, report: Reporter = quiet) -> Ranks:
     is_first_here = (os.environ.get("LOCAL_RANK") or "0") == "0"  # one warning on each machine
     kind = resolve_device(device, report if is_first_here else quiet).type
     if device not in ("auto", "cpu", "cuda") or kind == "mps":
-        raise SettingsError(f"--device {device} is one, and there are {count} processes", "--device cuda, or cpu")
+        raise SettingsError(f"`device` {device} is one, and there are {count} processes", "`device` cuda, or cpu")
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     if kind == "cuda" and here > torch.cuda.device_count():
         raise UnavailableError(

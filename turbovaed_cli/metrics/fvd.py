@@ -70,17 +70,17 @@ def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple
             "rFVD needs the I3D detector, which is not on this machine", "turbovaed models pull i3d, then --i3d-sha256 HEX"
         )
     if not found.is_file():
-        raise WeightFileError(f"{found} is not there", "--i3d takes the TorchScript file of the I3D detector")
+        raise WeightFileError(f"{found} is not there", "`i3d` takes the TorchScript file of the I3D detector")
     if not sha256:
         raise MissingWeightsError(
             f"{found.name} is code, and its sha256 is not confirmed",
-            f"compare its sha256 with a source you trust (docs/metrics.md), then --i3d-sha256 {sha256_of(found)}",
+            f"compare its sha256 with a source you trust (docs/metrics.md), then `i3d_sha256` {sha256_of(found)}",
         )
     content = found.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest != sha256.lower():
         raise CorruptFileError(
-            f"{found} is not what you confirmed: its sha256 is {digest}", "do not load it unless you trust that; --i3d-sha256 HEX"
+            f"{found} is not what you confirmed: its sha256 is {digest}", "do not load it unless you trust that; `i3d_sha256` HEX"
         )
     return Detector(content, found.name, device), found
 
@@ -89,7 +89,7 @@ def not_comparable(num_clips: int) -> str:
     """Return the reason why `num_clips` clips are too few for rFVD, and what to do."""
     return (
         f"not comparable: {num_clips} clip{'s' if num_clips != 1 else ''} of the {MIN_CLIPS} it needs; with fewer it is mostly the noise "
-        "of its covariances (more videos, or --clips-per-video 0)"
+        "of its covariances (more videos, or `clips_per_video` 0)"
     )
 
 

@@ -64,7 +64,7 @@ class Lpips(nn.Module):
         """
         height, width = images.shape[2:]
         if min(height, width) < (least := self.trunk.min_side):
-            raise ShapeError(f"LPIPS needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger --size")
+            raise ShapeError(f"LPIPS needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger `size`")
         x = (images - cast(Tensor, self.shift)) / cast(Tensor, self.scale)
         found = []
         for name, convolution in self.convolutions.items():

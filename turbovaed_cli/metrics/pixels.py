@@ -51,7 +51,7 @@ def ssim_value(video: Tensor, source: Tensor) -> Tensor:
     height, width = video.shape[-2:]
     if min(height, width) < SSIM_WINDOW:
         raise ShapeError(
-            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this is {width}x{height}", "use a larger --size"
+            f"SSIM needs {SSIM_WINDOW}x{SSIM_WINDOW} pixels at least; this is {width}x{height}", "use a larger `size`"
         )
     a, b = (to_unit(x).movedim(2, 1).reshape(-1, 1, height, width) for x in (video, source))  # (B*T*3, 1, H, W)
     mean_a, mean_b, squares, product = _blurred(a, b, a * a + b * b, a * b)
@@ -115,7 +115,7 @@ def flicker(video: Tensor, source: Tensor) -> float:
     et al., "Perceptually motivated benchmark for video matting", BMVC 2015, on RGB.
     """
     if video.shape[1] < 2:
-        raise ShapeError("flicker needs two frames at least", "use more --frames")
+        raise ShapeError("flicker needs two frames at least", "use more `frames`")
     errors = [(to_unit(a.double()) - to_unit(b.double())) * _LEVELS for a, b in _stretches(video, source, 2)]
     return float(torch.stack([error.diff(dim=1).square().mean() for error in errors]).mean().sqrt())
 

@@ -103,7 +103,7 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
     """
     limits = [limit for limit in (budget.params, budget.gflops) if limit is not None]
     if not limits or not all(0 < limit < math.inf for limit in limits):
-        raise SettingsError("a student is designed for a number of parameters or GFLOPs above 0", "such as --params 8M")
+        raise SettingsError("a student is designed for a number of parameters or GFLOPs above 0", "such as `params` 8M")
     spec.teacher.check_frames(budget.frames)
     spec.teacher.check_size(*budget.size)
     height, width = (pixels // spec.teacher.space_ratio for pixels in budget.size)
@@ -119,7 +119,7 @@ def design_student(spec: ModelSpec, budget: Budget) -> Design:
         raise SettingsError(
             f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
             f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs for {budget.decode}",
-            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another --student-config FILE",
+            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another `student_config` FILE",
         )
     enough = FILLED * max(one.used for one in fitting)
     chosen = min((one for one in fitting if one.used >= enough), key=lambda one: (one.change, -one.params))
@@ -271,9 +271,9 @@ def count(number: int) -> str:
 
 
 def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
-    flags = [f"--params to {smallest.params}"] if budget.params and smallest.params > budget.params else []
+    flags = [f"`params` to {smallest.params}"] if budget.params and smallest.params > budget.params else []
     if budget.gflops and smallest.gflops > budget.gflops:
-        flags.append(f"--gflops to {math.ceil(smallest.gflops * 10) / 10:g}")
+        flags.append(f"`gflops` to {math.ceil(smallest.gflops * 10) / 10:g}")
     return flags
 
 

@@ -140,7 +140,7 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
         raise UnknownModelError(
             f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
-            "give a student folder as --model; this one may be a --teacher",
+            "give a student folder as `model`; this one may be a `teacher`",
         )
     weights = folder / "diffusion_pytorch_model.safetensors"
     if not weights.is_file():

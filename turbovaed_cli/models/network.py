@@ -116,7 +116,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if frames < 1 or frames % ratio != first % ratio:
             raise FrameCountError(
                 f"this student makes {rule} frames, not {frames}",
-                f"nearest: --frames {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}",
+                f"nearest: `frames` {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}",
             )
         space = int(self.spatial_compression_ratio)
         height, width = size
@@ -124,7 +124,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             nearest = [max(round(pixels / space), 1) * space for pixels in (width, height)]
             raise ShapeError(
                 f"this student makes multiples of {space} pixels, not {width}x{height}",
-                f"nearest: --size {nearest[0]}x{nearest[1]}",
+                f"nearest: `size` {nearest[0]}x{nearest[1]}",
             )
         return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
 

@@ -61,7 +61,7 @@ def load_pair(
     loaded = None
     if with_teacher:
         if spec is None:
-            raise SettingsError(f"{name} does not name its teacher", "name it: --teacher NAME or DIR")
+            raise SettingsError(f"{name} does not name its teacher", "name it: `teacher` NAME or DIR")
         loaded = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         _check_same_latents(student, spec)
     return Pair(student, loaded, spec, name, run, where)
@@ -85,5 +85,5 @@ def _check_same_latents(student: StudentDecoder, spec: ModelSpec) -> None:
         raise SettingsError(
             f"the student decodes latents of {found[0]} channels, {found[1]}x{found[2]}x{found[2]}; "
             f"this teacher makes {wanted[0]} channels, {wanted[1]}x{wanted[2]}x{wanted[2]}",
-            "name the teacher it was distilled from: --teacher NAME or DIR",
+            "name the teacher it was distilled from: `teacher` NAME or DIR",
         )

@@ -45,7 +45,7 @@ class Spill:
                 view = view[self._file.write(view) :]
         except OSError as error:
             what = f"frames that decoding keeps do not fit in {self._folder}: {error.strerror}"
-            raise TurboVaedError(what, "free some of its disk, or allow more --memory") from error
+            raise TurboVaedError(what, "free some of its disk, or allow more `memory`") from error
 
     def read(self, place: int, data: Tensor) -> None:
         """Read bytes at the offset `place` into `data`, uint8 (n,) on the CPU."""

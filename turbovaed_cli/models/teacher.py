@@ -289,7 +289,7 @@ def _check_layout(outline: nn.Module, state: dict[str, Tensor], weights: WeightF
         foreign = next(key for key in state if key not in own)
         raise WeightFileError(
             f"{weights.name.name} is not in diffusers' layout: {shared} of {len(own)} names are those of {spec.class_name}, {foreign} is none",
-            f"diffusers converts it: {spec.class_name}.from_single_file({weights.name.name!r}).save_pretrained(DIR); then --teacher DIR",
+            f"diffusers converts it: {spec.class_name}.from_single_file({weights.name.name!r}).save_pretrained(DIR); then `teacher` DIR",
         )
 
 

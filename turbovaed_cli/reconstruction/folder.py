@@ -68,7 +68,7 @@ def reconstruct_folder(
         else:
             pending.append(path)
     if items:
-        report.note(f"{len(items)} of {len(planned)} were reconstructed before; --overwrite does them again")
+        report.note(f"{len(items)} of {len(planned)} were reconstructed before; `overwrite` does them again")
     try:
         counts: dict[Path, int] = {}
         for path in report.track(pending, "looking"):
@@ -102,10 +102,10 @@ def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: 
     inside, outside = folder.resolve(), out.resolve()
     if outside == inside or outside in inside.parents:
         raise SettingsError(
-            f"--out {out} holds the videos to read", "give another folder with --out, such as one next to it or in it"
+            f"`out` {out} holds the videos to read", "give another folder with `out`, such as one next to it or in it"
         )
     if os.path.exists(out) and not out.is_dir():  # noqa: PTH110 - a name that is too long is refused below
-        raise SettingsError(f"{out} is no folder", "if the input is a folder, --out has to be a folder too")
+        raise SettingsError(f"{out} is no folder", "if the input is a folder, `out` has to be a folder too")
     found = [path for path in _inputs_under(folder, report) if outside not in (inside / path.relative_to(folder)).parents]
     if not found:
         raise SettingsError(f"no video and no latents under {folder}", f"videos end in {', '.join(VIDEO_SUFFIXES)}")

@@ -269,11 +269,11 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
 
 
 def _too_little(pair: Pair, size: tuple[int, int], budget: int, allowed: int, needed: int) -> SettingsError:
-    what = f"--memory {budget / 1e9:.1f}GB is" if budget else f"the free memory, {allowed / 1e9:.1f} GB, is"
-    more = "" if pair.student.dtype == torch.bfloat16 else ", or --dtype bf16"
+    what = f"`memory` {budget / 1e9:.1f}GB is" if budget else f"the free memory, {allowed / 1e9:.1f} GB, is"
+    more = "" if pair.student.dtype == torch.bfloat16 else ", or `dtype` bf16"
     return SettingsError(
         f"{what} too little for {size[1]}x{size[0]}: the smallest pieces need {needed / 1e9:.1f} GB",
-        f"at least --memory {needed / 1e9 + 0.05:.1f}GB{more}",
+        f"at least `memory` {needed / 1e9 + 0.05:.1f}GB{more}",
     )
 
 

@@ -256,10 +256,10 @@ def _decode_file(
     if latents.shape[0] != student.config.latent_channels:
         raise ShapeError(
             f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",
-            "name the model they belong to: --model NAME",
+            "name the model they belong to: `model` NAME",
         )
     if settings.compare:
-        raise SettingsError("--compare needs the source video, and latents have none", "give the video instead")
+        raise SettingsError("`compare` needs the source video, and latents have none", "give the video instead")
     height, width = (int(size * student.spatial_compression_ratio) for size in latents.shape[2:])
     fps = _fps_of(settings)
     total = student.pixel_frames(latents.shape[1])

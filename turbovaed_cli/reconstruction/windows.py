@@ -76,7 +76,7 @@ def check_finite(videos: Iterable[Tensor]) -> None:
     """Raise NonFiniteError if a decoded video, of any shape, has a value that is not finite."""
     for video in videos:
         if not bool(torch.isfinite(video).all()):
-            raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use --dtype fp32")
+            raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use `dtype` fp32")
 
 
 def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[Tensor]:

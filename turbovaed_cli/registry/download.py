@@ -104,7 +104,7 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
             f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
         )
     files, published = _student_files(spec), spec.student.published
-    offer = f"--yes downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
+    offer = f"`yes` downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
     return _fetch(spec.name, files, consent, offer, _student_by_hand(spec))[0]
 
 
@@ -136,7 +136,7 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
             name,
             [
                 _checked(path, again)
-                for path in _fetch(name, [I3D_FILE], consent, _offer(again, I3D_FILE), "eval takes one as --i3d FILE")
+                for path in _fetch(name, [I3D_FILE], consent, _offer(again, I3D_FILE), "eval takes one as `i3d` FILE")
             ],
         )
     spec = find_model(name)
@@ -274,7 +274,7 @@ def _download(file: RemoteFile, again: str, by_hand: str) -> Path:
         raise MissingWeightsError(unreachable, hint_offline) from error
     except EntryNotFoundError as error:
         raise MissingWeightsError(
-            f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as --teacher"
+            f"{file.repo} holds no {file.filename}", "it was moved; give a local folder as `teacher`"
         ) from error
     except (DiskFullError, UnwritableError):
         raise

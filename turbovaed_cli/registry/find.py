@@ -137,16 +137,16 @@ def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
         return spec
     if spec.name in MODELS:
         raise SettingsError(
-            f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out --licence, which is for local folders"
+            f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out `licence`, which is for local folders"
         )
     if not licence.strip() or "\n" in licence:
-        raise SettingsError("--licence is the name of a licence, on one line", 'such as --licence "Apache-2.0"')
+        raise SettingsError("`licence` is the name of a licence, on one line", 'such as `licence` "Apache-2.0"')
     return replace(spec, teacher=replace(spec.teacher, licence=licence.strip()))
 
 
 def read_diffusers_config(path: Path) -> dict[str, Any]:
     """Return the config.json of a diffusers model. Raises SettingsError if it is not one, or has numbers beyond any teacher's."""
-    hint = "--teacher takes a registry name or a diffusers VAE folder"
+    hint = "`teacher` takes a registry name or a diffusers VAE folder"
     try:
         config = parse_json(read_text(path))
     except FileNotFoundError:
@@ -180,7 +180,7 @@ def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]
     most = len(channels) - 1
     if num_space not in range(1, most + 1) or num_time not in range(int(num_space) + 1):
         raise SettingsError(
-            f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass --student-config FILE"
+            f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass `student_config` FILE"
         )
     num_blocks = int(num_space) + 1
     return {

@@ -133,7 +133,7 @@ class TeacherSpec:
             below, above = self.frames.at_most(frames), self.frames.at_least(frames)
             nearest = " or ".join(str(count) for count in dict.fromkeys((below, above)))
             raise FrameCountError(
-                f"{frames} frames do not survive this teacher, which takes {self.frames}", f"nearest: --frames {nearest}"
+                f"{frames} frames do not survive this teacher, which takes {self.frames}", f"nearest: `frames` {nearest}"
             )
 
     def check_size(self, height: int, width: int) -> None:
@@ -144,7 +144,7 @@ class TeacherSpec:
             above = (math.ceil(height / ratio) * ratio, math.ceil(width / ratio) * ratio)
             raise ShapeError(
                 f"{width}x{height} is not a multiple of {ratio} in both directions, which this teacher needs",
-                f"nearest: --size {below[1]}x{below[0]} or {above[1]}x{above[0]}",
+                f"nearest: `size` {below[1]}x{below[0]} or {above[1]}x{above[0]}",
             )
 
 

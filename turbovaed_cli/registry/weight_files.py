@@ -64,7 +64,7 @@ def weight_files(folder: Path, name: str = WEIGHTS_FILE) -> WeightFiles:
     if names:
         raise SettingsError(
             f"{folder} holds several weight files and no {name}: {names}",
-            f"--teacher {folder / (variants or whole or indexes)[0].name}",
+            f"`teacher` {folder / (variants or whole or indexes)[0].name}",
         )
     if lone := sorted(path.name for path in folder.iterdir() if shards.fullmatch(path.name)):
         raise MissingError(

@@ -78,7 +78,7 @@ class RunDir:
             foreign = sorted(name for name in items if name not in ("lock", self.env.name) and not _LEFTOVER.match(name))
             if foreign:
                 raise RunFolderError(
-                    f"{self.root} holds other things ({foreign[0]}) and no run", "give a new or empty folder as --run"
+                    f"{self.root} holds other things ({foreign[0]}) and no run", "give a new or empty folder as `run`"
                 )
             return []
         found = differences(self.read_config(), _as_written(config))
@@ -99,7 +99,7 @@ class RunDir:
         """Hold the run folder's lock; raises RunFolderError naming the process that holds it. A dead process leaves no lock."""
         with hold_lock(self.root / "lock") as other:
             if other:
-                raise RunFolderError(f"{self.root} is in use by {other}", "wait for it, or give another --run")
+                raise RunFolderError(f"{self.root} is in use by {other}", "wait for it, or give another `run`")
             yield
 
     def holder(self) -> str | None:

@@ -31,7 +31,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
     if settings.discriminator_channels % 4:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
     if not 0 <= settings.ema_decay < 1:
-        raise SettingsError(f"--ema-decay is {settings.ema_decay}; it must be at least 0 and below 1")
+        raise SettingsError(f"`ema_decay` is {settings.ema_decay}; it must be at least 0 and below 1")
     _check_choices(settings, {"optimizer": OPTIMIZERS, "start": STARTS})
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
@@ -45,7 +45,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
         if stage.crop_latents and stage.crop_side:
             raise SettingsError(f"stage {stage.name} has crop_latents and crop_side", "both set the crop: give one")
         if stage.lr == 0:
-            raise SettingsError(f"--lr is {stage.lr}; it must be above 0")
+            raise SettingsError(f"`lr` is {stage.lr}; it must be above 0")
         choices = {"lr_schedule": ("constant", "cosine"), "posterior": ("sample", "mean"), "perceptual": PERCEPTUAL}
         _check_choices(stage, choices)
 
@@ -97,10 +97,10 @@ def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: i
     if any(count % processes for count in clips):
         hint = f"resume it with a number of processes that divides {math.gcd(*clips)}"
     elif len(set(clips)) == 1:
-        hint = f"--batch-size {clips[0] // processes} on {processes} processes resumes it"
+        hint = f"`batch_size` {clips[0] // processes} on {processes} processes resumes it"
     else:
         shares = ", ".join(str(count // processes) for count in clips)
-        hint = f"on {processes} processes, give stages with batch_size {shares} (--recipe FILE.toml)"
+        hint = f"on {processes} processes, give stages with batch_size {shares} (`recipe` FILE.toml)"
     raise RunFolderError(
         f"{folder.root} was started with {_in_words(clips)} clips in a forward pass over {before.get('ranks', 1)} processes; "
         f"now {_in_words(now)} over {processes}",

@@ -117,7 +117,7 @@ def estimate_distill(
     with look_at_run(run) as root:
         folder = RunDir(root)
         if holder := folder.holder():
-            raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another --run")
+            raise RunFolderError(f"{run} is in use by {holder}", "wait for it, or give another `run`")
         first = None if folder.config.exists() else SAMPLE_VIDEOS  # a run's data are identified by all videos
         trainer, skipped = prepare(asked, ranks, folder, report, first=first, processes=processes)
         over_all = over_all_processes(trainer.settings, processes)

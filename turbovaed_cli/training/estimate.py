@@ -171,7 +171,7 @@ def forecast(trainer: Trainer) -> str:
         tried = 1 if trainer.device.type == "cpu" else own  # a CPU takes as long for each clip of a batch as for one alone
         seconds += stage.steps * stage.accumulation * _time_pass(trainer, index, tried)[0] * own / tried
     text += f" in about {duration_in_words(seconds)} on this {trainer.device.type}, by a forward pass of each stage"
-    return text + ("; --recipe fast is a first look" if seconds > LONGEST_S and settings.recipe.startswith("night") else "")
+    return text + ("; `recipe` fast is a first look" if seconds > LONGEST_S and settings.recipe.startswith("night") else "")
 
 
 def _time_pass(trainer: Trainer, index: int, clips: int) -> tuple[float, int]:

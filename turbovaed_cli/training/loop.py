@@ -43,15 +43,15 @@ def _less_memory(trainer: Trainer, folder: RunDir) -> str:
     """Return the hint with options that take less memory: those that this run can resume with, and those for another run."""
     settings = trainer.settings
     stage = position_at(settings.stages, trainer.state.step).stage
-    others = ["--crop WIDTHxHEIGHT (smaller)"]
-    others += ["--batch-size (smaller)"] if stage.batch_size > trainer.ranks.count else []
-    others += ["--dtype bf16"] if trainer.dtype == torch.float32 else []
-    others += ["--perceptual ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
-    again = f"with another --run, {', '.join(others)} take less memory"
+    others = ["`crop` WIDTHxHEIGHT (smaller)"]
+    others += ["`batch_size` (smaller)"] if stage.batch_size > trainer.ranks.count else []
+    others += ["`dtype` bf16"] if trainer.dtype == torch.float32 else []
+    others += ["`perceptual` ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
+    again = f"with another `run`, {', '.join(others)} take less memory"
     # Only the first rank has the run folder.
     steps = folder.steps() if trainer.ranks.is_first else []
     place = f"step {steps[-1]}" if steps else "its last checkpoint" if not trainer.ranks.is_first else "the beginning"
-    way = "the same command" if stage.gradient_checkpointing else "the same command with --gradient-checkpointing"
+    way = "the same command" if stage.gradient_checkpointing else "the same command with `gradient_checkpointing`"
     return f"{way} goes on from {place}; {again}"
 
 

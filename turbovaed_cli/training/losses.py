@@ -83,7 +83,7 @@ class Losses:
 
 def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
     """Return "lpips" for "auto" if its weights are on this machine, else "ssim", with a note; other names as they are."""
-    check_choice("--perceptual", name, PERCEPTUAL)
+    check_choice("`perceptual`", name, PERCEPTUAL)
     if name != "auto":
         return name
     if trunk_path("vgg") is not None:

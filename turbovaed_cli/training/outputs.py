@@ -74,7 +74,7 @@ class Samples:
         self.fits = False
         empty_cache(self.trainer.device)
         self.report.note(
-            f"too little memory to decode a sample ({reason}): the run goes on without samples (--sample-every 0)", warning=True
+            f"too little memory to decode a sample ({reason}): the run goes on without samples (`sample_every` 0)", warning=True
         )
         return {}
 

@@ -63,7 +63,7 @@ def prepare(
     """
     if (asked.data is None) == (asked.latents is None):
         raise SettingsError(
-            "distill learns from videos or from cached latents: one of the two", "give --data DIR or --latents DIR"
+            "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
         )
     check_distill_settings(asked.settings)
     spec, settings, device = asked.spec, asked.settings, ranks.device
@@ -71,7 +71,7 @@ def prepare(
         check_trackers(settings.log)
     if settings.compile:
         check_compiler(device)
-        report.note("--compile: the first step of every stage compiles, which takes from half a minute to several")
+        report.note("`compile`: the first step of every stage compiles, which takes from half a minute to several")
     cache = None if asked.latents is None else cache_for(asked.latents, spec)  # before a download that would be useless
     teacher = ranks.first_of_each_machine_first(
         lambda: load_teacher(spec, device=device, allows_tf32=not settings.precise, consent=asked.consent)
@@ -110,7 +110,7 @@ def _cached_streams(
         raise _made_by_another(cache, spec)
     check_sizes(settings, cache)
     if settings.precise and cache.tf32_clips and ranks.is_first:
-        text = f"--precise: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
+        text = f"`precise`: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
         report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
     ranks.check_same("the latent cache", cache.fingerprint)
     return [cache] * len(settings.stages)
@@ -134,7 +134,7 @@ def _announce(
     report.note(
         f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
         f"on {ranks.device.type}, {settings.dtype}"
-        + (", the teacher in TF32 (--precise: fp32)" if teacher.uses_tf32 else "")
+        + (", the teacher in TF32 (`precise`: fp32)" if teacher.uses_tf32 else "")
         + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
     if ranks.is_first and num_params(student) > decoder_params(teacher):
@@ -145,7 +145,7 @@ def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSp
     """Return the warning about a student that is larger than its teacher's decoder, with a remedy."""
     ours, theirs = num_params(student), decoder_params(teacher)
     smaller = suggested_params(spec, theirs)
-    cure = f"--params {smaller} designs a smaller one" if smaller < ours else "--student-config FILE takes a smaller one"
+    cure = f"`params` {smaller} designs a smaller one" if smaller < ours else "`student_config` FILE takes a smaller one"
     return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
 
 
@@ -215,9 +215,9 @@ def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
     made_by, name = cache.manifest.get("teacher") or {}, cache.manifest.get("teacher_name")
     what = f"{name or 'another teacher'} (a {shown(made_by.get('class'))} of {shown(made_by.get('latent_channels'))} channels)"
     if name is None:
-        option = "--teacher with the one that made them"
+        option = "`teacher` with the one that made them"
     else:
-        option = f"--teacher {name}" if is_model_name(str(name)) else f"--teacher DIR, with the folder {name}"
+        option = f"`teacher` {name}" if is_model_name(str(name)) else f"`teacher` DIR, with the folder {name}"
     return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
 
 

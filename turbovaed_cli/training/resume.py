@@ -37,8 +37,8 @@ ONLY_IN_RECIPES = frozenset(
         "crop_side", "crop_margin", "perceptual_frames", "fit_batch", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
     }
 )  # fmt: skip
-_OF_STUDENTS = ("--params", "--gflops", "--student-config", "--init")  # options that determine the student
-_OF_DATA = ("--data", "--latents")
+_OF_STUDENTS = ("params", "gflops", "student_config", "init")  # arguments that determine the student
+_OF_DATA = ("data", "latents")
 
 
 def check_resume(folder: RunDir, config: Mapping[str, Any], settings: DistillSettings, processes: int, run: str | Path) -> None:
@@ -99,10 +99,10 @@ def _way_on(folder: RunDir, run: str | Path) -> str:
 def free_run(run: str | Path) -> str:
     """Return `--run` with a similar name that is free: runs/ltx-2 after runs/ltx. For a URL, no name is tried."""
     if is_url(run):
-        return "another --run"
+        return "another `run`"
     stem, number = re.fullmatch(r"(.*?)(?:-(\d{1,9}))?", str(run), re.DOTALL).groups()  # type: ignore[union-attr]
     names = (f"{stem}-{n}" for n in count(int(number or 1) + 1))
-    return f"--run {shlex.quote(next(name for name in names if not Path(name).exists()))}"
+    return f"`run` {shlex.quote(next(name for name in names if not Path(name).exists()))}"
 
 
 def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -121,12 +121,12 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
         items += _of_teacher(before, now)
         by_group.pop("student_config", None)  # it follows from the teacher
     if "data_fingerprint" in by_group:
-        items += _by_options(lines, _OF_DATA) or ["the contents of --data or --latents differ"]
+        items += _by_options(lines, _OF_DATA) or ["the contents of `data` or `latents` differ"]
     items += _of_settings(by_group.get("settings", []), new)
     if by_group.keys() & {"student_config", "init_sha256"}:
         named = _by_options(lines, _OF_STUDENTS)
         items += named or [arrow(f"student's {c.field}", c.before, c.now) for c in by_group.get("student_config", [])]
-        items += ["the student of --init differs"] if "init_sha256" in by_group and not named else []
+        items += ["the student of `init` differs"] if "init_sha256" in by_group and not named else []
     known = {"teacher", "model", "data_fingerprint", "settings", "student_config", "init_sha256"}
     return items + [arrow(c.name, c.before, c.now, c.field) for c in left if c.name.partition(".")[0] not in known]
 
@@ -155,17 +155,17 @@ def _value_at(recipe: DistillSettings, name: str) -> object:
 def _of_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = (config["teacher"] if isinstance(config.get("teacher"), dict) else {} for config in (before, now))
     if old.get("where") != new.get("where"):
-        return [arrow("--teacher", old.get("where"), new.get("where"))]
+        return [arrow("`teacher`", old.get("where"), new.get("where"))]
     prints = [str(teacher.get("weights_sha256"))[:12] for teacher in (old, new)]
     return [arrow("weights of the teacher", *prints) if prints[0] != prints[1] else "the config of the teacher differs"]
 
 
-def _by_options(lines: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return the `options` whose values differ between two command lines; none if one of the lines is not known."""
+def _by_options(lines: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments whose options differ between two command lines; none if one of the lines is not known."""
     if not all(lines):
         return []
-    values = {option: [_given(line, option) for line in lines] for option in options}
-    return [arrow(option, before, now) for option, (before, now) in values.items() if before != now]
+    values = {name: [_given(line, f"--{name.replace('_', '-')}") for line in lines] for name in arguments}
+    return [arrow(option_of(name), before, now) for name, (before, now) in values.items() if before != now]
 
 
 def _given(line: str, option: str) -> str | None:

@@ -59,8 +59,8 @@ def crop_of(stage: Stage, teacher: TeacherSpec, size: tuple[int, int]) -> Crop |
         teacher.check_size(*stage.crop)
         if stage.crop[0] > size[0] or stage.crop[1] > size[1]:
             raise SettingsError(
-                f"--crop {stage.crop[1]}x{stage.crop[0]} is larger than the clips ({size[1]}x{size[0]})",
-                "lower --crop, or raise --size (of cached clips, that of cache-latents)",
+                f"`crop` {stage.crop[1]}x{stage.crop[0]} is larger than the clips ({size[1]}x{size[0]})",
+                "lower `crop`, or raise `size` (of cached clips, that of cache-latents)",
             )
         height, width = stage.crop
     elif stage.crop_latents:

@@ -53,10 +53,10 @@ TRACKERS: dict[str, Callable[[RunDir, str, int], Any]] = {"tensorboard": _tensor
 def check_trackers(names: Sequence[str]) -> None:
     """Raise SettingsError for a tracker that is unknown, MissingError for one that is not installed."""
     for name in names:
-        check_choice("--log", name, TRACKERS)
+        check_choice("`log`", name, TRACKERS)
         if find_spec(name) is None:
             raise MissingError(
-                f"--log {name} needs {name}, which is not installed", f"pip install {name}, or turbovaed[trackers]"
+                f"`log` {name} needs {name}, which is not installed", f"pip install {name}, or turbovaed[trackers]"
             )
 
 
@@ -97,7 +97,7 @@ def trackers_of(
                     tracker.store_init_configuration(_flat(config))
             except Exception as error:  # each library has other error types
                 said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise MissingError(f"--log {which} does not start: {said}", _HINTS.get(which, "leave it out of --log")) from error
+                raise MissingError(f"`log` {which} does not start: {said}", _HINTS.get(which, "leave it out of `log`")) from error
             started.append(tracker)
             report.note(f"logging to {which}: {_PLACES[which].format(run=run.root, name=name)}")
         yield Trackers(started)

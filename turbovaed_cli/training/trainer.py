@@ -105,7 +105,7 @@ class Trainer:
             mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
             clips.append((mean, source))
         if are_flat([source for _, source in clips]):
-            text = f"the first {NUM_CLIPS} clips show one flat colour: the start cannot be fitted to them and is random (--start plain)"
+            text = f"the first {NUM_CLIPS} clips show one flat colour: the start cannot be fitted to them and is random (`start` plain)"
             report.note(text, warning=True)
             return
         fit_start(self.state.student, clips)
@@ -175,7 +175,7 @@ class Trainer:
         raise NonFiniteError(
             f"{name} is {value} at step {self.state.step + 1} (forward pass {number}), of {clips}; "
             "the weights are as they were before this step",
-            "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+            "look at those clips, lower `lr`, or use `dtype` fp32; the same command goes on from the last checkpoint",
         )
 
     def losses(self, batch: Batch, stage: Stage) -> Losses:
@@ -256,7 +256,7 @@ def _check_gradients(state: TrainingState, norm: Tensor, clips: str) -> None:
     name = next((name for name, p in parameters.items() if p.grad is not None and not torch.isfinite(p.grad).all()), "their norm")
     raise NonFiniteError(
         f"the gradient of {name} is not finite at step {state.step + 1}, of {clips}; the weights are as they were before this step",
-        "look at those clips, lower --lr, or use --dtype fp32; the same command goes on from the last checkpoint",
+        "look at those clips, lower `lr`, or use `dtype` fp32; the same command goes on from the last checkpoint",
     )
 
 
@@ -265,5 +265,5 @@ def _check_scale(state: TrainingState) -> None:
     if state.scaler.is_enabled() and state.scaler.get_scale() < MIN_LOSS_SCALE:
         raise NonFiniteError(
             f"fp16 gradients overflow at every step; the loss scale has fallen below {MIN_LOSS_SCALE} at step {state.step + 1}",
-            "use --dtype bf16 or fp32; the same command goes on from the last checkpoint",
+            "use `dtype` bf16 or fp32; the same command goes on from the last checkpoint",
         )

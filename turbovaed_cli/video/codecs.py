@@ -88,7 +88,7 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, pa
     MissingError if this ffmpeg has no encoder for it.
     """
     if name not in VIDEO_CODECS:
-        raise SettingsError(f"--codec {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
+        raise SettingsError(f"`codec` {name} is not a codec to write in", f"one of: {', '.join(VIDEO_CODECS)}")
     codec = VIDEO_CODECS[name]
     suffix = codec.suffixes[0] if path is None else path.suffix.lower()
     if path is not None:
@@ -97,12 +97,12 @@ def find_codec(name: str, *, bits: int | None = None, crf: int | None = None, pa
         raise SettingsError(f"{suffix} files do not hold {name}", f"{name} is written to {' or '.join(codec.suffixes)}")
     if bits is not None and bits not in codec.bits:
         depths = " or ".join(map(str, codec.bits))
-        raise SettingsError(f"--bits {bits} is not a depth of {name}", f"{name} has {depths} bits per channel")
+        raise SettingsError(f"`bits` {bits} is not a depth of {name}", f"{name} has {depths} bits per channel")
     if crf is not None and not codec.has_crf:
         with_crf = " or ".join(other.name for other in VIDEO_CODECS.values() if other.has_crf)
-        raise SettingsError(f"--crf is not for {name}, which has one quality", f"leave out --crf, or take --codec {with_crf}")
+        raise SettingsError(f"`crf` is not for {name}, which has one quality", f"leave out `crf`, or take `codec` {with_crf}")
     if crf is not None and not 0 <= crf <= MOST_CRF:
-        raise SettingsError(f"--crf {crf} is not a quality", f"0 (best) to {MOST_CRF}")
+        raise SettingsError(f"`crf` {crf} is not a quality", f"0 (best) to {MOST_CRF}")
     if codec.encoder not in coders("encoders"):
         raise MissingError(
             f"this ffmpeg has no {codec.encoder}, which writes {name}",

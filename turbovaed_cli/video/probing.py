@@ -136,7 +136,7 @@ def probe(path: Path, *, hdr: str = "tonemap", fps: Fraction = Fraction(24)) -> 
     path = Path(path)
     if (name := as_text(path)) != str(path):
         raise VideoError(f"{name}: its name is not UTF-8", "rename it")
-    check_choice("--hdr", hdr, HDR_CHOICES)
+    check_choice("`hdr`", hdr, HDR_CHOICES)
     info = _probe_folder(path, fps) if path.is_dir() else _probe_file(path)
     check_showable(info, hdr)
     return info
@@ -226,7 +226,7 @@ def check_showable(info: VideoInfo, hdr: str) -> None:
             "convert it to HDR10, HLG or SDR first",
         )
     if info.colour.is_hdr and hdr == "refuse":
-        raise VideoError(f"{info.path}: {info.colour.name}, and --hdr refuse", "--hdr tonemap shows it in SDR")
+        raise VideoError(f"{info.path}: {info.colour.name}, and `hdr` refuse", "`hdr` tonemap shows it in SDR")
     if not info.colour.is_known or (info.colour.has_odd_matrix and info.has_alpha):
         raise VideoError(f"{info.path}: its colour matrix, {info.colour.matrix}, cannot be converted")
     if info.colour.needs_zscale and not (ffmpeg.has_filter("zscale") and ffmpeg.has_filter("tonemap")):

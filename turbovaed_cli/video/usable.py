@@ -64,5 +64,5 @@ def no_usable_video(skipped: Sequence[Skipped]) -> SettingsError:
     reasons = "; ".join(f"{Path(item.path).name}: {item.reason_alone}" for item in skipped[:3])
     return SettingsError(
         f"none of {len(skipped)} videos can be used ({reasons})",
-        "give readable videos of at least that many frames, or lower --frames",
+        "give readable videos of at least that many frames, or lower `frames`",
     )

@@ -290,7 +290,7 @@ def check_output(path: Path, *, overwrite: bool = False) -> None:
     """
     check_place(path)
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} is there already", "add --overwrite to replace it")
+        raise OutputExistsError(f"{path} is there already", "add `overwrite` to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -86,12 +86,12 @@ def attached_device(asked: str) -> Any:
     if not chosen:
         names = ", ".join(device.name for device in there) or "none"
         raise UnavailableError(
-            f"--device {asked}: no such device is attached (attached: {names})",
+            f"`device` {asked}: no such device is attached (attached: {names})",
             "connect it, unlock it, trust this Mac, turn Developer Mode on, and let Xcode see it once",
         )
     if len(chosen) > 1:
         raise SettingsError(
-            f"--device {asked}: {len(chosen)} are attached", f"name one: {', '.join(f'{kind}:{d.name}' for d in chosen)}"
+            f"`device` {asked}: {len(chosen)} are attached", f"name one: {', '.join(f'{kind}:{d.name}' for d in chosen)}"
         )
     return chosen[0]
 

@@ -107,7 +107,7 @@ def _package_inside(path: Path, folder: Path, graph: Graph | None = None) -> tup
     if [delegate.id for delegate in plan.delegates] != ["CoreMLBackend"] or plan.operators:
         raise TurboVaedError(
             f"Core ML did not take all of {path.name}: {len(plan.delegates)} parts, {len(plan.operators)} other operators",
-            "use --layout 4d-cat, which Core ML takes as a whole",
+            "use `layout` 4d-cat, which Core ML takes as a whole",
         )
     data = program.backend_delegate_data[plan.delegates[0].processed.index].data
     unpack = quietly("executorch.backends.apple.coreml.executorchcoreml").unflatten_directory_contents
