@@ -84,6 +84,13 @@ def test_every_link_leads_somewhere(path):
         assert not anchor or anchor in pages.anchors(found), link
 
 
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"], ids=name_of)
+def test_lists_and_tables_begin_after_an_empty_line(path):
+    """GitHub takes them without, the site's Markdown does not."""
+    text = re.sub(r"^```.*?^```$", "```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(r"^(?![-*|]|\d+\. | |$).*\n(?=[-*] |\d+\. |\|)", text, re.MULTILINE) == []
+
+
 def test_every_page_is_in_the_site():
     listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for path in PAGES:

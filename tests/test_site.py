@@ -9,6 +9,7 @@ import threading
 
 import docs_site
 import pytest
+from conftest import HANG_S
 from pages import ROOT
 
 
@@ -41,20 +42,25 @@ def test_a_broken_link_is_seen(tmp_path):
     assert done.returncode == 1 and "gone.md" in done.stderr
 
 
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
 def test_the_search_finds_a_page(site, browser):
     """In a Chromium, with the site served from this machine."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    handler = functools.partial(Silent, directory=str(site))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home, asked, said = f"http://127.0.0.1:{server.server_port}", [], []
     try:
         page = browser.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(1000 * HANG_S)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto(f"{home}/index.html")
-        page.locator("label[for=__search]").first.click()
-        page.locator("input.md-search__input").type("winograd")
+        page.locator("input.md-search__input").click()
+        page.keyboard.type("winograd")
         found = page.locator("a.md-search-result__link").first
         found.wait_for()
         found.click()

@@ -2,13 +2,12 @@
 
     python tools/pictures.py CLIPS [--clip CLIPS/bunny.mp4] [--only strip report bench memory quality]
 
-CLIPS is a folder of videos that the embedded student never saw. `report` needs a Chromium; `bench` and `quality` time decoders, so leave
-the machine alone meanwhile. `make pictures CLIPS=DIR` is the same.
+CLIPS is a folder of videos that the embedded student never saw. `report` needs a Chromium; `bench` times decoders, so leave the machine alone
+meanwhile; `quality` draws a table of docs/measurements.md. `make pictures CLIPS=DIR` is the same.
 """
 
 import argparse
 import io
-import json
 import os
 import re
 import shlex
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -82,7 +80,7 @@ def report(options: argparse.Namespace) -> None:
         turbovaed("eval -q --data", options.clips, "--report", page_file)
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
         for scheme in ("light", "dark"):
-            page = browser.new_page(viewport={"width": 1000, "height": 620}, color_scheme=scheme)  # type: ignore[arg-type]
+            page = browser.new_page(viewport={"width": 1000, "height": 611}, color_scheme=scheme)  # type: ignore[arg-type]
             page.goto(page_file.as_uri())
             page.wait_for_timeout(1000)
             _save_small(page.screenshot(), PICTURES / f"report-{scheme}.png")
@@ -99,48 +97,49 @@ def _save_small(png: bytes, path: Path) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Write bench.svg: the terminal after `turbovaed bench`."""
-    command = "turbovaed bench --dtype fp32,bf16,int8 --data clips"
-    output = turbovaed("bench -q --dtype fp32,bf16,int8 --data", options.clips, FORCE_COLOR="1", COLUMNS="86")
-    shown = Text.from_ansi(f"$ {command}\n{output.rstrip()}")
-    width = max(len(line) for line in shown.plain.splitlines()) + 1
-    terminal = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    terminal.print(shown)
-    svg = terminal.export_svg(title="turbovaed bench", theme=SVG_EXPORT_THEME, unique_id="bench")
+    output = turbovaed("bench -q --data", options.clips, FORCE_COLOR="1", COLUMNS="80")
+    svg = as_terminal(f"$ turbovaed bench --data clips\n{output.rstrip()}", "turbovaed bench")
+    (PICTURES / "bench.svg").write_text(svg, encoding="utf-8")
+
+
+def as_terminal(output: str, title: str) -> str:
+    """Return a picture of a terminal of 80 columns with this text, colours included."""
+    text = Text.from_ansi(output)
+    terminal = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    terminal.print(text)
+    svg = terminal.export_svg(title=title, theme=SVG_EXPORT_THEME, unique_id="terminal")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another site
-    (PICTURES / "bench.svg").write_text(svg.replace("Fira Code", "ui-monospace, Menlo, Consolas"), encoding="utf-8")
+    return svg.replace("Fira Code", "ui-monospace, Menlo, Consolas")
 
 
 # --- plots --------------------------------------------------------------------------------------------------------
 
 
-def quality(options: argparse.Namespace) -> None:
-    """Write quality.svg: PSNR against the videos over speed, every runtime and precision of the embedded pair."""
-    document = turbovaed("bench -q --json --target all --dtype fp32,bf16,int8 --data", options.clips)
-    rows = [row for row in json.loads(document)["rows"] if row["measured"] and row["source_psnr_db"]]
-    _plot_quality(rows)
-
-
-def _plot_quality(rows: list[dict[str, Any]]) -> None:
+def quality(_: argparse.Namespace) -> None:
+    """Write quality.svg: the table of docs/measurements.md that has speed and PSNR of every runtime, as points."""
     import matplotlib  # noqa: PLC0415 - only for pictures
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "turbovaed"
     from matplotlib import pyplot  # noqa: PLC0415
 
-    (teacher,) = [row for row in rows if (row["network"], row["precision"]) == ("teacher", "fp32")]
+    page = (PICTURES.parent / "measurements.md").read_text(encoding="utf-8")
+    table = page[page.index("| what | over the teacher |") :].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    points = [(name, float(speed.rstrip("x")), float(psnr.removesuffix(" dB"))) for name, speed, psnr in rows]
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
-    for row in rows:
-        is_teacher = row["network"] == "teacher"
-        place = (row["fps"] / teacher["fps"], row["source_psnr_db"])
-        axes.plot(*place, "o", color="#b3403a" if is_teacher else "#2b6cb0", markersize=5)
-        name = " ".join((row["target"], row["network"].removeprefix("student").strip(", "), row["precision"])).replace("  ", " ")
-        axes.annotate(name, place, (0, 7), textcoords="offset points", rotation=35, fontsize=8, color="#444444")
-    low, high = (pick(row["source_psnr_db"] for row in rows) for pick in (min, max))
+    for number, (name, *place) in enumerate(sorted(points, key=lambda point: point[1])):
+        angle = 0 if "int8" in name else (35, -35)[number % 2]  # names of neighbours on both sides
+        axes.plot(*place, "o", color="#b3403a" if "teacher" in name else "#2b6cb0", markersize=5)
+        axes.annotate(
+            name, place, (4, 4 * angle / 35) if angle else (-7, 0), textcoords="offset points", rotation=angle, rotation_mode="anchor",
+            va="bottom" if angle > 0 else "top" if angle else "center", ha="left" if angle else "right", fontsize=8, color="#444444",
+        )  # fmt: skip
     axes.set(
         xlabel="speed over the teacher's decoder in fp32 torch",
         ylabel="PSNR against the videos, dB",
-        xlim=(0, max(row["fps"] for row in rows) / teacher["fps"] * 1.15),
-        ylim=(low - 0.3, high + 1.0),  # room for the names
+        xlim=(0, max(speed for _, speed, _ in points) * 1.2),
+        ylim=(min(psnr for *_, psnr in points) - 0.2, max(psnr for *_, psnr in points) + 0.8),  # room for the names
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(PICTURES / "quality.svg", metadata={"Date": None})

@@ -158,8 +158,17 @@ def recipes_page() -> str:
         stages = ", ".join(stage.name for stage in recipe.stages)
         lines.append(f"| `{name}` | {stages} | {recipe.steps:,} | {recipe.clips:,} | {teachers} |")
     for name, recipe in RECIPES.items():
-        lines += ["", f"## {name}", "```toml", as_toml(recipe).rstrip(), "```"]
-    lines += ["", "## Fields of a schedule", *_fields_table(DistillSettings), "", "## Fields of a stage", *_fields_table(Stage)]
+        lines += ["", f"## {name}", "", "```toml", as_toml(recipe).rstrip(), "```"]
+    lines += [
+        "",
+        "## Fields of a schedule",
+        "",
+        *_fields_table(DistillSettings),
+        "",
+        "## Fields of a stage",
+        "",
+        *_fields_table(Stage),
+    ]
     return "\n".join(lines) + "\n"
 
 
