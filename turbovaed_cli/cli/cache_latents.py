@@ -147,7 +147,7 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
     rows = [
         ("videos", f"{found.done}{share}"),
         ("clips", f"{found.clips}, {human_bytes(found.bytes)}"),
-        ("at work", "; ".join(found.working) or "nobody"),
+        ("at work", "; ".join(found.working) or "none"),
     ]
     if found.tf32_clips:
         rows.append(("in TF32", f"{found.tf32_clips} of {found.clips} clips"))
