@@ -299,13 +299,7 @@ class EvalSettings:
     i3d_sha256: str = setting(
         "", "The detector's sha256, which you vouch for: TorchScript is code.", "Weights of metrics", metavar="HASH"
     )
-    dataset: str = setting(
-        "",
-        "ucf101, if file names do not show it: adds the published figures.",
-        "Measuring in detail",
-        choices=("ucf101",),
-        parse=str,
-    )
+    dataset: str = setting("", "ucf101, if file names do not show it.", "Measuring in detail", choices=("ucf101",), parse=str)
     speed_repeats: int = setting(0, "Timed decodes of teacher and student, in turns; 0 times nothing.")
     hdr: str = same(ClipSettings, "hdr")
 
@@ -330,11 +324,7 @@ class ExportSettings:
     seed: int = same(ClipSettings, "seed")  # of the latents the artefact is checked on without real ones
     latents: Path | None = same(ClipSettings, "latents")
     data: Path | None = setting(
-        None,
-        "Videos to calibrate and check artefacts on, by their latents.",
-        "Input and output",
-        metavar="DIR",
-        shown="random latents",
+        None, "Videos to calibrate and check artefacts on.", "Input and output", metavar="DIR", shown="random latents"
     )
     clips: int = setting(4, "Videos of the data that are used.")
     overwrite: bool = setting(False, "Replace an output that is there.", "Input and output")
@@ -382,11 +372,7 @@ class BenchSettings:
     teacher: bool = setting(True, "Time the teacher's decoder too.")
     compile: bool = setting(False, "Add a row for torch.compile, which takes a minute or more.", "Measuring in detail")
     data: Path | None = setting(
-        None,
-        "Videos to encode: real latents, and quality against the videos.",
-        "Input and output",
-        metavar="DIR",
-        shown="random latents",
+        None, "Videos to decode the latents of, and to compare with.", "Input and output", metavar="DIR", shown="random latents"
     )
     latents: Path | None = same(ClipSettings, "latents")
     clips: int = same(ExportSettings, "clips")

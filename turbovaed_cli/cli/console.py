@@ -86,13 +86,12 @@ def _flag(name: str, value: str | None) -> str:
     return flag and (flag if value in (None, "True") else f"{flag} {value}")
 
 
-_quiet = False
+_loudness = {"quiet": False}  # of this process, which has one terminal
 
 
 def be_quiet(quiet: bool) -> None:
     """With -q, leave out notes: results, warnings and errors remain."""
-    global _quiet  # noqa: PLW0603 - one terminal, one loudness
-    _quiet = quiet
+    _loudness["quiet"] = quiet
 
 
 def leave_it_to_another() -> None:
@@ -104,7 +103,7 @@ def leave_it_to_another() -> None:
 
 def note(text: str) -> None:
     """One line for people, on stderr; left out with -q."""
-    if not _quiet:
+    if not _loudness["quiet"]:
         stderr.print(_shown(text))
 
 

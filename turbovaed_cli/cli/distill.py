@@ -107,13 +107,7 @@ turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
 
 @command
 def distill(
-    *,
-    sources: Sources,
-    schedule: Schedule,
-    changes: RecipeChanges,
-    student: StudentChoice,
-    downloads: Downloads,
-    show: Show,
+    *, sources: Sources, schedule: Schedule, changes: RecipeChanges, student: StudentChoice, downloads: Downloads, show: Show
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     spec = with_licence(find_model(sources.teacher), student.licence)

@@ -219,23 +219,6 @@ def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candi
     return tuple(sorted(rows, key=lambda one: (one.params, one.gflops)))
 
 
-def as_rows(design: Design) -> list[tuple[str, ...]]:
-    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
-    return [
-        (
-            listed(one.channels),
-            listed(one.layers),
-            f"{one.params / 1e6:.3f}",
-            f"{one.gflops:.1f}",
-            f"{one.of_published:.1%}",
-            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
-            f"{2**one.change:.2f}x",
-            "chosen" if one == design.chosen else "yes" if one.fits else "no",
-        )
-        for one in design.table
-    ]
-
-
 def as_sentence(design: Design) -> str:
     """What the choice was made by, and where the bottom is."""
     least = design.smallest
