@@ -1,4 +1,4 @@
-"""What differs between two documents of settings, and how people write it: arguments in backticks, and sizes as WIDTHxHEIGHT."""
+"""Differences between two documents of settings, as people write them: arguments in backticks, and sizes as WIDTHxHEIGHT."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -31,7 +31,7 @@ STARTS = ("plain", "fitted")
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What commands have in common that cut clips from videos and run networks on them."""
+    """Settings that several commands have in common."""
 
     frames: int = setting(17, "Pixel frames per clip.", "Clips")
     size: tuple[int, int] = setting(  # scaled to cover, then cropped in the middle
@@ -64,7 +64,7 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """`cache-latents`."""
+    """The settings of `cache-latents`."""
 
     frames: int = same(ClipSettings, "frames")
     size: tuple[int, int] = same(ClipSettings, "size")
@@ -151,7 +151,7 @@ class DistillSettings:
     discriminator_channels: int = setting(32, "Channels of the first layer of the 3-D PatchGAN.")
     discriminator_lr: float = setting(1e-4, "Learning rate of the 3-D PatchGAN (AdamW).")
     # Autocast; fp16 has a gradient scaler.
-    dtype: str = setting("auto", "{choices}.", "Device", choices=(*DTYPES, "auto"))
+    dtype: str = setting("auto", "{choices}; auto takes bf16 if it can.", "Device", choices=(*DTYPES, "auto"))
     # The last bits differ from those without.
     compile: bool = setting(
         False, "torch.compile the student; the first step of every stage takes a minute or more.", "Speed and memory"
@@ -218,7 +218,7 @@ def check_counts(settings: object, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ReconstructSettings:
-    """`reconstruct`."""
+    """The settings of `reconstruct`."""
 
     # Bytes that the process may take (of a GPU: its tensors); 0 takes the default.
     memory: int = setting(
@@ -273,7 +273,7 @@ def check_reconstruct(settings: ReconstructSettings) -> None:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """`eval`."""
+    """The settings of `eval`."""
 
     frames: int = same(ClipSettings, "frames")
     size: tuple[int, int] = same(ClipSettings, "size")
@@ -306,7 +306,7 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """`export`."""
+    """The settings of `export`."""
 
     frames: int = same(ClipSettings, "frames")  # of the video that the artefact makes; fixed for Core ML
     # Several make one Core ML package with a function each.
@@ -335,7 +335,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """`bench`."""
+    """The settings of `bench`."""
 
     targets: tuple[str, ...] = setting(
         ("torch", "onnx"),

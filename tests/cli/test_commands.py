@@ -332,6 +332,10 @@ def test_a_run_folder_that_cannot_be_written_is_no_reason_to_measure_first(turbo
         (("eval", "--data", ".", "--dtype", "float16"), "fp16"),
         (("distill", "--data", ".", "--dtype", "float16"), "fp16"),
         (("bench", "--dtype", "float16"), "fp16"),
+        (("bench", "--target", "tpu"), "--target tpu"),
+        (("eval", "--data", ".", "--protocol", "standart"), "did you mean standard?"),
+        (("distill", "--data", ".", "--perceptual", "lpisp"), "did you mean lpips?"),
+        (("distill", "--data", ".", "--set", "lr_ned=1"), "did you mean lr_end"),
     ],
 )
 def test_values_are_checked_before_torch_is_loaded(words, said, tmp_path):

@@ -1,4 +1,4 @@
-"""`turbovaed cache-latents`."""
+"""The command `turbovaed cache-latents`."""
 
 import os
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ def _show_result(result: "CacheResult", out: str, teacher: str, share: "Shard | 
 
 
 def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.ConsoleReporter) -> None:
-    """`cache-latents --status` and `--merge`."""
+    """Do what `cache-latents --status` and `--merge` ask for."""
     from turbovaed_cli.cache_job import cache_status, merge_caches
 
     if "://" in out:
@@ -170,7 +170,7 @@ def _show_estimate(
     json: bool,
     report: console.ConsoleReporter,
 ) -> None:
-    """`cache-latents --dry-run`."""
+    """Print what `cache-latents --dry-run` found."""
     from turbovaed_cli.cache_job import estimate_cache
 
     found = estimate_cache(spec, data, out, settings, shard=shard, report=report)

@@ -1,4 +1,4 @@
-"""`turbovaed models`: the registry."""
+"""The commands `turbovaed models ...`: the registry."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -151,7 +151,7 @@ def models_design(
 
 
 def show_design(design: "Design", *, on_stderr: bool = False) -> None:
-    """The candidates around the choice; on stderr where the result is another."""
+    """Print the candidates around the choice, on stderr if the result is another."""
     from turbovaed_cli.models.design import as_sentence
 
     title = f"Students of {design.model} for {design.budget}"

@@ -1,4 +1,4 @@
-"""`turbovaed runs`."""
+"""The command `turbovaed runs`."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""What `bench` found: rows, their JSON document, comparison with an earlier run, thresholds."""
+"""The results of `bench`: rows, their JSON document, comparison with an earlier run, thresholds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ _KEY = ("target", "network", "unit", "precision", "layout", "frames", "size")  #
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One network on one target. Times in milliseconds per decode; None where `measured` is false."""
+    """One network on one target. Times in milliseconds per decode; None if `measured` is false."""
 
     target: str
     network: str  # student; "student, plain", "student, compiled"; teacher (its decoder)
@@ -56,7 +56,7 @@ class BenchRow:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes it the same row in another run; versions may differ."""
+        """The values that make it the same row in another run; versions may differ."""
         return self.target, self.network, self.unit, self.precision, self.layout, self.frames, tuple(self.size)
 
 
@@ -121,7 +121,7 @@ def as_document(result: BenchResult, compared: "Sequence[Change]" = ()) -> dict[
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """An earlier `bench --json`, with its rows as BenchRow; SettingsError where the file is none."""
+    """An earlier `bench --json`, with its rows as BenchRow; SettingsError if the file is none."""
     try:
         document = read_json(path)
         check_fields(document, {"rows": list[dict[str, Any]], "params": float | None, **dict.fromkeys(_TEXTS, str)}, path)
@@ -144,7 +144,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _is_sound(row: BenchRow) -> bool:
-    """Whether a row says what a measured one does, in figures that can be divided by and drawn."""
+    """Return whether a row has the figures of a measured one, and they can be divided by and drawn."""
     times = [row.p50_ms or 0.0, row.fps or 0.0, *(row.samples_ms or [0.0])]
     shape = (row.frames, *row.size)
     others = [value for value in (row.speedup, row.psnr_db, row.source_psnr_db, row.peak_mb) if value is not None]
@@ -152,7 +152,7 @@ def _is_sound(row: BenchRow) -> bool:
 
 
 def same_machine(a: str, b: str) -> bool:
-    """Whether two headers name one; versions and threads may differ."""
+    """Return whether two headers name the same machine; versions and threads may differ."""
     return a.partition(" (")[0] == b.partition(" (")[0]
 
 
@@ -167,7 +167,7 @@ class Change:
 
 
 def changes(rows: Sequence[BenchRow], earlier: Sequence[BenchRow]) -> list[Change]:
-    """Of every row that both runs measured."""
+    """Compare every row that both runs measured."""
     then = {row.key: row for row in earlier if row.measured}
     found = []
     draws = np.random.default_rng(0)
@@ -200,7 +200,7 @@ def thresholds(asked: Sequence[str]) -> dict[str, float]:
 
 
 def raise_for_thresholds(result: BenchResult, least: Mapping[str, float]) -> None:
-    """CheckFailedError where the best row of the student on a target is below; UnavailableError where none was measured.
+    """Raise CheckFailedError if the best row of the student on a target is below, UnavailableError if none was measured.
 
     The best of a target is the fastest one; for a PSNR, it is that same row.
     """
