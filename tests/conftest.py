@@ -236,3 +236,26 @@ def browser():
         browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
+
+
+def is_two_lines(err: str) -> bool:
+    lines = err.strip().splitlines()
+    return lines[-2].startswith("error: ") and lines[-1].startswith("hint: ")
+
+
+@pytest.fixture
+def turbovaed(capsys, monkeypatch):
+    """Run a command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        from turbovaed_cli.cli.app import main
+
+        monkeypatch.setattr(sys, "argv", ["turbovaed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return end.value.code, out, err
+
+    return run

@@ -31,7 +31,7 @@ STARTS = ("plain", "fitted")
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What commands have in common that cut clips from videos and run networks on them."""
+    """Settings that several commands have in common."""
 
     frames: int = setting(17, "Pixel frames per clip.", "Clips")
     size: tuple[int, int] = setting(  # scaled to cover, then cropped in the middle
@@ -64,7 +64,7 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """`cache-latents`."""
+    """The settings of `cache-latents`."""
 
     frames: int = same(ClipSettings, "frames")
     size: tuple[int, int] = same(ClipSettings, "size")
@@ -151,7 +151,7 @@ class DistillSettings:
     discriminator_channels: int = setting(32, "Channels of the first layer of the 3-D PatchGAN.")
     discriminator_lr: float = setting(1e-4, "Learning rate of the 3-D PatchGAN (AdamW).")
     # Autocast; fp16 has a gradient scaler.
-    dtype: str = setting("auto", "{choices}.", "Device", choices=(*DTYPES, "auto"))
+    dtype: str = setting("auto", "{choices}; auto takes bf16 if it can.", "Device", choices=(*DTYPES, "auto"))
     # The last bits differ from those without.
     compile: bool = setting(
         False, "torch.compile the student; the first step of every stage takes a minute or more.", "Speed and memory"
@@ -218,7 +218,7 @@ def check_counts(settings: object, names: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ReconstructSettings:
-    """`reconstruct`."""
+    """The settings of `reconstruct`."""
 
     # Bytes that the process may take (of a GPU: its tensors); 0 takes the default.
     memory: int = setting(
@@ -273,7 +273,7 @@ def check_reconstruct(settings: ReconstructSettings) -> None:
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """`eval`."""
+    """The settings of `eval`."""
 
     frames: int = same(ClipSettings, "frames")
     size: tuple[int, int] = same(ClipSettings, "size")
@@ -299,20 +299,14 @@ class EvalSettings:
     i3d_sha256: str = setting(
         "", "The detector's sha256, which you vouch for: TorchScript is code.", "Weights of metrics", metavar="HASH"
     )
-    dataset: str = setting(
-        "",
-        "ucf101, if file names do not show it: adds the published figures.",
-        "Measuring in detail",
-        choices=("ucf101",),
-        parse=str,
-    )
+    dataset: str = setting("", "ucf101, if file names do not show it.", "Measuring in detail", choices=("ucf101",), parse=str)
     speed_repeats: int = setting(0, "Timed decodes of teacher and student, in turns; 0 times nothing.")
     hdr: str = same(ClipSettings, "hdr")
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """`export`."""
+    """The settings of `export`."""
 
     frames: int = same(ClipSettings, "frames")  # of the video that the artefact makes; fixed for Core ML
     # Several make one Core ML package with a function each.
@@ -330,11 +324,7 @@ class ExportSettings:
     seed: int = same(ClipSettings, "seed")  # of the latents the artefact is checked on without real ones
     latents: Path | None = same(ClipSettings, "latents")
     data: Path | None = setting(
-        None,
-        "Videos to calibrate and check artefacts on, by their latents.",
-        "Input and output",
-        metavar="DIR",
-        shown="random latents",
+        None, "Videos to calibrate and check artefacts on.", "Input and output", metavar="DIR", shown="random latents"
     )
     clips: int = setting(4, "Videos of the data that are used.")
     overwrite: bool = setting(False, "Replace an output that is there.", "Input and output")
@@ -345,7 +335,7 @@ class ExportSettings:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """`bench`."""
+    """The settings of `bench`."""
 
     targets: tuple[str, ...] = setting(
         ("torch", "onnx"),
@@ -382,11 +372,7 @@ class BenchSettings:
     teacher: bool = setting(True, "Time the teacher's decoder too.")
     compile: bool = setting(False, "Add a row for torch.compile, which takes a minute or more.", "Measuring in detail")
     data: Path | None = setting(
-        None,
-        "Videos to encode: real latents, and quality against the videos.",
-        "Input and output",
-        metavar="DIR",
-        shown="random latents",
+        None, "Videos to decode the latents of, and to compare with.", "Input and output", metavar="DIR", shown="random latents"
     )
     latents: Path | None = same(ClipSettings, "latents")
     clips: int = same(ExportSettings, "clips")

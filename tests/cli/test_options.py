@@ -1,7 +1,6 @@
 """Options: made from settings classes, read strictly, completed by the shell, and named in errors as they are typed."""
 
 import shlex
-import sys
 import tomllib
 from dataclasses import fields, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.cli import console
-from turbovaed_cli.cli.app import app, main
+from turbovaed_cli.cli.app import app
 from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.help import HelpfulCommand, flags_by_name
 from turbovaed_cli.cli.options import RecipeChanges
@@ -123,18 +122,6 @@ def test_without_options_settings_have_their_defaults(kind):
 )
 def test_options_become_settings(kind, line, wanted):
     assert _read(kind, line) == (RecipeChanges(wanted) if kind is RecipeChanges else replace(kind(), **wanted))
-
-
-@pytest.fixture
-def turbovaed(capsys, monkeypatch):
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["turbovaed", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize(

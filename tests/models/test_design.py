@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import is_two_lines
 from golden import TEACHER_FILES, load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_commands import is_two_lines, turbovaed  # noqa: F401 - a fixture
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.errors import FrameCountError, SettingsError
@@ -146,7 +146,7 @@ def test_the_teachers_size_is_read_without_loading_it(ltx_teacher, tmp_path):
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, videos, tmp_path):  # noqa: F811
+def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, videos, tmp_path):
     """Of the small local teacher of every class: heads appear wherever channels differ from the teacher's."""
     teacher = name if name == "tiny" else write_teacher(load_golden(TEACHER_FILES[name]), tmp_path / "vae")
     params = {"hunyuan": "800k", "cogvideox": "800000", "tiny": "0.6M"}.get(name, "2M")
@@ -186,14 +186,14 @@ def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, vi
         (("--gflops", "50", "--student-config", "s.json"), "--student-config"),
     ],
 )
-def test_a_budget_that_cannot_be_is_two_lines_and_exit_code_2(arguments, said, turbovaed, videos, tmp_path, monkeypatch):  # noqa: F811
+def test_a_budget_that_cannot_be_is_two_lines_and_exit_code_2(arguments, said, turbovaed, videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = turbovaed("distill", "--data", videos, *arguments)
     assert code == 2 and is_two_lines(err) and said in err and out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_design_shows_the_table_and_a_document(turbovaed):  # noqa: F811
+def test_models_design_shows_the_table_and_a_document(turbovaed):
     code, out, err = turbovaed("models", "design", "ltx", "--params", "8M")
     assert code == 0 and "chosen" in out and "64,128,256,512" in out and "the smallest possible" in err
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
@@ -204,7 +204,7 @@ def test_models_design_shows_the_table_and_a_document(turbovaed):  # noqa: F811
     assert build_student(document["config"]).config.decoder_block_out_channels == document["chosen"]["channels"]
 
 
-def test_without_frames_a_design_is_for_17_or_the_next_that_the_teacher_takes(turbovaed):  # noqa: F811
+def test_without_frames_a_design_is_for_17_or_the_next_that_the_teacher_takes(turbovaed):
     code, out, err = turbovaed("models", "design", "video-dc-ae", "--params", "12M", "--json")
     assert code == 0, err
     assert json.loads(out)["budget"]["frames"] == 20
@@ -217,7 +217,7 @@ def test_counts_are_read_as_people_write_them(text, number):
     assert parse_count(text) == number
 
 
-def test_a_resume_does_not_show_the_design_again(turbovaed, videos, tmp_path):  # noqa: F811
+def test_a_resume_does_not_show_the_design_again(turbovaed, videos, tmp_path):
     words = ("distill", "--data", videos, "--params", "800k", "--run", tmp_path, "--lr", "-1")
     assert "Students of tiny for 800,000 parameters" in turbovaed(*words)[2]
     (tmp_path / "config.json").write_text('{"schema_version": 1, "settings": {"steps": 1}}')

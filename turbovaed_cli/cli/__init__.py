@@ -1,11 +1,12 @@
 """The terminal: read options, call one function of another room, show its result. One file per command.
 
 app.py            which commands there are; main()
-help.py           what --help prints
-completion.py     what a shell completes
-options.py        options that mean the same everywhere
+options.py        options made from settings classes, and those that mean the same everywhere
+completion.py     what a shell offers for their values
+help.py           --help and --help-all
 exits.py          how a command ends: errors, signals, exit codes, skipped inputs
-console.py        notes, tables, JSON, progress
+console.py        notes, errors, JSON, progress; arguments as options
+table.py          one table that fits the terminal
 estimates.py      the words of a dry run
 models.py cache_latents.py distill.py reconstruct.py eval.py export.py bench.py runs.py env.py    a command each
 eval_tables.py bench_tables.py    results as tables

@@ -1,4 +1,4 @@
-"""`turbovaed bench`."""
+"""The command `turbovaed bench`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +88,7 @@ def bench(*, task: BenchTask, overwrite: Overwrite = False, settings: BenchSetti
 
 
 def _write_ios_project(place: Path, settings: BenchSettings, model: ModelChoice, show: Show, *, overwrite: bool) -> None:
-    """`bench --ios-project`."""
+    """Write the package of `bench --ios-project`."""
     from turbovaed_cli.benchmarking.bench import write_ios_project
 
     skipped = write_ios_project(

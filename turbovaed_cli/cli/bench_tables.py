@@ -1,4 +1,4 @@
-"""What `bench` found, as tables of text for people; 80 columns are enough."""
+"""The results of `bench` as tables of text."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ _NAMES = ["target", "network", "unit", "dtype"]  # columns of _named
 
 
 def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
-    """What the terminal shows: what ran and what it takes, how fast it was, and apart from it what was not measured here."""
+    """Return what ran and what it takes, how fast it was, and separately what was not measured here."""
     found = [
         _what_ran(result.rows),
         _how_fast(result.rows),

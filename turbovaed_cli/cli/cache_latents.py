@@ -1,4 +1,4 @@
-"""`turbovaed cache-latents`."""
+"""The command `turbovaed cache-latents`."""
 
 import os
 from collections.abc import Sequence
@@ -125,7 +125,7 @@ def _show_result(result: "CacheResult", out: str, teacher: str, share: "Shard | 
 
 
 def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.ConsoleReporter) -> None:
-    """`cache-latents --status` and `--merge`."""
+    """Do what `cache-latents --status` and `--merge` ask for."""
     from turbovaed_cli.latents.merge import merge_caches
     from turbovaed_cli.latents.status import cache_status
 
@@ -172,7 +172,7 @@ def _show_estimate(
     json: bool,
     report: console.ConsoleReporter,
 ) -> None:
-    """`cache-latents --dry-run`."""
+    """Print what `cache-latents --dry-run` found."""
     from turbovaed_cli.latents.estimate import estimate_cache
 
     found = estimate_cache(spec, data, out, settings, shard=shard, report=report)

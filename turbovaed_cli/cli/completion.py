@@ -1,4 +1,4 @@
-"""What a shell offers for a value that was begun."""
+"""The values that a shell offers while one is typed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 
 def complete_weights(incomplete: str) -> list[str]:
-    """What `models pull` takes."""
+    """Names that `models pull` takes."""
     return [name for name in (*MODELS, "lpips-vgg", "lpips-alex", "i3d") if name.startswith(incomplete)]
 
 

@@ -1,4 +1,4 @@
-"""What a person or a script sees: results on stdout, everything else on stderr, live bars only on a terminal."""
+"""Output for people and scripts: results on stdout, everything else on stderr, live bars only on a terminal."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on stdout, with schema_version; dataclasses and paths as plain values."""
+    """Print one JSON document on stdout, with schema_version; dataclasses and paths as plain values."""
     plain = _plain(value)
     document = (
         {"schema_version": DOCUMENT_VERSION, **plain}
@@ -86,13 +86,12 @@ def _flag(name: str, value: str | None) -> str:
     return flag and (flag if value in (None, "True") else f"{flag} {value}")
 
 
-_quiet = False
+_loudness = {"quiet": False}  # of this process, which has one terminal
 
 
 def be_quiet(quiet: bool) -> None:
     """With -q, leave out notes: results, warnings and errors remain."""
-    global _quiet  # noqa: PLW0603 - one terminal, one loudness
-    _quiet = quiet
+    _loudness["quiet"] = quiet
 
 
 def leave_it_to_another() -> None:
@@ -103,18 +102,18 @@ def leave_it_to_another() -> None:
 
 
 def note(text: str) -> None:
-    """One line for people, on stderr; left out with -q."""
-    if not _quiet:
+    """Print one line on stderr; -q leaves it out."""
+    if not _loudness["quiet"]:
         stderr.print(_shown(text))
 
 
 def warn(text: str) -> None:
-    """One line that should be seen, on stderr."""
+    """Print one warning on stderr."""
     stderr.print(f"[yellow]warning:[/] {_shown(text)}")
 
 
 def print_error(error: TurboVaedError) -> None:
-    """`error: what` and `hint: the command that mends it`, each one line, on stderr."""
+    """Print `error: what` and `hint: the command that mends it`, each one line, on stderr."""
     stderr.print(f"[bold red]error:[/] {_shown(error.what)}")
     if error.hint:
         stderr.print(f"[bold]hint:[/] {_shown(error.hint)}")
@@ -135,12 +134,12 @@ def _escaped(letter: str) -> str:
 
 
 def is_interactive() -> bool:
-    """Whether there is a terminal to ask on."""
+    """Return whether there is a terminal to ask on."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirm(question: str) -> bool:
-    """Ask on a terminal; False where there is none to ask on."""
+    """Ask on a terminal; return False if there is none."""
     try:
         return is_interactive() and Confirm.ask(question, console=stderr, default=False)
     except EOFError:
@@ -258,7 +257,7 @@ _MOST_MARKS = 64  # that a Pace spreads over its time
 
 
 class _TimeColumn(ProgressColumn):
-    """What a Pace says, beside a bar."""
+    """The times of a Pace, next to a bar."""
 
     max_refresh = 0.5
 

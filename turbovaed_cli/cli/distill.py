@@ -1,4 +1,4 @@
-"""`turbovaed distill`."""
+"""The command `turbovaed distill`."""
 
 import os
 import sys
@@ -108,13 +108,7 @@ turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
 
 @command
 def distill(
-    *,
-    sources: Sources,
-    schedule: Schedule,
-    changes: RecipeChanges,
-    student: StudentChoice,
-    downloads: Downloads,
-    show: Show,
+    *, sources: Sources, schedule: Schedule, changes: RecipeChanges, student: StudentChoice, downloads: Downloads, show: Show
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     spec = with_licence(find_model(sources.teacher), student.licence)
@@ -206,7 +200,7 @@ def _design(spec: ModelSpec, run: str, student: StudentChoice, settings: Distill
 def _show_result(
     result: "DistillResult", design: "Design | None", measured: "EvalResult | None", run: str, sources: Sources, show: Show
 ) -> None:
-    """What a finished distillation came to, and its scores with --val."""
+    """Print the result of a distillation, and its scores with --val."""
     from turbovaed_cli.cli.eval_tables import as_tables
     from turbovaed_cli.evaluation.evaluate import eval_document
 
@@ -246,7 +240,7 @@ def _recipe_named(recipe: str, spec: "ModelSpec", run: str) -> str:
 
 
 def _show_distilled(result: "DistillResult") -> None:
-    """What a finished distillation came to."""
+    """Print the result of a distillation."""
     share = 100 * result.student_params / result.teacher_decoder_params
     rows = [
         ("steps", str(result.step) + (f" (resumed from {result.resumed_from})" if result.resumed_from else "")),
@@ -268,7 +262,7 @@ def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments:
 
 
 def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], nproc: int, show: Show) -> None:
-    """`distill --dry-run`."""
+    """Do what `distill --dry-run` asks for."""
     from turbovaed_cli.training.distill import estimate_distill
 
     processes = int(os.environ.get("WORLD_SIZE") or nproc)
@@ -277,7 +271,7 @@ def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], nproc: int, sho
 
 
 def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
-    """What is left to do, stage by stage, and what it takes."""
+    """Print what is left to do, stage by stage, and what it takes."""
     if json:
         console.print_json(found)
     else:

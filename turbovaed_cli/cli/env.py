@@ -1,4 +1,4 @@
-"""`turbovaed env` and `turbovaed version`."""
+"""The commands `turbovaed env` and `turbovaed version`."""
 
 import typer
 

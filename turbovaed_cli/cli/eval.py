@@ -1,4 +1,4 @@
-"""`turbovaed eval`."""
+"""The command `turbovaed eval`."""
 
 import functools
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What `eval` found, as tables of text for people; 80 columns are enough."""
+"""The results of `eval` as tables of text."""
 
 import math
 from collections.abc import Sequence

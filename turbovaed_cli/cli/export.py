@@ -1,4 +1,4 @@
-"""`turbovaed export`."""
+"""The command `turbovaed export`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Formats:
-    """Which formats are written."""
+    """The formats to write."""
 
     formats: tuple[str, ...] = setting(
         ("onnx",), "Formats, by commas: {choices}.", "Format", flag="--format", choices=FORMATS, many=True

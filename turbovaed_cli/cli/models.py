@@ -1,4 +1,4 @@
-"""`turbovaed models`: the registry."""
+"""The commands `turbovaed models ...`: the registry."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,13 +153,32 @@ def models_design(
 
 
 def show_design(design: "Design", *, on_stderr: bool = False) -> None:
-    """The candidates around the choice; on stderr where the result is another."""
-    from turbovaed_cli.models.design import as_rows, as_sentence
+    """Print the candidates around the choice, on stderr if the result is another."""
+    from turbovaed_cli.models.design import as_sentence
 
     title = f"Students of {design.model} for {design.budget}"
     columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
-    print_table(title, columns, as_rows(design), spare=["of\npublished", "of\nteacher"], on_stderr=on_stderr)
+    print_table(title, columns, _rows_of(design), spare=["of\npublished", "of\nteacher"], on_stderr=on_stderr)
     console.note(as_sentence(design))
+
+
+def _rows_of(design: "Design") -> list[tuple[str, ...]]:
+    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
+    from turbovaed_cli.models.design import listed
+
+    return [
+        (
+            listed(one.channels),
+            listed(one.layers),
+            f"{one.params / 1e6:.3f}",
+            f"{one.gflops:.1f}",
+            f"{one.of_published:.1%}",
+            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
+            f"{2**one.change:.2f}x",
+            "chosen" if one == design.chosen else "yes" if one.fits else "no",
+        )
+        for one in design.table
+    ]
 
 
 @command

@@ -1,4 +1,4 @@
-"""`turbovaed reconstruct`."""
+"""The command `turbovaed reconstruct`."""
 
 import os
 from dataclasses import asdict

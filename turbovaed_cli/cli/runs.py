@@ -1,4 +1,4 @@
-"""`turbovaed runs`."""
+"""The command `turbovaed runs`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +39,7 @@ def runs(
         )
         for run in found
     ]
-    print_table(f"Runs in {folder}", ["run", "status", "step", "stage", "best", "age"], rows)
+    print_table(f"Runs in {folder}", ["run", "status", "step", "stage", "best", "age"], rows, spare=["stage"])
     for run in found:
         if run.status == "broken":
             console.warn(f"{run.name}: {run.reason}")

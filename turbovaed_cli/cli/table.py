@@ -99,7 +99,7 @@ def _without_the_same(names: list[str], rows: Rows) -> tuple[list[str], Rows, li
 
 
 def _fits(console: Console, names: list[str], rows: Rows) -> bool:
-    """Whether the longest words of all columns fit beside each other."""
+    """Return whether the longest words of all columns fit beside each other."""
     return sum(_longest_words(names, rows)) + len(names) - 1 <= console.width
 
 
@@ -169,7 +169,7 @@ def _folded(cell: str, width: int, blank: re.Pattern[str] = _BREAK) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is one number, perhaps with its unit and interval, or empty."""
+    """Return whether a cell is one number, perhaps with its unit and interval, or empty."""
     return _NUMBER.fullmatch(cell.replace("\n", " ")) is not None
 
 
@@ -178,6 +178,6 @@ def _shown_in_cell(cell: str, stream: TextIO) -> str:
 
 
 def _width_of_a_pipe() -> int:
-    """What COLUMNS asks for; without it a pipe has no width, and nothing is folded or cut there."""
+    """The width that COLUMNS asks for; without it a pipe has none, and nothing is folded or cut there."""
     asked = os.environ.get("COLUMNS", "")
     return min(int(asked), _PIPE_WIDTH) if asked.isdecimal() and int(asked) else _PIPE_WIDTH

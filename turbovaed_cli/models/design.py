@@ -233,23 +233,6 @@ def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candi
     return tuple(sorted(rows, key=lambda one: (one.params, one.gflops)))
 
 
-def as_rows(design: Design) -> list[tuple[str, ...]]:
-    """Return the table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, if it fits."""
-    return [
-        (
-            listed(one.channels),
-            listed(one.layers),
-            f"{one.params / 1e6:.3f}",
-            f"{one.gflops:.1f}",
-            f"{one.of_published:.1%}",
-            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
-            f"{2**one.change:.2f}x",
-            "chosen" if one == design.chosen else "yes" if one.fits else "no",
-        )
-        for one in design.table
-    ]
-
-
 def as_sentence(design: Design) -> str:
     """Return a sentence about the rule of the choice and the smallest possible student."""
     least = design.smallest

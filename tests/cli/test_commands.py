@@ -12,36 +12,13 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import make_video
+from conftest import is_two_lines, make_video
 from golden import TEACHER_FILES, load_golden, write_student, write_teacher
 
-from turbovaed_cli.cli.app import main
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.units import format_size, parse_size
 from turbovaed_cli.video import probe
-
-
-@pytest.fixture
-def turbovaed(capsys, monkeypatch):
-    """Run a command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["turbovaed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return end.value.code, out, err
-
-    return run
-
-
-def is_two_lines(err: str) -> bool:
-    lines = err.strip().splitlines()
-    return lines[-2].startswith("error: ") and lines[-1].startswith("hint: ")
-
 
 SMALL = ("--frames", "9", "--size", "64x64")
 
@@ -360,6 +337,10 @@ def test_a_run_folder_that_cannot_be_written_is_no_reason_to_measure_first(turbo
         (("eval", "--data", ".", "--dtype", "float16"), "fp16"),
         (("distill", "--data", ".", "--dtype", "float16"), "fp16"),
         (("bench", "--dtype", "float16"), "fp16"),
+        (("bench", "--target", "tpu"), "--target tpu"),
+        (("eval", "--data", ".", "--protocol", "standart"), "did you mean standard?"),
+        (("distill", "--data", ".", "--perceptual", "lpisp"), "did you mean lpips?"),
+        (("distill", "--data", ".", "--set", "lr_ned=1"), "did you mean lr_end"),
     ],
 )
 def test_values_are_checked_before_torch_is_loaded(words, said, tmp_path):
