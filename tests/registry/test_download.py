@@ -144,7 +144,7 @@ def test_without_network_one_line_says_what_to_fetch_elsewhere(endpoint, turbova
     error, hint = done.stderr.strip().splitlines()[-2:]
     assert "cannot be reached" in error
     assert "hf download Lightricks/LTX-Video vae/diffusion_pytorch_model.safetensors vae/config.json --local-dir DIR" in hint
-    assert "`teacher` DIR/vae" in hint and "`model` DIR/Turbo-VAED-LTX.pth" in hint
+    assert "--teacher DIR/vae" in hint and "--model DIR/Turbo-VAED-LTX.pth" in hint
 
 
 def test_a_hub_that_fails_is_one_line_too(hub, turbovaed):
@@ -160,7 +160,7 @@ def test_a_missing_student_is_not_asked_for_as_a_teacher(command, turbovaed, tmp
     done = turbovaed(*command, "--model", "ltx")
     assert done.returncode == 3
     hint = done.stderr.strip().splitlines()[-1]
-    assert "`yes` downloads these 169 MB (MIT)" in hint and "`model` DIR/Turbo-VAED-LTX.pth" in hint and "`teacher`" not in hint
+    assert "--yes downloads these 169 MB (MIT)" in hint and "--model DIR/Turbo-VAED-LTX.pth" in hint and "--teacher" not in hint
 
 
 def test_a_published_file_that_was_carried_over_needs_no_config(tmp_path):

@@ -772,6 +772,18 @@ def trainer_of(spec, data, settings, tmp_path, config=None):
     return prepare(asked, alone(torch.device("cpu")), RunDir(tmp_path / "run"), quiet)[0]
 
 
+def test_cached_clips_smaller_than_a_recipe_is_made_for_are_a_warning(ltx_teacher, videos, small_student, tmp_path):
+    spec = find_model(ltx_teacher)
+    cache_latents(spec, videos, tmp_path / "cache", CacheSettings(frames=9, size=(64, 64)))
+    said = []
+    for size in ((96, 96), DistillSettings.size):
+        notes = Notes()
+        asked = Distillation(spec, tmp_path / "run", None, tmp_path / "cache", TINY.with_changes(size=size), small_student)
+        prepare(asked, alone(torch.device("cpu")), RunDir(tmp_path / "run"), notes)
+        said.append(any("the cached clips are 64x64, and recipe own learns from 96x96" in text for text in notes.warnings))
+    assert said == [True, False]
+
+
 def test_the_recipe_is_that_of_the_teachers_row_and_a_run_keeps_its_own(tmp_path):
     recipes = {spec.name: spec.recipe for spec in MODELS.values()}
     assert recipes == dict.fromkeys(MODELS, "night") | {"tiny": "fast", "video-dc-ae": "night-480"}

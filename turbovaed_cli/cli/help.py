@@ -50,6 +50,8 @@ def flags_by_name(command: Any) -> dict[str, str]:
             flag = _longest(param.opts)
             found[param.name] = "/".join([flag, *map(str, param.secondary_opts[:1])])
             found.setdefault(flag.removeprefix("--").replace("-", "_"), found[param.name])  # `dtype` of `precisions`
+    if "yes" in found:
+        found["consent"] = found["yes"]  # the argument of library calls
     return found
 
 

@@ -136,7 +136,9 @@ def models_design(
     *,
     name: Name,
     budget: DesignBudget,
-    frames: Annotated[int | None, option("--frames", "Pixel frames of a decode.", "Clips", shown="17 or a few more")] = None,
+    frames: Annotated[
+        int | None, option("--frames", "Pixel frames of a decode.", "Clips", metavar="N", shown="17, or the next that fits")
+    ] = None,
     size: Annotated[str, field_option(ClipSettings, "size")] = format_size(DistillSettings.size),
     json: Json = False,
 ) -> None:

@@ -55,13 +55,17 @@ I3D_FILE = RemoteFile(
     "Apache-2.0 (the I3D weights)",
 )
 
-# Asked with the files and their total size in bytes; the download starts only on True.
-Consent = Callable[[Sequence[RemoteFile], int], bool]
+# Whether to download; a function is asked with the files and their total size in bytes, and the download starts only on True.
+Consent = bool | Callable[[Sequence[RemoteFile], int], bool]
 
 
 def no_consent(files: Sequence[RemoteFile], total_bytes: int) -> bool:
     """Refuse every download: the default of library calls."""
     return False
+
+
+def _agrees(consent: Consent, files: Sequence[RemoteFile], total_bytes: int) -> bool:
+    return consent if isinstance(consent, bool) else consent(files, total_bytes)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
             f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
         )
     files, published = _student_files(spec), spec.student.published
-    offer = f"`yes` downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
+    offer = f"`consent=True` downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
     return _fetch(spec.name, files, consent, offer, _student_by_hand(spec))[0]
 
 
@@ -190,7 +194,7 @@ def _fetch(name: str, files: Sequence[RemoteFile], consent: Consent, offer: str,
     missing = [file for file in files if cached_file(file) is None]
     if missing:
         total = sum(file.num_bytes for file in missing)
-        if not consent(missing, total):
+        if not _agrees(consent, missing, total):
             what = (
                 ", ".join(f"{file.repo} {file.filename}" for file in missing if file.num_bytes > _CONFIG_BYTES)
                 or missing[0].filename
@@ -314,7 +318,7 @@ def _pull_trunk(name: str, consent: Consent) -> PulledFile:
         file = RemoteFile(
             f"backbone of {name}", trunk.url.rpartition("/")[0], trunk.file_name, trunk.num_bytes, "BSD-3-Clause (torchvision)"
         )
-        if not consent([file], trunk.num_bytes):
+        if not _agrees(consent, [file], trunk.num_bytes):
             raise MissingWeightsError(
                 f"{trunk.file_name} is not on this machine ({trunk.num_bytes / 1e6:,.0f} MB)",
                 f"turbovaed models pull {name} --yes",

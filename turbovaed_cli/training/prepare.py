@@ -112,6 +112,10 @@ def _cached_streams(
     if settings.precise and cache.tf32_clips and ranks.is_first:
         text = f"`precise`: the latents of {cache.tf32_clips} of {len(cache)} clips in {cache.where} were computed in TF32"
         report.note(f"{text}; cache-latents --precise into a new folder computes them in fp32", warning=True)
+    if ranks.is_first and settings.size != DistillSettings.size and min(cache.size) < min(settings.size):
+        (height, width), (tall, wide) = cache.size, settings.size
+        text = f"the cached clips are {width}x{height}, and recipe {settings.recipe} learns from {wide}x{tall}"
+        report.note(f"{text}: cache-latents with another `size` makes larger ones", warning=True)
     ranks.check_same("the latent cache", cache.fingerprint)
     return [cache] * len(settings.stages)
 
