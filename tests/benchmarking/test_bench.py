@@ -260,7 +260,7 @@ def test_an_attached_iphone_is_measured_by_name(one_block_folder, monkeypatch):
     ("device", "targets", "team", "said"),
     [
         ("iphone", ("coreml",), "TEAM", "2 are attached"),
-        ("iphone:Lab", ("coreml",), "", "iphone:Lab needs --apple-team"),
+        ("iphone:Lab", ("coreml",), "", "iphone:Lab needs `apple_team`"),
         ("iphone:Bob's", ("coreml",), "TEAM", "no such device"),
         ("ipad", ("coreml",), "TEAM", "attached: none"),
         ("iphone:Lab", ("torch", "onnx"), "TEAM", "is for Core ML"),
@@ -337,7 +337,7 @@ def test_without_the_teacher_its_row_says_why(ltx_student, monkeypatch):
     onnx, student, teacher = bench(str(ltx_student), BenchSettings(("onnx", "torch"), **SMALL)).rows
     assert told == [None, None] and onnx.target == "onnx" and student.speedup is None
     assert (teacher.target, teacher.network) == ("torch", "teacher") and not teacher.measured
-    assert "--teacher" in teacher.status or "which teacher" in teacher.status
+    assert "`teacher`" in teacher.status or "which teacher" in teacher.status
 
 
 def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp_path):
@@ -347,13 +347,13 @@ def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp
         (BenchSettings(("onnx",), precisions=("bf16",)), "bf16"),
         (BenchSettings(("torch", "onnx"), precisions=("fp32", "6bit")), "6bit"),
         (BenchSettings(("onnx",), precisions=("int8",)), "real latents"),
-        (BenchSettings(("onnx",), layouts=("3d",)), "--layout 3d"),
-        (BenchSettings(("litert",), layouts=("4d-cat", "5d")), "litert does not take --layout 5d"),
-        (BenchSettings(("onnx",), layouts=()), "--layout"),
+        (BenchSettings(("onnx",), layouts=("3d",)), "`layout` 3d"),
+        (BenchSettings(("litert",), layouts=("4d-cat", "5d")), "litert does not take `layout` 5d"),
+        (BenchSettings(("onnx",), layouts=()), "`layout`"),
         (BenchSettings(("torch",), repeats=0), "repeats"),
-        (BenchSettings(("torch",), threads=-1), "--threads"),
+        (BenchSettings(("torch",), threads=-1), "`threads`"),
         (BenchSettings(("torch",), memory_frames=(18,)), "18"),
-        (BenchSettings(("torch",), data=tmp_path, latents=tmp_path), "--latents"),
+        (BenchSettings(("torch",), data=tmp_path, latents=tmp_path), "`latents`"),
         (BenchSettings(("torch",), latents=tmp_path / "latents.safetensors"), r"\(6, 2, 2, 2\)"),
     ):
         with pytest.raises(SettingsError, match=said):

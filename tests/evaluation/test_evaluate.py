@@ -174,7 +174,7 @@ def test_clips_too_small_for_a_metric_leave_out_that_metric_alone(videos, tmp_pa
     least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16}
     for name, reason in reasons.items():
         assert f"needs {least[name]}x{least[name]} pixels at least; these clips are 32x{size}" in reason
-        assert reason.startswith("not measured: ") and "a larger --size" in reason
+        assert reason.startswith("not measured: ") and "a larger `size`" in reason
     with pytest.raises(MissingError, match="lpips cannot be checked: not measured: LPIPS-Alex needs 31x31"):
         evaluate_all([tiny], videos / "a.mp4", settings, required=["lpips"])
 
@@ -232,7 +232,7 @@ def test_bad_requests_are_refused(pair, videos, tmp_path):
         (SettingsError, {"protocol": "mine"}, "standard, paper"),
         (SettingsError, {"metrics": ("psnr", "pnsr")}, "'pnsr'"),
         (SettingsError, {"dataset": "ucf11"}, "'ucf11'"),
-        (SettingsError, {"stride": 0}, "--stride"),
+        (SettingsError, {"stride": 0}, "`stride`"),
     ):
         with pytest.raises(error) as raised:
             evaluate(pair, videos, replace(SMALL, **changed))

@@ -158,9 +158,9 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
     with pytest.raises(SettingsError, match=r"a\.onnx"):
         export_student(student, ("coreml",), tmp_path / "a.onnx", SMALL)
     for settings, said in (
-        (ExportSettings(chunk=-1), "--chunk"),
+        (ExportSettings(chunk=-1), "`chunk`"),
         (ExportSettings(chunk=1, layout="5d"), "rank 4"),
-        (ExportSettings(data=tmp_path, latents=tmp_path), "--latents"),
+        (ExportSettings(data=tmp_path, latents=tmp_path), "`latents`"),
         (ExportSettings(sizes=((32, 32), (32, 32))), "twice"),
         (ExportSettings(chunk=1), "2 artefacts"),
     ):
@@ -321,7 +321,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
     assert "model.makeState()" in readme and "using: state" in readme
     assert not any(map(swift_has_errors, code_blocks(tmp_path / "out" / "README.md", "swift")))
     for wrong, said in (
-        (ExportSettings(states=True), "--states is for chunk"),
+        (ExportSettings(states=True), "`states` is for chunk"),
         (ExportSettings(states=True, chunk=2, precisions=("fp32",)), "fp16"),
     ):
         with pytest.raises(SettingsError, match=said):

@@ -35,7 +35,7 @@ def test_a_recipe_is_named_once_and_not_by_all_that_it_sets():
     before = config(QUICK.with_changes(size=(128, 128)), "turbovaed distill --recipe quick --size 128 --params 2M")
     student = {"decoder_block_out_channels": [64, 128], "patch_size": 2}
     now = config(RECIPES["fast"], "turbovaed distill", student_config=student)
-    assert said(before, now) == ["recipe: quick -> fast", "`size` 128x128 -> 256x256", "--params 2M -> none"]
+    assert said(before, now) == ["recipe: quick -> fast", "`size` 128x128 -> 256x256", "`params` 2M -> none"]
 
 
 def test_settings_are_options_in_their_units_and_what_no_option_sets_has_its_name_in_recipes():
@@ -70,14 +70,14 @@ def test_a_stage_is_named_where_others_did_not_change():
 
 def test_another_teacher_hides_what_follows_from_it_and_data_and_students_are_named():
     other = config(model="tiny", teacher={"where": "tiny", "weights_sha256": "b" * 64}, student_config={"patch_size": 1})
-    assert said(config(), other) == ["--teacher ltx -> tiny"]
+    assert said(config(), other) == ["`teacher` ltx -> tiny"]
     weights = config(teacher={"where": "ltx", "weights_sha256": "b" * 64})
     assert said(config(), weights) == ["weights of the teacher: aaaaaaaaaaaa -> bbbbbbbbbbbb"]
-    assert said(config(), config(data_fingerprint="2")) == ["the contents of --data or --latents differ"]
+    assert said(config(), config(data_fingerprint="2")) == ["the contents of `data` or `latents` differ"]
     lines = ["turbovaed distill --data 'my clips'", "turbovaed distill --latents=cache --init ltx"]
     before, now = config(command_line=lines[0]), config(command_line=lines[1], data_fingerprint="2", init_sha256="c")
-    assert said(before, now) == ["--data my clips -> none", "--latents none -> cache", "--init none -> ltx"]
-    assert said(config(), config(init_sha256="c")) == ["the student of --init differs"]
+    assert said(before, now) == ["`data` my clips -> none", "`latents` none -> cache", "`init` none -> ltx"]
+    assert said(config(), config(init_sha256="c")) == ["the student of `init` differs"]
     student = config(student_config={"decoder_block_out_channels": [48, 32], "patch_size": 4})
     assert said(config(), student) == ["student's decoder_block_out_channels: 48,64 -> 48,32"]
     assert said(config(command_line="turbovaed 'torn"), config(command_line="x", data_fingerprint="2")) != []
@@ -115,7 +115,7 @@ def test_every_option_that_a_change_names_exists(capsys, monkeypatch):
 def test_a_free_run_is_the_next_that_is_not_there(tmp_path):
     for name in ("ltx", "ltx-2", "a-7", "a b"):
         (tmp_path / name).mkdir()
-    assert free_run(tmp_path / "ltx") == f"--run {tmp_path}/ltx-3"
-    assert free_run(tmp_path / "a-7") == f"--run {tmp_path}/a-8"
-    assert free_run(tmp_path / "a b") == f"--run '{tmp_path}/a b-2'"
-    assert free_run("s3://bucket/runs/ltx") == "another --run"
+    assert free_run(tmp_path / "ltx") == f"`run` {tmp_path}/ltx-3"
+    assert free_run(tmp_path / "a-7") == f"`run` {tmp_path}/a-8"
+    assert free_run(tmp_path / "a b") == f"`run` '{tmp_path}/a b-2'"
+    assert free_run("s3://bucket/runs/ltx") == "another `run`"

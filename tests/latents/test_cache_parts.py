@@ -52,7 +52,7 @@ def test_an_index_without_its_count_says_what_is_missing():
     shard, said = shard_from_environment({"JOB_COMPLETION_INDEX": "7"})
     assert shard is None and "JOB_COMPLETIONS" in said
     shard, said = shard_from_environment({"SLURM_ARRAY_TASK_ID": "9", "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_MIN": "1"})
-    assert shard is None and "--shard" in said
+    assert shard is None and "`shard`" in said
 
 
 def test_shares_divide_parts_and_parts_divide_videos_evenly_and_for_good():

@@ -152,7 +152,7 @@ def test_packed_latents_are_unpacked_as_diffusers_does(batch, raw, tmp_path):
     save_file({"latents": (packed if batch else packed[0]).contiguous()}, tmp_path / "z.safetensors")
     assert torch.equal(read_latents(tmp_path / "z.safetensors", SPACE, shape=(3, 4, 5)).latents, raw)
     by_size = read_latents(tmp_path / "z.safetensors", SPACE, expected=(3, 4, 5))
-    assert torch.equal(by_size.latents, raw) and "--frames and --size" in by_size.notes[0]
+    assert torch.equal(by_size.latents, raw) and "`frames` and `size`" in by_size.notes[0]
     for wrong in ({}, {"expected": (3, 4, 6)}):
         with pytest.raises(ShapeError, match="packed") as error:
             read_latents(tmp_path / "z.safetensors", SPACE, **wrong)
@@ -234,7 +234,7 @@ def test_a_spread_that_speaks_for_the_other_is_a_warning_and_changes_nothing(raw
         save_file({"latents": content}, tmp_path / "z.safetensors")
         told = Told()
         found = read_latents(tmp_path / "z.safetensors", SPACE, latents_are=latents_are, report=told)
-        assert len(told.warnings) == 1 and f"--latents-are {other}" in told.warnings[0]
+        assert len(told.warnings) == 1 and f"`latents_are` {other}" in told.warnings[0]
         assert torch.allclose(found.latents, content if latents_are == "raw" else SPACE.raw(content))
     save_file({"latents": raw}, tmp_path / "z.safetensors")
     assert not read_latents(tmp_path / "z.safetensors", SPACE).warnings

@@ -98,7 +98,7 @@ def test_a_driver_that_is_too_old_is_named_with_both_ways_out(old_driver, heard)
         assert "NVIDIA driver 535.104.05 is too old" in said
         assert f"torch {torch.__version__}, which is built for CUDA 13.0 (driver 580 or newer)" in said
         assert "a newer driver" in said and "--index-url https://download.pytorch.org/whl/" in said
-    assert len(heard.warnings) == 1 and heard.warnings[0].startswith("--device auto takes the CPU: ")
+    assert len(heard.warnings) == 1 and heard.warnings[0].startswith("`device` auto takes the CPU: ")
 
 
 def test_other_reasons_for_a_gpu_that_torch_does_not_see_are_not_called_an_old_driver(old_driver, monkeypatch, heard, tmp_path):
@@ -239,7 +239,7 @@ def test_auto_never_takes_an_mps_that_computes_wrong_values(mac, heard):
     assert resolve_device("auto", heard) == CPU
     (said,) = heard.warnings
     assert said.startswith(
-        f"--device auto takes the CPU: MPS of macOS 26.2 with torch {torch.__version__} computes wrong values: 3-D"
+        f"`device` auto takes the CPU: MPS of macOS 26.2 with torch {torch.__version__} computes wrong values: 3-D"
     )
     with pytest.raises(UnavailableError, match=r"`device` mps: MPS of macOS 26\.2") as error:
         resolve_device("mps")

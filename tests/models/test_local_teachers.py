@@ -193,7 +193,7 @@ def test_a_cache_whose_licence_is_worded_otherwise_is_the_same_cache(own):
     before = {"teacher": {"weights_sha256": "a", "licence": "LTX"}, "clip": {"frames": 9}}
     assert manifest_differences(before, {**before, "teacher": {"weights_sha256": "a", "licence": "unknown"}}) == []
     assert manifest_differences(before, {**before, "teacher": {"weights_sha256": "b", "licence": "LTX"}}) == [
-        "weights of --teacher: a -> b"
+        "weights of `teacher`: a -> b"
     ]
 
 

@@ -266,7 +266,7 @@ def test_of_several_files_one_has_to_be_named(ltx_teacher, tmp_path):
                   folder / f"diffusion_pytorch_model.{variant}.safetensors")  # fmt: skip
     with pytest.raises(SettingsError, match=r"bf16\.safetensors, .*fp16\.safetensors") as error:
         find_model(folder)
-    assert error.value.hint == f"--teacher {folder / 'diffusion_pytorch_model.bf16.safetensors'}"
+    assert error.value.hint == f"`teacher` {folder / 'diffusion_pytorch_model.bf16.safetensors'}"
     named = folder / "diffusion_pytorch_model.fp16.safetensors"
     spec = find_model(named)
     assert (spec.name, spec.teacher.where) == ("vae", str(named))

@@ -130,7 +130,7 @@ def test_a_refusal_and_an_easy_plan_take_few_rehearsals(pair, rehearsals, monkey
         plan_pieces(pair, size, round((needed - 0.05) * 1e9))
     assert rehearsals.count("encoding_bytes") <= 2 and rehearsals.count("decoding_bytes") <= 2
     rehearsals.clear()
-    hint = float(refusal.value.hint.partition("--memory ")[2].partition("GB")[0])
+    hint = float(refusal.value.hint.partition("`memory` ")[2].partition("GB")[0])
     plan = plan_pieces(pair, size, round(hint * 1e9))  # what the hint names is enough
     assert 0 < plan.peak_bytes <= hint * 1e9 < ample.peak_bytes
     assert rehearsals.count("decoding_bytes") <= 6  # halved, not one after the other

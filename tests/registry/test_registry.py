@@ -52,7 +52,7 @@ def test_rules_read_as_people_write_them():
 def test_sizes_are_checked_with_the_nearest():
     with pytest.raises(ShapeError) as error:
         MODELS["ltx"].teacher.check_size(250, 300)
-    assert error.value.hint == "nearest: --size 288x224 or 320x256"
+    assert error.value.hint == "nearest: `size` 288x224 or 320x256"
 
 
 def test_names_that_are_none_suggest_some():
@@ -109,7 +109,7 @@ def test_a_folder_with_nothing_but_the_published_video_dc_ae_file_is_that_teache
 def test_cogvideox_stops_where_its_class_would_decode_in_chunks():
     with pytest.raises(FrameCountError) as error:
         MODELS["cogvideox"].teacher.check_frames(65)
-    assert error.value.hint == "nearest: --frames 57"
+    assert error.value.hint == "nearest: `frames` 57"
 
 
 def test_a_config_that_is_none_is_refused(tmp_path):

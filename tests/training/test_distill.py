@@ -619,7 +619,7 @@ def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, sm
         ),
         ({"settings": settings.with_changes(steps=1)}, "is at step 2"),
         ({"student_config": wider}, "student's decoder_block_out_channels: 32,8,8,8 -> 32,8,8,16"),
-        ({"latents": None, "data": videos}, "the contents of --data or --latents differ"),
+        ({"latents": None, "data": videos}, "the contents of `data` or `latents` differ"),
     ):
         refused = []
         for command in (distill, estimate_distill):
@@ -627,7 +627,7 @@ def test_a_dry_run_refuses_what_the_command_would(ltx_teacher, videos, cache, sm
                 command(spec, run, **{**first, "command_line": "", **change})
             refused.append((error.value.what, error.value.hint))
         assert refused[0] == refused[1] and refused[0][1].endswith(
-            f"resume: turbovaed distill --first; or start another with --run {run}-2"
+            f"resume: turbovaed distill --first; or start another with `run` {run}-2"
         )
     assert estimate_distill(spec, run, **first).steps_done == 2
     with pytest.raises(RunFolderError, match="was started with 1 clips in a forward pass over 1 processes; now 2 over 2"):
@@ -717,7 +717,7 @@ def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(l
         distill(spec, tmp_path / name, data=videos / "a.mp4", settings=settings, student_config=config, report=told)
         warned[name] = [text for text in told.warnings if "its teacher's decoder" in text]
     assert warned["small"] == [] and len(warned["large"]) == 1 and f"{size:,}" in warned["large"][0]
-    params = int(warned["large"][0].partition("--params ")[2].split()[0])
+    params = int(warned["large"][0].partition("`params` ")[2].split()[0])
     design = design_student(spec, Budget(params=params, frames=9, size=(64, 64)))
     assert design.chosen.params <= params < num_params(build_student(configs["large"]))
 
@@ -740,14 +740,14 @@ def test_latents_of_another_teacher_name_the_one_that_made_them(cache, videos, t
 
     with pytest.raises(SettingsError, match=r"made by vae \(a 'AutoencoderKLLTXVideo' of 6 channels\), not by tiny") as error:
         distill(find_model("tiny"), tmp_path / "run", latents=cache, settings=TINY)
-    assert error.value.hint == "name their teacher: --teacher DIR, with the folder vae"
+    assert error.value.hint == "name their teacher: `teacher` DIR, with the folder vae"
     cache_latents(find_model("tiny"), videos / "a.mp4", tmp_path / "tiny", CacheSettings(frames=9, size=(64, 64)))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     asked = []
     for call, more in ((distill, {"consent": lambda *given: asked.append(given)}), (estimate_distill, {})):
         with pytest.raises(SettingsError, match="made by tiny") as error:
             call(find_model("ltx"), tmp_path / "run", latents=tmp_path / "tiny", settings=TINY, **more)
-        assert error.value.hint == "name their teacher: --teacher tiny"
+        assert error.value.hint == "name their teacher: `teacher` tiny"
     assert asked == [] and not (tmp_path / "run").exists()
 
 
