@@ -11,7 +11,7 @@ import pages
 import pytest
 import reference
 import typer
-from pages import PAGES, ROOT, name_of
+from pages import PAGES, ROOT, WRITTEN, name_of
 from typer.testing import CliRunner
 
 from turbovaed_cli.cli.app import app
@@ -114,6 +114,13 @@ def test_the_recipe_of_the_guide_is_one(tmp_path):
     (block,) = pages.blocks(ROOT / "docs" / "guides" / "distill.md", "toml")
     (tmp_path / "own.toml").write_text(block, encoding="utf-8")
     assert [stage.name for stage in read_recipe(str(tmp_path / "own.toml")).stages] == ["reconstruct", "adversarial"]
+
+
+def test_files_named_in_the_pages_are_there():
+    """Links are for the site to check; these are paths in backticks."""
+    for path in [*WRITTEN, ROOT / "SECURITY.md"]:
+        for name in re.findall(r"`((?:tests|tools|benchmarks|turbovaed_cli)/[\w./-]+)`", path.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{name_of(path)} names {name}"
 
 
 def test_pictures_are_small():

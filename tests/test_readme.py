@@ -156,14 +156,16 @@ def test_a_pipeline_decodes_with_the_student(path):
     class Watched:
         """The pipeline of the page: called with a prompt, which it embeds as zeros."""
 
-        vae = pipe.vae
+        vae, device, dtype = pipe.vae, pipe.device, pipe.dtype
 
         def __call__(self, prompt, **options):
             return run(prompt)
 
-    def student_of(name):
-        assert name == "ltx"
-        return SimpleNamespace(decode=lambda *given, **options: asked.append(given) or decode(*given, **options))
+    def student_of(name, consent):
+        assert name == "ltx" and consent is True
+        student = SimpleNamespace(decode=lambda *given, **options: asked.append(given) or decode(*given, **options))
+        student.to = lambda device, dtype: student
+        return student
 
     names = {"load_student": student_of, "pipe": Watched(), "prompt": "a bunny", "torch": torch}
     exec(py_block(path, "pipe.vae.decode"), names)
