@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from outputs import PROGRESS
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
@@ -32,9 +33,12 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 
 def turbovaed(words: str, *arguments: str | Path, **environment: str) -> str:
-    """Run a command and return its stdout; progress goes to this terminal."""
+    """Run a command and return what it prints, notes included and progress left out."""
     command = [sys.executable, "-m", "turbovaed_cli", *shlex.split(words), *map(str, arguments)]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | environment).stdout
+    printed = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=os.environ | environment
+    ).stdout
+    return "\n".join(line for line in printed.splitlines() if not PROGRESS.match(Text.from_ansi(line).plain))
 
 
 # --- source | teacher | student -----------------------------------------------------------------------------------
@@ -97,8 +101,8 @@ def _save_small(png: bytes, path: Path) -> None:
 
 def bench(options: argparse.Namespace) -> None:
     """Write bench.svg: the terminal after `turbovaed bench`."""
-    output = turbovaed("bench -q --data", options.clips, FORCE_COLOR="1", COLUMNS="80")
-    svg = as_terminal(f"$ turbovaed bench --data clips\n{output.rstrip()}", "turbovaed bench")
+    output = turbovaed("bench --data", options.clips, FORCE_COLOR="1", COLUMNS="80")
+    svg = as_terminal(f"$ turbovaed bench --data clips\n{output}", "turbovaed bench")
     (PICTURES / "bench.svg").write_text(svg, encoding="utf-8")
 
 
@@ -106,7 +110,7 @@ def as_terminal(output: str, title: str) -> str:
     """Return a picture of a terminal of 80 columns with this text, colours included."""
     text = Text.from_ansi(output)
     terminal = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    terminal.print(text)
+    terminal.print(text, end="\n\n")  # the last line of a picture is cut
     svg = terminal.export_svg(title=title, theme=SVG_EXPORT_THEME, unique_id="terminal")
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)  # fonts of another site
     return svg.replace("Fira Code", "ui-monospace, Menlo, Consolas")
