@@ -381,7 +381,7 @@ def cache_in(root: Path, teacher: Teacher, frames: int, size: tuple[int, int]) -
         for number in range(4):
             pixels = torch.randint(0, 256, (frames, *size, 3), dtype=torch.uint8)
             posterior = teacher.encode(to_model(pixels)[None])
-            writer.add(ClipSource("made", str(number), 0, frames, 1, size), posterior.mean[0], posterior.std[0], pixels)
+            writer.add_all([(ClipSource("made", str(number), 0, frames, 1, size), posterior.mean[0], posterior.std[0], pixels)])
     return LatentCache(root)
 
 

@@ -582,7 +582,9 @@ def write_cache(folder: Path) -> None:
             pixels = (127.5 + 100 * moving).to(torch.uint8)
             with torch.inference_mode():
                 posterior = teacher.encode(to_model(pixels)[None])
-            writer.add(ClipSource("made", str(number), 0, frames, 1, (side, side)), posterior.mean[0], posterior.std[0], pixels)
+            writer.add_all(
+                [(ClipSource("made", str(number), 0, frames, 1, (side, side)), posterior.mean[0], posterior.std[0], pixels)]
+            )
 
 
 def emit(row: Row, out: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from turbovaed_cli.errors import SettingsError
 
@@ -40,13 +40,6 @@ def check_choice(option: str, name: str, known: Iterable[str], otherwise: str = 
     names = list(known)
     if name not in names:
         raise SettingsError(f"{option} {name} is unknown", hint_for(name, names, otherwise))
-
-
-def check_choices(option: str, chosen: Iterable[str], known: Mapping[str, object] | Iterable[str]) -> None:
-    """Raise SettingsError for the first of several values that is not one of `known`."""
-    names = list(known)
-    for name in chosen:
-        check_choice(option, name, names)
 
 
 def check_device(name: str, others: Sequence[str] = ()) -> str:

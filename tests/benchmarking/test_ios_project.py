@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import swift_has_errors
+from pages import blocks
 
 from turbovaed_cli.benchmarking import results
 from turbovaed_cli.benchmarking.bench import write_ios_project
 from turbovaed_cli.errors import OutputExistsError
 from turbovaed_cli.export.format import Graph
 from turbovaed_cli.export.formats.coreml import load
-from turbovaed_cli.export.readme import code_blocks
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import BenchSettings
 
@@ -47,7 +47,7 @@ def test_its_resources_are_the_model_its_inputs_and_what_it_has_to_give(project,
 def test_its_swift_parses(project):
     sources = {path.name: path.read_text() for path in project.rglob("*.swift")}
     assert set(sources) == {"Package.swift", "DecoderBenchmark.swift", "DecoderBenchmarkTests.swift"}
-    (block,) = code_blocks(project / "README.md", "swift")
+    (block,) = blocks(project / "README.md", "swift")
     for name, text in (sources | {"README": block}).items():
         assert not swift_has_errors(text), name
     assert swift_has_errors(sources["DecoderBenchmark.swift"].replace("guard let", "guard let let", 1))

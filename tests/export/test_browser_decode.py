@@ -11,10 +11,11 @@ import pytest
 import torch
 from conftest import missing_browser
 from limits import HANG_S
+from pages import blocks
 from safetensors.torch import load_file
 
 from turbovaed_cli.export.export import export_student
-from turbovaed_cli.export.readme import ORT_WEB, code_blocks
+from turbovaed_cli.export.readme import ORT_WEB
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.settings import ExportSettings
 
@@ -46,7 +47,7 @@ def test_the_embedded_student_decodes_in_a_browser(browser, exported, address):
     if not (WEB / "package.json").is_file():
         missing_browser("no onnxruntime-web: npm install --prefix .venv/web onnxruntime-web")
     assert json.loads((WEB / "package.json").read_text())["version"] == ORT_WEB
-    (code,) = code_blocks(exported / "README.md", "javascript")
+    (code,) = blocks(exported / "README.md", "javascript")
     assert code.partition("\n")[2] in (exported / "index.html").read_text()
     page = browser.new_page(viewport={"width": 900, "height": 800})
     page.set_default_timeout(1000 * HANG_S)

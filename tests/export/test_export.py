@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import installed, swift_has_errors
 from golden import load_golden, write_student
+from pages import blocks
 from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError, UnavailableError
@@ -15,7 +16,6 @@ from turbovaed_cli.export.export_form import export_form
 from turbovaed_cli.export.format import Graph
 from turbovaed_cli.export.formats.sensitivity import sensitive_weights
 from turbovaed_cli.export.formats.table import exporters
-from turbovaed_cli.export.readme import code_blocks
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.settings import ExportSettings
 
@@ -207,7 +207,7 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     assert records["student.mlpackage"]["functions"] == ["t3_h4_w4", "t3_h6_w4"]  # a map in the file: it has no order
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"## {name}" in readme for name in records)
-    swift = code_blocks(tmp_path / "out" / "README.md", "swift")
+    swift = blocks(tmp_path / "out" / "README.md", "swift")
     assert len(swift) == 3 and not any(map(swift_has_errors, swift))
 
 
@@ -219,7 +219,7 @@ def check_python_lines(readme, latents, student, monkeypatch, blocks):
     beside = load_file(latents)
     with torch.no_grad():
         wanted = student(beside["latents"])
-    about, *found = code_blocks(readme, "python")
+    about, *found = blocks(readme, "python")
     assert len(found) == blocks
     names = {}
     exec(about, names)
@@ -319,7 +319,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
     assert artifact.operators["read_state"] == artifact.operators["coreml_update_state"] == len(artifact.chunk.kept)
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "model.makeState()" in readme and "using: state" in readme
-    assert not any(map(swift_has_errors, code_blocks(tmp_path / "out" / "README.md", "swift")))
+    assert not any(map(swift_has_errors, blocks(tmp_path / "out" / "README.md", "swift")))
     for wrong, said in (
         (ExportSettings(states=True), "`states` is for chunk"),
         (ExportSettings(states=True, chunk=2, precisions=("fp32",)), "fp16"),

@@ -76,7 +76,7 @@ def test_in_a_latent_cache(tried, tmp_path, tally):
     made_by = {"teacher": {"name": "none"}, "clip": {"frames": 1, "size": [8, 8], "stride": 1}, "dtype": "fp32"}
     with CacheWriter(tmp_path, made_by, shard_mb=1) as writer:
         clip = ClipSource("a.mp4", "a" * 64, 0, 1, 1, (8, 8))
-        writer.add(clip, torch.randn(2, 1, 1, 1), torch.rand(2, 1, 1, 1), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+        writer.add_all([(clip, torch.randn(2, 1, 1, 1), torch.rand(2, 1, 1, 1), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))])
 
     def read():
         cache = LatentCache(tmp_path)

@@ -64,7 +64,7 @@ def test_at_every_page_of_a_shard(tmp_path, tally):
         with CacheWriter(tmp_path, made_by, shard_mb=1) as writer:
             value = torch.randn(2, 1, 8, 8)
             clip = ClipSource(f"{number}.mp4", f"{number}" * 64, 0, 1, 1, (64, 64))
-            writer.add(clip, value, value.clone(), torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
+            writer.add_all([(clip, value, value.clone(), torch.zeros(1, 64, 64, 3, dtype=torch.uint8))])
 
     add(1)
     tried = [with_room_for(size, lambda: add(2)) for size in range(0, 4 * PAGE, PAGE)]

@@ -150,7 +150,7 @@ def test_killed_at_any_operation_of_a_shard_a_cache_holds_what_was_committed_bef
             with CacheWriter(root, made_by, shard_mb=1) as writer:
                 clip = ClipSource(f"{number}.mp4", f"{number}" * 64, 0, 1, 1, (8, 8))
                 value = torch.full((2, 1, 1, 1), float(number))
-                writer.add(clip, value, value.clone(), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+                writer.add_all([(clip, value, value.clone(), torch.zeros(1, 8, 8, 3, dtype=torch.uint8))])
 
         return act
 

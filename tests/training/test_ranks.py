@@ -203,7 +203,7 @@ def poisoned(cache, tmp_path_factory) -> tuple[Path, str]:
                 **{field: clip[field] for field in ("path", "video_sha256", "start", "frames", "stride")},
                 size=tuple(clip["size"]),
             )
-            writer.add(source, mean, std, torch.from_numpy(to_uint8(video)))
+            writer.add_all([(source, mean, std, torch.from_numpy(to_uint8(video)))])
     return folder, f"{whole.clips[3]['path']} from frame {whole.clips[3]['start']}"
 
 

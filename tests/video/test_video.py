@@ -276,7 +276,7 @@ def test_sound_that_a_container_cannot_hold_is_encoded_anew(suffix, tmp_path):
     with VideoWriter(tmp_path / f"out{suffix}", height=64, width=96, fps=info.fps, tracks_from=info) as writer:
         for frame in read_frames(info):
             writer.write(frame)
-    assert probe(tmp_path / f"out{suffix}").audio_codec == ("opus" if suffix in (".mp4", ".mkv") else "aac")
+    assert probe(tmp_path / f"out{suffix}").audio.codec == ("opus" if suffix in (".mp4", ".mkv") else "aac")
 
 
 def test_a_writer_that_takes_its_time_at_the_end_is_not_stopped(tmp_path):
@@ -307,7 +307,7 @@ def test_sound_is_kept(name, options, kept, tmp_path):
     with VideoWriter(tmp_path / "out.mp4", height=64, width=96, fps=info.fps, tracks_from=info) as writer:
         for frame in read_frames(info):
             writer.write(frame)
-    assert probe(tmp_path / "out.mp4").audio_codec == kept
+    assert probe(tmp_path / "out.mp4").audio.codec == kept
     if kept == "aac" and name == "a.mp4":
         before, after = (
             run_ffmpeg("-i", path, "-map", "0:a", "-c", "copy", "-f", "md5", "-") for path in (source, tmp_path / "out.mp4")

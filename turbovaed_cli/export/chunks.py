@@ -82,11 +82,6 @@ class ChunkPlan:
         """The names of the outputs, in the graph's order."""
         return ["video", *([] if self.stateful else (f"keeps_{i}" for i in range(len(self.kept))))]
 
-    @property
-    def kept_bytes(self) -> int:
-        """The bytes of all caches handed on, in fp32."""
-        return 4 * sum(torch.Size(shape).numel() for shape in self.kept)
-
     def beginning(self) -> dict[str, Tensor]:
         """Return the caches for the first chunk, zeros in the shapes `kept`; none for a stateful graph.
 

@@ -327,9 +327,3 @@ def decoding_page(records: Sequence[Mapping[str, Any]]) -> str | None:
     lines = Template(code).substitute(file=rows[0]["path"], version=ORT_WEB).partition("\n")[2]
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(file=rows[0]["path"], code=lines, version=ORT_WEB)
-
-
-def code_blocks(readme: Path, language: str) -> list[str]:
-    """Return the code blocks of one language in a README."""
-    parts = readme.read_text(encoding="utf-8").split(f"```{language}\n")
-    return [part.partition("```")[0] for part in parts[1:]]

@@ -57,15 +57,8 @@ class CacheWriter:
     def _keys(self, pattern: str) -> set[str]:
         return {clip["key"] for path in whole_files(self.shards, pattern) for clip in read_shard(path)["clips"]}
 
-    def add(self, source: ClipSource, mean: Tensor, std: Tensor, video: Tensor) -> None:
-        """Add one clip to the open shard: mean (C, t, h, w), std (C or 1, t, h, w), video (T, H, W, 3) uint8.
-
-        The shard is written when it is full.
-        """
-        self.add_all([(source, mean, std, video)])
-
     def add_all(self, clips: Sequence[tuple[ClipSource, Tensor, Tensor, Tensor]], part: int = 0) -> None:
-        """Add clips of one part that were encoded together: (source, mean, std, video) each, in the shapes of `add`.
+        """Add clips of one part that were encoded together: mean (C, t, h, w), std (C or 1, t, h, w), video (T, H, W, 3) uint8 each.
 
         A shard never ends between them, so that a rerun makes the same batches.
         """

@@ -77,16 +77,6 @@ class VideoInfo:
         return next((track for track in sounds if track.is_default), sounds[0] if sounds else None)
 
     @property
-    def audio_codec(self) -> str | None:
-        """The codec of `audio`; None without sound."""
-        return self.audio.codec if self.audio else None
-
-    @property
-    def has_audio(self) -> bool:
-        """Whether it has sound."""
-        return self.audio is not None
-
-    @property
     def is_interlaced(self) -> bool:
         """Whether each frame holds two fields of different times."""
         return self.field_order not in ("", "progressive")
