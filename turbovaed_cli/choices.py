@@ -8,6 +8,7 @@ from turbovaed_cli.errors import SettingsError
 
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips_vgg", "rfvd", "vmaf", "flicker")
 APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
 # What people call these elsewhere. Only suggested, never taken for it.
 OTHER_WORDS = {
@@ -40,6 +41,18 @@ def check_choice(option: str, name: str, known: Iterable[str], otherwise: str = 
     names = list(known)
     if name not in names:
         raise SettingsError(f"{option} {name} is unknown", hint_for(name, names, otherwise))
+
+
+def metric_name(text: str) -> str:
+    """Return the METRIC_NAMES key of a name: case and dashes do not matter, `lpips-alex` is `lpips`.
+
+    Raises SettingsError for other names.
+    """
+    name = text.strip().lower().replace("-", "_")
+    name = "lpips" if name == "lpips_alex" else name
+    if name not in METRIC_NAMES:
+        raise SettingsError(f"{text.strip()} is no metric", hint_for(name, METRIC_NAMES))
+    return name
 
 
 def check_device(name: str, others: Sequence[str] = ()) -> str:

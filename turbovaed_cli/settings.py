@@ -6,7 +6,16 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.choices import DEVICES, DTYPES, check_bench_device, check_choice, check_device, check_dtype
+from turbovaed_cli.choices import (
+    DEVICES,
+    DTYPES,
+    METRIC_NAMES,
+    check_bench_device,
+    check_choice,
+    check_device,
+    check_dtype,
+    metric_name,
+)
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.setting import same, setting, setting_of
 from turbovaed_cli.units import parse_bytes, parse_numbers, parse_shape, parse_size
@@ -22,7 +31,6 @@ OPTIMIZERS = ("adamw", "muon")
 LAYOUTS = ("4d-cat", "4d-sum", "5d")
 CODECS = ("h264", "h265", "prores", "ffv1")
 PROTOCOLS = ("standard", "paper")
-METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips_vgg", "rfvd", "vmaf", "flicker")
 THRESHOLDS = ("fps", "realtime", "psnr_db", "speedup")  # of bench --fail-under
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
@@ -285,7 +293,7 @@ class EvalSettings:
     dtype: str = same(ClipSettings, "dtype")
     device: str = same(ClipSettings, "device")
     metrics: tuple[str, ...] = setting(
-        (), "Only these metrics, such as psnr,ssim.", "Measuring", metavar="NAMES", many=True, choices=METRIC_NAMES, parse=str,
+        (), "Only these metrics, such as psnr,ssim.", "Measuring", metavar="NAMES", many=True, choices=METRIC_NAMES, parse=metric_name,
         shown="all",
     )  # fmt: skip
     lpips_weights: tuple[Path, ...] = setting(

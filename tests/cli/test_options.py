@@ -262,7 +262,7 @@ def test_the_names_to_choose_from_are_those_there_are():
     assert tuple(targets()) == settings.TARGETS
     assert {name for row in (exporters() | targets()).values() for name in row.precisions} == set(settings.PRECISIONS)
     assert tuple(devices.DTYPES) == choices.DTYPES
-    assert (tuple(METRICS), tuple(PROTOCOLS), tuple(VIDEO_CODECS)) == (settings.METRIC_NAMES, settings.PROTOCOLS, settings.CODECS)
+    assert (tuple(METRICS), tuple(PROTOCOLS), tuple(VIDEO_CODECS)) == (choices.METRIC_NAMES, settings.PROTOCOLS, settings.CODECS)
     assert (losses.PERCEPTUAL, fitted_start.STARTS, tuple(trackers.TRACKERS)) == (
         settings.PERCEPTUAL,
         settings.STARTS,

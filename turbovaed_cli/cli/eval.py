@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from turbovaed_cli.choices import METRIC_NAMES
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_model
 from turbovaed_cli.cli.exits import command, finish
@@ -18,7 +19,7 @@ from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.setting import setting
-from turbovaed_cli.settings import METRIC_NAMES, ClipSettings, EvalSettings
+from turbovaed_cli.settings import ClipSettings, EvalSettings
 
 if TYPE_CHECKING:
     from turbovaed_cli.evaluation.scores import EvalResult

@@ -9,8 +9,7 @@ vmaf.py    VMAF
 from dataclasses import dataclass
 from typing import Literal
 
-from turbovaed_cli.choices import hint_for
-from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.choices import metric_name
 from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
 
@@ -55,15 +54,3 @@ METRICS: dict[str, Metric] = {
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
     )
 }
-
-
-def metric_name(text: str) -> str:
-    """Return the METRICS key of a name: case and dashes do not matter, `lpips-alex` is `lpips`.
-
-    Raises SettingsError for other names.
-    """
-    name = text.strip().lower().replace("-", "_")
-    name = "lpips" if name == "lpips_alex" else name
-    if name not in METRICS:
-        raise SettingsError(f"no metric is called {text.strip()!r}", hint_for(name, METRICS))
-    return name
