@@ -9,7 +9,7 @@ import threading
 
 import docs_site
 import pytest
-from conftest import HANG_S
+from limits import HANG_S
 from pages import ROOT
 
 
