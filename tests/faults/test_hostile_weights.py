@@ -565,8 +565,8 @@ def test_the_package_calls_nothing_that_runs_what_it_reads():
     assert {path for path, name in places if name == "torch.jit.load"} == {"metrics/fvd.py"}
     assert {path for path, name in places if name.endswith("from_pretrained")} == {"models/student.py"}
     # ONNX files, exported programs and packages are opened where we have just written them, by whoever wrote them.
-    assert {path for path, name in places if name in ("onnx.load", "onnxruntime.InferenceSession")} == {"exporters/onnx.py"}
-    assert {path for path, name in places if name.endswith("export.load")} <= {"exporters/torch_files.py"}
+    assert {path for path, name in places if name in ("onnx.load", "onnxruntime.InferenceSession")} == {"export/formats/onnx.py"}
+    assert {path for path, name in places if name.endswith("export.load")} <= {"export/formats/torch_files.py"}
     assert all(
         spec.student.published is None or spec.student.published.filename.endswith((".pth", ".safetensors"))
         for spec in MODELS.values()

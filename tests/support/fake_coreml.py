@@ -161,7 +161,7 @@ def install(monkeypatch, phones=()):
     from coremltools.models import model as models
     from coremltools.models.ml_program.experimental import async_wrapper, compute_plan_utils, remote_device
 
-    for module in ("exporters.coreml", "targets.coreml", "bench"):
+    for module in ("export.formats.coreml", "benchmarking.targets.coreml", "benchmarking.bench"):
         monkeypatch.setattr(import_module(f"turbovaed_cli.{module}"), "runs_here", lambda: True)
     for module in (models, compute_plan):
         monkeypatch.setattr(module, "_MLModelProxy", Proxy)
