@@ -186,7 +186,7 @@ def test_a_step_without_memory_names_the_checkpoint_and_what_takes_less(teach, u
         with pytest.raises(TurboVaedError, match=r"step 3 does not fit in the memory of this cpu: CUDA out of memory\.") as error:
             teach(run)
     assert error.value.exit_code == 1
-    assert error.value.hint.startswith("the same command with --gradient-checkpointing goes on from step 2; with another --run, ")
+    assert error.value.hint.startswith("the same command with `gradient_checkpointing` goes on from step 2; with another `run`, ")
     assert "`crop`" in error.value.hint and "`batch_size`" in error.value.hint and "`dtype` bf16" in error.value.hint
     assert "ssim" not in error.value.hint  # the stage has no perceptual loss
     assert teach(run).resumed_from == 2 and differing(everything(run), uninterrupted) == []

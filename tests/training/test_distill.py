@@ -558,7 +558,7 @@ def test_a_stage_that_wants_larger_clips_than_were_cached_is_refused(ltx_teacher
 
 def test_two_stages_of_one_name_and_an_average_that_never_moves_are_refused(ltx_teacher, videos, tmp_path):
     twice = TINY.with_changes(stages=(TINY.stages[0], TINY.stages[0]))
-    for settings, said in ((twice, "two stages are called only"), (TINY.with_changes(ema_decay=1.0), "ema-decay")):
+    for settings, said in ((twice, "two stages are called only"), (TINY.with_changes(ema_decay=1.0), "ema_decay")):
         with pytest.raises(SettingsError, match=said):
             distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=settings)
     assert not (tmp_path / "run").exists()

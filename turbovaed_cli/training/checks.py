@@ -53,12 +53,12 @@ def check_distill_settings(settings: DistillSettings) -> None:
 def _check_not_negative(settings: object, names: Sequence[str]) -> None:
     for name in names:
         if not 0 <= getattr(settings, name) < math.inf:  # NaN fails too
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least 0")
+            raise SettingsError(f"`{name}` is {getattr(settings, name)}; it must be at least 0")
 
 
 def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
     for name, allowed in choices.items():
-        check_choice(f"--{name.replace('_', '-')}", getattr(settings, name), allowed)
+        check_choice(f"`{name}`", getattr(settings, name), allowed)
 
 
 def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:
