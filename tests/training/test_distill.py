@@ -403,13 +403,13 @@ def test_latents_and_the_teachers_pixels_are_computed_in_fp32_whatever_trains(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"crop_margin": -2}, "crop-margin is -2"),
-        ({"lr": float("nan")}, "lr is nan"),
-        ({"lr_end": -3.0}, "lr-end is -3.0"),
-        ({"perceptual_weight": -1.0}, "perceptual-weight is -1.0"),
-        ({"adversarial_weight": float("inf")}, "adversarial-weight is inf"),
+        ({"crop_margin": -2}, "`crop_margin` is -2"),
+        ({"lr": float("nan")}, "`lr` is nan"),
+        ({"lr_end": -3.0}, "`lr_end` is -3.0"),
+        ({"perceptual_weight": -1.0}, "`perceptual_weight` is -1.0"),
+        ({"adversarial_weight": float("inf")}, "`adversarial_weight` is inf"),
         ({"betas": (0.9, 1.5)}, "betas are"),
-        ({"weight_decay": -1.0}, "weight-decay is -1.0"),
+        ({"weight_decay": -1.0}, "`weight_decay` is -1.0"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(changes, said, ltx_teacher, videos, tmp_path):

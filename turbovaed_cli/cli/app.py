@@ -1,5 +1,6 @@
 """Which commands there are, and `main`. Verbs are imported inside the commands' bodies, so that help is quick."""
 
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -83,11 +84,17 @@ for group, commands in ((app, COMMANDS), (models_app, models.COMMANDS)):
         group.command(name, cls=HelpfulCommand, epilog=examples)(function)
 
 
+# Loggers that warn on stderr when diffusers looks at a torchao that is too old, such as the one that litert brings.
+_CHATTY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+
+
 def main() -> None:
     """The `turbovaed` executable: the app, with its usage errors in our two lines."""
     open_standard_streams()
     # torch's words about an NVIDIA driver that is too old, which any import may bring up: --device has ours (gpus.py).
     warnings.filterwarnings("ignore", message="CUDA initialization", category=UserWarning)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     if sys.argv[1:2] == ["distill"]:
         end_with_launcher()
         if is_beside_another():

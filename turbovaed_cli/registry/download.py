@@ -140,7 +140,7 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
             name,
             [
                 _checked(path, again)
-                for path in _fetch(name, [I3D_FILE], consent, _offer(again, I3D_FILE), "eval takes one as `i3d` FILE")
+                for path in _fetch(name, [I3D_FILE], consent, _offer(again, I3D_FILE), "turbovaed eval --i3d FILE takes one")
             ],
         )
     spec = find_model(name)
