@@ -7,7 +7,7 @@ from pathlib import Path
 import atheris
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
-OURS = ("benchmarking.results", "cli.options", "export.record", "files.documents", "files.sealed", "files.tensors", "latents.cache", "latents.writer",
+OURS = ("benchmarking.results", "export.record", "files.documents", "files.sealed", "files.tensors", "latents.cache", "latents.writer",
         "models.loading", "models.pair", "registry.find", "report.bench_page", "report.curves", "report.tables", "runs.listing",
         "runs.rundir", "settings", "training.distill", "units")  # fmt: skip
 with atheris.instrument_imports(include=["turbovaed_cli"]):

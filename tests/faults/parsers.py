@@ -165,9 +165,8 @@ def export_document(content: bytes) -> None:
 
 def options(content: bytes) -> None:
     from turbovaed_cli.benchmarking.results import thresholds
-    from turbovaed_cli.cli.options import lengths
     from turbovaed_cli.evaluation.scores import parse_thresholds
-    from turbovaed_cli.units import parse_bytes, parse_count, parse_size
+    from turbovaed_cli.units import parse_bytes, parse_count, parse_numbers, parse_shape, parse_size
 
     text = content.decode("utf-8", errors="surrogateescape")
     refused = 0
@@ -175,7 +174,8 @@ def options(content: bytes) -> None:
         parse_size,
         parse_count,
         parse_bytes,
-        lengths,
+        parse_numbers,
+        parse_shape,
         lambda text: parse_thresholds([text]),
         lambda text: thresholds([text]),
     ):

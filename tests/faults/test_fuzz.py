@@ -151,11 +151,11 @@ def test_guided_by_coverage(tmp_path, request, tally):
 @pytest.mark.parametrize("name", ["recipe", "metrics"])
 def test_a_parser_that_breaks_is_found(name, tmp_path, monkeypatch):
     """The control: one rule left out, and the same changes find it."""
-    from turbovaed_cli import settings as settings_module
     from turbovaed_cli.runs import rundir
+    from turbovaed_cli.training import recipes
 
     monkeypatch.setattr(parsers, "FOLDER", tmp_path)
-    for module in (settings_module, rundir):
+    for module in (recipes, rundir):
         monkeypatch.setattr(module, "fits", lambda *_: True)
 
     @seed(1)

@@ -489,7 +489,7 @@ def test_torchscript_is_loaded_only_with_its_sha256(turbovaed, clip, tmp_path, m
     path.write_bytes(planted.read_bytes())
     from turbovaed_cli.metrics import fvd
 
-    with pytest.raises(fvd.MissingWeightsError, match="vouched"):
+    with pytest.raises(fvd.MissingWeightsError, match="is not confirmed"):
         fvd.load_detector(None, "", torch.device("cpu"))
     assert not (tmp_path / "marker").exists()
     code, err = turbovaed(*words, "--i3d", planted, "--i3d-sha256", sha256_of(planted))

@@ -202,7 +202,7 @@ def test_retrying_looks_at_what_failed_alone_and_videos_that_are_gone_are_forgot
 
 
 def test_what_may_be_gone_next_time_is_not_remembered(many, ltx_teacher, tmp_path, monkeypatch):
-    spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.latents.caching"]
+    spec, module = find_model(ltx_teacher), sys.modules["turbovaed_cli.latents.planning"]
 
     def failing(path, **_):
         if path.name in ("3.mp4", "4.mp4"):

@@ -139,7 +139,8 @@ def test_a_command_says_it_once_and_without_torchs_own_warning(old_driver):
 import sys, warnings
 from pathlib import Path
 import torch
-from turbovaed_cli import cli, gpus
+from turbovaed_cli import cli
+from turbovaed_cli.machine import gpus
 
 def is_available():
     warnings.warn({TORCHS_OWN!r}, UserWarning)
@@ -149,7 +150,7 @@ def another_library(*_):
     torch.cuda.is_available()
     return gpus_facts(*_)
 
-from turbovaed_cli import devices
+from turbovaed_cli.machine import devices
 gpus_facts, devices.gpu_facts = devices.gpu_facts, another_library
 torch.cuda.is_available, torch.version.cuda = is_available, "13.0"
 gpus.DEVICE_FILE, gpus.DRIVER_FILE = Path({str(gpus.DEVICE_FILE)!r}), Path({str(gpus.DRIVER_FILE)!r})

@@ -88,7 +88,7 @@ def test_what_is_chosen_fits_every_limit_and_uses_the_budget_with_least_change(s
     try:
         design = design_student(spec, budget)
     except SettingsError as error:
-        assert "the smallest has channels" in error.what and error.hint.startswith("raise --")
+        assert "the smallest has channels" in error.what and error.hint.startswith("raise `")
         return
     chosen = design.chosen
     assert params is None or chosen.params <= params
@@ -123,7 +123,7 @@ def test_a_budget_below_the_smallest_is_refused_with_its_cost_and_the_hint_works
         with pytest.raises(SettingsError, match="the smallest has channels") as error:
             design_student(spec, budget)
         words = error.value.hint.split(",")[0].split()
-        raised = {words[i - 2].removeprefix("--"): float(words[i]) for i in range(3, len(words), 4)}
+        raised = {words[i - 2].strip("`"): float(words[i]) for i in range(3, len(words), 4)}
         raised = {name: int(value) if name == "params" else value for name, value in raised.items()}
         assert raised.keys() == {name for name in ("params", "gflops") if getattr(budget, name)}
         again = design_student(spec, replace(budget, **raised))
