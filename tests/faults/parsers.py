@@ -183,7 +183,7 @@ def options(content: bytes) -> None:
             parse(text)
         except SettingsError:
             refused += 1
-    if refused == 6:
+    if refused == 7:
         raise SettingsError("no option takes it")
 
 

@@ -60,7 +60,7 @@ def test_a_place_is_tried_and_nothing_is_left_there(tmp_path):
     [
         ("file/x", False, "is a file"),
         ("file/x/y", True, "is a file"),
-        ("file", True, "it is a file, and --out is a folder"),
+        ("file", True, "it is a file, and `out` is a folder"),
         (".", False, "it is a folder"),
         ("/proc/x", False, "no file can be made there"),
         (os.devnull, False, "it is no regular file"),
