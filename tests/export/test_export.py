@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import installed, swift_has_errors
-from golden import load_golden, write_student
-from pages import blocks
+from pages import blocks as code_blocks
 from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.errors import CheckFailedError, FrameCountError, OutputExistsError, SettingsError, ShapeError, UnavailableError
@@ -178,24 +177,23 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(sizes=((30, 30),)))
 
 
-def test_given_latents_are_what_it_is_checked_on(tmp_path):
-    golden = load_golden("hunyuan")
-    student = load_student(*write_student(golden, tmp_path))
-    save_file({"latents": golden.io["latents"].contiguous()}, tmp_path / "latents.safetensors")
-    frames, size = student.pixel_frames(golden.io["latents"].shape[2]), tuple(8 * n for n in golden.io["latents"].shape[3:])
-    settings = ExportSettings(frames=frames, sizes=(size,), latents=tmp_path / "latents.safetensors")
-    (artifact,) = export_student(student, ("onnx",), tmp_path / "a.onnx", settings).artifacts
-    assert artifact.shapes[0] == tuple(golden.io["latents"].shape)
+def test_given_latents_are_what_it_is_checked_on(one_block, tmp_path):
+    latents = torch.randn(1, *one_block.latent_shape(5, (48, 32)))
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    settings = ExportSettings(frames=5, sizes=((48, 32),), latents=tmp_path / "latents.safetensors")
+    (artifact,) = export_student(one_block, ("onnx",), tmp_path / "a.onnx", settings).artifacts
+    assert artifact.shapes[0] == tuple(latents.shape) and artifact.checked_on == "latents of latents.safetensors"
 
 
 def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     """Whole clips and chunks, two sizes, four formats; a later export joins the earlier ones."""
     settings = ExportSettings(frames=5, sizes=((48, 32), (32, 32)), chunk=2)
-    first = export_student(one_block, ("onnx", "coreml"), tmp_path / "out", settings)
-    names = {item.path.name for item in first.artifacts}
-    chunks = {f"student-chunk2-{size}{suffix}" for size in ("32x48", "32x32") for suffix in (".onnx", ".mlpackage")}
+    first = export_student(one_block, ("onnx",), tmp_path / "out", settings)
+    joined = export_student(one_block, ("coreml",), tmp_path / "out", ExportSettings(frames=5, sizes=settings.sizes))
+    names = {item.path.name for item in first.artifacts + joined.artifacts}
+    chunks = {f"student-chunk2-{size}.onnx" for size in ("32x48", "32x32")}
     assert names == {"student.onnx", "student.mlpackage"} | chunks
-    assert all(item.verified is True for item in first.artifacts)
+    assert all(item.verified is True for item in first.artifacts + joined.artifacts)
     export_student(one_block, ("torch-export", "safetensors"), tmp_path / "out", ExportSettings(frames=5, sizes=((48, 32),)))
     document = json.loads((tmp_path / "out" / "export.json").read_text())
     records = {item["path"]: item for item in document["artifacts"]}
@@ -207,7 +205,7 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     assert records["student.mlpackage"]["functions"] == ["t3_h4_w4", "t3_h6_w4"]  # a map in the file: it has no order
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"## {name}" in readme for name in records)
-    swift = blocks(tmp_path / "out" / "README.md", "swift")
+    swift = code_blocks(tmp_path / "out" / "README.md", "swift")
     assert len(swift) == 3 and not any(map(swift_has_errors, swift))
 
 
@@ -219,7 +217,7 @@ def check_python_lines(readme, latents, student, monkeypatch, blocks):
     beside = load_file(latents)
     with torch.no_grad():
         wanted = student(beside["latents"])
-    about, *found = blocks(readme, "python")
+    about, *found = code_blocks(readme, "python")
     assert len(found) == blocks
     names = {}
     exec(about, names)
@@ -319,7 +317,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
     assert artifact.operators["read_state"] == artifact.operators["coreml_update_state"] == len(artifact.chunk.kept)
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "model.makeState()" in readme and "using: state" in readme
-    assert not any(map(swift_has_errors, blocks(tmp_path / "out" / "README.md", "swift")))
+    assert not any(map(swift_has_errors, code_blocks(tmp_path / "out" / "README.md", "swift")))
     for wrong, said in (
         (ExportSettings(states=True), "`states` is for chunk"),
         (ExportSettings(states=True, chunk=2, precisions=("fp32",)), "fp16"),
