@@ -206,7 +206,7 @@ def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     readme = (tmp_path / "out" / "README.md").read_text()
     assert all(f"## {name}" in readme for name in records)
     swift = code_blocks(tmp_path / "out" / "README.md", "swift")
-    assert len(swift) == 3 and not any(map(swift_has_errors, swift))
+    assert len(swift) == 1 and not any(map(swift_has_errors, swift))
 
 
 def check_python_lines(readme, latents, student, monkeypatch, blocks):
