@@ -268,3 +268,37 @@ def test_the_names_to_choose_from_are_those_there_are():
         settings.STARTS,
         settings.TRACKERS,
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["models", "design", "ltx", "--params", "8M", "--size", "foo"], "--size foo is not a size"),
+        (["models", "design", "ltx", "--params", "10"], "or give another --student-config FILE"),  # an option of distill
+        (["bench", "--target", ","], "--target names nothing"),
+        (["export", "--size", "", "--out", "x"], "--size names nothing"),
+        (["distill", "--data", ".", "--set", "steps=5", "--steps", "10"], "--set steps and --steps set the same"),
+        (["distill", "--data", ".", "--set", "crop=foo"], "--set crop=foo: foo is not a size"),
+        (["distill", "--data", ".", "--log", "tensorboard, wand"], "--log wand is unknown"),
+    ],
+)
+def test_messages_name_options_of_any_command_and_empty_lists_are_refused(words, said, turbovaed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = turbovaed(*words)
+    assert code == 2 and said in err and out == "" and "Traceback" not in err
+
+
+def test_arguments_are_options_in_tables_and_documents_too(capsys):
+    """A recipe's field without an option of its own is --set NAME."""
+    from turbovaed_cli.cli import console
+    from turbovaed_cli.cli.table import print_table
+
+    console.call_arguments({"clips_per_video": "--clips-per-video", "weight_decay": "--set weight_decay"})
+    try:
+        print_table("", ["what", "why"], [("rFVD", "more `clips_per_video`, please")])
+        console.print_json({"why": "`clips_per_video` is 1", "`other`": "`weight_decay=0`"})
+        out = capsys.readouterr().out
+    finally:
+        console.call_arguments({})
+    assert "more --clips-per-video, please" in out
+    assert '"--clips-per-video is 1"' in out and '"--set weight_decay=0"' in out and "`other`" in out

@@ -54,6 +54,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return in_flags(value)
     return str(value) if isinstance(value, Path | Fraction) else value
 
 
@@ -83,7 +85,7 @@ def _flag(name: str, value: str | None) -> str:
     flag, _, opposite = _flags.get(name, "").partition("/")
     if value == "False":
         return opposite or (flag and f"--no-{flag.removeprefix('--')}")
-    return flag and (flag if value in (None, "True") else f"{flag} {value}")
+    return flag and (flag if value in (None, "True") else f"{flag}{'=' if flag.startswith('--set ') else ' '}{value}")
 
 
 _loudness = {"quiet": False}  # of this process, which has one terminal

@@ -158,11 +158,10 @@ def _settings(spec: ModelSpec, run: str, schedule: Schedule, changes: RecipeChan
     """The recipe with what the options change."""
     settings = read_recipe(_recipe_named(schedule.recipe, spec, run))
     given = read_changes(schedule.changed)
+    changes = RecipeChanges(changes | ({} if schedule.steps is None else {"steps": schedule.steps}))
     if twice := given.keys() & changes.keys():
         raise SettingsError(f"`set={min(twice)}` and `{min(twice)}` set the same", "give one of them")
     given |= changes
-    if schedule.steps is not None:
-        given["steps"] = schedule.steps
     if "batch_size" in given:
         given["fit_batch"] = given.get("fit_batch", False)
     optimizer = given.get("optimizer", settings.optimizer)

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.setting import MORE_PANELS, PANELS
+from turbovaed_cli.training.recipes import changeable
 
 _MOST_COLUMNS = 100  # of text that is pleasant to read
 _FEWEST_COLUMNS = 60  # below, a description is below its option
@@ -31,7 +32,7 @@ class HelpfulCommand(TyperCommand):
         formatter.write(help_of(self, ctx))
 
     def invoke(self, ctx: Any) -> Any:
-        console.call_arguments(flags_by_name(self))
+        console.call_arguments(_options_by_argument(self, ctx))
         return super().invoke(ctx)
 
 
@@ -40,6 +41,18 @@ class HelpfulGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(help_of(self, ctx))
+
+
+def _options_by_argument(command: Any, ctx: Any) -> dict[str, str]:
+    """The options that stand for arguments in messages: the command's own, then fields that `--set` sets, then other commands'."""
+    every: dict[str, str] = {}
+    groups = [ctx.find_root().command]
+    for group in groups:  # which grows while it is walked
+        for other in getattr(group, "commands", {}).values():
+            groups.append(other)
+            every = flags_by_name(other) | every
+    settable = {name: f"--set {name}" for name in changeable()} if command.name == "distill" else {}
+    return every | settable | flags_by_name(command)
 
 
 def flags_by_name(command: Any) -> dict[str, str]:

@@ -9,14 +9,14 @@ import typer
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_weights
 from turbovaed_cli.cli.exits import command
-from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option
+from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option, read_field
 from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import ClipSettings, DistillSettings
 from turbovaed_cli.training.recipes import RECIPES
-from turbovaed_cli.units import format_size, human_bytes, parse_size
+from turbovaed_cli.units import format_size, human_bytes
 
 if TYPE_CHECKING:
     from turbovaed_cli.models.design import Design
@@ -147,7 +147,7 @@ def models_design(
 
     spec = find_model(name)
     frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
-    design = design_student(spec, Budget(budget.params, budget.gflops, frames, parse_size(size)))
+    design = design_student(spec, Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size)))
     if json:
         console.print_json(design)
     else:

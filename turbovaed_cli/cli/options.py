@@ -142,12 +142,20 @@ def _panel_of(parameter: inspect.Parameter) -> str:
     return next((info.rich_help_panel or "" for info in getattr(parameter.annotation, "__metadata__", ())), "")
 
 
+def read_field(settings_class: type, name: str, given: Any) -> Any:
+    """Return the value of a field from what was given for `field_option`."""
+    return _read(settings_class, next(one for one in fields(settings_class) if one.name == name), given)
+
+
 def _read(home: type, one: Field[Any], given: Any) -> Any:
     """The value of a field from what was given for its option."""
     option: Setting = one.metadata["setting"]
     flag = next(name for name in flags_of(option, one.name) if name.startswith("--"))
     if option.many:
-        return tuple(_read_one(option, str, flag, item) for item in (listed(given) if option.by_commas else given))
+        items = listed(given) if option.by_commas else given
+        if not items and one.default:
+            raise SettingsError(f"{flag} names nothing", f"leave it out for {_default_in_words(option, one.default)}")
+        return tuple(_read_one(option, str, flag, item) for item in items)
     return _read_one(option, _kind_of(home, one), flag, given)
 
 
@@ -311,4 +319,4 @@ def check_system_for(data: Path | None, what: str) -> None:
 
 def listed(items: Sequence[str] | None) -> tuple[str, ...]:
     """The values of an option that is repeated, or takes several by commas."""
-    return tuple(name for item in items or () for name in item.split(",") if name)
+    return tuple(name.strip() for item in items or () for name in item.split(",") if name.strip())

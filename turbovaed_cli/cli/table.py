@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from turbovaed_cli.cli.console import one_line
+from turbovaed_cli.cli.console import in_flags, one_line
 from turbovaed_cli.machine.streams import fitting
 
 _INDENT = 2  # of a row's facts below its name
@@ -174,7 +174,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _shown_in_cell(cell: str, stream: TextIO) -> str:
-    return fitting("\n".join(map(one_line, cell.split("\n"))), stream)
+    return fitting("\n".join(map(one_line, in_flags(cell).split("\n"))), stream)
 
 
 def _width_of_a_pipe() -> int:

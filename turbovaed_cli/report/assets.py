@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from functools import cache
 from importlib.resources import files
 
@@ -24,4 +25,10 @@ def template(name: str) -> Template:
     pages = Environment(
         loader=DictLoader({name: asset(name)}), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    pages.filters["in_options"] = in_options
     return pages.get_template(name)
+
+
+def in_options(text: str) -> str:
+    """Return a message with the arguments that it names in backticks as options: `clips_per_video` as --clips-per-video."""
+    return re.sub(r"`([a-z][a-z_0-9]*)`", lambda found: f"--{found[1].replace('_', '-')}", text)

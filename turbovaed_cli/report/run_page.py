@@ -184,7 +184,7 @@ def keep_evaluation(
     if pages:
         shown = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
         write_report(pages, shown)
-        report.note(f"report: {', '.join(map(str, pages))}")
+        report.note(f"to look at: {', '.join(map(str, pages))}")
 
 
 _MOST_NAME_BYTES = 160  # of the data's name in the file name of an evaluation

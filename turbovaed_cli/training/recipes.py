@@ -223,7 +223,10 @@ def _value_of(settings_class: type, name: str, text: str) -> Any:
             f"`set={name}={text}` is not {wanted}", f"such as `set={name}={_example(settings_class, name)}`"
         ) from None
     if option.parse:
-        return option.parse(text)
+        try:
+            return option.parse(text)
+        except SettingsError as error:
+            raise SettingsError(f"`set={name}={text}`: {error.what}", error.hint) from None
     if text not in option.choices:
         raise SettingsError(f"`set={name}={text}` is unknown", hint_for(text, option.choices))
     return text
