@@ -120,4 +120,6 @@ def test_it_opens_in_a_browser(document, browser, tmp_path):
         assert page.locator("svg.chart").count() == 3 and page.locator("svg rect.onnx").first.bounding_box()["width"] > 20
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert overflow <= 0 and said == []
+        ends = page.evaluate("[...document.querySelectorAll('.chart text, .caption')].map(e => e.getBoundingClientRect().right)")
+        assert len(ends) > 10 and max(ends) <= width  # no label or caption is cut off
         page.close()
