@@ -79,7 +79,7 @@ def test_the_line_joins_what_nothing_beats_in_both():
 
 
 def test_names_of_points_do_not_lie_on_each_other():
-    crowd = [replace(rows()[2], unit=f"GPU {i}", fps=800.0 + i, psnr_db=60.0) for i in range(8)]
+    crowd = [replace(rows()[2], unit=f"GPU {i}", fps=800.0 + i, psnr_db=60.0 + i / 100) for i in range(8)]
     plot = tradeoff([("tiny", crowd)])
     heights = sorted(dot.text_y for dot in plot.dots)
     assert all(b - a >= 14 for a, b in pairwise(heights))
@@ -123,3 +123,14 @@ def test_it_opens_in_a_browser(document, browser, tmp_path):
         ends = page.evaluate("[...document.querySelectorAll('.chart text, .caption')].map(e => e.getBoundingClientRect().right)")
         assert len(ends) > 10 and max(ends) <= width  # no label or caption is cut off
         page.close()
+
+
+def test_only_what_is_drawn_is_explained(document):
+    """Without a teacher there is no "x" and no square; rows of one quality are no plot."""
+    without = {
+        **document,
+        "rows": [{**row, "speedup": None, "psnr_db": 100.0} for row in document["rows"] if row["network"] != TEACHER],
+    }
+    html, whole = render([without]), render([document])
+    assert "do not differ in quality" in html and "“x” is" not in html and "Squares are" not in html
+    assert "“x” is" in whole and "The dashed line joins" in whole and tradeoff([("tiny", rows())]).lines

@@ -22,6 +22,7 @@ WIDTH = 720  # of a drawing, in drawing units
 _BAR, _LABELS, _END = 26, 250, 580  # height of a bar's row; left and right ends of bars
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 560, 16, 320  # of the two plots
 _LINE, _LETTER = 15, 6.6  # distance between the names of points; the most width of a letter
+_NO_DIFFERENCE_DB = 0.05  # between all rows: a plot would show nothing but rounding
 _ENOUGH_DB = 100.0  # the end of the axis: no difference is visible from here on
 
 
@@ -154,13 +155,15 @@ def _bar_ticks(rows: Sequence[BenchRow]) -> list[Tick]:
 def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
     """Plot every measured row of every model by speed and quality, with the line of those that no row beats in both.
 
-    Quality is PSNR against the source videos if all rows have it, else against each model's fp32 student. None without rows.
+    Quality is PSNR against the source videos if all rows have it, else against each model's fp32 student. None without rows, or if their quality is the same.
     """
     rows = [(model, row) for model, some in models for row in some if row.measured and row.fps]
     of_source = bool(rows) and all(row.source_psnr_db is not None for _, row in rows)
     known = [(model, row, row.source_psnr_db if of_source else row.psnr_db) for model, row in rows]
     found = [(model, row, min(quality, _ENOUGH_DB)) for model, row, quality in known if quality is not None]
-    if not found:
+    if not found or (
+        len(found) > 1 and max(quality for *_, quality in found) - min(quality for *_, quality in found) < _NO_DIFFERENCE_DB
+    ):
         return None
     rates = [math.log10(row.fps or 1.0) for _, row, _ in found]
     low_x, high_x = min(rates) - 0.08, max(rates) + 0.08
