@@ -230,7 +230,7 @@ def test_bad_requests_are_refused(pair, videos, tmp_path):
     for error, changed, said in (
         (FrameCountError, {"frames": 10}, "10 frames"),
         (SettingsError, {"protocol": "mine"}, "standard, paper"),
-        (SettingsError, {"metrics": ("psnr", "pnsr")}, "'pnsr'"),
+        (SettingsError, {"metrics": ("psnr", "pnsr")}, "pnsr is no metric"),
         (SettingsError, {"dataset": "ucf11"}, "'ucf11'"),
         (SettingsError, {"stride": 0}, "`stride`"),
     ):

@@ -218,8 +218,8 @@ def test_a_backbone_of_lpips(fault, hub, tmp_path, monkeypatch, went_wrong):
     """torch.hub's client against the same server: its address is a field of the registry of backbones."""
     from dataclasses import replace
 
-    from turbovaed_cli import metrics
     from turbovaed_cli.errors import DiskFullError, MissingWeightsError
+    from turbovaed_cli.registry import backbones
     from turbovaed_cli.registry.download import pull as pull_here
 
     content = bytes(1_000_000)
@@ -230,8 +230,8 @@ def test_a_backbone_of_lpips(fault, hub, tmp_path, monkeypatch, went_wrong):
         hub.files[f"torch/{name}"] = content
     if fault == "cut":
         hub.cut_after = 300_000
-    trunk = replace(metrics.TRUNKS["alex"], file_name=name, url=f"{hub.url}/storage/torch/resolve/main/{name}")
-    monkeypatch.setitem(metrics.TRUNKS, "alex", trunk)
+    trunk = replace(backbones.TRUNKS["alex"], file_name=name, url=f"{hub.url}/storage/torch/resolve/main/{name}")
+    monkeypatch.setitem(backbones.TRUNKS, "alex", trunk)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -243,7 +243,7 @@ def test_a_backbone_of_lpips(fault, hub, tmp_path, monkeypatch, went_wrong):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert "\n" not in error.value.what and error.value.hint
-    assert metrics.trunk_path("alex") is None
+    assert backbones.trunk_path("alex") is None
     if fault in ("cut", "full"):
         (file,) = pull_here("lpips-alex", lambda *_: True).files
         assert file.path.read_bytes() == content

@@ -49,8 +49,9 @@ def test_odd_sizes_sound_pixel_shape_and_rate_stay(pair, tmp_path):
     )
     reconstruct(source, tmp_path / "out.mp4", pair)
     before, after = probe(source), probe(tmp_path / "out.mp4")
-    for name in ("num_frames", "width", "height", "fps", "sample_aspect_ratio", "audio_codec"):
+    for name in ("num_frames", "width", "height", "fps", "sample_aspect_ratio"):
         assert getattr(after, name) == getattr(before, name), name
+    assert after.audio.codec == before.audio.codec == "aac"
 
 
 def test_a_short_video_is_the_plain_decode_of_its_latents(pair, tmp_path):

@@ -91,7 +91,7 @@ def test_the_i3d_detector_is_pulled_but_not_trusted(hub, turbovaed, tmp_path, mo
     digest = hashlib.sha256(content).hexdigest()
     assert file["sha256"] == digest and "code" in done.stderr
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    with pytest.raises(MissingWeightsError, match="vouched") as error:
+    with pytest.raises(MissingWeightsError, match="is not confirmed") as error:
         fvd.load_detector(None, "", torch.device("cpu"))
     assert digest in error.value.hint
 
@@ -188,7 +188,7 @@ def test_a_published_file_that_was_carried_over_needs_no_config(tmp_path):
 def test_an_lpips_backbone_is_checked_against_the_hash_in_its_name(tmp_path, monkeypatch):
     from dataclasses import replace
 
-    from turbovaed_cli import metrics
+    from turbovaed_cli.registry import backbones
 
     content = b"not really a backbone"
     served = tmp_path / "served"
@@ -197,16 +197,16 @@ def test_an_lpips_backbone_is_checked_against_the_hash_in_its_name(tmp_path, mon
     for digest, works in ((hashlib.sha256(content).hexdigest()[:8], True), ("00000000", False)):
         name = f"vgg16-{digest}.pth"
         (served / name).write_bytes(content)
-        trunk = replace(metrics.TRUNKS["vgg"], file_name=name, url=(served / name).as_uri())
-        monkeypatch.setitem(metrics.TRUNKS, "vgg", trunk)
+        trunk = replace(backbones.TRUNKS["vgg"], file_name=name, url=(served / name).as_uri())
+        monkeypatch.setitem(backbones.TRUNKS, "vgg", trunk)
         if works:
             (file,) = pull("lpips-vgg", lambda *_: True).files
             assert file.path.read_bytes() == content
-            assert metrics.trunk_path("vgg") == file.path
+            assert backbones.trunk_path("vgg") == file.path
         else:
             with pytest.raises(MissingWeightsError, match="hash"):
                 pull("lpips-vgg", lambda *_: True)
-            assert metrics.trunk_path("vgg") is None
+            assert backbones.trunk_path("vgg") is None
 
 
 def test_consent_is_asked_with_the_size(monkeypatch, tmp_path):
