@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,6 @@ from turbovaed_cli.latents.caching import CacheResult, cache_latents
 from turbovaed_cli.machine.devices import DTYPES
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import CacheSettings
@@ -98,8 +96,7 @@ def of_dtype(spec: ModelSpec, dtype: torch.dtype, options: argparse.Namespace) -
     if not options.random:
         return load_teacher(spec, device=options.device, dtype=dtype)
     torch.manual_seed(0)
-    named = spec.teacher.class_name
-    vae = VideoDCAE() if named == "VideoDCAE" else getattr(diffusers, named)()
+    vae = spec.teacher.family.build(spec.teacher.config)
     return Teacher(nn.Module.to(vae, device=options.device, dtype=dtype), spec.teacher)
 
 

@@ -22,9 +22,9 @@ import torch
 from plain_vs_fast import plain_form, student_of
 
 from turbovaed_cli.machine.devices import forget_peak, peak_mb
+from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.reconstruction.memory import held_bytes
 
 WAYS = ("plain", "whole", "streamed")
 

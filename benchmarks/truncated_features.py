@@ -9,12 +9,10 @@ import argparse
 import time
 from collections.abc import Callable
 
-import diffusers
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
 
@@ -22,9 +20,7 @@ from turbovaed_cli.registry.specs import ModelSpec
 def random_teacher(spec: ModelSpec) -> Teacher:
     if spec.embedded:
         return load_teacher(spec)
-    if spec.teacher.class_name == "VideoDCAE":
-        return Teacher(VideoDCAE(), spec.teacher)
-    return Teacher(getattr(diffusers, spec.teacher.class_name)(), spec.teacher)
+    return Teacher(spec.teacher.family.build(spec.teacher.config), spec.teacher)
 
 
 def cost(call: Callable[[], object]) -> tuple[float, float]:

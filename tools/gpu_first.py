@@ -224,9 +224,9 @@ def students(machine: Machine) -> Iterator[Row]:
 def streaming(machine: Machine) -> Iterator[Row]:
     """A student streamed in pieces of 1 to 8 latent frames, beside the peak that `plan_pieces` foretells."""
     from turbovaed_cli.models.loading import build_student
+    from turbovaed_cli.models.memory import decoding_bytes, plan_pieces, with_margin
     from turbovaed_cli.models.pair import Pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
-    from turbovaed_cli.reconstruction.memory import decoding_bytes, plan_pieces, with_margin
     from turbovaed_cli.registry.rows import MODELS
 
     name = machine.models[0]

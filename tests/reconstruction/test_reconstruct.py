@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
+from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.reconstruction.folder import plan_folder, reconstruct_folder
-from turbovaed_cli.reconstruction.memory import Pieces
 from turbovaed_cli.reconstruction.reconstruct import reconstruct, reconstructed_frames
 from turbovaed_cli.reconstruction.windows import crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.settings import ReconstructSettings

@@ -4,6 +4,7 @@ import pytest
 import torch
 from golden import NAMES, load_golden, write_student
 
+from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.alignment import AlignmentHeads
@@ -37,3 +38,10 @@ def test_every_feature_loss_and_the_gradient_match_the_published_implementation(
 def test_a_head_is_added_where_channels_differ():
     heads = AlignmentHeads(MODELS["hunyuan"].student.pairs, [(8, 12), (8, 8)])
     assert heads.head_of == {"mid_block": 0, "up_blocks.0": 1}
+
+
+def test_features_of_different_shapes_are_an_error_and_are_not_broadcast():
+    heads = AlignmentHeads(MODELS["ltx"].student.pairs[:1], [(8, 8)])
+    learnt, taught = torch.zeros(1, 8, 3, 2, 2), torch.zeros(1, 8, 1, 2, 2)  # one frame of three
+    with pytest.raises(ShapeError, match=r"mid_block makes \(1, 8, 3, 2, 2\)"):
+        heads({"mid_block": learnt}, {"decoder.mid_block": taught})

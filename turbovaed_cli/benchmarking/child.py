@@ -28,10 +28,10 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.machine.devices import forget_peak, peak_mb, resolve_dtype, torch_device
 from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.reconstruction.memory import held_bytes
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import BenchSettings, ExportSettings
 

@@ -12,7 +12,7 @@ from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option, read_field
 from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.rows import MODELS, PROBLEMS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import ClipSettings, DistillSettings
 from turbovaed_cli.training.recipes import RECIPES
@@ -41,6 +41,8 @@ def models_list(*, json: Json = False) -> None:
 
 
 def _list_models(json: bool) -> None:
+    for problem in PROBLEMS:
+        console.warn(problem)
     if json:
         console.print_json({"models": [_describe(spec) for spec in MODELS.values()]})
         return
@@ -101,7 +103,7 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "frames": str(teacher.frames),
             "height and width": f"multiples of {teacher.space_ratio}",
             "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
-            "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.required},
+            "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.family.required},
             "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
         },
         "student": {

@@ -6,6 +6,8 @@ student.py             the student as diffusers pipelines call it
 loading.py             a student by its name, from a folder or a file
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
 video_dc_ae.py         the one teacher that no diffusers class can load
+encoding.py            videos of any length to the teacher's latents, piece by piece
+memory.py              predicted memory of encoding and decoding, and pieces that fit
 pair.py                a student and its teacher
 design.py              a student for a budget
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
+from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.find import find_model, read_diffusers_config
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec, TeacherSpec
@@ -52,14 +53,19 @@ class Teacher(nn.Module):
         self.vae: Any = vae.eval().requires_grad_(False)  # any of the registry's classes: encode and decode, no common base
         self.spec = spec
         self.folder = folder
-        for setting in spec.required:
+        for setting in self.family.required:
             assert hasattr(vae, setting.name), f"{spec.class_name} lost its {setting.name}"
             setattr(vae, setting.name, setting.value)
 
     @property
+    def family(self) -> Family:
+        """The special rules of the VAE's class."""
+        return self.spec.family
+
+    @property
     def decoder(self) -> nn.Module:
         """The part that a student replaces."""
-        return cast(nn.Module, self.vae.decoder)
+        return self.family.decoder(self.vae)
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +80,7 @@ class Teacher(nn.Module):
     @property
     def name(self) -> str:
         """The registry name of the teacher, or the name of its folder."""
-        rows = (name for name, row in MODELS.items() if row.teacher == self.spec)
+        rows = (name for name, row in MODELS.items() if (row.teacher.repo, row.teacher.path) == (self.spec.repo, self.spec.path))
         return next(rows, self.spec.path.resolve().name if self.spec.path else self.spec.class_name)
 
     @property
@@ -107,43 +113,39 @@ class Teacher(nn.Module):
     def posterior(self, video: Tensor) -> Posterior:
         """Encode video (B, 3, T, H, W) in [-1, 1] as `encode` does, without a check of its shape."""
         with self._teaching():
-            encoded = self.vae.encode(video.to(self.device, self.dtype))
-        if isinstance(encoded, Tensor):
-            return Posterior(encoded, torch.zeros_like(encoded))
-        distribution = encoded.latent_dist
-        std = distribution.std.expand_as(distribution.mean)  # LTX keeps one variance for all channels
-        return Posterior(distribution.mean, std)
+            return Posterior(*self.family.posterior(self.vae, video.to(self.device, self.dtype)))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does."""
-        decoded = self.vae.decode(latents.to(self.device, self.dtype))
-        return decoded if isinstance(decoded, Tensor) else cast(Tensor, decoded.sample)
+        return self.family.decode(self.vae, latents.to(self.device, self.dtype))
 
     @torch.no_grad()
     def features(self, latents: Tensor, taps: Sequence[str]) -> dict[str, Tensor]:
         """Return the outputs (B, C', t', h', w') of the modules in `taps` ("decoder.up_blocks.0"), of latents (B, C, t, h, w).
 
-        The decode stops after the last tap; outputs are bit-identical to those of a full decode. Raises UnknownModelError
-        for a module that the teacher does not have.
+        The decode stops after the last tap, in every call of the decoder; outputs are bit-identical to those of a full decode.
+        Raises UnknownModelError for a module that the teacher does not have.
         """
-        with self._teaching(), tapped(self.vae, taps, stop=True) as found, suppress(_DecodeStoppedError):
-            self.vae.decode(latents.to(self.device, self.dtype))
-        return found
+        with self._teaching(), tapped(self.vae, taps, stop=True) as found:
+            for call in self.family.decoder_calls(self.vae, latents.to(self.device, self.dtype)):
+                with suppress(_DecodeStoppedError):
+                    call()
+        return _joined(found)
 
     @torch.no_grad()
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return video (B, 3, T, H, W) and features of one full decode of latents (B, C, t, h, w)."""
         with self._teaching(), tapped(self.vae, taps, stop=False) as found:
             decoded = self.decode(latents)
-        return decoded, found
+        return decoded, _joined(found)
 
     def identity(self) -> dict[str, Any]:
         """Return the facts that identify this teacher: class, config, settings and the sha256 of its weights."""
         return {
             "class": self.spec.class_name,
             "config_sha256": _hash_of_config(self.vae),
-            "required_settings": {setting.name: setting.value for setting in self.spec.required},
+            "required_settings": {setting.name: setting.value for setting in self.family.required},
             "weights_sha256": self._weights_sha256(),
             "latent_channels": self.spec.latent_channels,
             "licence": self.spec.licence,
@@ -183,24 +185,22 @@ def hash_of_state(module: nn.Module) -> str:
 
 
 @contextmanager
-def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, Tensor]]:
-    """Collect the outputs (B, C, t, h, w) of modules of `root`, by name; with `stop`, raise _DecodeStoppedError after the last.
+def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs (B, C, t, h, w) of modules of `root`, by name, one for each call of the decoder.
 
-    Raises UnknownModelError for a module that `root` does not have.
+    With `stop`, _DecodeStoppedError is raised in each call as soon as all taps have fired in it. Raises UnknownModelError for
+    a module that `root` does not have.
     """
     modules = dict(root.named_modules())
     unknown = [tap for tap in taps if tap not in modules]
     if unknown:
         raise UnknownModelError(f"the teacher has no module {unknown[0]!r} to tap")
-    found: dict[str, Tensor] = {}
+    found: dict[str, list[Tensor]] = {tap: [] for tap in taps}
 
     def hook_for(tap: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            assert tap not in found, (
-                f"{tap} fired twice: the teacher decodes in pieces, which its required settings should prevent"
-            )
-            found[tap] = output[0] if isinstance(output, tuple) else output  # CogVideoX's mid block returns a tuple
-            if stop and len(found) == len(taps):
+            found[tap].append(output[0] if isinstance(output, tuple) else output)  # CogVideoX's mid block returns a tuple
+            if stop and len({len(outputs) for outputs in found.values()}) == 1:
                 raise _DecodeStoppedError
 
         return hook
@@ -211,6 +211,11 @@ def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _joined(found: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    """Join the outputs of each tap along time. Those of a decoder that is called once stay as they are."""
+    return {tap: outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2) for tap, outputs in found.items()}
 
 
 def load_teacher(
@@ -233,20 +238,17 @@ def load_teacher(
     return Teacher(nn.Module.to(vae, device=device, dtype=dtype), spec.teacher, folder, allows_tf32=allows_tf32)
 
 
-def _class_of(spec: TeacherSpec) -> Any:
-    if spec.class_name == "VideoDCAE":
-        from turbovaed_cli.models.video_dc_ae import VideoDCAE  # noqa: PLC0415 - only one teacher needs it
-
-        return VideoDCAE
-    import diffusers  # noqa: PLC0415 - its class table loads lazily
-
-    return getattr(diffusers, spec.class_name)
-
-
 def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
     """Return the network that the folder's config describes, with random weights, on torch's default device."""
-    config_path = folder / "config.json"
-    return _make(_class_of(spec), read_diffusers_config(config_path) if config_path.is_file() else {}, config_path)
+    path = folder / "config.json"
+    config = read_diffusers_config(path) if path.is_file() else {}
+    try:
+        return spec.family.build(config)
+    except Exception as error:  # classes raise many kinds for values that they do not expect
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SettingsError(
+            f"{path} is not the config of a {spec.class_name}: {reason}", "get config.json from the source of the weights"
+        ) from error
 
 
 def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
@@ -285,23 +287,12 @@ def _check_layout(outline: nn.Module, state: dict[str, Tensor], weights: WeightF
     """Raise WeightFileError for a checkpoint in the layout of the model's authors, not in diffusers' layout."""
     own = outline.state_dict()
     shared = sum(key in own for key in state)
-    if 2 * shared < len(own) and spec.class_name != "VideoDCAE":
+    if 2 * shared < len(own) and spec.family.module == "diffusers":
         foreign = next(key for key in state if key not in own)
         raise WeightFileError(
             f"{weights.name.name} is not in diffusers' layout: {shared} of {len(own)} names are those of {spec.class_name}, {foreign} is none",
             f"diffusers converts it: {spec.class_name}.from_single_file({weights.name.name!r}).save_pretrained(DIR); then `teacher` DIR",
         )
-
-
-def _make(teacher_class: Any, config: dict[str, Any], path: Path) -> nn.Module:
-    try:
-        return cast(nn.Module, teacher_class.from_config(config) if config else teacher_class())
-    except Exception as error:  # classes raise many kinds for values that they do not expect
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SettingsError(
-            f"{path} is not the config of a {teacher_class.__name__}: {reason}",
-            "get config.json from the source of the weights",
-        ) from error
 
 
 def decoder_params(teacher: Teacher) -> int:
@@ -324,5 +315,5 @@ def decoder_params_of(spec: ModelSpec) -> int | None:
     size = decoder_size(weights)
     if size is None:  # no safetensors: count in the network of the config
         with torch.device("meta"):
-            size = num_params(cast(nn.Module, _outline(spec.teacher, spec.teacher.path).decoder))
+            size = num_params(spec.teacher.family.decoder(_outline(spec.teacher, spec.teacher.path)))
     return size

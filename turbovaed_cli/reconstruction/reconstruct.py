@@ -16,11 +16,11 @@ from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
+from turbovaed_cli.models.memory import Pieces, plan_pieces
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import decode_as_memory_allows
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.reconstruction.encoding import encoded, encodes_exactly, piece_lengths
-from turbovaed_cli.reconstruction.memory import Pieces, plan_pieces
 from turbovaed_cli.reconstruction.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings, check_reconstruct

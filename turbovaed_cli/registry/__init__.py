@@ -1,5 +1,7 @@
 """The models of turbovaed, and the sources of their weights.
 
+family.py        how a VAE class is recognised, built, encoded with, decoded with and tapped
+carry.py         the exact encode in pieces of LTX encoders
 specs.py         the types of a row
 rows.py          MODELS: every row
 teachers/        one file per teacher family

@@ -9,8 +9,10 @@ from typing import Any
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
+from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import FrameRule, ModelSpec
+from turbovaed_cli.registry.teachers.refused import REFUSED
 from turbovaed_cli.registry.weight_files import licence_of, weight_files
 
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
@@ -57,32 +59,8 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
     if not config_path.is_file():
         _refuse_without_config(folder, file)
     config = read_diffusers_config(config_path)
-    class_name = config["_class_name"]
-    rows = [spec for spec in MODELS.values() if spec.teacher.class_name == class_name and not spec.embedded]
-    if not rows:
-        known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
-        raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
-    for name in ("timestep_conditioning", "decoder_inject_noise"):
-        if _any(config.get(name)):
-            raise SettingsError(
-                f"{folder} has {name}: its decoder needs more than latents, which a student cannot learn to do without",
-                "LTX-Video 0.9.0 has a plain decoder; 0.9.1 and later do not",
-            )
-    row = rows[0]
-    assert row.teacher.ratios is not None
-    try:
-        time_ratio, space_ratio = row.teacher.ratios(config)
-        latent_channels = int(config["latent_channels"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise SettingsError(
-            f"{config_path} is not the config of a {class_name}: {error}", "get it from the source of the weights"
-        ) from error
-    numbers = (time_ratio, space_ratio, latent_channels)
-    if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
-        raise SettingsError(
-            f"{config_path}: its ratios and channels are {', '.join(map(shown, numbers))}",
-            "get it from the source of the weights",
-        )
+    row = _row_for(config, folder)
+    time_ratio, space_ratio, latent_channels = _numbers_of(row.teacher.family, config, config_path)
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
     own = {"latent_channels": latent_channels, "time_ratio": time_ratio, "space_ratio": space_ratio, "frames": frames}
@@ -91,6 +69,42 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
     if not same_ratios:
         config_of_student |= _upsampling_for(time_ratio, space_ratio, config_of_student)
     return replace(spec, student=replace(spec.student, config=config_of_student | _scaling_of(config)))
+
+
+def _row_for(config: Mapping[str, Any], folder: Path) -> ModelSpec:
+    """Return the row whose family takes a VAE of this config. Raises SettingsError with the reason if there is none."""
+    row = next((spec for spec in MODELS.values() if not spec.embedded and spec.teacher.family.matches(config)), None)
+    if row is None:
+        class_name = config["_class_name"]
+        if class_name in REFUSED:
+            refused = REFUSED[class_name]
+            raise SettingsError(f"{folder} holds {_with_article(class_name)}: {refused.why}", refused.needed)
+        known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
+        raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
+    try:
+        row.teacher.family.check_config(config)
+    except SettingsError as error:
+        raise SettingsError(f"{folder}: {error.what}", error.hint) from None
+    return row
+
+
+def _with_article(class_name: str) -> str:
+    return f"{'an' if class_name.startswith('A') else 'a'} {class_name}"
+
+
+def _numbers_of(family: Family, config: Mapping[str, Any], path: Path) -> tuple[int, int, int]:
+    """Return (time ratio, space ratio, latent channels) of a config; raises SettingsError if it has none, or not in bounds."""
+    try:
+        numbers = (*family.ratios(config), family.latent_channels(config))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise SettingsError(
+            f"{path} is not the config of a {family.class_name}: {error}", "get it from the source of the weights"
+        ) from error
+    if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
+        raise SettingsError(
+            f"{path}: its ratios and channels are {', '.join(map(shown, numbers))}", "get it from the source of the weights"
+        )
+    return numbers
 
 
 def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Mapping[str, Any]) -> ModelSpec:
@@ -167,10 +181,6 @@ def _is_modest(value: object, most: int) -> bool:
     if isinstance(value, list):
         return len(value) <= _MOST_CHANNELS and all(_is_modest(item, most) for item in value)
     return not isinstance(value, int) or abs(value) <= most
-
-
-def _any(value: object) -> bool:
-    return any(value) if isinstance(value, list | tuple) else bool(value)
 
 
 def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """The types of a registry row: the teacher, its student, and how they fit together."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from turbovaed_cli.errors import FrameCountError, ShapeError
+from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -65,15 +66,6 @@ class AlignmentPair:
 
 
 @dataclass(frozen=True)
-class RequiredSetting:
-    """An attribute of the teacher that must have this value; otherwise its results change silently."""
-
-    name: str
-    value: object
-    why: str
-
-
-@dataclass(frozen=True)
 class Published:
     """A file on the hub: its repository and name, its size in bytes (as last seen), and its licence."""
 
@@ -87,7 +79,7 @@ class Published:
 class TeacherSpec:
     """A teacher: the VAE whose encoder is kept and whose decoder is distilled."""
 
-    class_name: str
+    family: Family
     repo: str | None
     folder: str
     num_bytes: int | None  # of the weights; None for a local folder that holds none
@@ -98,11 +90,15 @@ class TeacherSpec:
     decoder_params_m: float | None  # None for a local folder: models/teacher.py counts them
     licence: str
     licence_note: str = ""
-    required: tuple[RequiredSetting, ...] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the full size, where it differs from the class's defaults
     weights_file: str = WEIGHTS_FILE
-    ratios: Callable[[Mapping[str, Any]], tuple[int, int]] | None = None  # (time, space) of a local folder's config
     path: Path | None = None  # a local folder, when the weights do not come from the hub
     file: str | None = None  # the weight file of that folder that was named
+
+    @property
+    def class_name(self) -> str:
+        """The class of the VAE."""
+        return self.family.class_name
 
     @property
     def where(self) -> str | None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.models.layers import TimeReplicatedConv3d
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
@@ -40,15 +41,23 @@ class AlignmentHeads(nn.Module):
     def forward(self, student_features: Mapping[str, Tensor], teacher_features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the mean squared error of each pair, a scalar, by student block. Their plain sum is the published feature loss.
 
-        Features are (B, C, t, h, w), by block of the student and by tap of the teacher.
+        Features are (B, C, t, h, w), by block of the student and by tap of the teacher. Raises ShapeError for a pair whose
+        features differ in shape.
         """
         losses = {}
         for pair in self.pairs:
             feature = student_features[pair.student_block]
             if pair.student_block in self.head_of:
                 feature = self.aligned_feature_projection_heads[self.head_of[pair.student_block]](feature)
+            feature = _TRANSFORMS[pair.transform](feature)
             target = (teacher_features[pair.teacher_tap] / pair.unit).to(feature.dtype)
-            losses[pair.student_block] = functional.mse_loss(_TRANSFORMS[pair.transform](feature), target)
+            if feature.shape != target.shape:  # mse_loss would broadcast them
+                raise ShapeError(
+                    f"the student's {pair.student_block} makes {tuple(feature.shape)}, and the teacher's {pair.teacher_tap} "
+                    f"{tuple(target.shape)}: they cannot be compared",
+                    "`set=feature_weight=0` learns without features, or give another `student_config`",
+                )
+            losses[pair.student_block] = functional.mse_loss(feature, target)
         return losses
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.documents import shown
@@ -227,15 +226,5 @@ def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """Return the student's config with the values it inherits from this teacher: latent channels, scaling and statistics."""
-    config_of_teacher = teacher.vae.config
-    inherited: dict[str, Any] = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name}
-    for name in ("latents_mean", "latents_std"):
-        value = dict(teacher.vae.named_buffers()).get(name, getattr(config_of_teacher, name, None))
-        if isinstance(value, Tensor):
-            inherited[name] = value.float().cpu().tolist()
-        elif value is not None:
-            inherited[name] = [float(one) for one in value]
-    scaling = getattr(config_of_teacher, "scaling_factor", None)
-    if scaling is not None:
-        inherited["scaling_factor"] = scaling
+    inherited = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name, **teacher.family.statistics(teacher.vae)}
     return {**config, **inherited}

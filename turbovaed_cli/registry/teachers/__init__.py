@@ -1,1 +1,1 @@
-"""One file per teacher family: its registry row, with the special rules of its class."""
+"""One file per teacher family: its class with its special rules, its rows, and the classes that are refused."""

@@ -1,8 +1,10 @@
-"""The registry row of HunyuanVideo."""
+"""HunyuanVideo."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from turbovaed_cli.registry.family import Family, RequiredSetting
 from turbovaed_cli.registry.specs import (
     STUDENT_LICENCE,
     STUDENT_REPO,
@@ -10,7 +12,6 @@ from turbovaed_cli.registry.specs import (
     FrameRule,
     ModelSpec,
     Published,
-    RequiredSetting,
     StudentSpec,
     TeacherSpec,
     student_config,
@@ -19,15 +20,25 @@ from turbovaed_cli.registry.specs import (
 _SCALING = 0.476986  # pipelines divide latents by it before they decode
 
 
-def _hunyuan_ratios(config: Mapping[str, Any]) -> tuple[int, int]:
-    return config.get("temporal_compression_ratio", 4), config.get("spatial_compression_ratio", 8)
+@dataclass(frozen=True)
+class HunyuanVideo(Family):
+    """The VAE of HunyuanVideo, whose norms and attention see the whole clip."""
+
+    class_name: ClassVar[str] = "AutoencoderKLHunyuanVideo"
+    required: ClassVar[tuple[RequiredSetting, ...]] = (
+        RequiredSetting("use_framewise_encoding", False, "split in time, frames 14-16 change from 17 frames on"),
+        RequiredSetting("use_framewise_decoding", False, "split in time, a tap fires twice and sees only a part"),
+    )
+
+    def ratios(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        return config.get("temporal_compression_ratio", 4), config.get("spatial_compression_ratio", 8)
 
 
 HUNYUAN = ModelSpec(
     name="hunyuan",
     title="HunyuanVideo",
     teacher=TeacherSpec(
-        class_name="AutoencoderKLHunyuanVideo",
+        family=HunyuanVideo(),
         repo="hunyuanvideo-community/HunyuanVideo",
         folder="vae",
         num_bytes=986_000_000,
@@ -38,11 +49,6 @@ HUNYUAN = ModelSpec(
         decoder_params_m=146.136,
         licence="Tencent Hunyuan Community License",
         licence_note="excludes the EU, the UK and South Korea, and calls distilled models derivatives",
-        required=(
-            RequiredSetting("use_framewise_encoding", False, "split in time, frames 14-16 change from 17 frames on"),
-            RequiredSetting("use_framewise_decoding", False, "split in time, a tap fires twice and sees only a part"),
-        ),
-        ratios=_hunyuan_ratios,
     ),
     student=StudentSpec(
         config=student_config(16, (16, 32, 256, 512), (5, 4, 4, 4, 5), patch_size=1, spatio_only=True, scaling_factor=_SCALING),
@@ -55,3 +61,5 @@ HUNYUAN = ModelSpec(
     ),
     published_results={"psnr": (36.48, 36.62), "ssim": (0.9663, 0.9674), "lpips": (0.0126, 0.0154), "rfvd": (1.52, 2.43)},
 )
+
+ROWS = (HUNYUAN,)

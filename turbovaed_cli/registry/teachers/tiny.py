@@ -1,14 +1,14 @@
-"""The registry row of the embedded pair: a small teacher of LTX-Video's class, and its student."""
+"""The embedded pair: a small teacher of LTX-Video's class, and its student."""
 
 from turbovaed_cli.registry.specs import ASSETS, AlignmentPair, FrameRule, ModelSpec, StudentSpec, TeacherSpec, student_config
-from turbovaed_cli.registry.teachers.ltx import ltx_ratios
+from turbovaed_cli.registry.teachers.ltx import LTXVideo
 
 TINY = ModelSpec(
     name="tiny",
     title="the embedded pair",
     recipe="fast",
     teacher=TeacherSpec(
-        class_name="AutoencoderKLLTXVideo",
+        family=LTXVideo(),
         repo=None,
         folder="",
         num_bytes=11_905_000,
@@ -18,7 +18,6 @@ TINY = ModelSpec(
         frames=FrameRule(step=2, first=1),
         decoder_params_m=4.619,
         licence="Apache-2.0",
-        ratios=ltx_ratios,
         path=ASSETS / "tiny" / "teacher",
     ),
     student=StudentSpec(
@@ -31,3 +30,5 @@ TINY = ModelSpec(
         params_m=0.793,
     ),
 )
+
+ROWS = (TINY,)

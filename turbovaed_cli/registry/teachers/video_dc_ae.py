@@ -1,8 +1,13 @@
-"""The registry row of Video DC-AE, the autoencoder of Open-Sora 2.0.
+"""Video DC-AE, the autoencoder of Open-Sora 2.0.
 
 No diffusers pipeline uses it. Open-Sora's pipeline divides its latents by 0.493, which is no property of the VAE.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.specs import (
     STUDENT_LICENCE,
     STUDENT_REPO,
@@ -15,13 +20,25 @@ from turbovaed_cli.registry.specs import (
     student_config,
 )
 
+
+@dataclass(frozen=True)
+class VideoDCAE(Family):
+    """Video DC-AE, whose encoder is deterministic and sees the whole clip. Its class is ours, with the keys of its authors."""
+
+    class_name: ClassVar[str] = "VideoDCAE"
+    module: ClassVar[str] = "turbovaed_cli.models.video_dc_ae"
+
+    def ratios(self, config: Mapping[str, Any]) -> tuple[int, int]:
+        return 4, 32
+
+
 VIDEO_DC_AE = ModelSpec(
     name="video-dc-ae",
     title="Open-Sora 2.0 Video DC-AE",
     recipe="night-480",
     aliases=("dc",),
     teacher=TeacherSpec(
-        class_name="VideoDCAE",
+        family=VideoDCAE(),
         repo="hpcai-tech/Open-Sora-v2-Video-DC-AE",
         folder="",
         num_bytes=1_840_000_000,
@@ -33,7 +50,6 @@ VIDEO_DC_AE = ModelSpec(
         decoder_params_m=239.022,
         licence="Apache-2.0",
         weights_file="F32T4C128_AE.safetensors",
-        ratios=lambda _config: (4, 32),
     ),
     student=StudentSpec(
         config=student_config(128, (64, 128, 256, 512), (4, 3, 3, 3, 4), patch_size=4, spatio_only=True, dc=True),
@@ -47,3 +63,5 @@ VIDEO_DC_AE = ModelSpec(
     ),
     published_results={"psnr": (34.94, 34.05), "ssim": (0.9594, 0.9475), "lpips": (0.0196, 0.0266), "rfvd": (4.74, 6.44)},
 )
+
+ROWS = (VIDEO_DC_AE,)

@@ -6,8 +6,8 @@ from golden import TEACHER_FILES, load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.reconstruction.encoding import encoded, encodes_exactly, piece_lengths
 
 EXACT = ("tiny", "ltx", "cogvideox")
 WINDOWED = ("hunyuan", "video-dc-ae")

@@ -16,10 +16,7 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.loading import build_student
-from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.teacher import load_teacher
-from turbovaed_cli.reconstruction import memory
-from turbovaed_cli.reconstruction.memory import (
+from turbovaed_cli.models.memory import (
     decoding_bytes,
     encoding_bytes,
     held_bytes,
@@ -27,13 +24,16 @@ from turbovaed_cli.reconstruction.memory import (
     plan_pieces,
     with_margin,
 )
+from turbovaed_cli.models.pair import Pair, load_pair
+from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.reconstruction import memory
 from turbovaed_cli.reconstruction.reconstruct import reconstructed_frames
 from turbovaed_cli.settings import ReconstructSettings
 
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
-from turbovaed_cli.reconstruction.memory import held_bytes
+from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 

@@ -27,11 +27,11 @@ from torch.utils._pytree import tree_leaves
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.reconstruction.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.video import to_model
 
 # Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly faster (benchmarks/streaming.py). A GPU
