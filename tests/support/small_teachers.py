@@ -1,0 +1,52 @@
+"""Small random instances of every registry row: the class, ratios and taps of the full size, with few channels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from golden import TEACHER_FILES, load_golden, write_teacher
+
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
+
+# By registry name: the config of the small instance, where it differs from the row's full-size config.
+SMALL: dict[str, dict[str, Any]] = {
+    "ltx": {
+        "block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 16], "layers_per_block": [1, 1, 1, 1, 1],
+        "decoder_layers_per_block": [1, 1, 1, 1, 1], "latent_channels": 8,
+    },
+    "hunyuan": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+    "cogvideox": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+}  # fmt: skip
+
+
+def write_small_teacher(name: str, folder: Path) -> Path:
+    """Write a local diffusers folder of a small instance of the row `name`, with random weights from a fixed seed."""
+    import torch
+
+    if name == "video-dc-ae":
+        return write_teacher(load_golden(TEACHER_FILES[name]), folder)
+    teacher = MODELS[name].teacher
+    torch.manual_seed(0)
+    vae = teacher.family.build({"_class_name": teacher.class_name, **teacher.config, **SMALL[name]})
+    vae.save_pretrained(folder)
+    return folder
+
+
+def small_student(folder: Path) -> dict[str, Any]:
+    """Return the config of a small student for the teacher in `folder`: the row's structure with few channels and layers."""
+    config = find_model(folder).student.config
+    # The tail of patch_size 4 divides the last block's channels by 16, that of 2 by 4, and a norm follows.
+    first = {1: 8, 2: 16, 4: 48}[config["patch_size"]]
+    channels = config["decoder_block_out_channels"]
+    return dict(config) | {
+        "decoder_block_out_channels": tuple([first] + [max(first, 16)] * (len(channels) - 1)),
+        "decoder_layers_per_block": (1,) * len(config["decoder_layers_per_block"]),
+        "decoder_dw_kernel_size": 3,
+    }
+
+
+def write_small_student(folder: Path, path: Path) -> Path:
+    """Write that config as a JSON file for `--student-config`."""
+    path.write_text(json.dumps(small_student(folder)))
+    return path
