@@ -52,15 +52,16 @@ class ClipSettings:
     batch_size: int = setting(1, "Clips encoded at once.", "Clips")
     dtype: str = setting("fp32", "Precision: {choices}.", "Device", choices=DTYPES)
     device: str = setting("auto", "{choices}; cuda:1 is the second GPU.", "Device", choices=DEVICES, parse=check_device)
+    memory: int = setting(  # bytes that the process may take (of a GPU: its tensors); 0 takes the default
+        0, "Memory limit, such as 4GB.", "Device", metavar="BYTES", parse=parse_bytes, shown="70 % of free memory"
+    )
     seed: int = setting(0, "Random seed.", "Measuring in detail")
     data: Path | None = setting(None, "A folder of videos, or one video.", "Input and output", metavar="DIR")
     latents: Path | None = setting(None, "A latents file to use instead of videos or random latents.", "Latents", metavar="FILE")
     latents_are: str = setting(
-        "raw",
-        "A latents file is raw, as a VAE encodes, or normalised, as pipelines compute.",
-        "Latents",
+        "raw", "A latents file is raw, as a VAE encodes, or normalised, as pipelines compute.", "Latents",
         choices=("raw", "normalised"),
-    )
+    )  # fmt: skip
     latents_shape: tuple[int, ...] = setting(
         (),
         "Shape of packed latents, as LTX's pipeline gives them, such as 16,15,22.",
@@ -92,6 +93,7 @@ class CacheSettings:
     retry_failed: bool = setting(False, "Try again what could not be read before.", "Several workers")
     hdr: str = same(ClipSettings, "hdr")
     precise: bool = setting(False, "Compute the teacher in fp32 on NVIDIA GPUs too, not in TF32.", "Speed and memory")
+    memory: int = same(ClipSettings, "memory")
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """`distill`: a schedule and what all its stages share. RECIPES holds the presets; what a resume may change: RESUMABLE_CHANGES."""
+    """`distill`: a schedule and what all its stages share. RECIPES holds presets; RESUMABLE_CHANGES is what a resume may change."""
 
     stages: tuple[Stage, ...]  # run one after the other
     recipe: str = setting("own", "Name of the recipe.")
@@ -228,10 +230,7 @@ def check_counts(settings: object, names: Sequence[str]) -> None:
 class ReconstructSettings:
     """The settings of `reconstruct`."""
 
-    # Bytes that the process may take (of a GPU: its tensors); 0 takes the default.
-    memory: int = setting(
-        0, "Memory limit, such as 4GB.", "Device", metavar="BYTES", parse=parse_bytes, shown="70 % of free memory"
-    )
+    memory: int = same(ClipSettings, "memory")
     # The same numbers within rounding; off, the decoder has nothing but its layout.
     fast: bool = setting(True, "Use optimised kernels.", "Speed and memory", flag="--fast/--no-fast")
     compare: bool = setting(False, "Write source, teacher and student side by side.", "Video")
@@ -310,6 +309,7 @@ class EvalSettings:
     dataset: str = setting("", "ucf101, if file names do not show it.", "Measuring in detail", choices=("ucf101",), parse=str)
     speed_repeats: int = setting(0, "Timed decodes of teacher and student, in turns; 0 times nothing.")
     hdr: str = same(ClipSettings, "hdr")
+    memory: int = same(ClipSettings, "memory", panel="Measuring in detail")
 
 
 @dataclass(frozen=True)
@@ -335,6 +335,7 @@ class ExportSettings:
         None, "Videos to calibrate and check artefacts on.", "Input and output", metavar="DIR", shown="random latents"
     )
     clips: int = setting(4, "Videos of the data that are used.")
+    memory: int = same(ClipSettings, "memory")
     overwrite: bool = setting(False, "Replace an output that is there.", "Input and output")
     hdr: str = same(ClipSettings, "hdr")
     latents_are: str = same(ClipSettings, "latents_are")

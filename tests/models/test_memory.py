@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.models import memory
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.memory import (
     decoding_bytes,
@@ -24,9 +25,9 @@ from turbovaed_cli.models.memory import (
     plan_pieces,
     with_margin,
 )
+from turbovaed_cli.models.metering import metered
 from turbovaed_cli.models.pair import Pair, load_pair
 from turbovaed_cli.models.teacher import load_teacher
-from turbovaed_cli.reconstruction import memory
 from turbovaed_cli.reconstruction.reconstruct import reconstructed_frames
 from turbovaed_cli.settings import ReconstructSettings
 
@@ -75,7 +76,7 @@ def test_smaller_pieces_take_less(pair):
     assert taken(8) > taken(2) > taken(1) > taken(1, 16) > taken(1, 16, True) > 0
     half = load_pair(dtype=torch.bfloat16).student
     assert decoding_bytes(half, (64, 64), 2) < 0.75 * taken(2)
-    assert encoding_bytes(pair, (512, 512), 32) > encoding_bytes(pair, (512, 512), 8) > 0
+    assert encoding_bytes(pair.teacher, (512, 512), 32) > encoding_bytes(pair.teacher, (512, 512), 8) > 0
 
 
 def test_pieces_are_chosen_to_keep_the_budget(pair):
@@ -142,7 +143,7 @@ def test_a_teacher_of_windows_takes_shorter_ones_before_it_gives_up(windowed, mo
         monkeypatch.setattr(memory, name, cache(getattr(memory, name)))
     size = (32, 48)
     lean = memory.decoding_bytes(windowed.student, (4, 6), 1, 1, spill=True)
-    budgets = {frames: with_margin(memory.encoding_bytes(windowed, size, frames) + lean) for frames in (33, 17, 5)}
+    budgets = {frames: with_margin(memory.encoding_bytes(windowed.teacher, size, frames) + lean) for frames in (33, 17, 5)}
     for frames, budget in budgets.items():
         assert plan_pieces(windowed, size, budget).encode_frames == frames
     with pytest.raises(SettingsError, match="is too little"):
@@ -172,7 +173,7 @@ def test_attention_is_counted_as_kernels_compute_it(windowed):
     cases = (("cpu", torch.float32, 16, False), ("cpu", torch.bfloat16, 16, False), ("cuda", torch.bfloat16, 64, False),
              ("cuda", torch.float32, 512, True), ("cuda", torch.bfloat16, 512, True))  # fmt: skip
     for device, dtype, channels, with_mask in cases:
-        with FakeTensorMode(), memory._metered() as meter:
+        with FakeTensorMode(), metered() as meter:
             query = torch.empty(1, 2, queries, channels, dtype=dtype, device=device)
             mask = torch.empty(1, 1, queries, queries, dtype=dtype, device=device) if with_mask else None
             before = meter.live
@@ -181,12 +182,12 @@ def test_attention_is_counted_as_kernels_compute_it(windowed):
         assert made.shape == query.shape and made.dtype == dtype and made.device == query.device
         assert output <= meter.peak - before < 4 * output + 3_000_000 * torch.get_num_threads(), (device, dtype, channels)
         assert meter.peak - before < 2 * queries**2 * made.element_size()
-    with FakeTensorMode(), memory._metered() as meter:  # which no kernel takes: the scores are there
+    with FakeTensorMode(), metered() as meter:  # which no kernel takes: the scores are there
         query = torch.empty(1, 2, queries, 16, dtype=torch.float64)
         functional.scaled_dot_product_attention(query, query, query[..., :8])
     assert meter.peak > 2 * queries**2 * 8
     places = 9 * (256 // 8) ** 2
-    assert 5 * places**2 < encoding_bytes(windowed, (256, 256), 33) < 6.5 * places**2  # a mask in fp32, and as bool
+    assert 5 * places**2 < encoding_bytes(windowed.teacher, (256, 256), 33) < 6.5 * places**2  # a mask in fp32, and as bool
 
 
 def test_gpus_get_larger_pieces_and_short_clips_no_larger_ones_than_they_have(pair):

@@ -48,10 +48,10 @@ LEFT_BY = {
 }
 # What takes less memory, by function: the options that help there.
 LESS_MEMORY = {
-    "cache_latents": "less memory: --batch-size 1, a smaller --size or --frames, or --device cpu",
+    "cache_latents": "less memory: --memory 4GB (frames in tiles), --batch-size 1, a smaller --size or --frames, or --device cpu",
     "distill": "less memory: --crop, --gradient-checkpointing, a smaller --batch-size, --dtype bf16, --perceptual ssim",
     "reconstruct": "less memory: --memory 4GB (smaller pieces), --dtype bf16, --window 17 with --compare, or --device cpu",
-    "evaluate": "less memory: a smaller --size or --frames, --dtype bf16, or --device cpu",
+    "evaluate": "less memory: --memory 4GB (frames in tiles), a smaller --size or --frames, --dtype bf16, or --device cpu",
     "export": "less memory: a smaller --size or --frames, or one --format at a time",
     "bench": "less memory: a smaller --size or --frames, --dtype bf16, --no-teacher, or --device cpu",
 }

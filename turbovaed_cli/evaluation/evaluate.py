@@ -36,6 +36,7 @@ from turbovaed_cli.machine.devices import num_readers, resolve_device, wait_for
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.metrics import fvd, metric_name
+from turbovaed_cli.models.memory import fit_encoder
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.teacher import Teacher, decoder_params
@@ -117,6 +118,10 @@ def evaluate_all(
             f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other `metrics`"
         )
     tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
+    for teacher in dict.fromkeys(tally.pair.teacher for tally in tallies):
+        assert teacher is not None
+        window = window_frames(teacher.spec, *settings.size, AS_RECONSTRUCT.window, AS_RECONSTRUCT.overlap)
+        fit_encoder(teacher, min(settings.frames, window), settings.size, budget=settings.memory, report=report)
     first, unread = _measure_clips(planned, videos, tallies, gauges, settings, ranks, report)
     skipped = skipped + [item for found in ranks.gather(unread) for item in found]
     if ranks.count > 1:

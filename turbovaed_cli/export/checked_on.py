@@ -8,6 +8,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.latents.latent_files import LatentsFile, LatentSpace, read_latents
+from turbovaed_cli.models.memory import fit_encoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ExportSettings
@@ -44,7 +45,7 @@ def latents_for(
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
         return {
-            size: _encoded(teacher, videos, settings.frames, size, report) for size in shapes
+            size: _encoded(teacher, videos, settings, size, report) for size in shapes
         }, f"latents of {settings.data.resolve().name}"
     if settings.latents is not None:
         read = read_latents(
@@ -75,10 +76,11 @@ def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def _encoded(
-    teacher: "Teacher", videos: Sequence[VideoInfo], frames: int, size: tuple[int, int], report: Reporter
+    teacher: "Teacher", videos: Sequence[VideoInfo], settings: ExportSettings, size: tuple[int, int], report: Reporter
 ) -> list[Tensor]:
-    """Encode the first clip of each video to latents (1, C, t, h, w)."""
-    clips = []
+    """Encode the first clip of each video to latents (1, C, t, h, w), in tiles if the memory asks for it."""
+    clips, frames = [], settings.frames
+    fit_encoder(teacher, frames, size, budget=settings.memory, report=report)
     for info in report.track(videos, "encoding"):
         clips.append(teacher.encode(read_clip(info, frames, size)[None]).mean.float().contiguous())
     return clips

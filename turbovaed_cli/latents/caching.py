@@ -24,6 +24,7 @@ from turbovaed_cli.latents.planning import (
     made_by,
     plan_known,
     plan_video,
+    settle_tiles,
     span_of,
     still_known,
 )
@@ -77,6 +78,7 @@ def cache_latents(
     settings = replace(settings, workers=num_readers(device, settings.workers))
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
         teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise, consent=consent)
+        settle_tiles(teacher, folder, settings, report)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)
         write_listing(folder, len(videos.names))

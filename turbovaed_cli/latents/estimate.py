@@ -22,6 +22,7 @@ from turbovaed_cli.latents.planning import (
     made_by,
     plan_known,
     plan_video,
+    settle_tiles,
     span_of,
     still_known,
 )
@@ -92,6 +93,7 @@ def estimate_cache(
         download = missing_bytes(spec)
         if not download:
             teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise)
+            settle_tiles(teacher, Path(out), settings, report)
             if made:
                 check_manifest(Path(out), made_by(teacher, settings))
             if missing:

@@ -1,13 +1,19 @@
 """Which clips are cut from a video, and what a cache records about how they were made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from turbovaed_cli.errors import PassingVideoError, SettingsError, VideoError
+from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.latents.cache import ClipSource
 from turbovaed_cli.latents.parts import KnownVideo
+from turbovaed_cli.models.memory import fit_encoder
 from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.models.tiles import Tiles
 from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings, check_counts
 from turbovaed_cli.video import VideoInfo, as_text, probe, reading_identity, sha256_of_video
 from turbovaed_cli.video.sources import Videos
@@ -34,7 +40,19 @@ def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
         "reading": reading_identity(settings.hdr),
+        **({"tiles": asdict(teacher.tiles)} if teacher.tiles else {}),
     }
+
+
+def settle_tiles(teacher: Teacher, folder: Path, settings: CacheSettings, report: Reporter = quiet) -> None:
+    """Give `teacher` the tiles of the cache in `folder`, so that all its latents are made alike; for a new cache, choose them."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        fit_encoder(teacher, settings.frames, settings.size, clips=settings.batch_size, budget=settings.memory, report=report)
+        return
+    before = read_sealed(path)
+    check_fields(before, {"tiles": dict[str, int] | None}, path)
+    teacher.tiles = Tiles(**before["tiles"]) if before.get("tiles") else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ loading.py             a student by its name, from a folder or a file
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
 video_dc_ae.py         the one teacher that no diffusers class can load
 encoding.py            videos of any length to the teacher's latents, piece by piece
-memory.py              predicted memory of encoding and decoding, and pieces that fit
+tiles.py               overlapping tiles of a frame, encoded one by one
+metering.py            the peak of what tensors take, in a rehearsal
+memory.py              predicted memory of encoding and decoding, and pieces or tiles that fit
 pair.py                a student and its teacher
 design.py              a student for a budget
 """

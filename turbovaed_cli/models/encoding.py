@@ -6,6 +6,7 @@ which is an approximation.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 from turbovaed_cli.errors import FrameCountError
 from turbovaed_cli.models.kernels import Kept
 from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.models.tiles import in_tiles
+from turbovaed_cli.registry.family import Piecewise
 from turbovaed_cli.registry.specs import TeacherSpec
 
 WINDOW = 33  # pixel frames of a window, unless asked otherwise
@@ -65,13 +68,33 @@ def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iter
     if pieces is None:
         yield from _by_windows(teacher, source, frames or WINDOW)
         return
-    multiple, encode = pieces.multiple, pieces.begin(Kept())
+    multiple, encode = pieces.multiple, _begun(teacher, pieces)
     step = multiple if pieces.fixed else max(frames // multiple, 1) * multiple
     first = source.take(step + teacher.spec.frames.first)
     yield _encoded(teacher, encode, _made_up(first, teacher.spec.frames.at_least(first.shape[2])))
     while not source.ended:
         piece = source.take(step)
         yield _encoded(teacher, encode, _made_up(piece, -(-piece.shape[2] // multiple) * multiple))
+
+
+def _begun(teacher: Teacher, pieces: Piecewise) -> Callable[[Tensor], Tensor]:
+    """Return the function that encodes the pieces of one video in order; of a teacher with tiles, each tile as a video of its own."""
+    tiles = teacher.tiles
+    if tiles is None:
+        return pieces.begin(Kept())
+    each: list[Callable[[Tensor], Tensor]] = []
+
+    def encode(video: Tensor) -> Tensor:
+        if not each:
+            each.extend(pieces.begin(Kept()) for _ in range(tiles.count(video.shape[3:])))
+        encoders = (partial(_alone, one) for one in each)
+        return in_tiles(tiles, teacher.spec.space_ratio, video, encoders)[0]
+
+    return encode
+
+
+def _alone(encode: Callable[[Tensor], Tensor], video: Tensor) -> tuple[Tensor]:
+    return (encode(video),)
 
 
 @torch.no_grad()

@@ -6,32 +6,28 @@ The prediction is a dry run: the same code runs on tensors without data, and the
 import os
 import platform
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from importlib.util import find_spec
 from itertools import islice
-from math import prod
 from pathlib import Path
-from typing import Any
-from weakref import finalize
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.metering import metered
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.models.tiles import Tiles, tilings
+from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.video import to_model
 
 # Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly faster (benchmarks/streaming.py). A GPU
@@ -49,6 +45,7 @@ class Pieces:
     rows: int  # latent rows of them decoded at once; 0: all
     spill: bool  # whether the frames that convolutions cache are on disk while they are not needed
     peak_bytes: int  # predicted for the whole process, including its code and the models
+    tiles: Tiles | None = None  # that frames are encoded in; None: whole
 
     def __str__(self) -> str:
         """Describe the pieces for messages."""
@@ -57,117 +54,6 @@ class Pieces:
         return (
             f"{self.frames} latent frame{'s' * (self.frames > 1)} at once{stripes}{aside}: at most {self.peak_bytes / 1e9:.1f} GB"
         )
-
-
-class _Meter(TorchDispatchMode):
-    """Adds up the bytes of the storages that are alive."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = 0
-        self.peak_on_cpu = 0  # the same, with inputs and outputs of convolutions counted a second time
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self._known:
-                    self._known.add(key)
-                    self.live += size
-                    self.peak = max(self.peak, self.live)
-                    finalize(storage, self._forget, key, size)
-        if function is torch.ops.aten.convolution.default:
-            self.peak_on_cpu = max(self.peak_on_cpu, self.live + _in_blocks(args[0]) + _in_blocks(made))
-        self.peak_on_cpu = max(self.peak_on_cpu, self.peak)
-        return made
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-def _in_blocks(images: Tensor) -> int:
-    """Return the bytes of (B, C, ...) in the layout of oneDNN's convolutions: channels in blocks of 16."""
-    return images.numel() // images.shape[1] * (-(-images.shape[1] // 16) * 16) * images.element_size()
-
-
-class _FusedAttention(TorchFunctionMode):
-    """Count attention as fused kernels compute it, which never hold the scores of all queries for all keys.
-
-    For tensors without data on CUDA, torch uses its plain form, which holds them all: (frames * rows * columns) squared.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is functional.scaled_dot_product_attention:
-            attention = _Attention(*args, **kwargs)
-            if (scratch := attention.scratch_bytes()) is not None:
-                held = attention.query.new_empty(scratch, dtype=torch.uint8)
-                made = attention.query.new_empty(*attention.query.shape[:-1], attention.value.shape[-1])
-                del held
-                return made
-        return function(*args, **kwargs)
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """One call of scaled_dot_product_attention: its arguments, by torch's names."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    attn_mask: Tensor | None = None
-    dropout_p: float = 0.0
-    is_causal: bool = False
-    scale: float | None = None
-    enable_gqa: bool = False
-
-    def scratch_bytes(self) -> int | None:
-        """Return the bytes that a fused kernel needs besides its inputs and output; None if torch has no kernel for this call.
-
-        Source: sdp_utils, FlashAttentionKernel.cpp and mem_eff_attention of PyTorch 2.13.
-        """
-        is_plain = all(tensor.dim() == 4 for tensor in (self.query, self.key, self.value)) and not self.dropout_p
-        kernels = {"cpu": self._in_blocks_on_cpu, "cuda": self._on_cuda}
-        kernel = kernels.get(self.query.device.type)
-        if not is_plain or self.enable_gqa or kernel is None or (taken := kernel()) is None:
-            return None
-        sums = 4 * prod(self.query.shape[:-1])  # fp32, one of each query
-        mask = self.attn_mask
-        as_numbers = mask.numel() * self.query.element_size() if mask is not None and mask.dtype == torch.bool else 0
-        return taken + sums + as_numbers
-
-    def _in_blocks_on_cpu(self) -> int | None:
-        """Flash attention: each thread holds blocks of at most 256 queries and 512 keys, in fp32 and in the inputs' precision."""
-        channels, size = self.query.shape[-1], self.query.element_size()
-        if channels != self.value.shape[-1]:
-            return None
-        block = 4 * 256 * (512 + 2 + channels) + (256 * 512 * size if size < 4 else 0)
-        packed = (self.key.numel() + self.value.numel()) * size if size < 4 else 0  # in the order of bf16 products
-        return packed + torch.get_num_threads() * block
-
-    def _on_cuda(self) -> int | None:
-        """Flash attention for fp16 and bf16 without a mask and heads of up to 256; else the memory-efficient kernel."""
-        channels, size, wide = self.query.shape[-1], self.query.element_size(), self.value.shape[-1]
-        if size == 2 and self.attn_mask is None and channels == wide <= 256:
-            return 4 * self.query.numel() * size if channels % 8 else 0  # heads are padded to a multiple of 8
-        if size > 4 or channels * size % 16 or wide * size % 16:  # no fp64, and it reads 16 bytes at once
-            return None
-        keys = self.key.shape[2]
-        padded = 0  # the mask, to a multiple of 8
-        if self.attn_mask is not None and keys % 8:
-            padded = self.attn_mask.numel() // keys * (keys + 8) * size
-        in_fp32 = 4 * prod(self.query.shape[:-1]) * wide if size == 2 and wide > 128 else 0  # the output, added up
-        return padded + in_fp32
-
-
-@contextmanager
-def _metered() -> Iterator[_Meter]:
-    with _Meter() as meter, _FusedAttention():
-        yield meter
 
 
 def decoding_bytes(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int = 0, *, spill: bool = False) -> int:
@@ -191,7 +77,7 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
     decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Path() if spill else None)
     lag = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
     latents = torch.empty(1, student.config.latent_channels, max(lag, frames), *size, device="meta")
-    with _metered() as meter:
+    with metered() as meter:
         decoder.push(latents)  # fills the cache of every convolution
         decoder.fast.forget()
         meter.peak = meter.live
@@ -200,21 +86,25 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
     return meter.peak
 
 
-def encoding_bytes(pair: Pair, size: tuple[int, int], frames: int) -> int:
+def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: Tiles | None = None) -> int:
     """Predict the peak bytes of encoding a long video of `size` (H, W), which comes as uint8, `frames` pixel frames at once.
 
-    On a CPU this includes oneDNN's copies of a convolution's input and output in its own layout.
+    On a CPU this includes oneDNN's copies of a convolution's input and output in its own layout. Of tiles one is rehearsed; the
+    others hold as much as it does when its turn is over.
     """
-    assert pair.teacher is not None
+    of_frames = tiles.size if tiles else size
 
-    def pieces() -> Iterator[Tensor]:
+    def videos() -> Iterator[Tensor]:
         while True:
-            yield to_model(torch.empty(frames, *size, 3, dtype=torch.uint8, device=pair.device))[None]
+            yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device=teacher.device))[None]
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _metered() as meter:
-        for _ in islice(encoded(pair.teacher, pieces(), frames), 2):  # the second uses caches, as all later ones do
+    with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
+        made = encoded(teacher, videos(), frames)
+        for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
-    return meter.peak_on_cpu if pair.device.type == "cpu" else meter.peak
+        held = meter.live
+    peak = meter.peak_on_cpu if teacher.device.type == "cpu" else meter.peak
+    return peak + (tiles.count(size) - 1) * held if tiles else peak
 
 
 def with_margin(rehearsed: int) -> int:
@@ -227,54 +117,155 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
 
     Pieces stop at the size from which larger ones are hardly faster. `budget` is for the whole process on a CPU, for the tensors
     on other devices; 0 allows what it holds already and 70 % of what is free. H and W are multiples of both networks' ratios.
-    `num_frames` is the number of pixel frames; 0 if not known. Encoding windows are shortened only if nothing else fits.
-    Raises SettingsError if the smallest pieces do not fit, after at most two dry runs of the encoder and two of the decoder.
+    `num_frames` is the number of pixel frames; 0 if not known. Frames are encoded in tiles if shorter pieces do not suffice, and
+    windows are shortened only if tiles do not. Raises SettingsError if the smallest pieces do not fit, after at most two dry runs
+    of the encoder and two of the decoder.
     """
-    held = held_bytes(pair.device)
-    allowed = budget or held + free_memory_bytes(pair.device) * 7 // 10
-    ratio = int(pair.student.spatial_compression_ratio)
-    latent = size[0] // ratio, size[1] // ratio
+    plan = _Plan(pair, size, budget)
     pixels = pixels_per_piece(pair.device.type)
-    lengths = piece_lengths(pair.teacher, pixels // (size[0] * size[1]), num_frames) if pair.teacher else [0]
-    candidates = list(_candidates(pair.student, size, pixels, _latent_frames(pair, num_frames)))
+    encodes = _encodes(pair.teacher, size, pixels, num_frames) if pair.teacher else [_Encode(0)]
+    decodes = [_Decode(*one) for one in _candidates(pair.student, size, pixels, _latent_frames(pair, num_frames))]
+    encode, leanest = encodes[0], decodes[-1]
+    if plan.fits(encode, decodes[0]):
+        return plan.pieces(encode, decodes[0])
+    if not plan.fits(encodes[-1], leanest):
+        raise _too_little(pair, size, budget, plan.allowed, plan.needed(encodes[-1], leanest))
+    # What approximates (a window's length, tiles) may take all the memory. A shorter piece of an exact encode gets half.
+    exact = len([one for one in encodes if one.tiles is None]) - 1 if pair.teacher and encodes_exactly(pair.teacher) else 0
+    rest = encodes[exact:]
+    shared = (one for one in encodes[:exact] if with_margin(plan.encoding(one)) <= (plan.allowed - plan.held) // 2)
+    encode = next((one for one in shared if plan.fits(one, leanest)), None) or _first(rest, lambda one: plan.fits(one, leanest))
+    best = 0 if plan.fits(encode, decodes[0]) else decodes.index(_first(decodes[1:], lambda one: plan.fits(encode, one)))
+    return plan.pieces(encode, decodes[best])
 
-    @cache
-    def encoding(frames: int) -> int:
-        return encoding_bytes(pair, size, frames) if frames else 0
 
-    @cache
-    def decoding(candidate: tuple[int, int, bool]) -> int:
-        frames, rows, spill = candidate
-        return decoding_bytes(pair.student, latent, frames, rows, spill=spill)
+@dataclass(frozen=True)
+class _Encode:
+    """A way to encode: pixel frames at once, in tiles or whole."""
 
-    def needed(frames: int, candidate: tuple[int, int, bool]) -> int:
-        return held + with_margin(encoding(frames) + decoding(candidate))
+    frames: int
+    tiles: Tiles | None = None
 
-    def fits(frames: int, candidate: tuple[int, int, bool]) -> bool:
-        return held + with_margin(encoding(frames)) <= allowed and needed(frames, candidate) <= allowed
 
-    frames, leanest = lengths[0], candidates[-1]
-    if fits(frames, candidates[0]):
-        return Pieces(frames, *candidates[0], needed(frames, candidates[0]))
-    if not fits(lengths[-1], leanest):
-        raise _too_little(pair, size, budget, allowed, needed(lengths[-1], leanest))
-    # A window may take all the memory, as its length affects quality. A piece of an exact encode gets half.
-    most = (allowed - held) // (2 if pair.teacher and encodes_exactly(pair.teacher) else 1)
-    possible = (length for length in lengths if with_margin(encoding(length)) <= most and fits(length, leanest))
-    frames = next(possible, lengths[-1])
-    # The candidates take less and less memory, and the last one fits.
-    is_quickest = fits(frames, candidates[0])
-    best = 0 if is_quickest else bisect_left(candidates, 1, 1, len(candidates) - 1, key=lambda candidate: fits(frames, candidate))
-    return Pieces(frames, *candidates[best], needed(frames, candidates[best]))
+@dataclass(frozen=True)
+class _Decode:
+    """A way to decode: latent frames and rows at once, with cached frames on disk or not."""
+
+    frames: int
+    rows: int
+    spill: bool
+
+
+class _Plan:
+    """The memory of ways to encode and decode; each is rehearsed once."""
+
+    def __init__(self, pair: Pair, size: tuple[int, int], budget: int) -> None:
+        self.pair, self.size = pair, size
+        self.held = held_bytes(pair.device)
+        self.allowed = budget or self.held + free_memory_bytes(pair.device) * 7 // 10
+        ratio = int(pair.student.spatial_compression_ratio)
+        self.latent = size[0] // ratio, size[1] // ratio
+        self._encoding: dict[_Encode, int] = {_Encode(0): 0}
+        self._decoding: dict[_Decode, int] = {}
+
+    def encoding(self, way: _Encode) -> int:
+        if way not in self._encoding:
+            assert self.pair.teacher is not None
+            self._encoding[way] = encoding_bytes(self.pair.teacher, self.size, way.frames, way.tiles)
+        return self._encoding[way]
+
+    def decoding(self, way: _Decode) -> int:
+        if way not in self._decoding:
+            self._decoding[way] = decoding_bytes(self.pair.student, self.latent, way.frames, way.rows, spill=way.spill)
+        return self._decoding[way]
+
+    def needed(self, encode: _Encode, decode: _Decode) -> int:
+        return self.held + with_margin(self.encoding(encode) + self.decoding(decode))
+
+    def fits(self, encode: _Encode, decode: _Decode) -> bool:
+        return self.held + with_margin(self.encoding(encode)) <= self.allowed and self.needed(encode, decode) <= self.allowed
+
+    def pieces(self, encode: _Encode, decode: _Decode) -> Pieces:
+        peak = self.needed(encode, decode)
+        return Pieces(encode.frames, decode.frames, decode.rows, decode.spill, peak, encode.tiles)
+
+
+def _encodes(teacher: Teacher, size: tuple[int, int], pixels: int, num_frames: int) -> list[_Encode]:
+    """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows last."""
+    lengths = piece_lengths(teacher, pixels // (size[0] * size[1]), num_frames)
+    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    if encodes_exactly(teacher):
+        return [*map(_Encode, lengths), *(_Encode(lengths[-1], tiles) for tiles in smaller)]
+    return [_Encode(lengths[0]), *(_Encode(lengths[0], tiles) for tiles in smaller), *_shortened(lengths[1:], smaller)]
+
+
+def _shortened(lengths: Sequence[int], smaller: Sequence[Tiles]) -> Iterator[_Encode]:
+    for length in lengths:
+        yield _Encode(length, smaller[-1] if smaller else None)
+
+
+_Way = TypeVar("_Way", _Encode, _Decode)
+
+
+def _first(ways: Sequence[_Way], fits: Callable[[_Way], bool]) -> _Way:
+    """Return the first way that fits. The ways take less and less memory, and the last one fits."""
+    return ways[bisect_left(ways, 1, 0, len(ways) - 1, key=fits)]
+
+
+def fit_encoder(
+    teacher: Teacher, frames: int, size: tuple[int, int], *, clips: int = 1, budget: int = 0, report: Reporter = quiet
+) -> None:
+    """Choose the tiles that `teacher.encode` takes clips of `size` (H, W) apart into, so that it stays within `budget` bytes.
+
+    `clips` of `frames` pixel frames are encoded at once; `budget` is as for `plan_pieces`. Small frames are always encoded whole.
+    Raises SettingsError if the smallest tiles do not fit.
+    """
+    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    teacher.tiles = None
+    if not smaller:
+        return
+    held = held_bytes(teacher.device)
+    allowed = budget or held + free_memory_bytes(teacher.device) * 7 // 10
+
+    def needed(tiles: Tiles | None) -> int:
+        return held + with_margin(clip_bytes(teacher, clips, frames, tiles.size if tiles else size))
+
+    if needed(None) <= allowed:
+        return
+    if needed(smaller[-1]) > allowed:
+        raise SettingsError(
+            f"{_amount(budget, allowed)} too little to encode {clips} x {frames} frames of {size[1]}x{size[0]}: tiles of "
+            f"{smaller[-1]} need {needed(smaller[-1]) / 1e9:.1f} GB",
+            f"at least `memory` {needed(smaller[-1]) / 1e9 + 0.05:.1f}GB, or fewer clips at once (`batch_size`)",
+        )
+    teacher.tiles = smaller[bisect_left(smaller, 1, 0, len(smaller) - 1, key=lambda tiles: needed(tiles) <= allowed)]
+    report.note(in_tiles_in_words(teacher, teacher.tiles))
+
+
+def clip_bytes(teacher: Teacher, clips: int, frames: int, size: tuple[int, int]) -> int:
+    """Predict the peak bytes of `teacher.encode` for whole frames of (clips, 3, frames, H, W)."""
+    with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
+        teacher.posterior(torch.empty(clips, 3, frames, *size, device=teacher.device))
+    return meter.peak_on_cpu if teacher.device.type == "cpu" else meter.peak
+
+
+def in_tiles_in_words(teacher: Teacher, tiles: Tiles) -> str:
+    """Describe the tiles that a teacher encodes in, for messages."""
+    how = "as exactly as whole ones" if tiles.reach else "which changes latents a little (docs/measurements.md)"
+    return f"{teacher.spec.class_name} encodes frames in tiles of {tiles}, {how}"
 
 
 def _too_little(pair: Pair, size: tuple[int, int], budget: int, allowed: int, needed: int) -> SettingsError:
-    what = f"`memory` {budget / 1e9:.1f}GB is" if budget else f"the free memory, {allowed / 1e9:.1f} GB, is"
+    what = _amount(budget, allowed)
     more = "" if pair.student.dtype == torch.bfloat16 else ", or `dtype` bf16"
     return SettingsError(
         f"{what} too little for {size[1]}x{size[0]}: the smallest pieces need {needed / 1e9:.1f} GB",
         f"at least `memory` {needed / 1e9 + 0.05:.1f}GB{more}",
     )
+
+
+def _amount(budget: int, allowed: int) -> str:
+    return f"`memory` {budget / 1e9:.1f}GB is" if budget else f"the free memory, {allowed / 1e9:.1f} GB, is"
 
 
 def pixels_per_piece(device_type: str) -> int:

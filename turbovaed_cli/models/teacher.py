@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
 from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
 from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.find import find_model, read_diffusers_config
@@ -50,6 +53,7 @@ class Teacher(nn.Module):
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
         super().__init__()
         self.allows_tf32 = allows_tf32
+        self.tiles: Tiles | None = None  # that `encode` takes frames apart into; models/memory.py chooses them
         self.vae: Any = vae.eval().requires_grad_(False)  # any of the registry's classes: encode and decode, no common base
         self.spec = spec
         self.folder = folder
@@ -95,11 +99,21 @@ class Teacher(nn.Module):
         """Free the encoder's memory for good, if the latents are there already and only the decoder is needed."""
         self.vae.encoder = None
 
+    @contextmanager
+    def in_tiles(self, tiles: Tiles | None) -> Iterator[None]:
+        """Encode in these tiles, or whole frames, within this context."""
+        before, self.tiles = self.tiles, tiles
+        try:
+            yield
+        finally:
+            self.tiles = before
+
     @torch.no_grad()
     def encode(self, video: Tensor) -> Posterior:
         """Encode video (B, 3, T, H, W) in [-1, 1] to the posterior over latents (B, C, t, h, w).
 
-        Raises FrameCountError or ShapeError for a shape that the class would silently change.
+        With `tiles` set, tiles of the frames are encoded one by one. Raises FrameCountError or ShapeError for a shape that the
+        class would silently change.
         """
         assert self.vae.encoder is not None, "the encoder was dropped"
         _, channels, frames, height, width = video.shape
@@ -112,8 +126,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def posterior(self, video: Tensor) -> Posterior:
         """Encode video (B, 3, T, H, W) in [-1, 1] as `encode` does, without a check of its shape."""
+        video = video.to(self.device, self.dtype)
         with self._teaching():
-            return Posterior(*self.family.posterior(self.vae, video.to(self.device, self.dtype)))
+            if self.tiles is None:
+                return Posterior(*self.family.posterior(self.vae, video))
+            encode = partial(self.family.posterior, self.vae)
+            return Posterior(*in_tiles(self.tiles, self.spec.space_ratio, video, repeat(encode)))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

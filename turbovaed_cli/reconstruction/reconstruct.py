@@ -17,7 +17,7 @@ from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, rea
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
-from turbovaed_cli.models.memory import Pieces, plan_pieces
+from turbovaed_cli.models.memory import Pieces, in_tiles_in_words, plan_pieces
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import decode_as_memory_allows
 from turbovaed_cli.models.student import StudentDecoder
@@ -183,6 +183,8 @@ def _streamed_frames(
         report.note(
             f"{pair.teacher.spec.class_name} encodes in windows of {pieces.encode_frames} frames{why} that fade into each other"
         )
+    if pieces.tiles is not None:
+        report.note(in_tiles_in_words(pair.teacher, pieces.tiles))
     teacher, num_read = pair.teacher, 0
 
     def videos() -> Iterator[Tensor]:
@@ -196,10 +198,11 @@ def _streamed_frames(
     )
     num_made = 0
     to_pixels = _to_pixels(settings)
-    for video in _streamed(pair.student, latents, pieces, aside, report):
-        stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # without the frames that were padded
-        num_made += len(stretch)
-        yield from stretch
+    with teacher.in_tiles(pieces.tiles):
+        for video in _streamed(pair.student, latents, pieces, aside, report):
+            stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # without the frames that were padded
+            num_made += len(stretch)
+            yield from stretch
 
 
 def decoded_frames(

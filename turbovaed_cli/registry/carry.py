@@ -12,6 +12,25 @@ if TYPE_CHECKING:
     from turbovaed_cli.registry.family import Keeper
 
 
+def reach_of(encoder: "nn.Module", downsampler: str, patch_size: int) -> int:
+    """Return how many pixels beyond its own a latent of an LTX encoder sees to each side.
+
+    Modules are in the order of the forward pass. A downsampler by shuffling takes its step after its convolution.
+    """
+    from torch import nn  # noqa: PLC0415
+
+    step, reach = patch_size, 0
+    steps_after: dict[Any, int] = {}
+    modules: list[Any] = list(encoder.modules())
+    for module in modules:
+        if type(module).__name__ == downsampler:
+            steps_after[next(part for part in module.modules() if isinstance(part, nn.Conv3d))] = module.stride[1]
+        elif isinstance(module, nn.Conv3d):
+            reach += module.kernel_size[1] // 2 * step
+            step *= module.stride[1] * steps_after.get(module, 1)
+    return reach
+
+
 @dataclass
 class Carry:
     """Hooks on an LTX encoder that replace its padding by the real frames, in all pieces after the first.

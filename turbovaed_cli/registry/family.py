@@ -113,6 +113,10 @@ class Family:
         """Return how to encode a clip exactly, piece by piece; None if only windows are possible, which approximate."""
         return None
 
+    def reach(self, vae: Any) -> int | None:
+        """Return how many pixels beyond its own a latent sees to each side; None if attention or a norm sees the whole frame."""
+        return None
+
     def decode(self, vae: Any, latents: "Tensor") -> "Tensor":
         """Decode latents to a video, not clamped unless the class does so."""
         import torch  # noqa: PLC0415

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from turbovaed_cli.registry.carry import Carry
+from turbovaed_cli.registry.carry import Carry, reach_of
 from turbovaed_cli.registry.family import Family, Piecewise, refuse
 from turbovaed_cli.registry.specs import (
     STUDENT_LICENCE,
@@ -48,6 +48,9 @@ class LTXVideo(Family):
             return None
         ratio, _ = self.ratios(vae.config)
         return Piecewise(ratio, lambda kept: partial(Carry(*self.carried, kept).encode, vae, self.posterior))
+
+    def reach(self, vae: Any) -> int:
+        return reach_of(vae.encoder, self.carried[1], vae.config.patch_size)
 
 
 LTX = ModelSpec(
