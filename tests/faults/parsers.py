@@ -219,8 +219,9 @@ def _safetensors(tensors: dict[str, Any]) -> bytes:
 
 _SCORES = {"psnr": 30.0, "ssim": 0.9}
 _STUDENT = {
-    "latent_channels": 4, "decoder_block_out_channels": [8, 8], "decoder_layers_per_block": [0, 1, 1], "patch_size": 4,
+    "latent_channels": 4, "decoder_block_out_channels": [16, 8], "decoder_layers_per_block": [0, 1, 1], "patch_size": 4,
     "decoder_is_dw_conv": [False, True, True], "spatio_temporal_scaling": [True, False], "decoder_spatio_only": [False, True],
+    "decoder_temporal_only": [True, False],
     "latents_mean": [0.0, 1.0, 2.0, 3.0], "scaling_factor": 1.0, "teacher": "tiny", "_class_name": "StudentDecoder",
 }  # fmt: skip
 _ROW = {

@@ -93,12 +93,13 @@ def test_preparing_is_norm_and_activation(dtype):
         assert torch.allclose(out.float(), wanted, atol=1e-5 if dtype == torch.float32 else 8e-3)
 
 
-@pytest.mark.parametrize("time", [1, 2])
-def test_shuffling_outputs_in_its_own_order_is_the_decoupled_shuffle(time):
-    made = frames(5, 24 * time)
-    order = shuffle_order(24 * time // (4 * time) * 4 * time, time)
-    wanted = pixel_shuffle_3d(made.movedim(1, 0)[None], time)[0].movedim(0, 1)
-    assert torch.equal(shuffle(made[:, order].contiguous(memory_format=torch.channels_last), time), wanted)
+@pytest.mark.parametrize(("time", "space"), [(1, 2), (2, 2), (2, 1)])
+def test_shuffling_outputs_in_its_own_order_is_the_decoupled_shuffle(time, space):
+    made = frames(5, 6 * time * space**2)
+    order = shuffle_order(6 * time * space**2, time, space)
+    wanted = pixel_shuffle_3d(made.movedim(1, 0)[None], time, space)[0].movedim(0, 1)
+    assert wanted.shape[:2] == (5 * time, 6)
+    assert torch.equal(shuffle(made[:, order].contiguous(memory_format=torch.channels_last), time, space), wanted)
 
 
 def test_decode_takes_the_fast_form_unless_gradients_or_the_switch_say_otherwise(student, latents):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from golden import load_golden
+from members import NAMED
 
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
@@ -25,11 +26,15 @@ def linear_latents(video: torch.Tensor, channels: int, time: int, space: int, dr
     return torch.einsum("bcthw,kc->bkthw", blocks, mix)
 
 
-@pytest.mark.parametrize("name", ["tiny", "ltx", "hunyuan", "cogvideox", "video-dc-ae"])
+@pytest.mark.parametrize("name", ["tiny", "ltx", "hunyuan", "cogvideox", "video-dc-ae", *NAMED])
 def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
     """In every architecture: what a plain start shows is noise."""
     if name == "tiny":
         config = dict(find_model("tiny").student.config)
+    elif name in NAMED:  # with latents that hold enough
+        config = NAMED[name] | {"latent_channels": 32}
+        channels = config["decoder_block_out_channels"]
+        config |= {"decoder_block_out_channels": (max(channels[0], 32), *(32 for _ in channels[1:]))}
     else:
         config = load_golden(name).meta["student_config"]
         channels = list(config["decoder_block_out_channels"])

@@ -78,7 +78,6 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, student: StudentDecoder, *, concatenate: bool) -> None:
         super().__init__()
-        self.patch_size = student.config.patch_size
         self.conv_in = FoldedConv(student.conv_in, concatenate=concatenate)
         modules: list[nn.Module] = [
             FoldedResnet(cast(ResnetBlock, m), concatenate=concatenate) for m in student.mid_block.resnets
@@ -86,10 +85,10 @@ class FoldedDecoder(nn.Module):
         for block in student.up_blocks:
             modules += _folded_up_block(cast(UpBlock, block), concatenate=concatenate)
         self.blocks = nn.ModuleList(modules)
-        if self.patch_size == 4:
-            self.upsampler2d_1 = copy.deepcopy(student.upsampler2d_1.conv)
-            self.upsampler2d_2 = copy.deepcopy(student.upsampler2d_2.conv)
-        self.norms_out = nn.ModuleList(RMSNorm() for _ in range(3 if self.patch_size == 4 else 1))
+        tail = student.tail_upsamplers
+        for number, upsampler in enumerate(tail, start=1):
+            self.add_module(f"upsampler2d_{number}", copy.deepcopy(upsampler.conv))
+        self.norms_out = nn.ModuleList(RMSNorm() for _ in range(len(tail) + 1))
         self.conv_out = FoldedConv(student.conv_out, concatenate=concatenate)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ class FoldedDecoder(nn.Module):
 
     def tail(self) -> list[nn.Conv2d]:
         """Return the 2-D convolutions before the last convolution; they see single frames."""
-        return [self.upsampler2d_1, self.upsampler2d_2] if self.patch_size == 4 else []
+        return [cast(nn.Conv2d, self.get_submodule(f"upsampler2d_{number}")) for number in range(1, len(self.norms_out))]
 
 
 class RMSNorm(nn.Module):
@@ -247,11 +246,14 @@ def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedConv | Folded
 
 
 class FoldedUpsampler(nn.Module):
-    """A convolution, then a reshape that moves time out of the channels, then a pixel shuffle: (T, C, H, W) in, upsampled out."""
+    """A convolution, then a reshape that moves time out of the channels, then a pixel shuffle: (T, C, H, W) in, upsampled out.
+
+    Each step is there only if it changes something: no reshape without doubled time, no shuffle without doubled space.
+    """
 
     def __init__(self, source: Upsampler3d, *, concatenate: bool) -> None:
         super().__init__()
-        self.time, self.drop_first_frame = source.time, source.drop_first_frame
+        self.time, self.space, self.drop_first_frame = source.time, source.space, source.drop_first_frame
         self.conv = FoldedConv(source.conv, concatenate=concatenate)
         # Published weights have time innermost in the output channels. With time outermost, the time shuffle needs no permute.
         for parameter in (*self.conv.weights, self.conv.bias):
@@ -262,7 +264,9 @@ class FoldedUpsampler(nn.Module):
         frames, _, height, width = x.shape
         if self.time > 1:
             x = x.reshape(frames * self.time, -1, height, width)
-        return time.shuffled(functional.pixel_shuffle(x, 2), self.time, drop=self.drop_first_frame)
+        if self.space > 1:
+            x = functional.pixel_shuffle(x, self.space)
+        return time.shuffled(x, self.time, drop=self.drop_first_frame)
 
 
 def _folded_up_block(source: UpBlock, *, concatenate: bool) -> list[nn.Module]:

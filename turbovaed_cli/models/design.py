@@ -183,13 +183,15 @@ def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -
 def _widths(spec: ModelSpec) -> list[tuple[int, ...]]:
     """Return channel lists from narrow to wide, output-first; a list narrows towards the latents only if the published one does.
 
-    Blocks at the resolution of the latents are no narrower than the latents, or part of these would be lost. The tail of
-    patch_size 4 divides the last block's channels by 16. So these are multiples of 16, at least 48: the norm after the tail
-    needs as many values as there are colours.
+    Blocks at the resolution of the latents are no narrower than the latents, or part of these would be lost. The tail divides
+    the last block's channels by the square of patch_size. So with patch_size 4 these are multiples of 16, at least 48, and with
+    2 at least 16: the norm after the tail needs as many values as there are colours.
     """
     config = spec.student.config
     published = config["decoder_block_out_channels"]
-    step, least = (16, 48) if config["patch_size"] == 4 else (WIDTH_STEP, WIDTH_STEP)
+    divided = config["patch_size"] ** 2
+    step = max(divided, WIDTH_STEP)
+    least = _up(3 * divided, step)
     at_latents = min(spec.teacher.latent_channels, published[-1])
     found = set()
     for widest in range(WIDTH_STEP, int(WIDEST * published[-1]) + 1, WIDTH_STEP):
@@ -272,6 +274,7 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
         config["decoder_is_dw_conv"],
         config["spatio_temporal_scaling"],
         config["decoder_spatio_only"],
+        config["decoder_temporal_only"],
     )
     kernel = config["decoder_dw_kernel_size"]
     frames, height, width = latents
@@ -283,17 +286,16 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
             count.params += 2 * before.channels  # LayerNorm of the shortcut
             count.conv(before.channels, block.channels, 1, frames * height * width)
             count.resnet(before.channels, block.channels, kernel if block.depthwise else None, frames * height * width)
-        if block.upsample_space:
-            time = 2 if block.upsample_time else 1
-            count.conv(block.channels, block.channels * time * 4, 3**3, frames * height * width)
-            frames, height, width = frames * time, 2 * height, 2 * width
+        if block.upsample_space or block.upsample_time:
+            time, space = 2 if block.upsample_time else 1, 2 if block.upsample_space else 1
+            count.conv(block.channels, block.channels * time * space**2, 3**3, frames * height * width)
+            frames, height, width = frames * time, height * space, width * space
             frames -= block.upsample_time and not config["is_video_dc_ae"]
         count.resnets(block, kernel, frames * height * width)
     channels = plan[-1].channels
-    if config["patch_size"] == 4:
-        for _ in range(2):
-            count.conv(channels, channels, 3**2, frames * height * width)
-            channels, height, width = channels // 4, 2 * height, 2 * width
+    for _ in range(config["patch_size"] // 2):  # 1: none, 2: one, 4: two
+        count.conv(channels, channels, 3**2, frames * height * width)
+        channels, height, width = channels // 4, 2 * height, 2 * width
     count.conv(channels, config["out_channels"], 3**3, frames * height * width)
     return StudentCost(count.params, 2 * count.multiply_adds / 1e9)
 

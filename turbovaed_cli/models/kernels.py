@@ -262,14 +262,21 @@ class Preparation:
         return target.relu_() if self.activation == "relu" else functional.silu(target, inplace=True)
 
 
-def shuffle_order(channels: int, time: int) -> Tensor:
-    """Return the order (channels,) of a convolution's outputs for `shuffle`: (t, i, j, c), from ((c*2 + i)*2 + j)*time + t."""
-    return torch.arange(channels).view(-1, 2, 2, time).permute(3, 1, 2, 0).flatten()
+def shuffle_order(channels: int, time: int, space: int = 2) -> Tensor:
+    """Return the order (channels,) of a convolution's outputs for `shuffle`: (t, i, j, c), from ((c*2 + i)*2 + j)*time + t.
+
+    The 2 is `space`.
+    """
+    return torch.arange(channels).view(-1, space, space, time).permute(3, 1, 2, 0).flatten()
 
 
-def shuffle(x: Tensor, time: int) -> Tensor:
-    """Shuffle `x` (n, time*2*2*C, h, w), channels in `shuffle_order`, to (time*n, C, 2h, 2w) in channels_last memory."""
+def shuffle(x: Tensor, time: int, space: int = 2) -> Tensor:
+    """Shuffle `x` (n, time*space*space*C, h, w) to (time*n, C, space*h, space*w) in channels_last memory.
+
+    The channels of `x` are in `shuffle_order`.
+    """
     n, channels, height, width = x.shape
-    wide = x.permute(0, 2, 3, 1).reshape(n, height, width, time, 2, 2, channels // (4 * time))
-    made = wide.permute(0, 3, 1, 4, 2, 5, 6).reshape(n * time, height * 2, width * 2, channels // (4 * time))
+    kept = channels // (time * space**2)
+    wide = x.permute(0, 2, 3, 1).reshape(n, height, width, time, space, space, kept)
+    made = wide.permute(0, 3, 1, 4, 2, 5, 6).reshape(n * time, height * space, width * space, kept)
     return made.permute(0, 3, 1, 2)

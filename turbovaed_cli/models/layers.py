@@ -130,20 +130,21 @@ def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
 
 
 class Upsampler3d(nn.Module):
-    """A convolution to `time * 4` times the channels, then the decoupled 3-D pixel shuffle: (B, C, t, h, w) to (B, C, T, 2h, 2w).
+    """A convolution to more channels, then the decoupled 3-D pixel shuffle: (B, C, t, h, w) to (B, C, T, H, W).
 
-    If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a causal teacher
-    is one pixel frame. Video DC-AE is not causal and keeps it.
+    It doubles time, space or both: `time` and `space` are the factors, and the convolution makes `time * space * space` times
+    the channels. If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a
+    causal teacher is one pixel frame. Video DC-AE is not causal and keeps it.
     """
 
-    def __init__(self, channels: int, *, upsample_time: bool, drop_first_frame: bool) -> None:
+    def __init__(self, channels: int, *, upsample_space: bool, upsample_time: bool, drop_first_frame: bool) -> None:
         super().__init__()
-        self.time = 2 if upsample_time else 1
+        self.time, self.space = 2 if upsample_time else 1, 2 if upsample_space else 1
         self.drop_first_frame = drop_first_frame and upsample_time
-        self.conv = TimeReplicatedConv3d(channels, channels * self.time * 4)
+        self.conv = TimeReplicatedConv3d(channels, channels * self.time * self.space**2)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = pixel_shuffle_3d(self.conv(x), self.time)
+        x = pixel_shuffle_3d(self.conv(x), self.time, self.space)
         return x[:, :, 1:] if self.drop_first_frame else x
 
 
@@ -208,7 +209,7 @@ class UpBlock(nn.Module):
     """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
 
     After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w) to
-    (B, O, T, H, W), of the same or the doubled size.
+    (B, O, T, H, W), of the same or the doubled size in time, space or both.
     """
 
     def __init__(
@@ -225,11 +226,14 @@ class UpBlock(nn.Module):
         super().__init__()
         if in_channels != out_channels:
             self.conv_in = ResnetBlock(in_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=False)
-        if upsample_space:
-            upsampler = Upsampler3d(out_channels, upsample_time=upsample_time, drop_first_frame=drop_first_frame)
+        upsamples = upsample_space or upsample_time
+        if upsamples:
+            upsampler = Upsampler3d(
+                out_channels, upsample_space=upsample_space, upsample_time=upsample_time, drop_first_frame=drop_first_frame
+            )
             self.upsamplers = nn.ModuleList([upsampler])
         self.resnets = nn.ModuleList(
-            ResnetBlock(out_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=upsample_space)
+            ResnetBlock(out_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=upsamples)
             for _ in range(num_layers)
         )
 

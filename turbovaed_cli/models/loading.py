@@ -16,6 +16,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
 from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.specs import MOST_BLOCKS
 from turbovaed_cli.runs.rundir import RunDir
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
@@ -28,7 +29,6 @@ _BOUNDS = {
     "decoder_layers_per_block": (0, 64),
     "decoder_dw_kernel_size": (1, 31),
 }
-_MOST_BLOCKS = 12
 # Keys of the published configs that describe the encoder or repeat facts of the weights; a decoder does not need them.
 _ENCODER_KEYS = frozenset(
     [
@@ -89,9 +89,9 @@ def _check_config(given: Mapping[str, Any]) -> None:
             if not least <= number <= most:
                 raise SettingsError(f"the student config's {name} has {shown(number)}", f"it may be {least} to {most}")
     channels, num = given.get("decoder_block_out_channels", (1,)), given.get("latent_channels")
-    if not channels or len(channels) > _MOST_BLOCKS:
+    if not channels or len(channels) > MOST_BLOCKS:
         raise SettingsError(
-            f"the student config has {len(channels)} decoder_block_out_channels", f"1 to {_MOST_BLOCKS} are possible"
+            f"the student config has {len(channels)} decoder_block_out_channels", f"1 to {MOST_BLOCKS} are possible"
         )
     for name in _LATENT_STATISTICS:
         if given.get(name) and num is not None and len(given[name]) != num:

@@ -26,8 +26,11 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The decoder of latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1].
 
     Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
-    them reversed. `patch_size` 4 ends in two per-frame 2-D upsamplings; 1 ends in norm, SiLU, convolution.
-    Any t >= 1 decodes; T is `pixel_frames(t)`. Source: arXiv:2508.09136 and its published weights.
+    them reversed. A block with `spatio_temporal_scaling` doubles time and space; with `decoder_spatio_only` space alone, with
+    `decoder_temporal_only` time alone. The tail has one per-frame 2-D upsampling with `patch_size` 2, two with 4, none with 1;
+    all end in norm, SiLU, convolution. Without doubled time, as for an image VAE, T is t.
+    Any t >= 1 decodes; T is `pixel_frames(t)`. Raises SettingsError for a config that fits no network.
+    Source: arXiv:2508.09136 and its published weights; `patch_size` 2 and `decoder_temporal_only` are additions.
     """
 
     _supports_gradient_checkpointing = True
@@ -57,6 +60,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         decoder_causal: bool = False,
         resnet_norm_eps: float = 1e-6,
         teacher: str | None = None,
+        decoder_temporal_only: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
         plan = plan_blocks(
@@ -65,9 +69,9 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             decoder_is_dw_conv,
             spatio_temporal_scaling,
             decoder_spatio_only,
+            decoder_temporal_only,
         )
-        if patch_size not in (1, 4):
-            raise SettingsError(f"patch_size is {patch_size}: the published tails are for 1 and 4")
+        _check_tail(patch_size, plan[-1].channels)
         if decoder_causal or patch_size_t != 1:
             raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
 
@@ -89,16 +93,21 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.norm_out = ChannelRMSNorm()
         self.act_out = nn.SiLU()
         channels = plan[-1].channels
-        if patch_size == 4:
+        if patch_size > 1:
             self.upsampler2d_1 = Upsampler2d(channels)
+        if patch_size > 2:
             self.upsampler2d_2 = Upsampler2d(channels // 4)
-            channels //= 16
-        self.conv_out = TimeReplicatedConv3d(channels, out_channels)
+        self.conv_out = TimeReplicatedConv3d(channels // patch_size**2, out_channels)
 
         num_space = sum(block.upsample_space for block in plan)
         num_time = sum(block.upsample_time for block in plan)
         self.spatial_compression_ratio = patch_size * 2**num_space
         self.temporal_compression_ratio = 2**num_time
+
+    @property
+    def tail_upsamplers(self) -> list[Upsampler2d]:
+        """The 2-D upsamplings of the tail in running order; each doubles the height and width of single frames."""
+        return [getattr(self, name) for name in ("upsampler2d_1", "upsampler2d_2") if hasattr(self, name)]
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Return T, the number of pixel frames that the student makes of t latent frames."""
@@ -114,9 +123,11 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
         rule = FrameRule(ratio, first)
         if frames < 1 or frames % ratio != first % ratio:
+            least = first or ratio
+            nearest_frames = sorted({max(rule.at_most(frames), least), max(rule.at_least(frames), least)})
             raise FrameCountError(
                 f"this student makes {rule} frames, not {frames}",
-                f"nearest: `frames` {max(rule.at_most(frames), ratio)} or {rule.at_least(frames)}",
+                f"nearest: `frames` {' or '.join(map(str, nearest_frames))}",
             )
         space = int(self.spatial_compression_ratio)
         height, width = size
@@ -192,11 +203,11 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Its end and `conv_out` keep the precision of their weights under autocast. Rounding to bf16 would shift colours by up
         to 1 in 255, and the student would learn to compensate for that.
         """
-        if self.config.patch_size == 4:
+        if self.config.patch_size > 1:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
         x = x.to(self.conv_out.conv.weight.dtype)
         with _no_autocast(x.device):
-            if self.config.patch_size == 4:
+            if self.config.patch_size > 2:
                 x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
             return cast(Tensor, self.act_out(self.norm_out(x)))
 
@@ -204,6 +215,17 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = self.before_last(x)
         with _no_autocast(x.device):
             return cast(Tensor, self.conv_out(x))
+
+
+def _check_tail(patch_size: int, channels: int) -> None:
+    """Raise SettingsError for a tail that does not exist, or one whose upsamplings cannot divide the last block's channels."""
+    if patch_size not in (1, 2, 4):
+        raise SettingsError(f"patch_size is {patch_size}; it can be 1, 2 or 4", "other ratios come from blocks that upsample")
+    if channels % patch_size**2:
+        raise SettingsError(
+            f"decoder_block_out_channels begins with {channels}, which patch_size {patch_size} divides by {patch_size**2}",
+            f"give a multiple of {patch_size**2}",
+        )
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -229,29 +251,37 @@ def plan_blocks(
     depthwise: Sequence[bool],
     scaling: Sequence[bool],
     spatio_only: Sequence[bool] | None,
+    temporal_only: Sequence[bool] | None = None,
 ) -> list[BlockPlan]:
     """Return the blocks of a published config in running order; its lists are output-first.
 
-    Raises SettingsError if the lengths of the lists disagree.
+    Raises SettingsError if the lengths of the lists disagree, or if a block is to upsample only space and only time.
     """
     num_up = len(channels)
     spatio_only = spatio_only or [False] * num_up
+    temporal_only = temporal_only or [False] * num_up
     lengths = {
         "decoder_layers_per_block": (len(layers), num_up + 1),
         "decoder_is_dw_conv": (len(depthwise), num_up + 1),
         "spatio_temporal_scaling": (len(scaling), num_up),
         "decoder_spatio_only": (len(spatio_only), num_up),
+        "decoder_temporal_only": (len(temporal_only), num_up),
     }
     for name, (found, wanted) in lengths.items():
         if found != wanted:
             raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
+    for i, both in enumerate(zip(spatio_only, temporal_only, strict=True)):
+        if all(both):
+            raise SettingsError(
+                f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
+            )
     mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
     return [mid] + [
         BlockPlan(
             channels[i],
             layers[i],
             bool(depthwise[i]),
-            upsample_space=bool(scaling[i]),
+            upsample_space=scaling[i] and not temporal_only[i],
             upsample_time=scaling[i] and not spatio_only[i],
         )
         for i in reversed(range(num_up))

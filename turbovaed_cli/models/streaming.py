@@ -91,25 +91,26 @@ class FastDecoder:
                 yield from self._upsampling(cast(Upsampler3d, block.upsamplers[0]))
             for resnet in block.resnets:
                 yield self._residual(cast(ResnetBlock, resnet))
-        if student.config.patch_size == 4:
-            for upsampler in (student.upsampler2d_1, student.upsampler2d_2):
-                yield self._convolution(upsampler.conv, "silu", shuffled_time=1)
-                yield framewise(partial(shuffle, time=1))
+        for upsampler in student.tail_upsamplers:
+            yield self._convolution(upsampler.conv, "silu", shuffled=(1, 2))
+            yield framewise(partial(shuffle, time=1))
         yield self._convolution(student.conv_out, "silu")
 
-    def _kernel(self, convolution: nn.Module, shuffled_time: int = 0) -> Convolution:
-        """Return the kernel of a convolution; if a shuffle follows that makes `shuffled_time` frames of one, in its order."""
+    def _kernel(self, convolution: nn.Module, shuffled: tuple[int, int] | None = None) -> Convolution:
+        """Return the kernel of a convolution; if a shuffle by the factors `shuffled` (time, space) follows, in its order."""
         inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
         weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
-        if shuffled_time:
-            order = shuffle_order(len(bias), shuffled_time).to(bias.device)
+        if shuffled:
+            order = shuffle_order(len(bias), *shuffled).to(bias.device)
             weight, bias = weight[order], bias[order]
         weight = weight.unsqueeze(2) if weight.ndim == 4 else weight  # 2-D: a convolution of one frame
         self._kernels.append(Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch))
         return self._kernels[-1]
 
-    def _convolution(self, convolution: nn.Module, activation: str | None = None, shuffled_time: int = 0) -> StageMaker:
-        kernel, prepare, scratch = self._kernel(convolution, shuffled_time), Preparation(activation), self.scratch
+    def _convolution(
+        self, convolution: nn.Module, activation: str | None = None, shuffled: tuple[int, int] | None = None
+    ) -> StageMaker:
+        kernel, prepare, scratch = self._kernel(convolution, shuffled), Preparation(activation), self.scratch
         return lambda keep: StreamConvolution(kernel, prepare, scratch, keep())
 
     def _branch(self, convolution: nn.Module, activation: str) -> list[StageMaker]:
@@ -128,8 +129,9 @@ class FastDecoder:
         return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
 
     def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
-        yield self._convolution(upsampler.conv, shuffled_time=upsampler.time)
-        yield framewise(partial(shuffle, time=upsampler.time), upsampler.time)
+        time, space = upsampler.time, upsampler.space
+        yield self._convolution(upsampler.conv, shuffled=(time, space))
+        yield framewise(partial(shuffle, time=time, space=space), time)
         if upsampler.drop_first_frame:
             yield lambda _keep: WithoutFirst()
 

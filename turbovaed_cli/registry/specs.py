@@ -11,6 +11,7 @@ from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 
 ASSETS = Path(__file__).parents[1] / "assets"
+MOST_BLOCKS = 12  # of a student, besides the mid block; published ones have 4
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class FrameRule:
         return valid if valid >= self.minimum else 1
 
     def __str__(self) -> str:
-        """Return the rule as users read it: '8k+1' or '4k, at least 8 (or 1)'."""
+        """Return the rule as users read it: '8k+1', '4k, at least 8 (or 1)', or '1 or more' if every count is valid."""
         text = f"{self.step}k+{self.first}" if self.first else f"{self.step}k"
+        text = "1 or more" if self.step == 1 else text
         text = f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
         return f"{text}, at most {self.maximum}" if self.maximum else text
 

@@ -63,16 +63,15 @@ def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -
             fit.layer(block.conv_in.conv_shortcut, block.conv_in.norm3, time=1, space=1)
         if hasattr(block, "upsamplers"):
             upsampler = cast(Any, block.upsamplers[0])
-            fit.layer(upsampler.conv, lambda x: x, time=upsampler.time, space=2)
+            fit.layer(upsampler.conv, lambda x: x, time=upsampler.time, space=upsampler.space)
         for resnet in block.resnets:
             fit.pass_through(resnet)
 
     def ready(x: Tensor) -> Tensor:
         return student.act_out(student.norm_out(x))
 
-    if student.config.patch_size == 4:
-        fit.layer(student.upsampler2d_1.conv, ready, time=1, space=2)
-        fit.layer(student.upsampler2d_2.conv, ready, time=1, space=2)
+    for upsampler2d in student.tail_upsamplers:
+        fit.layer(upsampler2d.conv, ready, time=1, space=2)
     fit.layer(student.conv_out, ready, time=1, space=1, last=True)
 
 
@@ -103,7 +102,7 @@ class _Fit:
         _solve(convolution, inputs, targets)
         first = time - 1 if self.drops_first else 0
         outputs = [_run(convolution, x) for x in inputs]
-        self.now = outputs if space == 1 else [pixel_shuffle_3d(x, time, space)[:, :, first:] for x in outputs]
+        self.now = outputs if time == space == 1 else [pixel_shuffle_3d(x, time, space)[:, :, first:] for x in outputs]
         self.first = False
 
     def _target(self, index: int, channels: int, time: int, last: bool) -> Tensor:
