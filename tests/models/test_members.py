@@ -1,10 +1,11 @@
 """Students of every kind work everywhere: tails of 1, 2 and 4, blocks that upsample time, space, both or nothing, images."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
-from golden import load_golden
+from golden import load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from members import NAMED, built, latents_of, member, members
@@ -17,6 +18,7 @@ from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.memory import decoding_bytes
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, decode_as_memory_allows
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 
 
@@ -198,3 +200,42 @@ def test_a_design_keeps_the_tails_channels_and_its_ratios(patch_size, step, leas
             student = build_student(design.config)
         assert num_params(student) == design.chosen.params <= params
         assert (student.temporal_compression_ratio, student.spatial_compression_ratio) == (8, 4 * patch_size)
+
+
+@pytest.mark.parametrize(
+    ("time", "space", "patch_size", "only_space", "only_time", "channels"),
+    [
+        (4, 8, 1, 1, 0, (16, 32, 256, 512)),  # the row itself
+        (4, 16, 2, 1, 0, (64, 64, 256, 512)),
+        (8, 8, 1, 0, 0, (16, 32, 256, 512)),
+        (8, 4, 1, 0, 1, (16, 32, 256, 512)),
+        (1, 8, 1, 3, 0, (16, 32, 256, 512)),
+        (1, 1, 1, 0, 0, (256, 512)),
+        (4, 32, 4, 1, 0, (64, 64, 256, 512)),
+        (4, 64, 4, 2, 0, (64, 64, 256, 512, 512)),
+        (16, 8, 1, 0, 1, (16, 32, 256, 512, 512)),
+    ],
+)
+def test_a_local_folder_of_any_powers_of_two_gets_a_student(time, space, patch_size, only_space, only_time, channels, tmp_path):
+    folder = write_teacher(load_golden("hunyuan"), tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    ratios = {"temporal_compression_ratio": time, "spatial_compression_ratio": space}
+    (folder / "config.json").write_text(json.dumps(config | ratios))
+    found = find_model(folder).student.config
+    with torch.device("meta"):
+        student = build_student(found)
+    assert (student.temporal_compression_ratio, student.spatial_compression_ratio) == (time, space)
+    assert (found["patch_size"], tuple(found["decoder_block_out_channels"])) == (patch_size, channels)
+    scaled = list(zip(found["spatio_temporal_scaling"], found["decoder_spatio_only"], strict=True))
+    assert sum(scales and only for scales, only in scaled) == only_space
+    assert sum(found.get("decoder_temporal_only", ())) == only_time
+
+
+@pytest.mark.parametrize(("time", "space", "said"), [(3, 8, "powers of two"), (4, 12, "powers of two"), (4096, 8, "at most 12")])
+def test_other_ratios_have_no_student(time, space, said, tmp_path):
+    folder = write_teacher(load_golden("hunyuan"), tmp_path / "vae")
+    config = json.loads((folder / "config.json").read_text())
+    ratios = {"temporal_compression_ratio": time, "spatial_compression_ratio": space}
+    (folder / "config.json").write_text(json.dumps(config | ratios))
+    with pytest.raises(SettingsError, match=said):
+        find_model(folder)

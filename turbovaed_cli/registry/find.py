@@ -11,11 +11,12 @@ from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.registry.specs import FrameRule, ModelSpec
+from turbovaed_cli.registry.specs import MOST_BLOCKS, FrameRule, ModelSpec
 from turbovaed_cli.registry.teachers.refused import REFUSED
 from turbovaed_cli.registry.weight_files import licence_of, weight_files
 
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
+_LARGEST_PATCH, _LEAST_BEFORE_TAIL = 4, 64  # of a student's tail; channels before it, as published with patch_size 4
 _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
 
 
@@ -184,19 +185,53 @@ def _is_modest(value: object, most: int) -> bool:
 
 
 def _upsampling_for(time_ratio: int, space_ratio: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the published channels with as many upsamplings as other ratios need; raises SettingsError if none fits."""
-    num_space, num_time = math.log2(space_ratio / config["patch_size"]), math.log2(time_ratio)
-    channels, layers = config["decoder_block_out_channels"], config["decoder_layers_per_block"]
-    most = len(channels) - 1
-    if num_space not in range(1, most + 1) or num_time not in range(int(num_space) + 1):
-        raise SettingsError(
-            f"no published student upsamples {time_ratio}x in time and {space_ratio}x in space", "pass `student_config` FILE"
-        )
-    num_blocks = int(num_space) + 1
-    return {
-        "decoder_block_out_channels": channels[-num_blocks:] if config["patch_size"] == 1 else channels[:num_blocks],
-        "decoder_layers_per_block": layers[-num_blocks - 1 :],
-        "decoder_is_dw_conv": config["decoder_is_dw_conv"][-num_blocks - 1 :],
-        "spatio_temporal_scaling": (True,) * int(num_space) + (False,),
-        "decoder_spatio_only": tuple(i < num_space - num_time for i in range(num_blocks)),
+    """Return the changes to a row's student `config` for other ratios: as many upsamplings and blocks as they need.
+
+    A tail of a larger `patch_size` takes upsamplings of space that are more than the published blocks, and beyond its 4 the
+    block nearest the latents is repeated. Upsamplings of time alone are nearest the output, as those of space alone are: the
+    first blocks then have the resolutions of the teachers' first blocks. Raises SettingsError if a ratio is no power of two,
+    or if the student would have more than MOST_BLOCKS blocks.
+    """
+    num_space, num_time = math.log2(space_ratio), math.log2(time_ratio)
+    num_published = len(config["decoder_block_out_channels"])
+    if not num_space.is_integer() or not num_time.is_integer():
+        raise _no_student_for(time_ratio, space_ratio, "ratios are powers of two")
+    patch = min(config["patch_size"], space_ratio)
+    while space_ratio // patch > 2 ** (num_published - 1) and patch < _LARGEST_PATCH:
+        patch *= 2
+    only_space = int(num_space - math.log2(patch) - num_time)  # blocks; below 0: this many that upsample time alone
+    num_up = int(num_time) + max(only_space, 0)
+    num_blocks = max(num_up, 1) + 1  # alignment pairs name at least two
+    if num_blocks > MOST_BLOCKS:
+        raise _no_student_for(time_ratio, space_ratio, f"a student has at most {MOST_BLOCKS} blocks")
+    changes = {
+        **_blocks_of(config, num_blocks, patch),
+        "spatio_temporal_scaling": tuple(i < num_up for i in range(num_blocks)),
+        "decoder_spatio_only": tuple(i < only_space for i in range(num_blocks)),
     }
+    if only_space < 0:
+        changes["decoder_temporal_only"] = tuple(i < -only_space for i in range(num_blocks))
+    return changes if patch == config["patch_size"] else {**changes, "patch_size": patch}
+
+
+def _blocks_of(config: Mapping[str, Any], num_blocks: int, patch_size: int) -> dict[str, Any]:
+    """Return channels, layers and kinds of `num_blocks` blocks as in `config`; its block nearest the latents is repeated."""
+    channels, layers = tuple(config["decoder_block_out_channels"]), tuple(config["decoder_layers_per_block"])
+    depthwise, more = tuple(config["decoder_is_dw_conv"]), max(num_blocks - len(channels), 0)
+    channels += channels[-1:] * more
+    layers = layers[:-1] + layers[-2:-1] * more + layers[-1:]
+    depthwise = depthwise[:-1] + depthwise[-2:-1] * more + depthwise[-1:]
+    channels = channels[-num_blocks:] if config["patch_size"] == 1 else channels[:num_blocks]
+    if patch_size > config["patch_size"]:  # the tail divides them
+        channels = tuple(max(width, _LEAST_BEFORE_TAIL) for width in channels)
+    return {
+        "decoder_block_out_channels": channels,
+        "decoder_layers_per_block": layers[-num_blocks - 1 :],
+        "decoder_is_dw_conv": depthwise[-num_blocks - 1 :],
+    }
+
+
+def _no_student_for(time_ratio: int, space_ratio: int, why: str) -> SettingsError:
+    return SettingsError(
+        f"no student upsamples {time_ratio}x in time and {space_ratio}x in space: {why}", "pass `student_config` FILE"
+    )
