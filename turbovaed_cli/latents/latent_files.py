@@ -4,7 +4,7 @@ Raw latents are what a VAE's `encode` returns. Diffusion pipelines compute with 
 
     normalised = (raw - mean) * scaling_factor / std          raw = normalised * std / scaling_factor + mean
 
-Nothing is guessed: the caller gives `latents_are`. If the spread of the latents suggests the other form, there is a warning.
+Nothing is guessed: the caller gives `latents_are`. If the statistics of the latents suggest the other form, there is a warning.
 """
 
 import math
@@ -30,8 +30,11 @@ _USUAL_NAMES = ("latents", "latent_tensor", "samples", "latent", "mean")
 _COMFY_TENSOR, _COMFY_MARK = "latent_tensor", "latent_format_version_0"
 _STATISTICS = ("latents_mean", "latents_std", "scaling_factor")  # stored next to the latents of an export
 _COMFY_OLD_SCALE = 1 / 0.18215  # what ComfyUI multiplies a file without its mark by
-_SPREAD_SLACK = math.log(1.25)  # normalised and raw channels that differ by less cannot be told apart
-_CLOSE = math.log(2)  # a spread within this of the expected one is taken as correct
+# Of the warning about raw and normalised latents, in nats per value. Real clips of the embedded teacher, and the flat ones among
+# them, keep a distance from both limits (tests/latents/test_latent_files.py).
+_FITS = 0.3  # statistics with a larger divergence from the expected ones do not fit
+_LESS_LIKELY = 0.25
+_FEWEST_VALUES = 16  # of a channel, from which its statistics count
 
 
 @dataclass(frozen=True)
@@ -240,20 +243,32 @@ def _unpacked(
 
 
 def _doubts(latents: Tensor, space: LatentSpace, latents_are: str, path: Path) -> list[str]:
-    """Return a warning if the spread of the channels suggests the other convention, as far as the two can be told apart."""
-    if len(latents) != space.channels or latents[0].numel() < 2:
+    """Return a warning if the channels' means and standard deviations suggest the other form, as far as the two can be told apart.
+
+    The rule: the other form fits well, and makes the values at least e**0.25 times as likely as the form they are read as.
+    """
+    if len(latents) != space.channels or latents[0].numel() < _FEWEST_VALUES:
         return []
-    found = latents.flatten(1).std(dim=1).clamp_min(1e-6).log()
-    raw = space.spread.log()
-    if raw.abs().median() < _SPREAD_SLACK:
-        return []
-    off = {"raw": (found - raw).abs().median().item(), "normalised": found.abs().median().item()}
+    found = latents.flatten(1)
+    mean, std = found.mean(dim=1), found.std(dim=1).clamp_min(1e-6)
+    forms = {"raw": (torch.tensor(space.mean), space.spread), "normalised": (torch.zeros(len(mean)), torch.ones(len(mean)))}
+    off = {form: _divergence(mean, std, *expected) for form, expected in forms.items()}
     other = "normalised" if latents_are == "raw" else "raw"
-    if off[other] >= min(off[latents_are], _CLOSE):
+    if off[other] > _FITS or off[latents_are] - off[other] < _LESS_LIKELY:
         return []
-    spreads = {"raw": raw.exp().median().item(), "normalised": 1.0}
+    spreads = {form: expected.median().item() for form, (_, expected) in forms.items()}
     return [
         f"{path.name} is read as {latents_are} latents, but looks {other}: its channels have a standard deviation of about "
-        f"{found.exp().median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
+        f"{std.median().item():.2g}, {other} ones of this model have {spreads[other]:.2g}, {latents_are} ones {spreads[latents_are]:.2g}; "
         f"`latents_are` {other} reads them as {other}"
     ]
+
+
+def _divergence(mean: Tensor, std: Tensor, expected_mean: Tensor, expected_std: Tensor) -> float:
+    """Return the Kullback-Leibler divergence of normal channels from the expected ones, each (C,), as a mean over channels in nats.
+
+    It is how much less likely a value is under the expected statistics than under its own. A clip of low contrast is far from
+    every form, so it gives no warning.
+    """
+    squares = (std**2 + (mean - expected_mean) ** 2) / expected_std**2
+    return ((expected_std / std).log() + squares / 2 - 0.5).mean().item()
