@@ -59,7 +59,8 @@ from turbovaed_cli.models.video_dc_ae import VideoDCAE
 from turbovaed_cli.registry.backbones import TRUNKS, Trunk
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.batches import VideoClips
 from turbovaed_cli.training.losses import Losses, PerceptualLoss, perceptual_loss, reconstruction_losses

@@ -308,7 +308,8 @@ def _trainer(
     from turbovaed_cli.machine.devices import resolve_dtype
     from turbovaed_cli.models.loading import build_student
     from turbovaed_cli.registry.rows import MODELS
-    from turbovaed_cli.settings import DistillSettings, Stage
+    from turbovaed_cli.settings import DistillSettings
+    from turbovaed_cli.stage import Stage
     from turbovaed_cli.training.alignment import build_heads
     from turbovaed_cli.training.state import TrainingState
     from turbovaed_cli.training.trainer import Trainer

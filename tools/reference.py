@@ -20,7 +20,8 @@ import typer
 from turbovaed_cli.cli.app import app
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.setting import setting_of
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.recipes import RECIPES
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"

@@ -249,7 +249,7 @@ def test_in_python_errors_name_arguments():
 
 def test_the_names_to_choose_from_are_those_there_are():
     """They are known before torch is loaded, and used for help."""
-    from turbovaed_cli import choices, settings
+    from turbovaed_cli import choices, settings, stage
     from turbovaed_cli.benchmarking.targets.table import targets
     from turbovaed_cli.evaluation.scores import PROTOCOLS
     from turbovaed_cli.export.formats.table import exporters
@@ -264,7 +264,7 @@ def test_the_names_to_choose_from_are_those_there_are():
     assert tuple(devices.DTYPES) == choices.DTYPES
     assert (tuple(METRICS), tuple(PROTOCOLS), tuple(VIDEO_CODECS)) == (choices.METRIC_NAMES, settings.PROTOCOLS, settings.CODECS)
     assert (losses.PERCEPTUAL, fitted_start.STARTS, tuple(trackers.TRACKERS)) == (
-        settings.PERCEPTUAL,
+        stage.PERCEPTUAL,
         settings.STARTS,
         settings.TRACKERS,
     )

@@ -18,7 +18,8 @@ from turbovaed_cli.files.system import check_system
 from turbovaed_cli.registry.download import RemoteFile
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.setting import MORE_PANELS, Setting, setting, setting_of
-from turbovaed_cli.settings import DistillSettings, ExportSettings, Stage
+from turbovaed_cli.settings import DistillSettings, ExportSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.units import format_size, human_bytes, parse_count, parse_size
 
 if TYPE_CHECKING:

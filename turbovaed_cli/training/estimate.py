@@ -16,7 +16,7 @@ from turbovaed_cli.machine.ranks import alone
 from turbovaed_cli.machine.threads import Waited, read_ahead
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import Stage
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.outputs import Samples
 from turbovaed_cli.training.schedule import passes_from
 from turbovaed_cli.training.trainer import Trainer

@@ -14,7 +14,7 @@ from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.metrics import load_lpips, ssim_value
 from turbovaed_cli.registry.backbones import trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import Stage
+from turbovaed_cli.stage import Stage
 
 PERCEPTUAL = ("auto", "lpips", "ssim", "none")
 # Pixels, over all frames, whose activations are kept at once: about a gigabyte for LPIPS in bf16.

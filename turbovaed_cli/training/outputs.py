@@ -23,7 +23,7 @@ from turbovaed_cli.registry.weight_files import is_known, yaml_text
 from turbovaed_cli.report.run_page import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import Stage
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.version import __version__

@@ -23,7 +23,8 @@ from turbovaed_cli.registry.find import is_model_name
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.batches import ClipStream, VideoClips
 from turbovaed_cli.training.checks import check_distill_settings, check_ratios, check_sizes

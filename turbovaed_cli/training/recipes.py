@@ -11,7 +11,8 @@ from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.documents import fits, read_text, shown
 from turbovaed_cli.setting import setting_of
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 
 # `--recipe`: complete schedules. What each was measured to be worth stands in benchmarks/recipes.md.
 RECIPES: dict[str, DistillSettings] = {

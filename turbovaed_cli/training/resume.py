@@ -20,7 +20,8 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import hash_of_state
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir, metrics_row
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.checks import check_clips_per_pass, check_finished_stages
 from turbovaed_cli.training.estimate import forecast
 from turbovaed_cli.training.prepare import Distillation

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.registry.specs import TeacherSpec
-from turbovaed_cli.settings import Stage
+from turbovaed_cli.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import CorruptFileError
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
 from turbovaed_cli.training.discriminator import PatchDiscriminator3d
 from turbovaed_cli.training.muon import Muon

@@ -16,7 +16,8 @@ from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.reporting import Reporter
-from turbovaed_cli.settings import DistillSettings, Stage
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.batches import ClipStream, DeviceCopies
 from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
 from turbovaed_cli.training.fitted_start import NUM_CLIPS, are_flat, fit_start
