@@ -19,16 +19,16 @@ LONGEST = (
 
 
 class Notes:
-    """A reporter that keeps its warnings."""
+    """A reporter that keeps its notes and warnings."""
 
     def __init__(self):
-        self.warnings = []
+        self.notes, self.warnings = [], []
 
     def track(self, items, label, total=None, start=0):
         yield from items
 
     def note(self, text="", *, warning=False, **values):
-        self.warnings += [text] * warning
+        (self.warnings if warning else self.notes).append(text)
 
 
 def pytest_addoption(parser):

@@ -102,6 +102,8 @@ class DistillSettings:
 
     stages: tuple[Stage, ...]  # run one after the other
     recipe: str = setting("own", "Name of the recipe.")
+    # 0 takes the steps of the stages. Else they give proportions, and the run's own steps are set before its first one.
+    hours: float = setting(0.0, "Hours to train for, in place of --steps.", "Training")
     # Off the CPU; a step sees the same clips.
     fit_batch: bool = setting(False, "Split a forward pass that does not fit in the free memory of a GPU.")
     frames: int = same(ClipSettings, "frames", panel="Training")
@@ -152,9 +154,13 @@ class DistillSettings:
     def with_changes(self, **changes: Any) -> "DistillSettings":
         """These settings with some fields changed: fields of a stage change in every stage, `steps` scales the whole schedule.
 
-        Raises SettingsError if the schedule has more stages than `steps`.
+        `steps` take the place of `hours`. Raises SettingsError if both are given, or if the schedule has more stages than `steps`.
         """
         steps = changes.pop("steps", None)
+        if steps is not None:
+            if changes.get("hours"):
+                raise SettingsError("`hours` and `steps` both set the length of the schedule", "give one of them")
+            changes["hours"] = 0.0
         of_stages = {name: changes.pop(name) for name in list(changes) if name in _STAGE_FIELDS and name not in _RUN_FIELDS}
         stages = tuple(replace(stage, **of_stages) for stage in changes.pop("stages", self.stages))
         return replace(self, stages=stages if steps is None else scaled(stages, steps), **changes)

@@ -181,6 +181,30 @@ def test_a_signal_to_any_rank_ends_all_and_another_number_of_them_goes_on(ask, w
     assert json.loads((run / "config.json").read_text())["ranks"] == 1
 
 
+# A time of every step that depends on the rank, once the real one was taken.
+TIMED = """
+import os
+from turbovaed_cli.training import length
+
+measure = length.seconds_per_step
+
+def seconds_per_step(*arguments):
+    assert measure(*arguments) > 0
+    return (0.1, 2.0)[int(os.environ["RANK"])]
+
+length.seconds_per_step = seconds_per_step
+"""
+
+
+def test_the_slowest_rank_sets_the_steps_in_hours(ask, words, tmp_path):
+    """8.46 s are four steps of a rank that takes two seconds for each, with some to spare; the recipe has six."""
+    done = ask(words(tmp_path / "run", 1, "--hours", 0.00235), patch=TIMED)
+    assert done["codes"] == [0, 0] and "in 0.00235 hours: 4 steps" in done["said"][0], done
+    assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert sum(stage["steps"] for stage in config["settings"]["stages"]) == 4 and config["settings"]["hours"] == 0.00235
+
+
 def test_what_ends_the_first_rank_ends_all_with_one_error(ask, words, tmp_path):
     """A run folder in use, and one of other settings, of which the others know nothing."""
     with RunDir(tmp_path / "run").lock():

@@ -1,5 +1,6 @@
 """The command `turbovaed distill`."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -75,6 +76,7 @@ class Schedule:
     )  # fmt: skip
     show_recipe: bool = setting(False, "Print the schedule as TOML for --recipe FILE, and do nothing.", "Training")
     dry_run: bool = setting(False, "Time some steps, print what all would take, write nothing.", "Training")
+    dollars_per_hour: float | None = setting(None, "Price of the machines; --dry-run prints the cost.", "Schedule")
     nproc: int = setting(1, "Processes on this machine, each with its own device and batch.", "Speed and memory")
 
 
@@ -118,6 +120,7 @@ def distill(
         if not is_beside_another():
             check_folder(run, "`run`")
     settings = _settings(spec, run, schedule, changes)
+    _check_price(schedule)
     if schedule.show_recipe:
         _show_recipe(settings, json=show.json)
         return
@@ -140,7 +143,7 @@ def distill(
     if sources.val is not None:
         list_videos(sources.val)  # before hours of training
     if schedule.dry_run:
-        _estimate(spec, run, job, schedule.nproc, show)
+        _estimate(spec, run, job, schedule, show)
         return
     from turbovaed_cli.training.distill import distill as teach
 
@@ -156,12 +159,15 @@ def distill(
 
 def _settings(spec: ModelSpec, run: str, schedule: Schedule, changes: RecipeChanges) -> DistillSettings:
     """The recipe with what the options change."""
+    before = RunDir(Path(run)).read_config()["settings"] if RunDir.is_run(Path(run)) else {}
     settings = read_recipe(_recipe_named(schedule.recipe, spec, run))
     given = read_changes(schedule.changed)
     changes = RecipeChanges(changes | ({} if schedule.steps is None else {"steps": schedule.steps}))
     if twice := given.keys() & changes.keys():
         raise SettingsError(f"`set={min(twice)}` and `{min(twice)}` set the same", "give one of them")
     given |= changes
+    if before.get("hours") and not given.keys() & {"hours", "steps"}:
+        given["hours"] = before["hours"]
     if "batch_size" in given:
         given["fit_batch"] = given.get("fit_batch", False)
     optimizer = given.get("optimizer", settings.optimizer)
@@ -238,6 +244,10 @@ def _recipe_named(recipe: str, spec: "ModelSpec", run: str) -> str:
     return now if recipe == began else recipe
 
 
+def _cost_in_words(found: "DistillEstimate", price: float) -> str:
+    return "not measured" if found.dollars is None else f"${found.dollars:,.2f} at ${price:,.2f} per hour"
+
+
 def _show_distilled(result: "DistillResult") -> None:
     """Print the result of a distillation."""
     share = 100 * result.student_params / result.teacher_decoder_params
@@ -260,27 +270,39 @@ def _with_changes_listed(verbose: bool, work: Callable[..., Result], *arguments:
         raise
 
 
-def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], nproc: int, show: Show) -> None:
+def _check_price(schedule: Schedule) -> None:
+    """Refuse a price that is none, or that nothing would print."""
+    price = schedule.dollars_per_hour
+    if price is None:
+        return
+    if not 0 <= price < math.inf:
+        raise SettingsError(f"`dollars_per_hour` is {price:g}; it must be at least 0")
+    if not schedule.dry_run:
+        raise SettingsError("`dollars_per_hour` is for `dry_run`, which prints the cost", "add `dry_run=True`, or leave it out")
+
+
+def _estimate(spec: ModelSpec, run: str, job: Mapping[str, Any], schedule: Schedule, show: Show) -> None:
     """Do what `distill --dry-run` asks for."""
     from turbovaed_cli.training.distill import estimate_distill
 
-    processes = int(os.environ.get("WORLD_SIZE") or nproc)
-    found = _with_changes_listed(show.verbose, estimate_distill, spec, run, processes=processes, **job)
-    _show_estimate(found, json=show.json)
+    more = {"processes": int(os.environ.get("WORLD_SIZE") or schedule.nproc), "dollars_per_hour": schedule.dollars_per_hour}
+    found = _with_changes_listed(show.verbose, estimate_distill, spec, run, **more, **job)
+    _show_estimate(found, job["settings"], schedule.dollars_per_hour, json=show.json)
 
 
-def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
+def _show_estimate(found: "DistillEstimate", settings: DistillSettings, price: float | None, *, json: bool) -> None:
     """Print what is left to do, stage by stage, and what it takes."""
     if json:
         console.print_json(found)
     else:
-        columns = ["stage", "steps left", "clips a step", "s a step", "waiting for data", "memory MB"]
+        columns = ["stage", "steps left", "clips a step", "s a step", "hours", "waiting", "memory MB"]
         rows = [
             (
                 stage.name,
                 stage.steps,
                 stage.clips_per_step,
                 f"{stage.seconds_per_step:.3g}",
+                f"{stage.hours:.2f}",
                 f"{stage.data_share:.0%}",
                 (f"{stage.peak_mb:.0f}" if stage.peak_mb else "-")
                 + (f" ({stage.reserved_mb:.0f} reserved)" if stage.reserved_mb else ""),
@@ -289,9 +311,12 @@ def _show_estimate(found: "DistillEstimate", *, json: bool) -> None:
         ]
         if rows:
             print_table("Some steps of every stage", columns, rows)
+        done = f", {found.steps_done} of them done" if found.steps_done else ""
+        asked = f", for --hours {settings.hours:g}" if settings.hours and found.stages else ""
         facts = [
-            ("steps", f"{found.steps}" + (f", {found.steps_done} of them done" if found.steps_done else "")),
-            ("time", time_in_words(found)),
+            ("steps", f"{found.steps}{asked}{done}"),
+            ("time", time_in_words(found) + (f", {found.hours:.2f} hours" if found.hours else "")),
+            *([("cost", _cost_in_words(found, price))] if price is not None else []),
             (
                 "disk",
                 "not measured" if found.disk_bytes is None else f"at most {human_bytes(found.disk_bytes)}{free_in_words(found)}",

@@ -59,7 +59,8 @@ class RunDir:
         config = read_json(self.config)
         check_fields(config, {"settings": dict[str, Any]}, self.config)
         settings = config["settings"]
-        check_fields(settings, {"stages": list[Any] | None, "dtype": str | None, "steps": int | None}, self.config, "settings.")
+        known: dict[str, Any] = {"stages": list[Any] | None, "dtype": str | None, "steps": int | None, "hours": float | None}
+        check_fields(settings, known, self.config, "settings.")
         for number, stage in enumerate(settings.get("stages") or (), start=1):
             known = {"steps": int, "perceptual": str | None, "batch_size": int | None, "accumulation": int | None}
             check_fields(stage, known, self.config, f"settings.stages.{number}.")

@@ -14,6 +14,7 @@ fitted_start.py  initial weights by least squares
 state.py         everything that a resume needs
 checks.py        settings and runs that are refused
 estimate.py      time and memory in advance
+length.py        `--hours`: steps of every stage from timed ones
 trackers.py      `--log`: experiment trackers
 outputs.py       samples, report.html and model/
 """

@@ -35,7 +35,7 @@ def check_distill_settings(settings: DistillSettings) -> None:
     _check_choices(settings, {"optimizer": OPTIMIZERS, "start": STARTS})
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"betas are {settings.betas}; each must be at least 0 and below 1")
-    _check_not_negative(settings, ("eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
+    _check_not_negative(settings, ("hours", "eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
     for stage in settings.stages:
         check_counts(stage, ("steps", "batch_size", "accumulation"))
         weights = ("perceptual_weight", "feature_weight", "teacher_weight", "adversarial_weight")
@@ -59,6 +59,19 @@ def _check_not_negative(settings: object, names: Sequence[str]) -> None:
 def _check_choices(settings: object, choices: Mapping[str, Sequence[str]]) -> None:
     for name, allowed in choices.items():
         check_choice(f"`{name}`", getattr(settings, name), allowed)
+
+
+def check_hours(folder: RunDir, settings: DistillSettings) -> None:
+    """Raise RunFolderError if a run's number of steps was not set by the `hours` of `settings`: a resume keeps its steps."""
+    before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
+    began, now = before.get("hours") or 0.0, settings.hours
+    if not before or began == now:
+        return
+    steps = f"{sum(stage['steps'] for stage in before.get('stages') or []):,} steps"
+    how = f"with `hours` {began:g}, which set its {steps}" if began else f"without `hours`, with {steps}"
+    what = f"{folder.root} was started {how}; a resume cannot change them" + (f" to `hours` {now:g}" if now else "")
+    way = f"`hours` {began:g} without `steps`" if began else "leaving out `hours`"
+    raise RunFolderError(what, f"{way} resumes it; `init` {folder.root} with another `run` goes on from its weights")
 
 
 def check_finished_stages(folder: RunDir, settings: DistillSettings, way_on: str) -> None:

@@ -98,13 +98,14 @@ def estimate_distill(
     student_config: Mapping[str, Any] | None = None,
     init: str | None = None,
     processes: int = 1,
+    dollars_per_hour: float | None = None,
     command_line: str = "",
     report: Reporter = quiet,
 ) -> DistillEstimate:
     """Estimate the rest of `distill` with the same arguments by timing some steps, in one process; nothing is written.
 
     Raises what `distill` in this many `processes` would raise for settings, data, weights and an existing run. A teacher whose
-    weights are missing is no error.
+    weights are missing is no error. `dollars_per_hour` is the price of the machines that will distil.
     """
     asked = Distillation(spec, run, data, latents, settings or RECIPES[spec.recipe], student_config, init, command_line)
     check_distill_settings(asked.settings)
@@ -112,7 +113,8 @@ def estimate_distill(
         cache_for(latents, spec)
     if download := missing_bytes(spec):
         room = None if is_url(run) else free_disk_bytes(Path(run))
-        return DistillEstimate(str(run), 0, asked.settings.steps, [], None, None, room, download, asked.settings.device, [])
+        steps, on = asked.settings.steps, asked.settings.device
+        return DistillEstimate(str(run), 0, steps, [], None, None, None, None, room, download, on, [])
     ranks = alone(resolve_device(asked.settings.device, report))
     with look_at_run(run) as root:
         folder = RunDir(root)
@@ -125,7 +127,7 @@ def estimate_distill(
         check_resume(folder, config, over_all, processes, run)
         if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
             trainer.state.load(checkpoint)
-        return estimate(trainer, run, folder, skipped, report, fits=init is None)
+        return estimate(trainer, run, folder, skipped, report, fits=init is None, dollars_per_hour=dollars_per_hour)
 
 
 def _run(asked: Distillation, trainer: Trainer, folder: RunDir, report: Reporter) -> tuple[int | None, dict[str, float]]:

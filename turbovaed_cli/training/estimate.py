@@ -37,6 +37,7 @@ class StageEstimate:
     steps: int  # that are left of it
     clips_per_step: int  # of this process
     seconds_per_step: float
+    hours: float  # for the steps that are left
     data_share: float  # of that time, spent waiting for clips
     # The peak memory in MB of its steps, a sample and (first stage) a fitted start: on a GPU the tensors, else the whole process.
     peak_mb: float | None
@@ -52,6 +53,8 @@ class DistillEstimate:
     steps: int
     stages: list[StageEstimate]  # those with steps left
     seconds: float | None  # for the steps that are left, without the time of checkpoints
+    hours: float | None  # the same
+    dollars: float | None  # for these hours; None if no price was given
     disk_bytes: int | None  # at most, in addition to those used already: checkpoints and the model
     free_bytes: int | None
     download_bytes: int
@@ -60,7 +63,14 @@ class DistillEstimate:
 
 
 def estimate(
-    trainer: Trainer, run: str | Path, folder: RunDir, skipped: list[Skipped], report: Reporter = quiet, *, fits: bool = True
+    trainer: Trainer,
+    run: str | Path,
+    folder: RunDir,
+    skipped: list[Skipped],
+    report: Reporter = quiet,
+    *,
+    fits: bool = True,
+    dollars_per_hour: float | None = None,
 ) -> DistillEstimate:
     """Time some steps of every unfinished stage. The trainer must not be used afterwards, as its weights change.
 
@@ -86,32 +96,53 @@ def estimate(
     taken = sum(
         path.stat().st_size for place in (folder.checkpoints, folder.model) for path in place.rglob("*") if path.is_file()
     )
+    hours = sum(stage.hours for stage in stages)
     return DistillEstimate(
-        str(run), done, settings.steps, stages, sum(stage.steps * stage.seconds_per_step for stage in stages),
-        max(whole - taken, 0) if stages else 0, None if is_url(run) else free_disk_bytes(Path(run)), 0, trainer.device.type, skipped,
-    )  # fmt: skip
+        run=str(run),
+        steps_done=done,
+        steps=settings.steps,
+        stages=stages,
+        seconds=hours * 3600,
+        hours=hours,
+        dollars=None if dollars_per_hour is None else hours * dollars_per_hour,
+        disk_bytes=max(whole - taken, 0) if stages else 0,
+        free_bytes=None if is_url(run) else free_disk_bytes(Path(run)),
+        download_bytes=0,
+        device=trainer.device.type,
+        skipped=skipped,
+    )
 
 
 def _time_stage(trainer: Trainer, index: int, first: int, end: int, report: Reporter) -> StageEstimate:
     """Time some of the steps from `first` up to `end`, all of one stage; the peak includes memory used before."""
     stage = trainer.settings.stages[index]
-    trainer.state.step = first
-    reading = read_ahead(trainer.batch_at, passes_from(trainer.settings.stages, first), trainer.settings.workers)
-    batches = Waited(reading)
-    began, waited, steps = time.perf_counter(), 0.0, min(TIMED_STEPS + 1, end - first)
-    for number in range(steps):
-        if number == 1:
-            began, waited = time.perf_counter(), batches.seconds
-        trainer.learn(batches)
-    seconds = (time.perf_counter() - began) / max(steps - 1, 1)
-    reading.close()  # nothing is read ahead any more
-    share = min((batches.seconds - waited) / max(steps - 1, 1) / seconds, 1.0)
+    untimed = min(1, end - first - 1)
+    seconds, share = timed_steps(trainer, first, untimed, min(TIMED_STEPS, end - first - untimed))
     trainer.state.step = first
     trainer.learn(_all_read_ahead(trainer, first))
     Samples(trainer, report).videos()
     clips = trainer.data_of(index)["clips"]
     peak = peak_mb(trainer.device)
-    return StageEstimate(stage.name, end - first, clips, seconds, share, peak, _reserved_mb(trainer.device))
+    hours = (end - first) * seconds / 3600
+    return StageEstimate(stage.name, end - first, clips, seconds, hours, share, peak, _reserved_mb(trainer.device))
+
+
+def timed_steps(trainer: Trainer, first: int, untimed: int, timed: int) -> tuple[float, float]:
+    """Make `untimed` steps from step `first` on, then `timed` ones; return (seconds of one of those, share spent waiting for data).
+
+    The trainer's weights change.
+    """
+    trainer.state.step = first
+    reading = read_ahead(trainer.batch_at, passes_from(trainer.settings.stages, first), trainer.settings.workers)
+    batches = Waited(reading)
+    for _ in range(untimed):
+        trainer.learn(batches)
+    began, waited = time.perf_counter(), batches.seconds
+    for _ in range(timed):
+        trainer.learn(batches)
+    seconds = time.perf_counter() - began
+    reading.close()  # nothing is read ahead any more
+    return seconds / timed, min((batches.seconds - waited) / seconds, 1.0)
 
 
 def _all_read_ahead(trainer: Trainer, first: int) -> Iterator[tuple[tuple[int, int], Batch]]:
@@ -159,9 +190,13 @@ def _has_room(trainer: Trainer, index: int, clips: int) -> bool:
 def forecast(trainer: Trainer) -> str:
     """Describe a new run in words: steps, clips, and the time, estimated from a forward pass of each stage on this device.
 
-    A schedule of fewer than LONG steps is not timed.
+    A schedule of fewer than LONG steps is not timed, nor one whose length was set by timed steps (`hours`).
     """
     settings, count = trainer.settings, trainer.ranks.count
+    if settings.hours:
+        lengths = ", ".join(f"{stage.name} {stage.steps:,}" for stage in settings.stages)
+        time_asked = f"{settings.hours:g} hour{'s' * (settings.hours != 1)}"
+        return f"recipe {settings.recipe} in {time_asked}: {settings.steps:,} steps see {settings.clips:,} clips ({lengths})"
     text = f"recipe {settings.recipe}: {settings.steps:,} steps see {settings.clips:,} clips"
     if settings.steps < LONG:
         return text

@@ -27,8 +27,10 @@ from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.batches import ClipStream, VideoClips
-from turbovaed_cli.training.checks import check_distill_settings, check_ratios, check_sizes
+from turbovaed_cli.training.checks import check_distill_settings, check_hours, check_ratios, check_sizes
 from turbovaed_cli.training.estimate import fitted_stages
+from turbovaed_cli.training.length import stages_in_hours, with_lengths
+from turbovaed_cli.training.loop import memory_in_words
 from turbovaed_cli.training.losses import perceptual_loss, resolve_perceptual
 from turbovaed_cli.training.schedule import crop_of
 from turbovaed_cli.training.state import TrainingState
@@ -96,10 +98,19 @@ def prepare(
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
     trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
-    if settings.fit_batch and device.type != "cpu" and not ranks.share(lambda: RunDir.is_run(folder.root)):
-        report.note("trying how many clips of a forward pass fit in the free memory")
-        trainer.settings = replace(settings, stages=fitted_stages(trainer))
+    if not ranks.share(lambda: RunDir.is_run(folder.root)):
+        _measure(trainer, folder, report)
     return trainer, skipped
+
+
+def _measure(trainer: Trainer, folder: RunDir, report: Reporter) -> None:
+    """Set what a new run takes from measurements of this machine: the clips of a forward pass, and the steps in `hours`."""
+    if trainer.settings.fit_batch and trainer.device.type != "cpu":
+        report.note("trying how many clips of a forward pass fit in the free memory")
+        trainer.settings = replace(trainer.settings, stages=fitted_stages(trainer))
+    if trainer.settings.hours:
+        with memory_in_words(trainer, folder):
+            trainer.settings = replace(trainer.settings, stages=stages_in_hours(trainer, report))
 
 
 def _cached_streams(
@@ -161,9 +172,12 @@ def over_all_processes(settings: DistillSettings, processes: int) -> DistillSett
 def settle(settings: DistillSettings, folder: RunDir, device: torch.device, others: int, report: Reporter) -> DistillSettings:
     """Return settings without "auto": on a resume, its meaning at the start of the run; else what this machine has, with a note.
 
+    A resume with the same `hours` keeps the steps that they gave. Raises RunFolderError for other hours.
+
     The run has `others` times the clips in a pass that `settings` have, if a dry run is in fewer processes.
     """
     before = folder.read_config()["settings"] if RunDir.is_run(folder.root) else {}
+    check_hours(folder, settings)
     dtype = settings.dtype
     if dtype == "auto":
         dtype = before.get("dtype") or auto_dtype(device, report)
@@ -177,6 +191,8 @@ def settle(settings: DistillSettings, folder: RunDir, device: torch.device, othe
     fitted = before.get("stages") or []
     if settings.fit_batch and before.get("fit_batch") and len(fitted) == len(stages):
         stages = [_as_fitted(stage, was, others) for stage, was in zip(stages, fitted, strict=True)]
+    if settings.hours and len(fitted) == len(stages):
+        stages = list(with_lengths(stages, [was["steps"] for was in fitted]))
     return replace(settings, stages=tuple(stages), dtype=dtype, workers=num_readers(device, settings.workers))
 
 
