@@ -77,39 +77,58 @@ class Kept(dict[Hashable, Tensor]):
 
 
 class Convolution:
-    """A k_t x k x k convolution over frames, stride 1. It pads width and, if asked, height with zeros; time is already padded."""
+    """A k_t x k x k convolution over frames. It pads width and height with zeros, if asked; time is already padded.
+
+    `stride` is (time, rows, columns).
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, groups: int, dtype: torch.dtype, speedups: Speedups, scratch: Scratch
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        dtype: torch.dtype,
+        speedups: Speedups,
+        scratch: Scratch,
+        stride: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
         self.weight, self.bias = weight.to(dtype), bias.to(dtype)  # (O, C / groups, k_t, k, k) and (O,)
-        self.groups, self.scratch = groups, scratch
+        self.groups, self.scratch, self.stride = groups, scratch, stride
         self.out_channels = weight.shape[0]
+        self.taps = weight.shape[2]  # in time
         self.reach_time, self.reach = weight.shape[2] // 2, weight.shape[3] // 2
         self._is_packed = speedups.packed and weight.device.type == "cpu"
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
-        self._has_tiles = speedups.winograd and is_wide and self.reach_time == 1
+        self._has_tiles = speedups.winograd and is_wide and self.taps == 3 and stride[0] == 1
         is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
         self._largest_tile = 3 if is_exact else 2  # frames
         self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
 
-    def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
-        """Convolve `x` (n, C, H, W) to (n - k_t + 1, O, H or H - k + 1, W)."""
-        frames, height = x.shape[0] - 2 * self.reach_time, x.shape[2] if pad_height else x.shape[2] - 2 * self.reach
+    def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
+        """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
+        padding = (0, self.reach if pad_height else 0, self.reach if pad_width else 0)
+        frames = self.frames_out(x.shape[0])
+        height, width = (
+            max((size + 2 * pad - 2 * self.reach - 1) // stride + 1, 0)
+            for size, pad, stride in zip(x.shape[2:], padding[1:], self.stride[1:], strict=True)
+        )
         if min(frames, height) <= 0:
-            return x.new_empty(max(frames, 0), self.out_channels, max(height, 0), x.shape[3])
-        padding = (0, self.reach if pad_height else 0, self.reach)
+            return x.new_empty(frames, self.out_channels, height, width)
         if not self._has_tiles or frames == 1:
             return self._convolve(x, 1, 0, self.bias, padding)
-        return self._by_tiles(x, frames, height, padding)
+        return self._by_tiles(x, (frames, height, width), padding)
+
+    def frames_out(self, frames: int) -> int:
+        """Return the number of output frames for `frames` input frames."""
+        return max((frames - self.taps) // self.stride[0] + 1, 0)
 
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
         self._ready.clear()
 
-    def _by_tiles(self, x: Tensor, frames: int, height: int, padding: tuple[int, int, int]) -> Tensor:
-        out = torch.empty(frames, height, x.shape[3], self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-        begin = 0
+    def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
+        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+        frames, begin = shape[0], 0
         for size, count in tiling(frames, self._largest_tile):
             end = begin + size * count
             if size == 1:
@@ -153,9 +172,11 @@ class Convolution:
         video = x.movedim(0, 1)[None]  # (1, C, n, H, W), channels_last_3d
         ones = (1, 1, 1)
         if self._is_packed:
-            made = torch.ops.mkldnn._convolution_pointwise(video, weight, bias, padding, ones, ones, self.groups, "none", [], "")
+            made = torch.ops.mkldnn._convolution_pointwise(
+                video, weight, bias, padding, self.stride, ones, self.groups, "none", [], ""
+            )
         else:
-            made = functional.conv3d(video, weight, bias, padding=padding, groups=self.groups)
+            made = functional.conv3d(video, weight, bias, self.stride, padding, groups=self.groups)
         return cast(Tensor, made)[0].movedim(1, 0)
 
     def _weights(self, size: int, like: Tensor) -> list[Tensor]:
@@ -175,7 +196,7 @@ class Convolution:
             return weight.contiguous(memory_format=torch.channels_last_3d)
         ones, padding = [1, 1, 1], [0, self.reach, self.reach]
         shape = [1, like.shape[1], *like.shape[:1], *like.shape[2:]]
-        return _reorder(weight.contiguous().to_mkldnn(), padding, ones, ones, self.groups, shape)
+        return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
 _reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # newer than its type stub
@@ -235,11 +256,14 @@ def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
     return coefficients
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Preparation:
     """The step before a convolution: RMSNorm over channels and an activation, or a plain copy."""
 
-    activation: str | None = None  # relu or silu, after the norm; None: neither norm nor activation
+    activation: str | None = None  # relu, silu or none, after the norm; None: no norm either
+    eps: float = RMS_EPS  # added to the mean square
+    least: float = 0.0  # the mean square is this at least
+    gamma: Tensor | None = None  # (C,), a factor per channel after the norm
 
     def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
         """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape."""
@@ -258,7 +282,13 @@ class Preparation:
         """Write norm and activation of `rows` (..., C) into `target`; sums are taken in fp32 at least."""
         wide = torch.promote_types(rows.dtype, torch.float32)
         sums = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).square_()
-        torch.mul(rows, sums.div_(rows.shape[-1]).add_(RMS_EPS).rsqrt_().to(rows.dtype), out=target)
+        means = sums.div_(rows.shape[-1]).add_(self.eps)
+        means = means.clamp_min_(self.least) if self.least else means
+        torch.mul(rows, means.rsqrt_().to(rows.dtype), out=target)
+        if self.gamma is not None:
+            target.mul_(self.gamma)
+        if self.activation == "none":
+            return target
         return target.relu_() if self.activation == "relu" else functional.silu(target, inplace=True)
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch
-from turbovaed_cli.models.layers import LAYER_NORM_EPS, ChannelLayerNorm
 
 
 @dataclass(frozen=True)
@@ -133,12 +132,12 @@ class StreamConvolution:
 class StreamShortcut:
     """The shortcut of a resnet that changes channels: LayerNorm over channels, then the pointwise convolution."""
 
-    def __init__(self, norm: ChannelLayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        self.weight, self.bias = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype)
+    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        self.weight, self.bias, self.eps = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps
         self.pointwise = pointwise
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS)
+        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
         return self.pointwise(rows.permute(0, 3, 1, 2))
 
 
