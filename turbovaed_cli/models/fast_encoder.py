@@ -32,6 +32,7 @@ from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch, Spee
 from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
+_WORTH_TILES = 16  # channels from which the transforms of convolutions in time are worth their time
 _PLAIN = Preparation()
 
 
@@ -50,13 +51,12 @@ class FastEncoder:
     def __init__(self, vae: nn.Module, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         weight = next(vae.parameters())
         self.dtype, self.device = dtype or weight.dtype, weight.device
-        speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (Speedups(winograd_channels=_WORTH_TILES) if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
         self.patch_size, makers, self.expand = _FAMILIES[type(vae).__name__](self, cast(Any, vae))
         self._makers = list(makers)
-        self.latent_frames_per = 1
 
     def stages(self) -> list[Callable[[Tensor], Tensor]]:
         """Return the encoder as new stages, which keep frames of one clip; weights are shared."""

@@ -25,6 +25,7 @@ from torch.nn import functional
 from turbovaed_cli.models.layers import RMS_EPS
 
 _POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are evaluated at these points and at infinity
+_IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
 _WIDE = 256  # channels from which half precision takes tiles of 3 frames too; below it takes 2, which round less
 
 
@@ -102,6 +103,7 @@ class Convolution:
         self._has_tiles = speedups.winograd and is_wide and self.taps == 3 and stride[0] == 1
         is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
         self._largest_tile = 3 if is_exact else 2  # frames
+        self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
         self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
@@ -125,36 +127,38 @@ class Convolution:
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
         self._ready.clear()
+        self._to_points.clear()
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-        frames, begin = shape[0], 0
+        frames, height, width = shape
+        at_once = max(_IN_CACHE // max(x[0].numel(), out[0].numel()), 1)
+        rows = max(_IN_CACHE * height // max(x[0].numel(), out[0].numel()), 1) if self.stride == (1, 1, 1) else height
+        begin = 0
         for size, count in tiling(frames, self._largest_tile):
             end = begin + size * count
             if size == 1:
                 out[begin:end] = self._convolve(x[begin : end + 2], 1, 0, self.bias, padding)
-            else:
-                self._tile(x[begin : end + 2], size, count, padding, out[begin:end])
+            for first in range(begin, end if size > 1 else begin, size * at_once):
+                last = min(first + size * at_once, end)
+                for top in range(0, height, rows):
+                    band = out[first:last, :, top : top + rows]
+                    self._tile(x[first : last + 2], size, (top, band.shape[2], height), padding, band)
             begin = end
         return out
 
-    def _tile(self, x: Tensor, size: int, count: int, padding: tuple[int, int, int], out: Tensor) -> None:
-        """Write `count` tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back."""
+    def _tile(self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int], out: Tensor) -> None:
+        """Write tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back.
+
+        `rows` are the first output row, their number, and that of all; `out` has these rows.
+        """
         to_points, _, from_points = minimal_filter(size)
-        taps = [x[i : i + (count - 1) * size + 1 : size] for i in range(size + 2)]
-        at_point = self.scratch.frames("tiles", taps[0].shape, x.dtype, x.device)
+        at_points, padding = self._at_points(x, size, rows, padding)
         started = [False] * size
         firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
-        for point, row in enumerate(to_points):
-            # The polynomial is monic: some coefficient is 1.
-            (_, first), (factor, second), *further = sorted(
-                ((factor, tap) for factor, tap in zip(row, taps, strict=True) if factor), key=lambda pair: pair[0] != 1
-            )
-            torch.add(first, second, alpha=factor, out=at_point)
-            for factor, tap in further:
-                at_point.add_(tap, alpha=factor)
+        for point in range(len(to_points)):
             # Every output takes the product at the point 1 exactly once: the bias is added there.
-            made = self._convolve(at_point, size, point, self.bias if point == 1 else None, padding)
+            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding)
             for i, first_made in enumerate(firsts):
                 factor, target = from_points[i][point], out[i::size]
                 if factor and not started[i]:
@@ -165,6 +169,30 @@ class Convolution:
                     firsts[i] = None
                 elif factor:
                     target.add_(made, alpha=factor)
+
+    def _at_points(
+        self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int]
+    ) -> tuple[list[Tensor], tuple[int, int, int]]:
+        """Return the input of `rows` at every point, a tensor (tiles, C, h, W) each, and the padding that it still needs."""
+        top, num_rows, height = rows
+        first, last, above, below = 0, x.shape[2], 0, 0
+        if num_rows < height:
+            first, last = top - padding[1], top + num_rows + 2 * self.reach - padding[1]
+            above, below = max(-first, 0), max(last - x.shape[2], 0)
+            first, last, padding = max(first, 0), min(last, x.shape[2]), (padding[0], 0, padding[2])
+        count, channels, width = (x.shape[0] - 2) // size, x.shape[1], x.shape[3]
+        if size not in self._to_points:
+            self._to_points[size] = torch.tensor(minimal_filter(size)[0], dtype=x.dtype, device=x.device)
+        matrix = self._to_points[size]
+        made = self.scratch.frames("tiles", (len(matrix) * count, channels, above + last - first + below, width), x.dtype, x.device)
+        made = made.unflatten(0, (len(matrix), count))
+        for edge in (made[:, :, :, :above], made[:, :, :, made.shape[3] - below :]):
+            edge.zero_()
+        inner = made[:, :, :, above : made.shape[3] - below].permute(0, 1, 3, 4, 2)  # (points, tiles, h, W, C)
+        values = x.permute(0, 2, 3, 1)[:, first:last].flatten(1)
+        for tile in range(count):
+            torch.mm(matrix, values[tile * size : tile * size + size + 2], out=inner[:, tile].flatten(1))
+        return list(made), padding
 
     def _convolve(self, x: Tensor, size: int, point: int, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
         """Convolve `x` with the weights of `point` of tiles of `size` frames."""
