@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import FrameCountError
+from turbovaed_cli.models.fast_encoder import EncoderStream, FastEncoder, mean_and_std
 from turbovaed_cli.models.kernels import Kept
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.tiles import in_tiles
@@ -54,12 +55,14 @@ def _window_length(spec: TeacherSpec, frames: int) -> int:
     return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
-def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iterator[Tensor]:
+def encoded(
+    teacher: Teacher, videos: Iterable[Tensor], frames: int = 0, *, fast: FastEncoder | None = None
+) -> Iterator[Tensor]:
     """Yield the posterior means (B, C, n, h, w) of a video that comes as `videos` (B, 3, m, H, W) in [-1, 1], of any m.
 
     H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.
-    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). Raises
-    FrameCountError if there is no frame.
+    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). `fast` is the fast form
+    of an exact encoder; None takes the one that the teacher uses. Raises FrameCountError if there is no frame.
     """
     source = _Frames(videos)
     if source.ended:
@@ -68,7 +71,7 @@ def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iter
     if pieces is None:
         yield from _by_windows(teacher, source, frames or WINDOW)
         return
-    multiple, encode = pieces.multiple, _begun(teacher, pieces)
+    multiple, encode = pieces.multiple, _begun(teacher, pieces, fast or teacher.fast_encoder())
     step = multiple if pieces.fixed else max(frames // multiple, 1) * multiple
     first = source.take(step + teacher.spec.frames.first)
     yield _encoded(teacher, encode, _made_up(first, teacher.spec.frames.at_least(first.shape[2])))
@@ -77,16 +80,20 @@ def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iter
         yield _encoded(teacher, encode, _made_up(piece, -(-piece.shape[2] // multiple) * multiple))
 
 
-def _begun(teacher: Teacher, pieces: Piecewise) -> Callable[[Tensor], Tensor]:
+def _begun(teacher: Teacher, pieces: Piecewise, fast: FastEncoder | None) -> Callable[[Tensor], Tensor]:
     """Return the function that encodes the pieces of one video in order; of a teacher with tiles, each tile as a video of its own."""
+
+    def begin() -> Callable[[Tensor], Tensor]:
+        return _fast(EncoderStream(fast)) if fast else pieces.begin(Kept())
+
     tiles = teacher.tiles
     if tiles is None:
-        return pieces.begin(Kept())
+        return begin()
     each: list[Callable[[Tensor], Tensor]] = []
 
     def encode(video: Tensor) -> Tensor:
         if not each:
-            each.extend(pieces.begin(Kept()) for _ in range(tiles.count(video.shape[3:])))
+            each.extend(begin() for _ in range(tiles.count(video.shape[3:])))
         encoders = (partial(_alone, one) for one in each)
         return in_tiles(tiles, teacher.spec.space_ratio, video, encoders)[0]
 
@@ -95,6 +102,10 @@ def _begun(teacher: Teacher, pieces: Piecewise) -> Callable[[Tensor], Tensor]:
 
 def _alone(encode: Callable[[Tensor], Tensor], video: Tensor) -> tuple[Tensor]:
     return (encode(video),)
+
+
+def _fast(stream: EncoderStream) -> Callable[[Tensor], Tensor]:
+    return lambda video: mean_and_std(stream.push(video))[0]
 
 
 @torch.no_grad()

@@ -33,6 +33,8 @@ from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
 _WORTH_TILES = 16  # channels from which the transforms of convolutions in time are worth their time
+_WORTH_MEMORY = 2**22  # elements of a weight up to which tiles, whose weights take up to three times as much, are worth that
+_APPROXIMATE = ("use_tiling", "use_framewise_encoding", "use_framewise_decoding")  # settings of the classes
 _PLAIN = Preparation()
 
 
@@ -51,7 +53,7 @@ class FastEncoder:
     def __init__(self, vae: nn.Module, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         weight = next(vae.parameters())
         self.dtype, self.device = dtype or weight.dtype, weight.device
-        speedups = speedups or (Speedups(winograd_channels=_WORTH_TILES) if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY) if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
@@ -290,16 +292,22 @@ class EncoderStream:
         return run_causal(stages, frames).movedim(0, 1).contiguous()
 
 
+def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (B, C, t, h, w) from moments (B, 2C, t, h, w), limited as the classes limit them."""
+    mean, log_variance = moments.chunk(2, dim=1)
+    return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+
 _ready: "weakref.WeakKeyDictionary[nn.Module, tuple[object, FastEncoder | None]]" = weakref.WeakKeyDictionary()
 
 
 def fast_encoder(vae: nn.Module) -> FastEncoder | None:
     """Return the fast form of a VAE's encoder: made at the first call, and again after weights have changed or moved.
 
-    Returns None for a class or a config that it does not cover. Changes through a parameter's `.data` are not noticed. A running
+    Returns None for a class or a config that it does not cover, and for a VAE that is set to encode in tiles. Changes through a parameter's `.data` are not noticed. A running
     stream keeps the weights it began with.
     """
-    if type(vae).__name__ not in _FAMILIES or vae.encoder is None:
+    if type(vae).__name__ not in _FAMILIES or vae.encoder is None or any(getattr(vae, way, False) for way in _APPROXIMATE):
         return None
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in _parameters(vae)]
     if vae not in _ready or _ready[vae][0] != weights:

@@ -11,6 +11,7 @@ layers.py within rounding. This form saves:
 """
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Speedups:
     winograd: bool = True  # fewer multiplications for convolutions in time
     packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
     winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
+    winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
 
     def __str__(self) -> str:
         """Return the name that `bench` prints."""
@@ -100,7 +102,8 @@ class Convolution:
         self.reach_time, self.reach = weight.shape[2] // 2, weight.shape[3] // 2
         self._is_packed = speedups.packed and weight.device.type == "cpu"
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
-        self._has_tiles = speedups.winograd and is_wide and self.taps == 3 and stride[0] == 1
+        is_worth = is_wide and weight.numel() <= speedups.winograd_elements
+        self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
         is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
         self._largest_tile = 3 if is_exact else 2  # frames
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
+from turbovaed_cli.models.fast_encoder import FastEncoder
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.metering import metered
 from turbovaed_cli.models.pair import Pair
@@ -89,21 +90,24 @@ def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows
 def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: Tiles | None = None) -> int:
     """Predict the peak bytes of encoding a long video of `size` (H, W), which comes as uint8, `frames` pixel frames at once.
 
-    On a CPU this includes oneDNN's copies of a convolution's input and output in its own layout. Of tiles one is rehearsed; the
-    others hold as much as it does when its turn is over.
+    On a CPU this includes the prepared weights of the fast form, or without it oneDNN's copies of a convolution's input and
+    output in its own layout. Of tiles one is rehearsed; the others hold as much as it does when its turn is over.
     """
     of_frames = tiles.size if tiles else size
+    fast = teacher.fast_encoder()
+    # Weights in oneDNN's layout cannot be made of tensors without data; others have the same size.
+    rehearsing = FastEncoder(teacher.vae, fast.dtype, replace(fast.speedups, packed=False)) if fast else None
 
     def videos() -> Iterator[Tensor]:
         while True:
             yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device=teacher.device))[None]
 
     with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        made = encoded(teacher, videos(), frames)
+        made = encoded(teacher, videos(), frames, fast=rehearsing)
         for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
         held = meter.live
-    peak = meter.peak_on_cpu if teacher.device.type == "cpu" else meter.peak
+    peak = meter.peak_on_cpu if teacher.device.type == "cpu" and not fast else meter.peak
     return peak + (tiles.count(size) - 1) * held if tiles else peak
 
 

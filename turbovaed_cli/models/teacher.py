@@ -17,6 +17,7 @@ from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, Unknow
 from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
+from turbovaed_cli.models.fast_encoder import FastEncoder, fast_encoder, mean_and_std
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
@@ -48,7 +49,12 @@ class Teacher(nn.Module):
 
     Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not. With `allows_tf32`, meant for training,
     `encode`, `features` and `decode_with_features` compute in TF32 on a GPU that has it. `decode` alone never does.
+
+    On a CPU, the encoders that `fast_encoder` covers run in their fast form: results are equal within rounding, and hooks of
+    the encoder's modules are not called. `fast` False runs the class itself; True runs the fast form on any device.
     """
+
+    fast: bool | None = None  # None: only on a CPU, where it is known to be faster
 
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
         super().__init__()
@@ -126,12 +132,20 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def posterior(self, video: Tensor) -> Posterior:
         """Encode video (B, 3, T, H, W) in [-1, 1] as `encode` does, without a check of its shape."""
-        video = video.to(self.device, self.dtype)
+        video, fast = video.to(self.device, self.dtype), self.fast_encoder()
+
+        def encode(piece: Tensor) -> tuple[Tensor, Tensor | None]:
+            return mean_and_std(fast.encode(piece)) if fast else self.family.posterior(self.vae, piece)
+
         with self._teaching():
             if self.tiles is None:
-                return Posterior(*self.family.posterior(self.vae, video))
-            encode = partial(self.family.posterior, self.vae)
+                return Posterior(*encode(video))
             return Posterior(*in_tiles(self.tiles, self.spec.space_ratio, video, repeat(encode)))
+
+    def fast_encoder(self) -> FastEncoder | None:
+        """Return the fast form of the encoder if `encode` uses it, as `fast` says; None for an encoder that has none."""
+        is_wanted = self.device.type == "cpu" if self.fast is None else self.fast
+        return fast_encoder(self.vae) if is_wanted else None
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

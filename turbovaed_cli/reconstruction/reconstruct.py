@@ -64,13 +64,16 @@ def reconstruct(
     Raises VideoError if `source` cannot be read, OutputExistsError if `out` exists.
     """
     check_reconstruct_settings(settings, out)
-    before = pair.student.fast
-    pair.student.fast = before if settings.fast else False
+    networks = [network for network in (pair.student, pair.teacher) if network is not None]
+    before = [network.fast for network in networks]
     try:
+        for network in networks:
+            network.fast = network.fast if settings.fast else False
         way = _decode_file if is_latents_file(source) else _reconstruct
         return way(source, out, pair, settings, overwrite=overwrite, report=report)
     finally:
-        pair.student.fast = before
+        for network, fast in zip(networks, before, strict=True):
+            network.fast = fast
 
 
 def _reconstruct(
