@@ -55,9 +55,7 @@ def _window_length(spec: TeacherSpec, frames: int) -> int:
     return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
-def encoded(
-    teacher: Teacher, videos: Iterable[Tensor], frames: int = 0, *, fast: FastEncoder | None = None
-) -> Iterator[Tensor]:
+def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0, *, fast: FastEncoder | None = None) -> Iterator[Tensor]:
     """Yield the posterior means (B, C, n, h, w) of a video that comes as `videos` (B, 3, m, H, W) in [-1, 1], of any m.
 
     H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.

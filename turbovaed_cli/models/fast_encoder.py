@@ -53,7 +53,11 @@ class FastEncoder:
     def __init__(self, vae: nn.Module, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         weight = next(vae.parameters())
         self.dtype, self.device = dtype or weight.dtype, weight.device
-        speedups = speedups or (Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY) if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (
+            Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY)
+            if self.device.type == "cpu"
+            else Speedups(winograd=False, packed=False)
+        )
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []

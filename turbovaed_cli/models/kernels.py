@@ -187,7 +187,9 @@ class Convolution:
         if size not in self._to_points:
             self._to_points[size] = torch.tensor(minimal_filter(size)[0], dtype=x.dtype, device=x.device)
         matrix = self._to_points[size]
-        made = self.scratch.frames("tiles", (len(matrix) * count, channels, above + last - first + below, width), x.dtype, x.device)
+        made = self.scratch.frames(
+            "tiles", (len(matrix) * count, channels, above + last - first + below, width), x.dtype, x.device
+        )
         made = made.unflatten(0, (len(matrix), count))
         for edge in (made[:, :, :, :above], made[:, :, :, made.shape[3] - below :]):
             edge.zero_()

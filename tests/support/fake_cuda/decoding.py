@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from turbovaed_cli.reconstruction.encoding import encoded
 
 from fake_cuda.device import device, metered
 from fake_cuda.memory import shipped
@@ -16,7 +17,6 @@ from turbovaed_cli.metrics import flicker, lpips_video, psnr, ssim
 from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.reconstruction.encoding import encoded
 from turbovaed_cli.reconstruction.windows import reconstruct_window
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.training.outputs import Samples
