@@ -5,6 +5,7 @@ kernels.py stages.py spill.py streaming.py   the same decode, faster and piece b
 student.py             the student as diffusers pipelines call it
 loading.py             a student by its name, from a folder or a file
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
+fast_encoder.py causal.py   the encoders of causal VAEs, faster and piece by piece
 video_dc_ae.py         the one teacher that no diffusers class can load
 encoding.py            videos of any length to the teacher's latents, piece by piece
 tiles.py               overlapping tiles of a frame, encoded one by one

@@ -43,11 +43,10 @@ class _NotCoveredError(Exception):
 
 
 class FastEncoder:
-    """The encoder of a stock VAE prepared for encoding: its weights in the fastest layouts, in `dtype`, on the VAE's device.
+    """The encoder of a VAE that `fast_encoder` covers, with its weights in the fastest layouts, in `dtype`, on the VAE's device.
 
     The weights must not change any more. Encode piece by piece with `EncoderStream`, or a whole clip with `encode`. `speedups`
-    None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere. Raises SettingsError
-    for a VAE that `fast_encoder` does not cover.
+    None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere.
     """
 
     def __init__(self, vae: nn.Module, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
@@ -302,14 +301,19 @@ def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
 
+def posterior_of(fast: FastEncoder, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (B, C, t, h, w) of video (B, 3, T, H, W) in [-1, 1]."""
+    return mean_and_std(fast.encode(video))
+
+
 _ready: "weakref.WeakKeyDictionary[nn.Module, tuple[object, FastEncoder | None]]" = weakref.WeakKeyDictionary()
 
 
 def fast_encoder(vae: nn.Module) -> FastEncoder | None:
     """Return the fast form of a VAE's encoder: made at the first call, and again after weights have changed or moved.
 
-    Returns None for a class or a config that it does not cover, and for a VAE that is set to encode in tiles. Changes through a parameter's `.data` are not noticed. A running
-    stream keeps the weights it began with.
+    Returns None for a class or a config that it does not cover, and for a VAE that is set to encode in tiles. Changes through a
+    parameter's `.data` are not noticed. A running stream keeps the weights it began with.
     """
     if type(vae).__name__ not in _FAMILIES or vae.encoder is None or any(getattr(vae, way, False) for way in _APPROXIMATE):
         return None

@@ -134,7 +134,7 @@ class Convolution:
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
-        frames, height, width = shape
+        frames, height = shape[:2]
         at_once = max(_IN_CACHE // max(x[0].numel(), out[0].numel()), 1)
         rows = max(_IN_CACHE * height // max(x[0].numel(), out[0].numel()), 1) if self.stride == (1, 1, 1) else height
         begin = 0

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from turbovaed_cli.errors import MissingError, SettingsError, ShapeError, Unknow
 from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
-from turbovaed_cli.models.fast_encoder import FastEncoder, fast_encoder, mean_and_std
+from turbovaed_cli.models.fast_encoder import FastEncoder, fast_encoder, posterior_of
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
@@ -132,10 +133,9 @@ class Teacher(nn.Module):
     def posterior(self, video: Tensor) -> Posterior:
         """Encode video (B, 3, T, H, W) in [-1, 1] as `encode` does, without a check of its shape."""
         video, fast = video.to(self.device, self.dtype), self.fast_encoder()
-
-        def encode(piece: Tensor) -> tuple[Tensor, Tensor | None]:
-            return mean_and_std(fast.encode(piece)) if fast else self.family.posterior(self.vae, piece)
-
+        encode: Callable[[Tensor], tuple[Tensor, ...]] = partial(self.family.posterior, self.vae)
+        if fast is not None:
+            encode = partial(posterior_of, fast)
         with self._teaching():
             if self.tiles is None:
                 return Posterior(*encode(video))
