@@ -58,6 +58,10 @@ class ClipSettings:
     seed: int = setting(0, "Random seed.", "Measuring in detail")
     data: Path | None = setting(None, "A folder of videos, or one video.", "Input and output", metavar="DIR")
     latents: Path | None = setting(None, "A latents file to use instead of videos or random latents.", "Latents", metavar="FILE")
+    decode_timestep: float | None = setting(
+        None, "Fixed timestep of a teacher's decoder that takes one (LTX-Video 0.9.5 to 0.9.8).", "Measuring in detail",
+        shown="the run's, else 0.05",
+    )  # fmt: skip
     latents_are: str = setting(
         "raw", "A latents file is raw, as a VAE encodes, or normalised, as pipelines compute.", "Latents",
         choices=("raw", "normalised"),

@@ -482,7 +482,7 @@ def test_models_are_listed_shown_and_documented_as_json(turbovaed):
     _, out, _ = turbovaed("models", "list")
     assert all(name in out for name in ("ltx", "hunyuan", "cogvideox, cog", "video-dc-ae, dc", "tiny"))
     _, out, _ = turbovaed("models", "--json")
-    assert [model["name"] for model in json.loads(out)["models"]] == ["ltx", "hunyuan", "cogvideox", "video-dc-ae", "tiny"]
+    assert [model["name"] for model in json.loads(out)["models"]] == [*MODELS]
     _, out, _ = turbovaed("models", "show", "ltx")
     assert "psnr: 31.68 (teacher 32.4)" in out and "measured on: arXiv:2508.09136, UCF-101, 17 frames of 256x256" in out
     assert json.loads(turbovaed("models", "show", "tiny", "--json")[1])["student"]["published results"] is None

@@ -10,6 +10,7 @@ from conftest import is_two_lines
 from golden import TEACHER_FILES, load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_teachers import write_small_teacher
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.errors import FrameCountError, SettingsError
@@ -145,10 +146,14 @@ def test_the_teachers_size_is_read_without_loading_it(ltx_teacher, tmp_path):
     assert decoder_params_of(replace(spec, teacher=replace(spec.teacher, path=tmp_path))) is None
 
 
+def small_or_golden(name, folder):
+    return write_teacher(load_golden(TEACHER_FILES[name]), folder) if name in TEACHER_FILES else write_small_teacher(name, folder)
+
+
 @pytest.mark.parametrize("name", list(MODELS))
 def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, videos, tmp_path):
     """Of the small local teacher of every class: heads appear wherever channels differ from the teacher's."""
-    teacher = name if name == "tiny" else write_teacher(load_golden(TEACHER_FILES[name]), tmp_path / "vae")
+    teacher = name if name == "tiny" else small_or_golden(name, tmp_path / "vae")
     params = {"hunyuan": "800k", "cogvideox": "800000", "tiny": "0.6M"}.get(name, "2M")
     frames = "8" if name == "video-dc-ae" else "9"
     command = (

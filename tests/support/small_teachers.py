@@ -15,6 +15,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 16], "layers_per_block": [1, 1, 1, 1, 1],
         "decoder_layers_per_block": [1, 1, 1, 1, 1], "latent_channels": 8,
     },
+    "ltx0.9.5": {"block_out_channels": [8, 8, 16, 16, 32], "decoder_block_out_channels": [8, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 4, "latent_channels": 8},
+    "ltx2": {"block_out_channels": [8, 16, 16, 32], "decoder_block_out_channels": [8, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 4, "latent_channels": 8},
+    "ltx2.3": {"block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5, "latent_channels": 8},
+    "ltx2.5": {"block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5, "latent_channels": 8, "diffusion_decoder": {"latent_channels": 8, "decoder_head_dim": 8, "decoder_stage_channels": [32, 16, 8, 8, 8], "decoder_stage_depths": [4, 1, 4, 1, 1], "decoder_upsample_channel_reductions": [2, 2, 1, 1], "decoder_stage_kernels": [[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]], "decoder_stage5_kernel": [5, 5, 5], "decoder_t_emb_dim": 16}},
     "hunyuan": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
     "cogvideox": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
 }  # fmt: skip
@@ -28,8 +32,21 @@ def write_small_teacher(name: str, folder: Path) -> Path:
         return write_teacher(load_golden(TEACHER_FILES[name]), folder)
     teacher = MODELS[name].teacher
     torch.manual_seed(0)
+    if teacher.beside:
+        return _write_small_pipeline(name, folder)
     vae = teacher.family.build({"_class_name": teacher.class_name, **teacher.config, **SMALL[name]})
     vae.save_pretrained(folder)
+    return folder
+
+
+def _write_small_pipeline(name: str, folder: Path) -> Path:
+    """Write the folders of a pipeline that a teacher of several folders is loaded from: a whole VAE, and another decoder."""
+    import diffusers
+
+    config = {**MODELS[name].teacher.config, **SMALL[name]}
+    decoder = config.pop("diffusion_decoder")
+    diffusers.AutoencoderKLLTX2Video.from_config(config).save_pretrained(folder / "vae")
+    diffusers.LTX2VideoDiffusionDecoderModel.from_config(decoder).save_pretrained(folder / "diffusion_decoder")
     return folder
 
 

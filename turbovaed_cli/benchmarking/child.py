@@ -29,10 +29,10 @@ from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.machine.devices import forget_peak, peak_mb, resolve_dtype, torch_device
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.memory import held_bytes
+from turbovaed_cli.models.pair import teacher_spec
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.settings import BenchSettings, ExportSettings
 
 _ENOUGH_MS, _FEWEST = 30e3, 3  # after this time, and at least this many samples, a row is not called again
@@ -130,7 +130,7 @@ def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
 
     def teacher(precision: str) -> Teacher:
         device = torch_device(settings.device)
-        return load_teacher(find_model(job["teacher"]), device=device, dtype=resolve_dtype(precision))
+        return load_teacher(teacher_spec(job["teacher"], job["model"]), device=device, dtype=resolve_dtype(precision))
 
     chosen, exported = target.chosen(settings.precisions), partial(_exported, job, settings)
     return target.variants(Work(settings, chosen, student, teacher, exported, job["teacher"] is not None, job["threads"]))

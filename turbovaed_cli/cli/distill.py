@@ -28,11 +28,11 @@ from turbovaed_cli.cli.table import print_table, print_tables
 from turbovaed_cli.errors import DifferentRunError, SettingsError, TurboVaedError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.machine.launch import command_line, is_beside_another, launch
-from turbovaed_cli.registry.find import find_model, with_licence
+from turbovaed_cli.registry.find import find_model, with_decode_timestep, with_licence
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.setting import setting
-from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.setting import same, setting
+from turbovaed_cli.settings import ClipSettings, DistillSettings
 from turbovaed_cli.training.recipes import DEFAULT_RECIPE, RECIPES, as_toml, changeable, read_changes, read_recipe
 from turbovaed_cli.units import human_bytes
 
@@ -95,6 +95,8 @@ class StudentChoice(DesignBudget):
         None, "Licence of a local teacher whose folder states none; its student carries it.", "Design of the student"
     )
 
+    decode_timestep: float | None = same(ClipSettings, "decode_timestep", panel="Losses", shown="0.05")
+
     def own_config(self) -> dict[str, Any] | None:
         """The config in --student-config; None for the published student."""
         from turbovaed_cli.models.loading import read_config
@@ -113,7 +115,7 @@ def distill(
     *, sources: Sources, schedule: Schedule, changes: RecipeChanges, student: StudentChoice, downloads: Downloads, show: Show
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
-    spec = with_licence(find_model(sources.teacher), student.licence)
+    spec = with_decode_timestep(with_licence(find_model(sources.teacher), student.licence), student.decode_timestep)
     run = sources.run or f"runs/{spec.name}"
     if not schedule.show_recipe:
         check_system("distill")

@@ -12,7 +12,7 @@ from turbovaed_cli.choices import METRIC_NAMES
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_model
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, field_option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.options import ComparedModel, Overwrite, Show, check_file, field_option, warn_of_old_ffmpeg
 from turbovaed_cli.cli.table import print_tables
 from turbovaed_cli.errors import CheckFailedError, SettingsError, UnwritableError
 from turbovaed_cli.files.places import check_place
@@ -57,7 +57,7 @@ def evaluate(
     ] = None,
     task: EvalTask,
     overwrite: Overwrite = False,
-    model: ModelChoice,
+    model: ComparedModel,
     settings: EvalSettings,
     show: Show,
 ) -> None:
@@ -100,7 +100,7 @@ def evaluate(
     finish(results[0].skipped, functools.partial(_check, results, thresholds))
 
 
-def _pairs(model: ModelChoice, others: list[str], settings: EvalSettings, show: Show) -> "list[Pair]":
+def _pairs(model: ComparedModel, others: list[str], settings: EvalSettings, show: Show) -> "list[Pair]":
     """The students with their teachers. Beside --model, --teacher and --config belong to that one."""
     from turbovaed_cli.machine.devices import resolve_device, resolve_dtype, warn_of_cudnn
 

@@ -96,7 +96,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "class": teacher.class_name,
             "weights": str(teacher.path)
             if teacher.path
-            else f"{teacher.repo} {teacher.folder}/{teacher.weights_file}".replace(" /", " "),
+            else ", ".join(
+                f"{teacher.repo} {one}/{teacher.weights_file}".replace(" /", " ") for one in (teacher.folder, *teacher.beside)
+            ),
             "size": human_bytes(teacher.num_bytes) if teacher.num_bytes is not None else "no weights in it",
             "latent channels": teacher.latent_channels,
             "ratio": f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio} (time, height, width)",
@@ -104,6 +106,7 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             "height and width": f"multiples of {teacher.space_ratio}",
             "decoder": f"{decoder} M parameters" if decoder is not None else "not known without its weights",
             "required settings": {setting.name: f"{setting.value} ({setting.why})" for setting in teacher.family.required},
+            "decoder's fixed inputs": teacher.family.decoder_inputs(),
             "licence": teacher.licence + (f"; {teacher.licence_note}" if teacher.licence_note else ""),
         },
         "student": {

@@ -17,8 +17,8 @@ from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.registry.download import RemoteFile
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
-from turbovaed_cli.setting import MORE_PANELS, Setting, setting, setting_of
-from turbovaed_cli.settings import DistillSettings, ExportSettings
+from turbovaed_cli.setting import MORE_PANELS, Setting, same, setting, setting_of
+from turbovaed_cli.settings import ClipSettings, DistillSettings, ExportSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.units import format_size, human_bytes, parse_count, parse_size
 
@@ -250,6 +250,17 @@ class ModelChoice(Downloads):
         from turbovaed_cli.models.pair import load_pair
 
         return load_pair(self.name, self.teacher, config=self.config, consent=self.consent, **options)
+
+
+@dataclass(frozen=True)
+class ComparedModel(ModelChoice):
+    """The same, with what the teacher's decoder is given when it is compared with the student."""
+
+    decode_timestep: float | None = same(ClipSettings, "decode_timestep")
+
+    def load(self, **options: Any) -> "Pair":
+        """Load as ModelChoice does, with this timestep of the teacher's decoder."""
+        return super().load(decode_timestep=self.decode_timestep, **options)
 
 
 def named_model(model: str | None) -> str:

@@ -9,7 +9,7 @@ import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.options import ComparedModel, Overwrite, Show, check_file, option, warn_of_old_ffmpeg
 from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.system import check_system
@@ -44,13 +44,14 @@ def reconstruct(
         option("--out", "Video to write; a folder for a folder.", "Input and output", shown="INPUT-turbovaed.mp4 here"),
     ] = None,
     overwrite: Overwrite = False,
-    model: ModelChoice,
+    model: ComparedModel,
     settings: ReconstructSettings,
     show: Show,
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
     check_system("reconstruct")
     check_reconstruct(settings)
+    _check_timestep(model, settings)
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
     if out is not None and not os.path.isdir(out) and not source.is_dir():  # noqa: PTH112 - of a name that is too long, no error yet
@@ -85,6 +86,13 @@ def reconstruct(
         )
     else:
         _show_video(run(source, place, pair, settings, overwrite=overwrite, report=show.report), show.json)
+
+
+def _check_timestep(model: ComparedModel, settings: ReconstructSettings) -> None:
+    if model.decode_timestep is not None and not settings.compare:
+        raise SettingsError(
+            "`decode_timestep` is for `compare`: nothing else decodes with the teacher", "leave it out, or add `compare=True`"
+        )
 
 
 def _show_video(result: "ReconstructResult", json: bool) -> None:

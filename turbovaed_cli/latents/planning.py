@@ -34,8 +34,9 @@ def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
 
 def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
     """Return the fields of a cache's manifest that record how its latents are made."""
+    encoder = {name: value for name, value in teacher.identity().items() if name != "decoder_inputs"}
     return {
-        "teacher": teacher.identity(),
+        "teacher": encoder,
         "teacher_name": teacher.name,  # for messages that ask for the teacher that made these latents
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,

@@ -47,7 +47,6 @@ _ENCODER_KEYS = frozenset(
         "force_upcast",
         "use_quant_conv",
         "use_post_quant_conv",
-        "timestep_conditioning",
         "decoder_inject_noise",
         "upsample_residual",
         "upsample_factor",

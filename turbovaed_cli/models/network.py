@@ -61,6 +61,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         resnet_norm_eps: float = 1e-6,
         teacher: str | None = None,
         decoder_temporal_only: Sequence[bool] | None = None,
+        timestep_conditioning: bool = False,
     ) -> None:
         super().__init__()
         plan = plan_blocks(
@@ -74,6 +75,8 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _check_tail(patch_size, plan[-1].channels)
         if decoder_causal or patch_size_t != 1:
             raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+        if timestep_conditioning:  # pipelines add noise to the latents of a decoder that has it
+            raise SettingsError("timestep_conditioning is on: a student takes latents alone")
 
         kernel = decoder_dw_kernel_size
         self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.files.documents import check_fields
+from turbovaed_cli.files.documents import check_fields, fits
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
-from turbovaed_cli.registry.find import find_model, is_model_name
+from turbovaed_cli.registry.find import find_model, is_model_name, with_decode_timestep
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
@@ -41,6 +41,7 @@ def load_pair(
     teacher: str | None = None,
     *,
     config: str | None = None,
+    decode_timestep: float | None = None,
     with_teacher: bool = True,
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
@@ -48,16 +49,17 @@ def load_pair(
 ) -> Pair:
     """Load the student `model` (default: the embedded one) and its teacher: `teacher`, or the one its config or run names.
 
-    Raises SettingsError if the two have different latents, or if no teacher is known and `with_teacher` is set; also the
+    `decode_timestep` is the fixed timestep of a teacher that takes one; None takes that of the run, else the row's. Raises
+    SettingsError if the two have different latents, or if no teacher is known and `with_teacher` is set; also the
     errors of `load_student` and `load_teacher`.
     """
     device = device or torch.device("cpu")
     name = model or DEFAULT_MODEL
     student = load_student(name, config, consent=consent)
     nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
-    run = RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
+    run = _run_of(name)
     where = teacher or _teacher_of(name, run, student)
-    spec = find_model(where) if where else None
+    spec = teacher_spec(where, name, decode_timestep) if where else None
     loaded = None
     if with_teacher:
         if spec is None:
@@ -65,6 +67,29 @@ def load_pair(
         loaded = load_teacher(spec, device=device, dtype=dtype, consent=consent)
         _check_same_latents(student, spec)
     return Pair(student, loaded, spec, name, run, where)
+
+
+def teacher_spec(where: str, model: str, decode_timestep: float | None = None) -> ModelSpec:
+    """Return the row of the teacher `where` of a student `model`, with the fixed timestep of its decoder, if it takes one.
+
+    That is `decode_timestep`, or if it is None the one that `model` was taught with, if it is a run, else the row's.
+    """
+    spec, run = find_model(where), _run_of(model)
+    if decode_timestep is None and run is not None and spec.teacher.family.decode_timestep is not None:
+        decode_timestep = _timestep_of(run)
+    return with_decode_timestep(spec, decode_timestep)
+
+
+def _run_of(name: str) -> RunDir | None:
+    return RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
+
+
+def _timestep_of(run: RunDir) -> float | None:
+    """Return the timestep of the teacher's decoder that a run records; None if it records none."""
+    teacher = read_json(run.config).get("teacher")
+    inputs = teacher.get("decoder_inputs") if isinstance(teacher, dict) else None
+    timestep = inputs.get("decode_timestep") if isinstance(inputs, dict) else None
+    return timestep if fits(timestep, float) else None
 
 
 def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:

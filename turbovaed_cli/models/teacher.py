@@ -22,7 +22,7 @@ from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
 from turbovaed_cli.registry.family import Family
-from turbovaed_cli.registry.find import find_model, read_diffusers_config
+from turbovaed_cli.registry.find import find_model, read_config_of
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec, TeacherSpec
 from turbovaed_cli.registry.weight_files import WeightFiles, decoder_size, key_prefix, weight_files
@@ -158,7 +158,7 @@ class Teacher(nn.Module):
         The decode stops after the last tap, in every call of the decoder; outputs are bit-identical to those of a full decode.
         Raises UnknownModelError for a module that the teacher does not have.
         """
-        with self._teaching(), tapped(self.vae, taps, stop=True) as found:
+        with self._teaching(), tapped(self.vae, taps, self._as_feature(latents), stop=True) as found:
             for call in self.family.decoder_calls(self.vae, latents.to(self.device, self.dtype)):
                 with suppress(_DecodeStoppedError):
                     call()
@@ -167,12 +167,16 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return video (B, 3, T, H, W) and features of one full decode of latents (B, C, t, h, w)."""
-        with self._teaching(), tapped(self.vae, taps, stop=False) as found:
+        with self._teaching(), tapped(self.vae, taps, self._as_feature(latents), stop=False) as found:
             decoded = self.decode(latents)
         return decoded, _joined(found)
 
+    def _as_feature(self, latents: Tensor) -> Callable[[Any], Tensor]:
+        return lambda output: self.family.feature(self.vae, latents, output)
+
     def identity(self) -> dict[str, Any]:
-        """Return the facts that identify this teacher: class, config, settings and the sha256 of its weights."""
+        """Return the facts that identify this teacher: class, config, settings, fixed inputs and the sha256 of its weights."""
+        inputs = self.family.decoder_inputs()
         return {
             "class": self.spec.class_name,
             "config_sha256": _hash_of_config(self.vae),
@@ -180,6 +184,7 @@ class Teacher(nn.Module):
             "weights_sha256": self._weights_sha256(),
             "latent_channels": self.spec.latent_channels,
             "licence": self.spec.licence,
+            **({"decoder_inputs": inputs} if inputs else {}),
         }
 
     def _weights_sha256(self) -> str:
@@ -191,14 +196,17 @@ class Teacher(nn.Module):
             return hash_of_state(self.vae)
 
 
-def weights_sha256(weights: WeightFiles) -> str:
-    """Return the hex sha256 of a teacher's weight file; for shards, that of the sha256 of each in the order of their names."""
-    digests = [sha256_of(path) for path in weights.files]
-    return digests[0] if weights.index is None else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+def weights_sha256(weights: Sequence[WeightFiles]) -> str:
+    """Return the hex sha256 of a teacher's weight file; for several files, that of the sha256 of each, in order."""
+    digests = [sha256_of(path) for one in weights for path in one.files]
+    return (
+        digests[0] if len(weights) == 1 and weights[0].index is None else hashlib.sha256("\n".join(digests).encode()).hexdigest()
+    )
 
 
-def _weights_in(spec: TeacherSpec, folder: Path) -> WeightFiles:
-    return weight_files(folder, spec.file or spec.weights_file)
+def _weights_in(spec: TeacherSpec, folder: Path) -> list[WeightFiles]:
+    """Return the weights in each of the teacher's folders; the last one has those of the decoder."""
+    return [weight_files(one, spec.file or spec.weights_file) for one in spec.folders(folder)]
 
 
 def _hash_of_config(vae: Any) -> str:
@@ -216,8 +224,10 @@ def hash_of_state(module: nn.Module) -> str:
 
 
 @contextmanager
-def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect the outputs (B, C, t, h, w) of modules of `root`, by name, one for each call of the decoder.
+def tapped(
+    root: nn.Module, taps: Sequence[str], as_feature: Callable[[Any], Tensor], *, stop: bool
+) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect the outputs of modules of `root`, made (B, C, t, h, w) by `as_feature`, by name, one for each call of the decoder.
 
     With `stop`, _DecodeStoppedError is raised in each call as soon as all taps have fired in it. Raises UnknownModelError for
     a module that `root` does not have.
@@ -230,7 +240,7 @@ def tapped(root: nn.Module, taps: Sequence[str], *, stop: bool) -> Iterator[dict
 
     def hook_for(tap: str) -> Any:
         def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
-            found[tap].append(output[0] if isinstance(output, tuple) else output)  # CogVideoX's mid block returns a tuple
+            found[tap].append(as_feature(output))
             if stop and len({len(outputs) for outputs in found.values()}) == 1:
                 raise _DecodeStoppedError
 
@@ -271,8 +281,8 @@ def load_teacher(
 
 def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
     """Return the network that the folder's config describes, with random weights, on torch's default device."""
-    path = folder / "config.json"
-    config = read_diffusers_config(path) if path.is_file() else {}
+    path = spec.folders(folder)[0] / "config.json"
+    config = read_config_of(spec, folder) if path.is_file() else {}
     try:
         return spec.family.build(config)
     except Exception as error:  # classes raise many kinds for values that they do not expect
@@ -283,8 +293,8 @@ def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
 
 
 def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
-    weights = _weights_in(spec, folder)
-    state = _read_state(weights)
+    found = _weights_in(spec, folder)
+    weights, state = found[-1], spec.family.merged([_read_state(one) for one in found])
     if not any(key.startswith("decoder.") for key in state):
         raise WeightFileError(
             f"{weights.name} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"
@@ -343,7 +353,7 @@ def decoder_params_of(spec: ModelSpec) -> int | None:
         weights = _weights_in(spec.teacher, spec.teacher.path)
     except MissingError:
         return None
-    size = decoder_size(weights)
+    size = decoder_size(weights[-1])
     if size is None:  # no safetensors: count in the network of the config
         with torch.device("meta"):
             size = num_params(spec.teacher.family.decoder(_outline(spec.teacher, spec.teacher.path)))

@@ -2,6 +2,7 @@
 
 family.py        how a VAE class is recognised, built, encoded with, decoded with and tapped
 carry.py         the exact encode in pieces of LTX encoders
+neighbourhood.py the attention of LTX-2.5, block by block
 specs.py         the types of a row
 rows.py          MODELS: every row
 teachers/        one file per teacher family

@@ -93,7 +93,8 @@ def teacher_folder(spec: ModelSpec, consent: Consent = no_consent) -> Path:
     if spec.teacher.path is not None:
         return spec.teacher.path
     offer = f"turbovaed models pull {spec.name} --yes downloads them ({spec.teacher.licence})"
-    return _fetch(spec.name, _teacher_files(spec), consent, offer, _teacher_by_hand(spec))[0].parent
+    folder = _fetch(spec.name, _teacher_files(spec), consent, offer, _teacher_by_hand(spec))[0].parent
+    return folder.parent if spec.teacher.beside else folder
 
 
 def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
@@ -115,7 +116,7 @@ def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
 def _teacher_by_hand(spec: ModelSpec) -> str:
     """Return the command that brings a teacher to a machine without network."""
     names = " ".join(file.filename for file in _teacher_files(spec))
-    folder = f"DIR/{spec.teacher.folder}" if spec.teacher.folder else "DIR"
+    folder = f"DIR/{spec.teacher.folder}" if spec.teacher.folder and not spec.teacher.beside else "DIR"
     return f"on a machine with network: hf download {spec.teacher.repo} {names} --local-dir DIR; then here: --teacher {folder}"
 
 
@@ -166,9 +167,13 @@ def _teacher_files(spec: ModelSpec) -> list[RemoteFile]:
     teacher = spec.teacher
     assert teacher.repo is not None and teacher.num_bytes is not None
     label, prefix = f"teacher of {spec.name}", f"{teacher.folder}/" if teacher.folder else ""
-    files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, teacher.num_bytes, teacher.licence)]
+    num_bytes = teacher.num_bytes - sum(teacher.beside.values())
+    files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, num_bytes, teacher.licence)]
     if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file is alone in its repository
         files.append(RemoteFile(label, teacher.repo, f"{prefix}config.json", _CONFIG_BYTES, teacher.licence))
+    for folder, size in teacher.beside.items():
+        files.append(RemoteFile(label, teacher.repo, f"{folder}/{teacher.weights_file}", size, teacher.licence))
+        files.append(RemoteFile(label, teacher.repo, f"{folder}/config.json", _CONFIG_BYTES, teacher.licence))
     return files
 
 

@@ -4,7 +4,7 @@
 differently. torch is imported in methods only, so that the registry opens quickly.
 """
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -54,6 +54,7 @@ class Family:
     module: ClassVar[str] = "diffusers"  # that has the class
     required: ClassVar[tuple[RequiredSetting, ...]] = ()
     in_pieces: ClassVar[str] = "windows that fade into each other"  # how a long video is encoded without `piecewise`
+    decode_timestep: float | None = None  # the fixed timestep of a decoder that takes one
 
     # --- a local folder ---
 
@@ -71,6 +72,10 @@ class Family:
     def latent_channels(self, config: Mapping[str, Any]) -> int:
         """Return the number of latent channels of a config."""
         return int(config["latent_channels"])
+
+    def decoder_inputs(self) -> dict[str, Any]:
+        """Return what the decoder is given besides latents, by name: fixed values, with which it is a function of latents."""
+        return {} if self.decode_timestep is None else {"decode_timestep": self.decode_timestep}
 
     # --- the network ---
 
@@ -109,6 +114,10 @@ class Family:
             return mean, torch.zeros_like(mean)
         return distribution.mean, distribution.std.expand_as(distribution.mean)  # LTX keeps one variance for all channels
 
+    def merged(self, states: "Sequence[dict[str, Tensor]]") -> "dict[str, Tensor]":
+        """Return the weights of the network from those of each of the teacher's folders, in their order."""
+        return states[0]
+
     def piecewise(self, vae: Any) -> Piecewise | None:
         """Return how to encode a clip exactly, piece by piece; None if only windows are possible, which approximate."""
         return None
@@ -123,6 +132,10 @@ class Family:
 
         decoded = vae.decode(latents)
         return decoded if isinstance(decoded, torch.Tensor) else cast("Tensor", decoded.sample)
+
+    def feature(self, vae: Any, latents: "Tensor", output: Any) -> "Tensor":
+        """Return the output of a tapped module as (B, C, t, h, w), in a decode of `latents`; of a tuple, the first item."""
+        return cast("Tensor", output[0] if isinstance(output, tuple) else output)
 
     def decoder_calls(self, vae: Any, latents: "Tensor") -> "Iterator[Callable[[], object]]":
         """Yield the calls that a decode consists of, in order; a tap fires once in each, and its outputs are joined along time.

@@ -11,7 +11,7 @@ from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.registry.specs import MOST_BLOCKS, FrameRule, ModelSpec
+from turbovaed_cli.registry.specs import MOST_BLOCKS, FrameRule, ModelSpec, TeacherSpec
 from turbovaed_cli.registry.teachers.refused import REFUSED
 from turbovaed_cli.registry.weight_files import licence_of, weight_files
 
@@ -52,6 +52,8 @@ def find_model(name: str | Path) -> ModelSpec:
 def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
     """Return a row for the folder's class, with the name, channels, ratios, size and licence of the folder."""
     given, config_path = folder, folder / "config.json"
+    if not config_path.is_file() and (row := _row_of_pipeline(folder)) is not None:
+        return _adapted(row, read_config_of(row.teacher, folder), given, folder, file)
     if not config_path.is_file() and (folder / "vae" / "config.json").is_file():
         folder, config_path = folder / "vae", folder / "vae" / "config.json"
     lone = [spec for spec in MODELS.values() if not spec.teacher.folder and (folder / spec.teacher.weights_file).is_file()]
@@ -60,7 +62,29 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
     if not config_path.is_file():
         _refuse_without_config(folder, file)
     config = read_diffusers_config(config_path)
-    row = _row_for(config, folder)
+    return _adapted(_row_for(config, folder), config, given, folder, file)
+
+
+def _row_of_pipeline(folder: Path) -> ModelSpec | None:
+    """Return the row whose teacher is loaded from several folders, if a pipeline's folder holds them all; else None."""
+    rows = (spec for spec in MODELS.values() if spec.teacher.beside)
+    return next((spec for spec in rows if all((one / "config.json").is_file() for one in spec.teacher.folders(folder))), None)
+
+
+def read_config_of(teacher: TeacherSpec, folder: Path) -> dict[str, Any]:
+    """Return the config of a teacher in `folder`; one of several folders has the other configs by the names of their folders.
+
+    Raises SettingsError as `read_diffusers_config` does.
+    """
+    first, *others = teacher.folders(folder)
+    more = {one.name: read_diffusers_config(one / "config.json") for one in others}
+    return read_diffusers_config(first / "config.json") | more
+
+
+def _adapted(row: ModelSpec, config: Mapping[str, Any], given: Path, folder: Path, file: str | None) -> ModelSpec:
+    """Return `row` for a folder whose teacher has this config, with its channels, ratios, size and licence."""
+    config_path = row.teacher.folders(folder)[0] / "config.json"
+    _check_config(row, config, folder)
     time_ratio, space_ratio, latent_channels = _numbers_of(row.teacher.family, config, config_path)
     same_ratios = (time_ratio, space_ratio) == (row.teacher.time_ratio, row.teacher.space_ratio)
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
@@ -74,7 +98,8 @@ def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:
 
 def _row_for(config: Mapping[str, Any], folder: Path) -> ModelSpec:
     """Return the row whose family takes a VAE of this config. Raises SettingsError with the reason if there is none."""
-    row = next((spec for spec in MODELS.values() if not spec.embedded and spec.teacher.family.matches(config)), None)
+    rows = (spec for spec in MODELS.values() if not spec.embedded and not spec.teacher.beside)
+    row = next((spec for spec in rows if spec.teacher.family.matches(config)), None)
     if row is None:
         class_name = config["_class_name"]
         if class_name in REFUSED:
@@ -82,11 +107,14 @@ def _row_for(config: Mapping[str, Any], folder: Path) -> ModelSpec:
             raise SettingsError(f"{folder} holds {_with_article(class_name)}: {refused.why}", refused.needed)
         known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
         raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
+    return row
+
+
+def _check_config(row: ModelSpec, config: Mapping[str, Any], folder: Path) -> None:
     try:
         row.teacher.family.check_config(config)
     except SettingsError as error:
         raise SettingsError(f"{folder}: {error.what}", error.hint) from None
-    return row
 
 
 def _with_article(class_name: str) -> str:
@@ -114,7 +142,7 @@ def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Map
     if is_model_name(name):  # a student of ./ltx must not be mistaken for one of the registry's ltx
         name = f"{name}-folder"
     try:
-        num_bytes = weight_files(folder, file or row.teacher.weights_file).num_bytes
+        num_bytes = sum(weight_files(one, file or row.teacher.weights_file).num_bytes for one in row.teacher.folders(folder))
     except MissingError:  # loading the weights raises it again
         num_bytes = None
     teacher = replace(
@@ -157,6 +185,21 @@ def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
     if not licence.strip() or "\n" in licence:
         raise SettingsError("`licence` is the name of a licence, on one line", 'such as `licence` "Apache-2.0"')
     return replace(spec, teacher=replace(spec.teacher, licence=licence.strip()))
+
+
+def with_decode_timestep(spec: ModelSpec, decode_timestep: float | None) -> ModelSpec:
+    """Return `spec` with another fixed timestep of its teacher's decoder, 0 to 1; None changes nothing.
+
+    Raises SettingsError for a teacher whose decoder takes no timestep, and for a value out of range.
+    """
+    if decode_timestep is None:
+        return spec
+    family = spec.teacher.family
+    if family.decode_timestep is None:
+        raise SettingsError(f"the decoder of {spec.name} takes no timestep", "leave out `decode_timestep`")
+    if not 0 <= decode_timestep <= 1:
+        raise SettingsError(f"`decode_timestep` is {decode_timestep:g}", "a number from 0 to 1, such as 0.05")
+    return replace(spec, teacher=replace(spec.teacher, family=replace(family, decode_timestep=float(decode_timestep))))
 
 
 def read_diffusers_config(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class TeacherSpec:
     family: Family
     repo: str | None
     folder: str
-    num_bytes: int | None  # of the weights; None for a local folder that holds none
+    num_bytes: int | None  # of all weights; None for a local folder that holds none
     latent_channels: int
     time_ratio: int
     space_ratio: int
@@ -93,6 +93,7 @@ class TeacherSpec:
     licence: str
     licence_note: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)  # of the full size, where it differs from the class's defaults
+    beside: Mapping[str, int] = field(default_factory=dict)  # further folders that it is loaded from: the bytes of their weights
     weights_file: str = WEIGHTS_FILE
     path: Path | None = None  # a local folder, when the weights do not come from the hub
     file: str | None = None  # the weight file of that folder that was named
@@ -113,8 +114,12 @@ class TeacherSpec:
     def origin(self) -> str:
         """The source of the teacher, without a path: cards and pages show it, and these are published."""
         if self.path is None:
-            return f"{self.repo} {self.folder}".rstrip()
+            return f"{self.repo} {' and '.join((self.folder, *self.beside))}".rstrip()
         return "embedded in turbovaed" if self.path.is_relative_to(ASSETS) else f"local folder {self.path.resolve().name}"
+
+    def folders(self, root: Path) -> list[Path]:
+        """Return the folders with a config and weights: `root`, or for a teacher of several folders those below `root`."""
+        return [root / self.folder, *(root / name for name in self.beside)] if self.beside else [root]
 
     def latent_frames(self, frames: int) -> int:
         """Return t, the latent frames of T pixel frames; raises FrameCountError with the nearest valid counts."""

@@ -143,6 +143,12 @@ def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
     """Return the model card: what the student is, how it was trained, and the teacher's licence."""
     settings, teacher = trainer.settings, spec.teacher
     note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
+    inputs = ", ".join(f"`{name}` {value:g}" for name, value in teacher.family.decoder_inputs().items())
+    fixed = (
+        f"- Besides latents, the teacher's decoder was given fixed inputs: {inputs}. The student takes latents alone.\n"
+        if inputs
+        else ""
+    )
     schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
     return f"""---
 {_licence_tags(teacher.licence)}
@@ -155,7 +161,7 @@ A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} 
 
 - Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
 - Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
-- Trained by recipe `{settings.recipe}` for {trainer.state.step:,} steps; {settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}:
+{fixed}- Trained by recipe `{settings.recipe}` for {trainer.state.step:,} steps; {settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}:
 
 {schedule}
 

@@ -157,6 +157,9 @@ def _of_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     old, new = (config["teacher"] if isinstance(config.get("teacher"), dict) else {} for config in (before, now))
     if old.get("where") != new.get("where"):
         return [arrow("`teacher`", old.get("where"), new.get("where"))]
+    timesteps = [(teacher.get("decoder_inputs") or {}).get("decode_timestep") for teacher in (old, new)]
+    if timesteps[0] != timesteps[1]:
+        return [arrow("`decode_timestep`", timesteps[0], timesteps[1])]
     prints = [str(teacher.get("weights_sha256"))[:12] for teacher in (old, new)]
     return [arrow("weights of the teacher", *prints) if prints[0] != prints[1] else "the config of the teacher differs"]
 

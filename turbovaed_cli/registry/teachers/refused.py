@@ -32,6 +32,10 @@ REFUSED: dict[str, Refused] = {
         "no length of a clip comes back from its encode and decode unchanged",
         "needed: a diffusers class whose causal decode returns the frames that were encoded",
     ),
+    "LTX2VideoDiffusionDecoderModel": Refused(
+        "it is a decoder alone, without the encoder of its latents",
+        "needed: the folder of the pipeline, which holds vae/ and diffusion_decoder/",
+    ),
     "SeedVR2VideoVAE": Refused(
         "diffusers has no class for it",
         "needed: the class in diffusers, or a package with the entry point turbovaed.teachers",
