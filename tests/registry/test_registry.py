@@ -51,7 +51,9 @@ def test_the_full_size_config_of_a_row_is_recognised_as_that_row(spec):
 
 
 # GFLOPs of one decode of 17 frames of 256x256.
-@pytest.mark.parametrize(("name", "gflops"), [("ltx0.9.5", 203), ("ltx2", 203), ("ltx2.3", 203), ("ltx2.5", 203)])
+@pytest.mark.parametrize(
+    ("name", "gflops"), [("ltx0.9.5", 203), ("ltx2", 203), ("ltx2.3", 203), ("ltx2.5", 203), ("cosmos", 325)]
+)
 def test_a_student_costs_what_the_docs_state(name, gflops):
     from turbovaed_cli.models.design import cost_of
 

@@ -19,6 +19,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "ltx2": {"block_out_channels": [8, 16, 16, 32], "decoder_block_out_channels": [8, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 4, "latent_channels": 8},
     "ltx2.3": {"block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5, "latent_channels": 8},
     "ltx2.5": {"block_out_channels": [8, 16, 16, 16], "decoder_block_out_channels": [8, 16, 16, 32], "layers_per_block": [1] * 5, "decoder_layers_per_block": [1] * 5, "latent_channels": 8, "diffusion_decoder": {"latent_channels": 8, "decoder_head_dim": 8, "decoder_stage_channels": [32, 16, 8, 8, 8], "decoder_stage_depths": [4, 1, 4, 1, 1], "decoder_upsample_channel_reductions": [2, 2, 1, 1], "decoder_stage_kernels": [[3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]], "decoder_stage5_kernel": [5, 5, 5], "decoder_t_emb_dim": 16}},
+    "cosmos": {"encoder_block_out_channels": [8, 16, 16, 16], "decode_block_out_channels": [8, 16, 16, 16], "num_layers": 1, "latent_channels": 8, "latents_mean": None, "latents_std": None},
     "hunyuan": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
     "cogvideox": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
 }  # fmt: skip

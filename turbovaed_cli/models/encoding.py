@@ -1,6 +1,7 @@
 """Encode videos of any length to the teacher's latents, piece by piece, in bounded memory.
 
-Teachers whose family has a `piecewise` encode (causal, local encoders) give the latents of a whole-clip encode, within rounding.
+Teachers whose family has a `piecewise` encode (causal encoders) give the latents of a whole-clip encode, within rounding. If they
+have attention over all earlier frames, they do so up to a length, after which attention sees the last frames only.
 Others (attention, norms over time, convolutions that look ahead) are encoded in overlapping windows that are cross-faded,
 which is an approximation.
 """
@@ -25,8 +26,27 @@ OVERLAP = 4  # latent frames that neighbouring windows share; at most half of a 
 
 
 def encodes_exactly(teacher: Teacher) -> bool:
-    """Whether `encoded` gives the latents of a whole-clip encode, within rounding; if not, it cross-fades windows."""
+    """Whether `encoded` gives the latents of a whole-clip encode, within rounding; if not, it cross-fades windows.
+
+    Teachers whose Piecewise has `exact_frames` do so up to that length.
+    """
     return teacher.family.piecewise(teacher.vae) is not None
+
+
+def approximation_of(teacher: Teacher, frames: int, num_frames: int = 0) -> str | None:
+    """Return a sentence on how `encoded` approximates the latents of a whole-clip encode; None if it does not.
+
+    `frames` pixel frames are encoded at once, of a video of `num_frames` (0: not known).
+    """
+    pieces, name = teacher.family.piecewise(teacher.vae), teacher.spec.class_name
+    if pieces is None and not 0 < num_frames <= frames:
+        longest = piece_lengths(teacher, 0)[0]
+        why = f" ({longest} do not fit in memory)" if frames < longest else ""
+        return f"{name} encodes in windows of {frames} frames{why} that fade into each other"
+    exact = pieces.exact_frames if pieces else None
+    if exact is not None and not 0 < num_frames <= exact:
+        return f"{name} encodes the first {exact} frames exactly, and later ones with attention to the last {exact} only"
+    return None
 
 
 def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]:

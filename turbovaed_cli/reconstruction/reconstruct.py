@@ -16,7 +16,7 @@ from turbovaed_cli.errors import SettingsError, ShapeError
 from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
-from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
+from turbovaed_cli.models.encoding import approximation_of, encoded
 from turbovaed_cli.models.memory import Pieces, in_tiles_in_words, plan_pieces
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import decode_as_memory_allows
@@ -180,12 +180,8 @@ def _streamed_frames(
     padded = height + -height % ratio, width + -width % ratio
     pieces = plan_pieces(pair, padded, settings.memory, num_frames)
     report.note(f"decoding {pieces}")
-    if not encodes_exactly(pair.teacher) and not 0 < num_frames <= pieces.encode_frames:
-        longest = piece_lengths(pair.teacher, 0)[0]
-        why = f" ({longest} do not fit in memory)" if pieces.encode_frames < longest else ""
-        report.note(
-            f"{pair.teacher.spec.class_name} encodes in windows of {pieces.encode_frames} frames{why} that fade into each other"
-        )
+    if approximation := approximation_of(pair.teacher, pieces.encode_frames, num_frames):
+        report.note(approximation)
     if pieces.tiles is not None:
         report.note(in_tiles_in_words(pair.teacher, pieces.tiles))
     teacher, num_read = pair.teacher, 0

@@ -35,11 +35,14 @@ class Piecewise:
 
     The first piece has `multiple` * k + 1 pixel frames, or `multiple` * k for a teacher that is not causal; later pieces have
     `multiple` * k. With `fixed`, k is 1 in every piece. `begin` returns a function that encodes the pieces of one clip in order.
+    `exact_frames` is the longest clip, in pixel frames, that is encoded exactly; in longer ones, later frames see fewer of those
+    before them. None: no limit.
     """
 
     multiple: int
     begin: "Callable[[Keeper], EncodeNext]"
     fixed: bool = False
+    exact_frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Family:
 
     def build(self, config: Mapping[str, Any]) -> "nn.Module":
         """Return the network of a config with random weights, on torch's default device; an empty config is the class's own."""
-        vae_class = getattr(import_module(self.module), self.class_name)
+        import torch  # noqa: PLC0415
+
+        with torch.device("cpu"):  # some modules of diffusers, such as that of Cosmos, make tensors when they are imported
+            vae_class = getattr(import_module(self.module), self.class_name)
         return cast("nn.Module", vae_class.from_config(config) if config else vae_class())
 
     def decoder(self, vae: Any) -> "nn.Module":
