@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults two-machines check format bench bench-gpu docs pictures reference package clean
+.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs pictures reference package clean
 
 install: .venv/installed
 
@@ -32,6 +32,9 @@ test-all: extras test  ## also the tests that need these converters, which `make
 
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/video/test_video_reading.py tests/test_gpu_first.py
+
+teachers: install      ## every command with a small random instance of every teacher of the registry: a table, some ten minutes
+	$(BIN)/python tools/every_teacher.py
 
 two-machines: install  ## docs/guides/scale.md on two network namespaces; Linux and root, two minutes on 2 cores
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/two_machines.sh
