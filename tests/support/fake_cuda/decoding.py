@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from turbovaed_cli.reconstruction.encoding import encoded
 
 from fake_cuda.device import device, metered
 from fake_cuda.memory import shipped
 from fake_cuda.networks import lpips, student_of, teacher_of, trainer_of
 from turbovaed_cli.metrics import flicker, lpips_video, psnr, ssim
+from turbovaed_cli.models.encoding import encoded
 from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder

@@ -14,8 +14,9 @@ from turbovaed_cli.machine.devices import resolve_dtype
 from turbovaed_cli.metrics.lpips import Lpips
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.models.teacher import Teacher, _class_of
+from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.backbones import TRUNKS
+from turbovaed_cli.registry.find import read_diffusers_config
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings
@@ -28,9 +29,10 @@ from turbovaed_cli.training.trainer import Trainer
 
 def teacher_of(spec: ModelSpec) -> Teacher:
     """A teacher of full size, on the device."""
-    config = {} if spec.teacher.path is None else dict(_class_of(spec.teacher).load_config(spec.teacher.path))
-    vae = _class_of(spec.teacher).from_config(config) if config else _class_of(spec.teacher)()
-    return Teacher(vae.to(device()), spec.teacher)
+    teacher = spec.teacher
+    config = dict(teacher.config) if teacher.path is None else read_diffusers_config(teacher.path / "config.json")
+    vae: Any = teacher.family.build(config)
+    return Teacher(vae.to(device()), teacher)
 
 
 def lpips(backbone: str = "vgg") -> Lpips:
