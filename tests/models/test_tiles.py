@@ -87,6 +87,20 @@ def test_tiles_of_an_encoder_that_sees_everything_come_close_and_leave_no_seam(h
     assert 0 < error < 0.2 and torch.allclose(windows, apart, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["wan2.1", "wan2.2", "qwen-image", "hunyuan1.5"])
+def test_tiles_of_causal_encoders_with_attention_are_the_same_in_pieces(name, tmp_path):
+    """The attention of these encoders sees the whole frame, so they have no reach, and each tile is a stream of its own."""
+    teacher = load_teacher(write_small_teacher(name, tmp_path))
+    assert teacher.family.reach(teacher.vae) is None
+    video = torch.rand(1, 3, 9, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole = teacher.encode(video).mean
+    with teacher.in_tiles(Tiles(48, 48, 16)):
+        apart = teacher.encode(video).mean
+        in_pieces = torch.cat(list(encoded(teacher, video.split(2, dim=2), 4)), dim=2)
+    assert torch.allclose(in_pieces, apart, atol=1e-5)
+    assert (apart - whole).abs().max() > 1e-3  # an approximation
+
+
 def test_tiles_are_chosen_before_windows_are_shortened(hunyuan, monkeypatch):
     pair = load_pair()  # its student decodes little beside the encoder
     pair = type(pair)(pair.student, hunyuan, None, "small", None)

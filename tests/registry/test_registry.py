@@ -21,6 +21,7 @@ def test_aliases_find_their_row(alias, name):
 def test_every_row_says_where_its_weights_are_and_under_which_licence(spec):
     assert spec.teacher.repo or spec.teacher.path
     assert spec.teacher.licence
+    assert spec.student.published or spec.student.params_m
     assert spec.student.pairs
 
 

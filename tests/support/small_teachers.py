@@ -22,6 +22,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "cosmos": {"encoder_block_out_channels": [8, 16, 16, 16], "decode_block_out_channels": [8, 16, 16, 16], "num_layers": 1, "latent_channels": 8, "latents_mean": None, "latents_std": None},
     "hunyuan": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
     "cogvideox": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+    "wan2.1": {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]},
+    "qwen-image": {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]},
+    "wan2.2": {"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]},
+    "hunyuan1.5": {"block_out_channels": [8, 8, 16, 16, 16], "layers_per_block": 1, "latent_channels": 4},
 }  # fmt: skip
 
 

@@ -58,12 +58,12 @@ class Carry:
         try:
             modules: list[Any] = list(encoder.modules())
             for module in modules:
-                if type(module).__name__ == self.downsampler and (group := module.stride[0]) > 1:
+                if type(module).__name__ == self.downsampler and (group := self._group(module)):
                     groups[module.conv] = group
                     handles.append(module.register_forward_pre_hook(partial(self._fill_group, group)))
                     handles.append(module.register_forward_hook(self._drop_group))
             for module in modules:
-                if type(module).__name__ == self.convolution and module.kernel_size[0] > 1:
+                if type(module).__name__ == self.convolution and module.conv.kernel_size[0] > 1:
                     hook = partial(self._carry, groups.get(module, 0))
                     handles.append(module.conv.register_forward_pre_hook(hook))
             yield
@@ -71,6 +71,10 @@ class Carry:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _group(self, downsampler: Any) -> int:
+        """Return the frames that a downsampler puts before a later piece to fill a group, with the one added here; 0: none."""
+        return int(downsampler.stride[0]) if downsampler.stride[0] > 1 else 0
 
     def _carry(self, group: int, convolution: Any, inputs: "tuple[Tensor]") -> "tuple[Tensor]":
         """Replace the repeated frames by those kept from the piece before; `group` leading filler frames stay in front."""

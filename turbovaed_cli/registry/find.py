@@ -115,6 +115,15 @@ def _check_config(row: ModelSpec, config: Mapping[str, Any], folder: Path) -> No
         row.teacher.family.check_config(config)
     except SettingsError as error:
         raise SettingsError(f"{folder}: {error.what}", error.hint) from None
+    except _ODD_VALUES as error:
+        raise _no_config_of(row.teacher.family, folder / "config.json", error) from error
+
+
+_ODD_VALUES = (KeyError, TypeError, ValueError, AttributeError, OverflowError)  # what reading numbers from a wrong config raises
+
+
+def _no_config_of(family: Family, path: Path, error: Exception) -> SettingsError:
+    return SettingsError(f"{path} is not the config of a {family.class_name}: {error}", "get it from the source of the weights")
 
 
 def _with_article(class_name: str) -> str:
@@ -125,10 +134,8 @@ def _numbers_of(family: Family, config: Mapping[str, Any], path: Path) -> tuple[
     """Return (time ratio, space ratio, latent channels) of a config; raises SettingsError if it has none, or not in bounds."""
     try:
         numbers = (*family.ratios(config), family.latent_channels(config))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise SettingsError(
-            f"{path} is not the config of a {family.class_name}: {error}", "get it from the source of the weights"
-        ) from error
+    except _ODD_VALUES as error:
+        raise _no_config_of(family, path, error) from error
     if not all(fits(number, int) and 1 <= number <= _MOST_CHANNELS for number in numbers):
         raise SettingsError(
             f"{path}: its ratios and channels are {', '.join(map(shown, numbers))}", "get it from the source of the weights"

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.registry.teachers import cogvideox, cosmos, hunyuan, ltx, ltx2, tiny, video_dc_ae
+from turbovaed_cli.registry.teachers import cogvideox, cosmos, hunyuan, hunyuan15, ltx, ltx2, tiny, video_dc_ae, wan
 
 GROUP = "turbovaed.teachers"
-_OWN = (*ltx.ROWS, *ltx2.ROWS, *hunyuan.ROWS, *cogvideox.ROWS, *video_dc_ae.ROWS, *cosmos.ROWS, *tiny.ROWS)
+_OWN = (
+    *ltx.ROWS, *ltx2.ROWS, *wan.ROWS, *hunyuan.ROWS, *hunyuan15.ROWS, *cogvideox.ROWS, *video_dc_ae.ROWS, *cosmos.ROWS, *tiny.ROWS,
+)  # fmt: skip
 
 
 def _of_packages(taken: Iterable[str]) -> tuple[list[ModelSpec], list[str]]:

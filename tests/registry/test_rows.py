@@ -1,0 +1,85 @@
+"""The rows of published teachers: the sizes of their classes, and students and pairs that fit them."""
+
+import pytest
+import torch
+from torch import nn
+
+from turbovaed_cli.models.design import cost_of
+from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.network import num_params
+from turbovaed_cli.registry.rows import MODELS
+
+# By name: decoder and student in M parameters, GFLOPs of the student at 17x256x256, and bytes of the VAE in fp32.
+FACTS = {
+    "wan2.1": (73.295, 40.688, 1649.3, 508e6),
+    "wan2.2": (555.049, 40.346, 1089.6, 2819e6),
+    "qwen-image": (73.295, 40.688, 1649.3, 508e6),
+    "hunyuan1.5": (871.310, 40.125, 1089.1, 5042e6),
+}
+
+
+def full_size(name: str) -> nn.Module:
+    """The class of the row at full size, without memory."""
+    teacher = MODELS[name].teacher
+    with torch.device("meta"):
+        return teacher.family.build({"_class_name": teacher.class_name, **teacher.config})
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_full_size_class_has_the_stated_size(name):
+    spec, (decoder_m, _, _, num_bytes) = MODELS[name].teacher, FACTS[name]
+    vae = full_size(name)
+    assert round(num_params(spec.family.decoder(vae)) / 1e6, 3) == spec.decoder_params_m == decoder_m
+    assert 4 * num_params(vae) == pytest.approx(spec.num_bytes, rel=0.01) == pytest.approx(num_bytes, rel=0.01)
+    config = {**vae.config}
+    assert spec.family.ratios(config) == (spec.time_ratio, spec.space_ratio)
+    assert spec.family.latent_channels(config) == spec.latent_channels
+    assert spec.family.matches({"_class_name": spec.class_name, **config})
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_the_student_has_the_stated_size_and_its_teachers_ratios(name):
+    row, (_, params_m, gflops, _) = MODELS[name], FACTS[name]
+    teacher = row.teacher
+    latents = teacher.latent_frames(17), 256 // teacher.space_ratio, 256 // teacher.space_ratio
+    cost = cost_of(row.student.config, latents)
+    assert (round(cost.params / 1e6, 3), round(cost.gflops, 1)) == (params_m, gflops) and row.student.params_m == params_m
+    with torch.device("meta"):
+        student = build_student(row.student.config)
+    assert num_params(student) == cost.params
+    ratios = student.temporal_compression_ratio, student.spatial_compression_ratio, student.config.latent_channels
+    assert ratios == (teacher.time_ratio, teacher.space_ratio, teacher.latent_channels)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_each_pairs_features_have_one_shape_at_full_size(name):
+    row = MODELS[name]
+    student, vae = build_on_meta(row.student.config), full_size(name)
+    latents = torch.empty(1, row.teacher.latent_channels, 3, 2, 2, device="meta")
+    found: dict[str, list[torch.Tensor]] = {pair.teacher_tap: [] for pair in row.student.pairs}
+    modules = dict(vae.named_modules())
+    for tap, outputs in found.items():
+        modules[tap].register_forward_hook(lambda _m, _i, out, outputs=outputs: outputs.append(out))
+    with torch.no_grad():
+        for call in row.teacher.family.decoder_calls(vae, latents):
+            call()
+        _, learnt = student.features(latents, [pair.student_block for pair in row.student.pairs])
+    for pair in row.student.pairs:
+        taught = torch.cat(found[pair.teacher_tap], dim=2).shape
+        of_student = learnt[pair.student_block].shape
+        if pair.transform == "shuffle3d":
+            assert tuple(taught[2:]) == (2 * of_student[2] - 1, 2 * of_student[3], 2 * of_student[4])
+        else:
+            assert taught[2:] == of_student[2:]
+
+
+def build_on_meta(config):
+    with torch.device("meta"):
+        return build_student(config)
+
+
+def test_only_statistics_of_the_config_are_a_students():
+    """The defaults of the class are those of Wan 2.1, and a Wan 2.2 has 48 channels."""
+    vae = full_size("wan2.1")
+    assert len(MODELS["wan2.1"].teacher.family.statistics(vae)["latents_mean"]) == 16
+    assert {"latents_mean", "latents_std"}.isdisjoint(MODELS["wan2.2"].teacher.config)
