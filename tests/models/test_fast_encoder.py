@@ -12,7 +12,7 @@ from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.models import fast_encoder as module
 from turbovaed_cli.models.encoding import encoded
 from turbovaed_cli.models.fast_encoder import EncoderStream, FastEncoder, fast_encoder, mean_and_std
-from turbovaed_cli.models.memory import encoding_bytes
+from turbovaed_cli.models.memory import clip_bytes, encoding_bytes
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.models.tiles import Tiles
 
@@ -143,9 +143,10 @@ def test_teachers_use_it_on_a_cpu_unless_told_otherwise(monkeypatch):
 def test_its_memory_is_rehearsed(monkeypatch):
     """On tensors without data, with the weights that it prepares."""
     teacher = load_teacher("tiny")
-    fast = encoding_bytes(teacher, (256, 256), 8)
+    pieces, clip = encoding_bytes(teacher, (256, 256), 8), clip_bytes(teacher, 1, 17, (256, 256))
     monkeypatch.setattr(module, "_FAMILIES", {})
-    assert 0 < fast < encoding_bytes(teacher, (256, 256), 8)
+    assert 0 < pieces < encoding_bytes(teacher, (256, 256), 8)
+    assert 0 < clip < clip_bytes(teacher, 1, 17, (256, 256))
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
-from turbovaed_cli.models.fast_encoder import FastEncoder
+from turbovaed_cli.models.fast_encoder import FastEncoder, posterior_of
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.metering import metered
 from turbovaed_cli.models.pair import Pair
@@ -94,21 +94,25 @@ def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: 
     output in its own layout. Of tiles one is rehearsed; the others hold as much as it does when its turn is over.
     """
     of_frames = tiles.size if tiles else size
-    fast = teacher.fast_encoder()
-    # Weights in oneDNN's layout cannot be made of tensors without data; others have the same size.
-    rehearsing = FastEncoder(teacher.vae, fast.dtype, replace(fast.speedups, packed=False)) if fast else None
+    fast = _rehearsing(teacher)
 
     def videos() -> Iterator[Tensor]:
         while True:
             yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device=teacher.device))[None]
 
     with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        made = encoded(teacher, videos(), frames, fast=rehearsing)
+        made = encoded(teacher, videos(), frames, fast=fast)
         for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
         held = meter.live
     peak = meter.peak_on_cpu if teacher.device.type == "cpu" and not fast else meter.peak
     return peak + (tiles.count(size) - 1) * held if tiles else peak
+
+
+def _rehearsing(teacher: Teacher) -> FastEncoder | None:
+    """Return the fast form that the teacher uses, for tensors without data, of which no weights in oneDNN's layout can be made."""
+    fast = teacher.fast_encoder()
+    return FastEncoder(teacher.vae, fast.dtype, replace(fast.speedups, packed=False)) if fast else None
 
 
 def with_margin(rehearsed: int) -> int:
@@ -248,9 +252,14 @@ def fit_encoder(
 
 def clip_bytes(teacher: Teacher, clips: int, frames: int, size: tuple[int, int]) -> int:
     """Predict the peak bytes of `teacher.encode` for whole frames of (clips, 3, frames, H, W)."""
+    fast = _rehearsing(teacher)
     with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        teacher.posterior(torch.empty(clips, 3, frames, *size, device=teacher.device))
-    return meter.peak_on_cpu if teacher.device.type == "cpu" else meter.peak
+        video = torch.empty(clips, 3, frames, *size, dtype=teacher.dtype, device=teacher.device)
+        if fast is not None:
+            posterior_of(fast, video)
+        else:
+            teacher.posterior(video)
+    return meter.peak_on_cpu if teacher.device.type == "cpu" and fast is None else meter.peak
 
 
 def in_tiles_in_words(teacher: Teacher, tiles: Tiles) -> str:
