@@ -98,6 +98,8 @@ class CacheSettings:
     hdr: str = same(ClipSettings, "hdr")
     precise: bool = setting(False, "Compute the teacher in fp32 on NVIDIA GPUs too, not in TF32.", "Speed and memory")
     memory: int = same(ClipSettings, "memory")
+    # The same numbers within rounding; off, networks have nothing but their layout, and teachers are the class itself.
+    fast: bool = setting(True, "Use optimised kernels.", "Speed and memory", flag="--fast/--no-fast")
 
 
 @dataclass(frozen=True)
@@ -186,8 +188,7 @@ class ReconstructSettings:
     """The settings of `reconstruct`."""
 
     memory: int = same(ClipSettings, "memory")
-    # The same numbers within rounding; off, the decoder has nothing but its layout.
-    fast: bool = setting(True, "Use optimised kernels.", "Speed and memory", flag="--fast/--no-fast")
+    fast: bool = same(CacheSettings, "fast")
     compare: bool = setting(False, "Write source, teacher and student side by side.", "Video")
     window: int = setting(
         0, "Frames that --compare encodes and decodes at once.", "Windows of --compare", shown="17 to 33, by the frame's size"

@@ -104,6 +104,17 @@ def test_the_bytes_are_those_of_reading_encoding_and_writing_one_after_the_other
     assert shards == {path.name: path.read_bytes() for path in (tmp_path / "serial" / "shards").iterdir()}
 
 
+def test_the_class_itself_encodes_without_fast(ltx_teacher, videos, tmp_path, monkeypatch):
+    taken: list[bool | None] = []
+    real = Teacher.encode
+    monkeypatch.setattr(Teacher, "encode", lambda self, video: (taken.append(self.fast), real(self, video))[1])
+    for fast in (True, False):
+        cache_latents(find_model(ltx_teacher), videos, tmp_path / str(fast), replace(SMALL, fast=fast))
+    assert None in taken and False in taken
+    ours, stock = (LatentCache(tmp_path / str(fast)).read(0)[0] for fast in (True, False))
+    assert 0 < (ours - stock).abs().max() < 1e-4
+
+
 def test_precise_changes_no_byte_on_a_cpu(cache, ltx_teacher, videos, tmp_path):
     cache_latents(find_model(ltx_teacher), videos, tmp_path / "c", replace(SMALL, precise=True))
     of_both = [

@@ -1,5 +1,6 @@
 """Frames encoded in tiles: exact where the encoder's reach is finite, close elsewhere, and chosen by memory."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.sealed import sealed
 from turbovaed_cli.latents.planning import made_by, settle_tiles
 from turbovaed_cli.models import memory, tiles
-from turbovaed_cli.models.encoding import encoded
+from turbovaed_cli.models.encoding import approximation_of, encoded, encodes_exactly
 from turbovaed_cli.models.memory import clip_bytes, encoding_bytes, fit_encoder, plan_pieces, with_margin
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.teacher import load_teacher
@@ -114,6 +115,26 @@ def test_tiles_are_chosen_before_windows_are_shortened(hunyuan, monkeypatch):
     for encode, expected in ((whole, (33, None)), (apart, (33, smallest)), (short, (17, smallest))):
         plan = plan_pieces(pair, size, with_margin(encode + lean))
         assert (plan.encode_frames, plan.tiles) == expected
+
+
+def test_windows_in_tiles_are_the_last_way_of_an_exact_encoder(tmp_path):
+    """What tiles keep between pieces adds up to that of the whole frame; windows keep nothing."""
+    teacher = load_teacher(write_small_teacher("wan2.1", tmp_path / "vae"))
+    size = (96, 128)
+    smallest = tilings(size, 8, None)[-1]
+    in_windows = replace(smallest, windows=True)
+    apart, short = (encoding_bytes(teacher, size, frames, way) for frames, way in ((4, smallest), (5, in_windows)))
+    assert short < apart
+    ways = memory._encodes(teacher, size, 10**6, 40)
+    assert [(way.frames, way.tiles) for way in ways[-3:]] == [(frames, in_windows) for frames in (33, 17, 5)]
+    assert ways[-4].tiles == smallest and ways[0].tiles is None
+    video = torch.rand(1, 3, 40, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with teacher.in_tiles(in_windows):
+        assert not encodes_exactly(teacher) and "windows of 5 frames" in str(approximation_of(teacher, 5, 40))
+        made = torch.cat(list(encoded(teacher, video.split(5, dim=2), 17)), dim=2)
+    assert encodes_exactly(teacher)
+    wanted = torch.cat(list(encoded(teacher, [video])), dim=2)
+    assert made.shape == wanted.shape and 0 < (made - wanted).square().mean().sqrt() < wanted.std()
 
 
 def test_clips_are_encoded_whole_where_they_fit_and_else_in_tiles_with_a_note(hunyuan, monkeypatch):

@@ -78,6 +78,7 @@ def cache_latents(
     settings = replace(settings, workers=num_readers(device, settings.workers))
     with open_videos(data, report) as videos, open_cache(out) as (folder, pushed):
         teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise, consent=consent)
+        teacher.fast = None if settings.fast else False
         settle_tiles(teacher, folder, settings, report)
         parts = num_parts(len(videos.names), shard.count if shard else 1)
         writer = CacheWriter(folder, made_by(teacher, settings), settings.shard_mb, parts, pushed, tf32=teacher.uses_tf32)

@@ -93,6 +93,7 @@ def estimate_cache(
         download = missing_bytes(spec)
         if not download:
             teacher = load_teacher(spec, device=device, dtype=dtype, allows_tf32=not settings.precise)
+            teacher.fast = None if settings.fast else False
             settle_tiles(teacher, Path(out), settings, report)
             if made:
                 check_manifest(Path(out), made_by(teacher, settings))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import FrameCountError
-from turbovaed_cli.models.fast_encoder import EncoderStream, FastEncoder, mean_and_std
+from turbovaed_cli.models.fast_encoder import EncoderStream, mean_and_std
 from turbovaed_cli.models.kernels import Kept
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.tiles import in_tiles
@@ -30,7 +30,13 @@ def encodes_exactly(teacher: Teacher) -> bool:
 
     Teachers whose Piecewise has `exact_frames` do so up to that length.
     """
-    return teacher.family.piecewise(teacher.vae) is not None
+    return _piecewise(teacher) is not None
+
+
+def _piecewise(teacher: Teacher) -> Piecewise | None:
+    """Return the exact encode in pieces; None if the class has none, or if the teacher's tiles keep nothing between pieces."""
+    in_windows = teacher.tiles is not None and teacher.tiles.windows
+    return None if in_windows else teacher.family.piecewise(teacher.vae)
 
 
 def approximation_of(teacher: Teacher, frames: int, num_frames: int = 0) -> str | None:
@@ -38,7 +44,7 @@ def approximation_of(teacher: Teacher, frames: int, num_frames: int = 0) -> str 
 
     `frames` pixel frames are encoded at once, of a video of `num_frames` (0: not known).
     """
-    pieces, name = teacher.family.piecewise(teacher.vae), teacher.spec.class_name
+    pieces, name = _piecewise(teacher), teacher.spec.class_name
     if pieces is None and not 0 < num_frames <= frames:
         longest = piece_lengths(teacher, 0)[0]
         why = f" ({longest} do not fit in memory)" if frames < longest else ""
@@ -55,10 +61,9 @@ def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]
     For a teacher that encodes in windows these are the window lengths, whatever `most` is; shorter ones approximate worse.
     `num_frames` is the length of the video; 0 if it is not known.
     """
-    spec, pieces = teacher.spec, teacher.family.piecewise(teacher.vae)
+    spec, pieces = teacher.spec, _piecewise(teacher)
     if pieces is None:
-        asked = (min(length, num_frames or length) for length in (WINDOW, _SHORTER_WINDOW, 1))
-        return list(dict.fromkeys(_window_length(spec, length) for length in asked))
+        return window_lengths(spec, num_frames)
     if pieces.fixed:
         return [pieces.multiple]
     whole = -(-(num_frames - 1) // pieces.multiple) if num_frames else WINDOW  # groups of frames, after the first frame
@@ -70,26 +75,32 @@ def piece_lengths(teacher: Teacher, most: int, num_frames: int = 0) -> list[int]
     return lengths
 
 
+def window_lengths(spec: TeacherSpec, num_frames: int = 0) -> list[int]:
+    """Return the lengths of windows in pixel frames, from the longest; `num_frames` is that of the video, 0 if not known."""
+    asked = (min(length, num_frames or length) for length in (WINDOW, _SHORTER_WINDOW, 1))
+    return list(dict.fromkeys(_window_length(spec, length) for length in asked))
+
+
 def _window_length(spec: TeacherSpec, frames: int) -> int:
     """Return the length of a window of about `frames` pixel frames: at least two latents, so that it can share one."""
     return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
-def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0, *, fast: FastEncoder | None = None) -> Iterator[Tensor]:
+def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iterator[Tensor]:
     """Yield the posterior means (B, C, n, h, w) of a video that comes as `videos` (B, 3, m, H, W) in [-1, 1], of any m.
 
     H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.
-    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). `fast` is the fast form
-    of an exact encoder; None takes the one that the teacher uses. Raises FrameCountError if there is no frame.
+    About `frames` pixel frames are encoded at once (0: eight if the teacher encodes exactly, else 33). Raises
+    FrameCountError if there is no frame.
     """
     source = _Frames(videos)
     if source.ended:
         raise FrameCountError("there is no frame to encode")
-    pieces = teacher.family.piecewise(teacher.vae)
+    pieces = _piecewise(teacher)
     if pieces is None:
         yield from _by_windows(teacher, source, frames or WINDOW)
         return
-    multiple, encode = pieces.multiple, _begun(teacher, pieces, fast or teacher.fast_encoder())
+    multiple, encode = pieces.multiple, _begun(teacher, pieces)
     step = multiple if pieces.fixed else max(frames // multiple, 1) * multiple
     first = source.take(step + teacher.spec.frames.first)
     yield _encoded(teacher, encode, _made_up(first, teacher.spec.frames.at_least(first.shape[2])))
@@ -98,8 +109,9 @@ def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0, *, fast
         yield _encoded(teacher, encode, _made_up(piece, -(-piece.shape[2] // multiple) * multiple))
 
 
-def _begun(teacher: Teacher, pieces: Piecewise, fast: FastEncoder | None) -> Callable[[Tensor], Tensor]:
+def _begun(teacher: Teacher, pieces: Piecewise) -> Callable[[Tensor], Tensor]:
     """Return the function that encodes the pieces of one video in order; of a teacher with tiles, each tile as a video of its own."""
+    fast = teacher.fast_encoder()
 
     def begin() -> Callable[[Tensor], Tensor]:
         return _fast(EncoderStream(fast)) if fast else pieces.begin(Kept())

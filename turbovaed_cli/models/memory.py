@@ -7,6 +7,7 @@ import os
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -19,10 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
-from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
-from turbovaed_cli.models.fast_encoder import FastEncoder, posterior_of
+from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths, window_lengths
 from turbovaed_cli.models.loading import build_student
-from turbovaed_cli.models.metering import metered
+from turbovaed_cli.models.metering import Meter, metered
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
@@ -94,25 +94,29 @@ def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: 
     output in its own layout. Of tiles one is rehearsed; the others hold as much as it does when its turn is over.
     """
     of_frames = tiles.size if tiles else size
-    fast = _rehearsing(teacher)
 
     def videos() -> Iterator[Tensor]:
         while True:
             yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device=teacher.device))[None]
 
-    with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        made = encoded(teacher, videos(), frames, fast=fast)
+    one_tile = tiles if tiles is not None and tiles.windows else None
+    with teacher.in_tiles(one_tile), _rehearsed_encode(teacher) as meter:
+        made = encoded(teacher, videos(), frames)
         for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
         held = meter.live
-    peak = meter.peak_on_cpu if teacher.device.type == "cpu" and not fast else meter.peak
+    peak = _peak_of(meter, teacher)
     return peak + (tiles.count(size) - 1) * held if tiles else peak
 
 
-def _rehearsing(teacher: Teacher) -> FastEncoder | None:
-    """Return the fast form that the teacher uses, for tensors without data, of which no weights in oneDNN's layout can be made."""
-    fast = teacher.fast_encoder()
-    return FastEncoder(teacher.vae, fast.dtype, replace(fast.speedups, packed=False)) if fast else None
+@contextmanager
+def _rehearsed_encode(teacher: Teacher) -> Iterator[Meter]:
+    with teacher.rehearsing(), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
+        yield meter
+
+
+def _peak_of(meter: Meter, teacher: Teacher) -> int:
+    return meter.peak_on_cpu if teacher.device.type == "cpu" and teacher.fast_encoder() is None else meter.peak
 
 
 def with_margin(rehearsed: int) -> int:
@@ -199,17 +203,14 @@ class _Plan:
 
 
 def _encodes(teacher: Teacher, size: tuple[int, int], pixels: int, num_frames: int) -> list[_Encode]:
-    """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows last."""
+    """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows in tiles last."""
     lengths = piece_lengths(teacher, pixels // (size[0] * size[1]), num_frames)
     smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    in_tiles = [_Encode(lengths[-1 if encodes_exactly(teacher) else 0], tiles) for tiles in smaller]
     if encodes_exactly(teacher):
-        return [*map(_Encode, lengths), *(_Encode(lengths[-1], tiles) for tiles in smaller)]
-    return [_Encode(lengths[0]), *(_Encode(lengths[0], tiles) for tiles in smaller), *_shortened(lengths[1:], smaller)]
-
-
-def _shortened(lengths: Sequence[int], smaller: Sequence[Tiles]) -> Iterator[_Encode]:
-    for length in lengths:
-        yield _Encode(length, smaller[-1] if smaller else None)
+        windows = window_lengths(teacher.spec, num_frames) if smaller else []
+        return [*map(_Encode, lengths), *in_tiles, *(_Encode(length, replace(smaller[-1], windows=True)) for length in windows)]
+    return [_Encode(lengths[0]), *in_tiles, *(_Encode(length, smaller[-1] if smaller else None) for length in lengths[1:])]
 
 
 _Way = TypeVar("_Way", _Encode, _Decode)
@@ -252,14 +253,9 @@ def fit_encoder(
 
 def clip_bytes(teacher: Teacher, clips: int, frames: int, size: tuple[int, int]) -> int:
     """Predict the peak bytes of `teacher.encode` for whole frames of (clips, 3, frames, H, W)."""
-    fast = _rehearsing(teacher)
-    with teacher.in_tiles(None), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        video = torch.empty(clips, 3, frames, *size, dtype=teacher.dtype, device=teacher.device)
-        if fast is not None:
-            posterior_of(fast, video)
-        else:
-            teacher.posterior(video)
-    return meter.peak_on_cpu if teacher.device.type == "cpu" and fast is None else meter.peak
+    with teacher.in_tiles(None), _rehearsed_encode(teacher) as meter:
+        teacher.posterior(torch.empty(clips, 3, frames, *size, device=teacher.device))
+    return _peak_of(meter, teacher)
 
 
 def in_tiles_in_words(teacher: Teacher, tiles: Tiles) -> str:

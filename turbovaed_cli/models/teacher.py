@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -55,6 +55,7 @@ class Teacher(nn.Module):
     """
 
     fast: bool | None = None  # None: only on a CPU, where it is known to be faster
+    _rehearsing: FastEncoder | None = None
 
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
         super().__init__()
@@ -144,7 +145,20 @@ class Teacher(nn.Module):
     def fast_encoder(self) -> FastEncoder | None:
         """Return the fast form of the encoder if `encode` uses it, as `fast` says; None for an encoder that has none."""
         is_wanted = self.device.type == "cpu" if self.fast is None else self.fast
-        return fast_encoder(self.vae) if is_wanted else None
+        if self._rehearsing is not None or not is_wanted:
+            return self._rehearsing
+        return fast_encoder(self.vae)
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Encode tensors without data in this context: the fast form is one without weights in oneDNN's layout, which need data."""
+        fast = self.fast_encoder()
+        if fast is not None:
+            self._rehearsing = FastEncoder(self.vae, fast.dtype, replace(fast.speedups, packed=False))
+        try:
+            yield
+        finally:
+            self._rehearsing = None
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ class Tiles:
     """Tiles of `height` x `width` pixels that share at least `overlap` pixels with the next; `reach` is that of an exact encoder.
 
     Pixels within `reach` of a cut are left out; without a reach the whole strip fades. All are multiples of the teacher's ratio.
+    With `windows`, a long video is encoded in windows even if the teacher could do so exactly, and tiles keep nothing between them.
     """
 
     height: int
     width: int
     overlap: int = OVERLAP
     reach: int = 0
+    windows: bool = False
 
     @property
     def size(self) -> tuple[int, int]:

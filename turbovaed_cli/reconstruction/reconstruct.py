@@ -180,7 +180,9 @@ def _streamed_frames(
     padded = height + -height % ratio, width + -width % ratio
     pieces = plan_pieces(pair, padded, settings.memory, num_frames)
     report.note(f"decoding {pieces}")
-    if approximation := approximation_of(pair.teacher, pieces.encode_frames, num_frames):
+    with pair.teacher.in_tiles(pieces.tiles):
+        approximation = approximation_of(pair.teacher, pieces.encode_frames, num_frames)
+    if approximation:
         report.note(approximation)
     if pieces.tiles is not None:
         report.note(in_tiles_in_words(pair.teacher, pieces.tiles))
