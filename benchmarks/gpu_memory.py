@@ -16,7 +16,7 @@ from fake_cuda import library  # noqa: E402
 
 library.load(library.build())  # before torch
 from fake_cuda.device import install  # noqa: E402
-from fake_cuda.memory import PAGE, peaks_of  # noqa: E402
+from fake_cuda.memory import PAGE, peaks_of, recipes_of  # noqa: E402
 
 from turbovaed_cli.registry.rows import MODELS  # noqa: E402
 from turbovaed_cli.training.recipes import RECIPES  # noqa: E402
@@ -29,7 +29,7 @@ def measured(models: list[str], recipes: list[str]) -> list[str]:
     install()
     rows = []
     for model in models:
-        for recipe in recipes:
+        for recipe in [name for name in recipes_of(model) if name in recipes]:
             for peak in peaks_of(model, recipe):
                 rows.append(f"| `{model}` | `{recipe}` | {peak.part} | {peak.clips} | {peak.gb:.2f} |")
                 print(rows[-1], file=sys.stderr, flush=True)

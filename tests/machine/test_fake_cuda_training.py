@@ -3,10 +3,9 @@
 import pytest
 from fake_cuda import training
 from fake_cuda.child import run_cases
-from fake_cuda.memory import BOUND_GB, PAGE, recipe_of, rows_of
+from fake_cuda.memory import BOUND_GB, PAGE, recipe_of, recipes_of, rows_of
 
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.training.recipes import RECIPES
 
 # Operations that the same steps dispatched before weights were stepped together: 5889 and 5359.
 MOST_OPS = {"ltx bf16 ssim": 3500, "ltx bf16 ssim cached": 3200}
@@ -40,7 +39,7 @@ def test_a_step_launches_three_fifths_of_what_it_did(case, results):
 
 def test_the_page_of_peaks_has_every_model_and_recipe_and_the_figures_of_default_runs(results):
     rows = rows_of(PAGE.read_text(encoding="utf-8"))
-    assert {(model, recipe) for model, recipe, _ in rows} == {(model, recipe) for model in MODELS for recipe in RECIPES}
+    assert {(model, recipe) for model, recipe, _ in rows} == {(model, recipe) for model in MODELS for recipe in recipes_of(model)}
     for model in MODELS:
         recipe = recipe_of(model)
         for part, gb in results[f"default run of {model}"].check()["peaks_gb"].items():

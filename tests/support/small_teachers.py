@@ -26,6 +26,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "qwen-image": {"base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]},
     "wan2.2": {"base_dim": 8, "decoder_base_dim": 8, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [1.5, 2.0, 0.5, 1.0]},
     "hunyuan1.5": {"block_out_channels": [8, 8, 16, 16, 16], "layers_per_block": 1, "latent_channels": 4},
+    "sdxl": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4},
+    "flux1": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4},
+    "flux2": {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 2},
+    "sana": {
+        "encoder_block_out_channels": [8, 8, 8, 8, 16, 16], "decoder_block_out_channels": [8, 8, 8, 8, 16, 16], "attention_head_dim": 4,
+        "encoder_layers_per_block": [1] * 6, "decoder_layers_per_block": [1] * 6, "latent_channels": 8,
+    },
+    "svd": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1},
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from members import NAMED
 
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.fitted_start import _principal, _unshuffle, are_flat, fit_start
+from turbovaed_cli.training.fitted_start import _Fit, _principal, _unshuffle, are_flat, fit_start
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -91,6 +91,14 @@ def test_principal_components_of_large_blocks_are_those_of_small_ones():
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(_principal(rows, 12), found)
     _, _, exact = torch.linalg.svd(rows, full_matrices=False)
     assert torch.allclose(found @ found.T @ exact[:12].T, exact[:12].T, atol=1e-4)
+
+
+def test_fewer_places_than_channels_leave_the_channels_whole():
+    """As of a small clip with 32x in space, whose blocks of pixels are too large for a covariance."""
+    student = build_student(find_model("tiny").student.config)
+    targets = [torch.randn(1, 2100, 1, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    made = _Fit(student, [])._as_channels(targets, 64)
+    assert [target.shape for target in made] == [(1, 64, 1, 2, 2)] * 2
 
 
 def test_unshuffling_undoes_the_students_shuffle():

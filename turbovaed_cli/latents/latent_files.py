@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from turbovaed_cli.errors import SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.files.tensors import is_plain_tensor, load_safely
@@ -106,7 +107,7 @@ def read_latents(
     """Read one clip's latents from a .safetensors, .latent, .pt or .pth file; code in pickles is never run.
 
     The tensor may be (C, t, h, w) or (1, C, t, h, w), frames first as CogVideoX's pipeline gives them, an image's (1, C, h, w), or packed as
-    LTX's pipeline gives them, (1, t * h * w, C). `shape` is (t, h, w) of packed latents; without it, `expected` is taken if it has as
+    LTX's pipeline gives them, (1, t * h * w, C), or FLUX.1's, (1, h * w / 4, 4 * C). `shape` is (t, h, w) of packed latents; without it, `expected` is taken if it has as
     many tokens. `space` is needed for all but (1, C, t, h, w) and (C, t, h, w), and for `latents_are="normalised"`.
     Raises SettingsError for a file without latents or with those of several clips, ShapeError for a shape that is none of these.
     """
@@ -215,9 +216,14 @@ def _as_clip(
 def _unpacked(
     tokens: Tensor, what: str, space: LatentSpace | None, shape: tuple[int, ...], expected: tuple[int, ...], notes: list[str]
 ) -> Tensor:
-    """Unpack (t * h * w, C), as diffusers' LTXPipeline packs latents in patches of 1, to (C, t, h, w)."""
-    num_tokens, channels = tokens.shape
-    if space is not None and channels != space.channels:
+    """Unpack (t * h * w, C) to (C, t, h, w), as diffusers' LTXPipeline packs latents.
+
+    FluxPipeline packs two by two latents into a token: (t * h * w / 4, C * 4).
+    """
+    num_packed, channels = tokens.shape
+    patch = 2 if space is not None and channels == 4 * space.channels else 1
+    num_tokens = num_packed * patch**2
+    if space is not None and channels != space.channels * patch**2:
         raise ShapeError(
             f"{what}: packed latents of {channels} channels; this model decodes {space.channels}",
             "name the model they belong to: `model` NAME",
@@ -231,12 +237,14 @@ def _unpacked(
             f"{what}: packed latents, whose frames, rows and columns are not in the file",
             f"`latents_shape` T,H,W, which are (num_frames - 1) / {ratios[0]} + 1, height / {ratios[1]} and width / {ratios[1]} of the pipeline's call",
         )
-    if math.prod(shape) != num_tokens:
+    frames, height, width = shape
+    if math.prod(shape) != num_tokens or height % patch or width % patch:
         raise ShapeError(
-            f"{what}: {num_tokens} tokens are not {' x '.join(map(str, shape))}",
-            "the product of `latents_shape` (latent frames, rows, columns) has to be the number of tokens",
+            f"{what}: {num_packed} tokens{' of 2 x 2 latents' * (patch > 1)} are not {' x '.join(map(str, shape))}",
+            "the product of `latents_shape` (latent frames, rows, columns) has to be the number of latents",
         )
-    return tokens.view(*shape, channels).permute(3, 0, 1, 2)
+    patches = tokens.view(frames, height // patch, width // patch, channels).permute(0, 3, 1, 2)
+    return functional.pixel_shuffle(patches, patch).transpose(0, 1)
 
 
 # --- raw or normalised --------------------------------------------------------------------------------------------

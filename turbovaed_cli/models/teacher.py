@@ -309,6 +309,7 @@ def _outline(spec: TeacherSpec, folder: Path) -> nn.Module:
 def _build(spec: TeacherSpec, folder: Path) -> nn.Module:
     found = _weights_in(spec, folder)
     weights, state = found[-1], spec.family.merged([_read_state(one) for one in found])
+    state = {spec.family.weight_name(name): value for name, value in state.items()}
     if not any(key.startswith("decoder.") for key in state):
         raise WeightFileError(
             f"{weights.name} holds no decoder: not the weights of a {spec.class_name}", "give the folder of a whole VAE"

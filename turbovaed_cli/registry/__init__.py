@@ -1,6 +1,7 @@
 """The models of turbovaed, and the sources of their weights.
 
 family.py        how a VAE class is recognised, built, encoded with, decoded with and tapped
+image_vae.py     the common case of an image VAE
 carry.py         the exact encode in pieces of LTX encoders
 neighbourhood.py the attention of LTX-2.5, block by block
 specs.py         the types of a row

@@ -90,6 +90,10 @@ class Family:
             vae_class = getattr(import_module(self.module), self.class_name)
         return cast("nn.Module", vae_class.from_config(config) if config else vae_class())
 
+    def weight_name(self, name: str) -> str:
+        """Return the name that the class has for a weight of a file, which an older version of diffusers may have written."""
+        return name
+
     def decoder(self, vae: Any) -> "nn.Module":
         """Return the part that a student replaces."""
         return cast("nn.Module", vae.decoder)

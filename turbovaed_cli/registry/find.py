@@ -157,7 +157,7 @@ def _local(row: ModelSpec, given: Path, folder: Path, file: str | None, own: Map
         licence_note="", **own,
     )  # fmt: skip
     student = replace(row.student, published=None, params_m=None)
-    return ModelSpec(name, f"{name} ({row.teacher.class_name})", teacher, student)
+    return ModelSpec(name, f"{name} ({row.teacher.class_name})", teacher, student, recipe=row.recipe)
 
 
 def _scaling_of(config: Mapping[str, Any]) -> dict[str, float]:

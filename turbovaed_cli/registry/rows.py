@@ -7,11 +7,27 @@ from collections.abc import Iterable
 from importlib.metadata import entry_points
 
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.registry.teachers import cogvideox, cosmos, hunyuan, hunyuan15, ltx, ltx2, tiny, video_dc_ae, wan
+from turbovaed_cli.registry.teachers import (
+    autoencoder_dc,
+    autoencoder_kl,
+    cogvideox,
+    cosmos,
+    flux2,
+    hunyuan,
+    hunyuan15,
+    ltx,
+    ltx2,
+    svd,
+    tiny,
+    video_dc_ae,
+    wan,
+)
 
 GROUP = "turbovaed.teachers"
+_IMAGES = (*autoencoder_kl.ROWS, *flux2.ROWS, *autoencoder_dc.ROWS, *svd.ROWS)
 _OWN = (
-    *ltx.ROWS, *ltx2.ROWS, *wan.ROWS, *hunyuan.ROWS, *hunyuan15.ROWS, *cogvideox.ROWS, *video_dc_ae.ROWS, *cosmos.ROWS, *tiny.ROWS,
+    *ltx.ROWS, *ltx2.ROWS, *wan.ROWS, *hunyuan.ROWS, *hunyuan15.ROWS, *cogvideox.ROWS, *video_dc_ae.ROWS, *cosmos.ROWS,
+    *_IMAGES, *tiny.ROWS,
 )  # fmt: skip
 
 

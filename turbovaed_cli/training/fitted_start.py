@@ -125,7 +125,7 @@ class _Fit:
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
             signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis)
-            constants = signals.new_full((1, channels - num_signals, *signals.shape[2:]), _CONSTANT)
+            constants = signals.new_full((1, channels - signals.shape[1], *signals.shape[2:]), _CONSTANT)
             made.append(torch.cat([signals, constants], dim=1))
         return made
 

@@ -83,6 +83,13 @@ RECIPES: dict[str, DistillSettings] = {
 _NIGHT = RECIPES["night"]
 _LESS_LARGE = replace(_NIGHT.stages[1], crop_side=480, crop_margin=1)
 RECIPES["night-480"] = replace(_NIGHT, recipe="night-480", stages=(_NIGHT.stages[0], _LESS_LARGE, _NIGHT.stages[2]))
+# For image VAEs: the same on single frames, with eight times the clips in a pass and in a step.
+RECIPES["night-images"] = replace(
+    _NIGHT,
+    recipe="night-images",
+    frames=1,
+    stages=tuple(replace(stage, batch_size=8 * stage.batch_size, perceptual_frames=0) for stage in _NIGHT.stages),
+)
 DEFAULT_RECIPE = "default"  # a name for the recipe that a teacher's row in the registry names
 
 

@@ -60,6 +60,11 @@ def recipe_of(model: str) -> str:
     return MODELS[model].recipe
 
 
+def recipes_of(model: str) -> list[str]:
+    """The recipes that a teacher can take: one of single frames is for image VAEs."""
+    return [name for name, recipe in RECIPES.items() if recipe.frames > 1 or MODELS[model].teacher.time_ratio == 1]
+
+
 def shipped(recipe: str) -> DistillSettings:
     """A recipe as it runs on a GPU, where it takes the most memory."""
     settings = RECIPES[recipe]
