@@ -21,7 +21,7 @@ class AutoencoderDC(ImageVAE):
     class_name: ClassVar[str] = "AutoencoderDC"
 
     def ratios(self, config: Mapping[str, Any]) -> tuple[int, int]:
-        return 1, 2 ** (len(config["encoder_block_out_channels"]) - 1)
+        return 1, 2 ** (len(config.get("encoder_block_out_channels", _KINDS)) - 1)
 
     def image_posterior(self, vae: Any, images: "Tensor") -> "tuple[Tensor, Tensor]":
         latents = vae.encode(images).latent

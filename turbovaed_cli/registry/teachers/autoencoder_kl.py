@@ -1,5 +1,6 @@
 """AutoencoderKL, the image VAE of Stable Diffusion and FLUX.1. Folders of SD 1.x, 2.x and 3.x are of this class too."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -18,6 +19,10 @@ class AutoencoderKL(ImageVAE):
     """
 
     class_name: ClassVar[str] = "AutoencoderKL"
+    has_shift: ClassVar[bool] = False
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        return super().matches(config) and (config.get("shift_factor") is not None) == self.has_shift
 
     def weight_name(self, name: str) -> str:
         for old, new in _RENAMED.items():
@@ -29,6 +34,13 @@ class AutoencoderKL(ImageVAE):
         if (shift := vae.config.get("shift_factor")) is not None and "latents_mean" not in found:
             found["latents_mean"] = [float(shift)] * vae.config.latent_channels
         return found
+
+
+@dataclass(frozen=True)
+class ShiftedKL(AutoencoderKL):
+    """The same with a shift of the latents, as in FLUX.1 and SD 3."""
+
+    has_shift: ClassVar[bool] = True
 
 
 KL_CONFIG = {  # of the full size; the defaults of the class are a tiny network
@@ -73,6 +85,7 @@ FLUX1 = ModelSpec(
     recipe="night-images",
     teacher=replace(
         SDXL.teacher,
+        family=ShiftedKL(),
         repo="black-forest-labs/FLUX.1-schnell",
         num_bytes=168_000_000,  # in bf16
         latent_channels=16,
