@@ -31,6 +31,28 @@ def reach_of(encoder: "nn.Module", downsampler: str, patch_size: int) -> int:
     return reach
 
 
+class Seen:
+    """The keys and values of the last `most` frames, in a ring: attention does not depend on their order."""
+
+    def __init__(self, like: "Tensor", most: int) -> None:
+        """Make an empty ring for frames with keys like `like` (N, p, C)."""
+        import torch  # noqa: PLC0415
+
+        several, positions, channels = like.shape
+        with torch.inference_mode(False):  # memory that is written in any mode
+            self.keys, self.values = (like.new_empty(several, most * positions, channels) for _ in range(2))
+        self.most, self.count = most, 0
+
+    def add(self, key: "Tensor", value: "Tensor") -> "tuple[Tensor, Tensor]":
+        """Add those (N, p, C) of the next frame, in the place of the oldest if the ring is full; return all there are."""
+        positions = key.shape[1]
+        begin = self.count % self.most * positions
+        self.keys[:, begin : begin + positions], self.values[:, begin : begin + positions] = key, value
+        self.count += 1
+        filled = min(self.count, self.most) * positions
+        return self.keys[:, :filled], self.values[:, :filled]
+
+
 @dataclass
 class Carry:
     """Hooks on an LTX encoder that replace its padding by the real frames, in all pieces after the first.

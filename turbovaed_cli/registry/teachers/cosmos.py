@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from turbovaed_cli.registry.carry import Carry
+from turbovaed_cli.registry.carry import Carry, Seen
 from turbovaed_cli.registry.family import Family, Piecewise
 from turbovaed_cli.registry.specs import AlignmentPair, FrameRule, ModelSpec, StudentSpec, TeacherSpec, student_config
 
@@ -18,26 +18,6 @@ if TYPE_CHECKING:
 KEPT_FRAMES = 16
 
 
-class _Seen:
-    """A ring of the keys and values of the last KEPT_FRAMES latent frames; their order does not matter to attention."""
-
-    def __init__(self, key: "Tensor") -> None:
-        import torch  # noqa: PLC0415
-
-        positions, _, channels = key.shape
-        with torch.inference_mode(False):  # memory that is written in any mode
-            self.keys, self.values = (key.new_empty(positions, KEPT_FRAMES, channels) for _ in range(2))
-        self.count = 0
-
-    def add(self, key: "Tensor", value: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Add those (positions, C) of the next frame, in the place of the oldest if the ring is full; return all there are."""
-        place = self.count % KEPT_FRAMES
-        self.keys[:, place], self.values[:, place] = key, value
-        self.count += 1
-        filled = min(self.count, KEPT_FRAMES)
-        return self.keys[:, :filled], self.values[:, :filled]
-
-
 @dataclass
 class _CarryWithAttention(Carry):
     """The exact encode in pieces: convolutions see the frames of the piece before, attention the keys and values of all frames.
@@ -46,7 +26,7 @@ class _CarryWithAttention(Carry):
     frame of their input differently. What is made of it is dropped.
     """
 
-    seen: "dict[nn.Module, _Seen]" = field(default_factory=dict)
+    seen: "dict[nn.Module, Seen]" = field(default_factory=dict)
 
     @contextmanager
     def _through(self, encoder: "nn.Module") -> Iterator[None]:
@@ -97,10 +77,10 @@ class _CarryWithAttention(Carry):
         projected = (project(normed) for project in (attention.to_q, attention.to_k, attention.to_v))
         query, key, value = (one.permute(0, 3, 4, 2, 1).flatten(0, 2) for one in projected)  # (B * h * w, n, C)
         if attention not in self.seen:
-            self.seen[attention] = _Seen(key)
+            self.seen[attention] = Seen(key[:, :1], KEPT_FRAMES)
         frames = []
         for i in range(hidden_states.shape[2]):
-            keys, values = self.seen[attention].add(key[:, i], value[:, i])
+            keys, values = self.seen[attention].add(key[:, i : i + 1], value[:, i : i + 1])
             frames.append(torch.nn.functional.scaled_dot_product_attention(query[:, i : i + 1], keys, values))
         batch, _, _, *size = hidden_states.shape
         attended = torch.cat(frames, dim=1).unflatten(0, (batch, *size)).permute(0, 4, 3, 1, 2)  # (B, C, n, h, w)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from turbovaed_cli.registry.carry import Carry
+from turbovaed_cli.registry.carry import Carry, Seen
 from turbovaed_cli.registry.family import Family, Piecewise
 from turbovaed_cli.registry.specs import AlignmentPair, FrameRule, ModelSpec, StudentSpec, TeacherSpec, student_config
 
@@ -22,35 +22,6 @@ KEPT_FRAMES = 32
 
 
 @dataclass
-class _Seen:
-    """The keys and values of the last frames, in a ring: attention does not depend on their order."""
-
-    keys: "Tensor"  # (B, 1, KEPT_FRAMES * h * w, C)
-    values: "Tensor"
-    count: int = 0  # frames added
-
-    @classmethod
-    def like(cls, key: "Tensor") -> "_Seen":
-        """Return an empty ring for frames like `key` (B, 1, h * w, C)."""
-        import torch  # noqa: PLC0415
-
-        batch, heads, positions, channels = key.shape
-        with torch.inference_mode(False):  # memory that is written in any mode
-            shape = batch, heads, KEPT_FRAMES * positions, channels
-            return cls(key.new_empty(shape), key.new_empty(shape))
-
-    def add(self, key: "Tensor", value: "Tensor") -> "tuple[Tensor, Tensor]":
-        """Add those (B, 1, h * w, C) of the next frame, in the place of the oldest if the ring is full; return all there are."""
-        positions = key.shape[2]
-        begin = self.count % KEPT_FRAMES * positions
-        self.keys[:, :, begin : begin + positions] = key
-        self.values[:, :, begin : begin + positions] = value
-        self.count += 1
-        filled = min(self.count, KEPT_FRAMES) * positions
-        return self.keys[:, :, :filled], self.values[:, :, :filled]
-
-
-@dataclass
 class _CarryWithAttention(Carry):
     """The exact encode in pieces: convolutions see the frames of the piece before, attention the keys and values of all frames.
 
@@ -58,7 +29,7 @@ class _CarryWithAttention(Carry):
     that have been added, which gives the same numbers.
     """
 
-    seen: "dict[nn.Module, _Seen]" = field(default_factory=dict)
+    seen: "dict[nn.Module, Seen]" = field(default_factory=dict)
 
     def _group(self, downsampler: "nn.Module") -> int:
         """Return 1 for a downsampler in time: it treats the first frame of its input, then a filler frame, differently."""
@@ -83,10 +54,10 @@ class _CarryWithAttention(Carry):
         normed = block.norm(x)
         query, key, value = (_positions(project(normed)) for project in (block.to_q, block.to_k, block.to_v))  # (B, n, h * w, C)
         if block not in self.seen:
-            self.seen[block] = _Seen.like(key[:, :1])
+            self.seen[block] = Seen(key[:, 0], KEPT_FRAMES)
         frames = []
         for i in range(x.shape[2]):
-            keys, values = self.seen[block].add(key[:, i : i + 1], value[:, i : i + 1])
+            keys, values = (kept[:, None] for kept in self.seen[block].add(key[:, i], value[:, i]))
             frames.append(torch.nn.functional.scaled_dot_product_attention(query[:, i : i + 1], keys, values))
         attended = torch.cat(frames, dim=1).unflatten(2, x.shape[3:]).permute(0, 4, 1, 2, 3)  # (B, C, n, h, w)
         return block.proj_out(attended) + x
