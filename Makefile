@@ -31,7 +31,7 @@ test: install
 test-all: extras test  ## also the tests that need these converters, which `make test` skips without them
 
 faults: install        ## kills, flips and other mishaps in full: minutes
-	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/video/test_video_reading.py tests/test_gpu_first.py
+	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/machine/test_fake_cuda_training.py tests/video/test_video_reading.py tests/test_gpu_first.py
 
 teachers: install      ## every command with a small random instance of every teacher of the registry: a table, some ten minutes
 	$(BIN)/python tools/every_teacher.py

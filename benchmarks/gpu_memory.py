@@ -16,43 +16,35 @@ from fake_cuda import library  # noqa: E402
 
 library.load(library.build())  # before torch
 from fake_cuda.device import install  # noqa: E402
-from fake_cuda.memory import PAGE, peaks_of, recipes_of  # noqa: E402
+from fake_cuda.memory import COLUMNS, IN_FULL, PAGE, peaks_of, recipes_on_page, with_table  # noqa: E402
 
 from turbovaed_cli.registry.rows import MODELS  # noqa: E402
 from turbovaed_cli.training.recipes import RECIPES  # noqa: E402
 
-COLUMNS = ("model", "recipe", "part", "clips at once", "GB")
 
-
-def measured(models: list[str], recipes: list[str]) -> list[str]:
-    """The rows of the table."""
-    install()
+def measured(model: str, recipe: str) -> list[str]:
+    """The rows of the table for one recipe of a model."""
     rows = []
-    for model in models:
-        for recipe in [name for name in recipes_of(model) if name in recipes]:
-            for peak in peaks_of(model, recipe):
-                rows.append(f"| `{model}` | `{recipe}` | {peak.part} | {peak.clips} | {peak.gb:.2f} |")
-                print(rows[-1], file=sys.stderr, flush=True)
+    for peak in peaks_of(model, recipe, start=model in IN_FULL):
+        rows.append(f"| `{model}` | `{recipe}` | {peak.part} | {peak.clips} | {peak.gb:.2f} |")
+        print(rows[-1], file=sys.stderr, flush=True)
     return rows
-
-
-def page(rows: list[str]) -> str:
-    """docs/gpu-memory.md with this table."""
-    before, _, _ = PAGE.read_text(encoding="utf-8").partition("| model |")
-    return "\n".join([before + "| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *rows, ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
-    parser.add_argument("--recipe", nargs="+", default=[*RECIPES], choices=[*RECIPES])
-    parser.add_argument("--write", action="store_true", help="write the table to docs/gpu-memory.md, not to stdout")
+    parser.add_argument("--recipe", nargs="+", choices=[*RECIPES], help="default: those that the page has of the model")
+    parser.add_argument("--write", action="store_true", help="write to docs/gpu-memory.md, not to stdout, after each recipe")
     options = parser.parse_args()
-    rows = measured(options.models or [*MODELS], options.recipe)
-    if options.write:
-        PAGE.write_text(page(rows), encoding="utf-8")
-    else:
-        print("\n".join(rows))
+    install()
+    for model in options.models or MODELS:
+        for recipe in options.recipe or recipes_on_page(model):
+            rows = measured(model, recipe)
+            if options.write:
+                PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), COLUMNS, rows, num_keys=2), encoding="utf-8")
+            else:
+                print("\n".join(rows), flush=True)
 
 
 if __name__ == "__main__":

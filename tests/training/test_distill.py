@@ -787,7 +787,8 @@ def test_cached_clips_smaller_than_a_recipe_is_made_for_are_a_warning(ltx_teache
 def test_the_recipe_is_that_of_the_teachers_row_and_a_run_keeps_its_own(tmp_path):
     recipes = {spec.name: spec.recipe for spec in MODELS.values()}
     images = dict.fromkeys(("sdxl", "flux1", "flux2", "sana"), "night-images")
-    assert recipes == dict.fromkeys(MODELS, "night") | {"tiny": "fast", "video-dc-ae": "night-480"} | images
+    less_large = dict.fromkeys(("video-dc-ae", "hunyuan1.5"), "night-480")
+    assert recipes == dict.fromkeys(MODELS, "night") | {"tiny": "fast"} | less_large | images
     assert all(spec.recipe in RECIPES for spec in MODELS.values())
     run = tmp_path / "run"
     assert _recipe_named("default", MODELS["ltx"], str(run)) == "night"

@@ -79,7 +79,7 @@ RECIPES: dict[str, DistillSettings] = {
         ),
     ),
 }  # fmt: skip
-# The same for a teacher whose encoder alone takes 22 GB of a clip of 512x512 pixels.
+# The same for teachers that leave too little of 24 GB on clips of 512x512 pixels, such as one whose encoder takes 22 GB alone.
 _NIGHT = RECIPES["night"]
 _LESS_LARGE = replace(_NIGHT.stages[1], crop_side=480, crop_margin=1)
 RECIPES["night-480"] = replace(_NIGHT, recipe="night-480", stages=(_NIGHT.stages[0], _LESS_LARGE, _NIGHT.stages[2]))

@@ -30,8 +30,8 @@ class Result:
         return self.figures
 
 
-def run_cases(module: str, kind: str = "cuda") -> dict[str, Result]:
-    """Every case of fake_cuda/{module}.py, by name. Skips the tests, with the reason, if the fake device cannot be had."""
+def run_cases(module: str, *cases: str, kind: str = "cuda") -> dict[str, Result]:
+    """These cases of fake_cuda/{module}.py, or all, by name. Skips the tests, with the reason, if the fake device cannot be had."""
     if not sys.platform.startswith("linux"):
         pytest.skip("the fake device is a shared library for Linux")
     if torch.backends.cuda.is_built():
@@ -45,7 +45,7 @@ def run_cases(module: str, kind: str = "cuda") -> dict[str, Result]:
         "FAKE_DEVICE": kind,
         "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests" / "support"))),
     }
-    command = [sys.executable, "-m", "fake_cuda", module]
+    command = [sys.executable, "-m", "fake_cuda", module, *cases]
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     return {row["case"]: Result(row["figures"], row["error"]) for row in map(json.loads, done.stdout.splitlines())}

@@ -23,6 +23,15 @@ from turbovaed_cli.training.trainer import Trainer
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "gpu-memory.md"
 PERCEPTUAL, DTYPE = "lpips", "bf16"  # what `auto` takes on a GPU where it takes the most memory
 BOUND_GB = 20.0  # of everything that a default run does: a card of 24 GB keeps 4 for what is not tensors
+COLUMNS = ("model", "recipe", "part", "clips at once", "GB")
+# Of the tables of benchmarks/gpu_hours.py: TFLOP by part of a step, and the hours on cards by their dense bf16 TFLOP/s.
+PARTS = ("student", "features", "perceptual", "adversarial", "optimizer", "encoder")
+PEAKS = {"RTX 4090": 165.0, "H100": 989.0}
+STEP_COLUMNS = ("model", "stage", "steps", "clips a step", *PARTS, "all")
+HOUR_COLUMNS = ("model", "recipe", *(f"{card}, {data}" for card in PEAKS for data in ("`--data`", "`--latents`")))
+# The models that the page has every recipe of, with its fitted start. All recipes of one model take minutes, so the others
+# have their own recipe alone. A fitted start takes as long as all the rest, and less memory than a step.
+IN_FULL = ("ltx", "hunyuan", "cogvideox", "video-dc-ae", "wan2.1", "tiny")
 
 
 @dataclass(frozen=True)
@@ -36,21 +45,46 @@ class Peak:
     gb: float
 
 
-def _cells(text: str) -> list[list[str]]:
-    """Each row of the table of docs/gpu-memory.md: model, recipe, part, clips at once, GB."""
-    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")]
+def with_table(text: str, columns: tuple[str, ...], rows: list[str], *, num_keys: int) -> str:
+    """A page with `rows` in its table of these columns, in place of all rows with the same first `num_keys` cells.
+
+    Rows of models that the registry has no more are left out, and so are those of recipes that the page has no more.
+    """
+    before, lines, after = _split(text, columns)
+    new = {tuple(_cells(row)[:num_keys]) for row in rows}
+    table = [*rows, *(line for line in lines if tuple(_cells(line)[:num_keys]) not in new)]
+    order = [(model, recipe)[:num_keys] for model in MODELS for recipe in recipes_on_page(model)]
+    kept = [row for key in dict.fromkeys(order) for row in table if tuple(_cells(row)[:num_keys]) == key]
+    return "\n".join([*before, *kept, *after]) + "\n"
+
+
+def _split(text: str, columns: tuple[str, ...]) -> tuple[list[str], list[str], list[str]]:
+    """The lines of a page: up to the rows of its table of these columns, the rows, and all after them."""
+    lines = text.splitlines()
+    first = lines.index("| " + " | ".join(columns) + " |") + 2
+    last = next((number for number in range(first, len(lines)) if not lines[number].startswith("|")), len(lines))
+    return lines[:first], lines[first:last], lines[last:]
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip(" `") for cell in row.strip().strip("|").split("|")]
+
+
+def table_of(text: str, columns: tuple[str, ...] = COLUMNS) -> list[list[str]]:
+    """The cells of each row of a page's table of these columns."""
+    return [_cells(row) for row in _split(text, columns)[1]]
 
 
 def rows_of(text: str) -> dict[tuple[str, str, str], float]:
     """The figures of docs/gpu-memory.md: (model, recipe, part) -> GB."""
-    return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in _cells(text)}
+    return {(model, recipe, part): float(gb) for model, recipe, part, _, gb in table_of(text)}
 
 
 def clips_of(text: str, model: str, recipe: str) -> dict[str, int]:
     """The clips at once of each stage in docs/gpu-memory.md."""
     return {
         part: int(clips.split(" x ")[0])
-        for of, named, part, clips, _ in _cells(text)
+        for of, named, part, clips, _ in table_of(text)
         if (of, named) == (model, recipe) and " x " in clips
     }
 
@@ -60,9 +94,10 @@ def recipe_of(model: str) -> str:
     return MODELS[model].recipe
 
 
-def recipes_of(model: str) -> list[str]:
-    """The recipes that a teacher can take: one of single frames is for image VAEs."""
-    return [name for name, recipe in RECIPES.items() if recipe.frames > 1 or MODELS[model].teacher.time_ratio == 1]
+def recipes_on_page(model: str) -> tuple[str, ...]:
+    """The recipes of a model that docs/gpu-memory.md has. Those of single frames are for image VAEs alone."""
+    every = tuple(name for name, recipe in RECIPES.items() if recipe.frames > 1)
+    return every if model in IN_FULL else (recipe_of(model),)
 
 
 def shipped(recipe: str) -> DistillSettings:

@@ -105,6 +105,7 @@ CONTROLS = {
     "a peak above its bound": (a_peak_above_its_bound, "0.01 at most were promised"),
 }
 PAIR = replace(STAGE, batch_size=2)
+DEFAULT_RUNS = {f"default run of {model}": model for model in MODELS}
 CASES = {
     "ltx bf16 ssim": partial(learns, "ltx", settings(PAIR, "bf16")),
     "ltx bf16 ssim cached": partial(learns, "ltx", settings(PAIR, "bf16"), cached=True),
@@ -127,6 +128,6 @@ CASES = {
     "tiny fp32 everything twice": partial(learns, "tiny", settings(replace(EVERYTHING, accumulation=2, crop_latents=12), "fp32")),
     "tiny bf16 no perceptual loss adamw": partial(learns, "tiny", settings(replace(STAGE, perceptual="none"), "bf16", "adamw")),
     # With its fitted start the embedded pair alone: a start takes as long as all the rest, and less memory than a step.
-    **{f"default run of {model}": partial(default_run, model, start=model == DEFAULT_MODEL) for model in MODELS},
+    **{name: partial(default_run, model, start=model == DEFAULT_MODEL) for name, model in DEFAULT_RUNS.items()},
     **{name: call for name, (call, _) in CONTROLS.items()},
 }

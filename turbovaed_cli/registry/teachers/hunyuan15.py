@@ -114,6 +114,7 @@ HUNYUAN15 = ModelSpec(
         ),
         params_m=40.125,
     ),
+    recipe="night-480",  # a step on clips of 512x512 holds 20 GB: docs/gpu-memory.md
 )
 
 ROWS = (HUNYUAN15,)
