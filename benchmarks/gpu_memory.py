@@ -1,6 +1,6 @@
-"""How much memory of a GPU `distill` takes: each registry model and recipe, metered on fake tensors, on a machine without a GPU.
+"""How much memory of a GPU `distill` takes: registry models and their recipes, metered on fake tensors, on a machine without a GPU.
 
-    python benchmarks/gpu_memory.py --write        # docs/gpu-memory.md, in some five minutes
+    python benchmarks/gpu_memory.py --write        # docs/gpu-memory.md, in some twenty minutes
     python benchmarks/gpu_memory.py ltx --recipe night
 
 Needs Linux and a C++ compiler, which the fake device is built with (tests/support/fake_cuda/).
