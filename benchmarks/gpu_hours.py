@@ -126,6 +126,8 @@ def main() -> None:
     parser.add_argument("--recipe", choices=[*RECIPES], help="default: the model's own")
     parser.add_argument("--write", action="store_true", help="write to docs/gpu-memory.md, not to stdout, after each model")
     options = parser.parse_args()
+    if options.write and options.recipe:
+        parser.error("the page has each model's own recipe: --write goes without --recipe")
     install()
     for model in options.models or MODELS:
         recipe = options.recipe or recipe_of(model)
