@@ -1,5 +1,6 @@
 """HunyuanVideo 1.5: an encode in pieces with kept keys and values, exact up to a cap and bounded beyond it."""
 
+import diffusers
 import pytest
 import torch
 from small_teachers import write_small_teacher
@@ -7,7 +8,7 @@ from small_teachers import write_small_teacher
 from turbovaed_cli.models.encoding import approximation_of, encoded, encodes_exactly, piece_lengths
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.registry.teachers.hunyuan15 import KEPT_FRAMES, HunyuanVideo15
+from turbovaed_cli.registry.teachers.hunyuan15 import KEPT_FRAMES, HunyuanVideo15, _causal_mask
 
 EXACT = 4 * (KEPT_FRAMES - 1) + 1
 
@@ -111,3 +112,18 @@ def test_statistics_and_folders(teacher):
     assert isinstance(teacher.family, HunyuanVideo15)
     assert teacher.family.statistics(teacher.vae) == {"scaling_factor": 1.03682}
     assert (teacher.spec.time_ratio, teacher.spec.space_ratio, teacher.spec.latent_channels) == (4, 16, 4)
+
+
+def test_clips_of_a_batch_are_encoded_and_decoded_as_alone(teacher):
+    """The mask of the class fits one clip only."""
+    videos = torch.cat([video_for(9, seed) for seed in (0, 1)])
+    latents = teacher.encode(videos).mean
+    assert torch.allclose(latents, torch.cat([teacher.encode(video[None]).mean for video in videos]), rtol=0, atol=1e-9)
+    decoded = teacher.decode(latents)
+    assert torch.allclose(decoded, torch.cat([teacher.decode(latent[None]) for latent in latents]), rtol=0, atol=1e-9)
+
+
+def test_its_attention_has_the_mask_of_the_class():
+    block = diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15.HunyuanVideo15AttnBlock
+    mask = block.prepare_causal_attention_mask(3, 4, torch.float64, torch.device("cpu"))
+    assert torch.equal(_causal_mask(3, 4, torch.float64, torch.device("cpu"))[0, 0], mask)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from turbovaed_cli.registry.carry import Carry, Seen
 from turbovaed_cli.registry.family import Family, Piecewise
@@ -68,6 +68,18 @@ def _positions(x: "Tensor") -> "Tensor":
     return x.flatten(3).permute(0, 2, 3, 1).contiguous()
 
 
+def _causal_mask(num_frames: int, positions: int, dtype: Any, device: Any, batch_size: int | None = None) -> "Tensor":
+    """Return the mask (1, 1, L, L) of the class's attention, L = num_frames * positions: each frame sees itself and those before.
+
+    That of the class has no dimension for heads, so its attention fails for more than one clip at once.
+    """
+    import torch  # noqa: PLC0415
+
+    frame = torch.arange(num_frames, device=device).repeat_interleave(positions)
+    hidden = frame[:, None] < frame[None, :]
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, float("-inf"))[None, None]
+
+
 @dataclass(frozen=True)
 class HunyuanVideo15(Family):
     """The VAE of HunyuanVideo 1.5: causal convolutions, and attention over all earlier frames."""
@@ -80,6 +92,13 @@ class HunyuanVideo15(Family):
 
     def latent_channels(self, config: Mapping[str, Any]) -> int:
         return int(config.get("latent_channels", 32))
+
+    def build(self, config: Mapping[str, Any]) -> "nn.Module":
+        vae = super().build(config)
+        for module in vae.modules():
+            if hasattr(module, "prepare_causal_attention_mask"):
+                cast("Any", module).prepare_causal_attention_mask = _causal_mask
+        return vae
 
     def piecewise(self, vae: Any) -> Piecewise:
         ratio, _ = self.ratios(vae.config)
