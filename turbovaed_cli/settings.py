@@ -129,7 +129,7 @@ class DistillSettings:
     discriminator_channels: int = setting(32, "Channels of the first layer of the 3-D PatchGAN.")
     discriminator_lr: float = setting(1e-4, "Learning rate of the 3-D PatchGAN (AdamW).")
     # Autocast; fp16 has a gradient scaler.
-    dtype: str = setting("auto", "{choices}; auto takes bf16 if it can.", "Device", choices=(*DTYPES, "auto"))
+    dtype: str = setting("auto", "{choices} (bf16 if it can).", "Device", choices=(*DTYPES, "auto"))
     # The last bits differ from those without.
     compile: bool = setting(
         False, "torch.compile the student; the first step of every stage takes a minute or more.", "Speed and memory"

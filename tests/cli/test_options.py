@@ -192,12 +192,12 @@ def test_the_shown_recipe_is_the_one_that_would_run(turbovaed, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("distill --teacher l", {"ltx"}),
+        ("distill --teacher l", {"ltx", "ltx0.9.5", "ltx2", "ltx2.3", "ltx2.5"}),
         ("eval --model ru", {"runs/", "runs/mine"}),
         ("eval --model runs/m", {"runs/mine/"}),
-        ("eval --model hun", {"hunyuan"}),
+        ("eval --model hun", {"hunyuan", "hunyuan1.5"}),
         ("export --format onnx,core", {"onnx,coreml", "onnx,coreai"}),
-        ("distill --recipe n", {"night", "night-480"}),
+        ("distill --recipe n", {"night", "night-480", "night-images"}),
         ("distill --recipe o", {"own.toml"}),
         ("eval --metrics ps", {"psnr"}),
         ("bench --target torch,li", {"torch,litert"}),

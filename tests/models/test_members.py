@@ -172,7 +172,7 @@ def test_a_config_of_no_network_is_refused(change, said):
 
 def test_the_published_layouts_do_not_name_blocks_of_time_alone():
     for spec in MODELS.values():
-        assert "decoder_temporal_only" not in spec.student.config
+        assert spec.student.published is None or "decoder_temporal_only" not in spec.student.config
     assert build_student(load_golden("ltx").meta["student_config"]).config.decoder_temporal_only is None
 
 

@@ -41,8 +41,12 @@ def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
         "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
         "dtype": settings.dtype,
         "reading": reading_identity(settings.hdr),
-        **({"tiles": asdict(teacher.tiles)} if teacher.tiles else {}),
+        **({"tiles": _recorded(teacher.tiles)} if teacher.tiles else {}),
     }
+
+
+def _recorded(tiles: Tiles) -> dict[str, int]:
+    return {name: value for name, value in asdict(tiles).items() if name != "windows"}  # which clips of a cache never take
 
 
 def settle_tiles(teacher: Teacher, folder: Path, settings: CacheSettings, report: Reporter = quiet) -> None:

@@ -6,7 +6,7 @@ Others (attention, norms over time, convolutions that look ahead) are encoded in
 which is an approximation.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -86,7 +86,7 @@ def _window_length(spec: TeacherSpec, frames: int) -> int:
     return spec.frames.at_least(max(frames, spec.pixel_frames(2)))
 
 
-def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Iterator[Tensor]:
+def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Generator[Tensor]:
     """Yield the posterior means (B, C, n, h, w) of a video that comes as `videos` (B, 3, m, H, W) in [-1, 1], of any m.
 
     H and W are multiples of the teacher's ratio. The last frame is repeated up to a number of frames that the teacher takes.

@@ -63,11 +63,11 @@ def decoding_bytes(student: StudentDecoder, size: tuple[int, int], frames: int, 
     It decodes `frames` latent frames at once, in stripes of `rows` latent rows (0: all rows).
     """
     height, width = size
-    if not rows or height <= 4 * rows:
+    if not rows or height <= 6 * rows:
         return _rehearsed(student, size, frames, rows, spill=spill)
-    # Memory grows linearly with the height: two and four stripes give the slope.
-    two, four = (_rehearsed(student, (stripes * rows, width), frames, rows, spill=spill) for stripes in (2, 4))
-    return max(two, four, round(four + (four - two) * (height - 4 * rows) / (2 * rows)))
+    # Memory grows linearly with the height, once a stripe has all its neighbours: four and six stripes give the slope.
+    four, six = (_rehearsed(student, (stripes * rows, width), frames, rows, spill=spill) for stripes in (4, 6))
+    return max(four, six, round(six + (six - four) * (height - 6 * rows) / (2 * rows)))
 
 
 def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int, *, spill: bool) -> int:
@@ -105,6 +105,8 @@ def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: 
         for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
         held = meter.live
+        made.close()
+        held -= meter.live  # what one clip keeps; prepared weights and memory for reuse are there once for all tiles
     peak = _peak_of(meter, teacher)
     return peak + (tiles.count(size) - 1) * held if tiles else peak
 
@@ -130,8 +132,8 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
     Pieces stop at the size from which larger ones are hardly faster. `budget` is for the whole process on a CPU, for the tensors
     on other devices; 0 allows what it holds already and 70 % of what is free. H and W are multiples of both networks' ratios.
     `num_frames` is the number of pixel frames; 0 if not known. Frames are encoded in tiles if shorter pieces do not suffice, and
-    windows are shortened only if tiles do not. Raises SettingsError if the smallest pieces do not fit, after at most two dry runs
-    of the encoder and two of the decoder.
+    windows are shortened only if tiles do not. Even an exact encoder takes windows, in tiles, as the last step. Raises SettingsError
+    if the smallest pieces do not fit, after at most three dry runs of the encoder and two of the decoder.
     """
     plan = _Plan(pair, size, budget)
     pixels = pixels_per_piece(pair.device.type)
@@ -141,9 +143,15 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
     if plan.fits(encode, decodes[0]):
         return plan.pieces(encode, decodes[0])
     if not plan.fits(encodes[-1], leanest):
-        raise _too_little(pair, size, budget, plan.allowed, plan.needed(encodes[-1], leanest))
+        least = plan.needed(encodes[-1], leanest)
+        encodes = _in_windows(pair.teacher, size, num_frames) if pair.teacher else []
+        if not (encodes and plan.fits(encodes[-1], leanest)):
+            least = min(least, plan.needed(encodes[-1], leanest)) if encodes else least
+            raise _too_little(pair, size, budget, plan.allowed, least)
     # What approximates (a window's length, tiles) may take all the memory. A shorter piece of an exact encode gets half.
-    exact = len([one for one in encodes if one.tiles is None]) - 1 if pair.teacher and encodes_exactly(pair.teacher) else 0
+    exact = (
+        max(len([one for one in encodes if one.tiles is None]) - 1, 0) if pair.teacher and encodes_exactly(pair.teacher) else 0
+    )
     rest = encodes[exact:]
     shared = (one for one in encodes[:exact] if with_margin(plan.encoding(one)) <= (plan.allowed - plan.held) // 2)
     encode = next((one for one in shared if plan.fits(one, leanest)), None) or _first(rest, lambda one: plan.fits(one, leanest))
@@ -203,14 +211,22 @@ class _Plan:
 
 
 def _encodes(teacher: Teacher, size: tuple[int, int], pixels: int, num_frames: int) -> list[_Encode]:
-    """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows in tiles last."""
+    """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows last."""
     lengths = piece_lengths(teacher, pixels // (size[0] * size[1]), num_frames)
     smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
     in_tiles = [_Encode(lengths[-1 if encodes_exactly(teacher) else 0], tiles) for tiles in smaller]
     if encodes_exactly(teacher):
-        windows = window_lengths(teacher.spec, num_frames) if smaller else []
-        return [*map(_Encode, lengths), *in_tiles, *(_Encode(length, replace(smaller[-1], windows=True)) for length in windows)]
+        return [*map(_Encode, lengths), *in_tiles]
     return [_Encode(lengths[0]), *in_tiles, *(_Encode(length, smaller[-1] if smaller else None) for length in lengths[1:])]
+
+
+def _in_windows(teacher: Teacher, size: tuple[int, int], num_frames: int) -> list[_Encode]:
+    """Return windows in the smallest tiles, for an exact encoder whose pieces keep too much; none for a frame without tiles."""
+    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    if not smaller or not encodes_exactly(teacher):
+        return []
+    tiles = replace(smaller[-1], windows=True)
+    return [_Encode(length, tiles) for length in window_lengths(teacher.spec, num_frames)]
 
 
 _Way = TypeVar("_Way", _Encode, _Decode)
