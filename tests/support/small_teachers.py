@@ -80,3 +80,8 @@ def write_small_student(folder: Path, path: Path) -> Path:
     """Write that config as a JSON file for `--student-config`."""
     path.write_text(json.dumps(small_student(folder)))
     return path
+
+
+def close(made: Any, wanted: Any) -> bool:
+    """Whether two results of a network are equal but for the order of sums, which depends on where in memory tensors lie."""
+    return made.shape == wanted.shape and bool((made - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp_min(1))
