@@ -14,7 +14,7 @@ from turbovaed_cli.registry.rows import MODELS
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from every_teacher import FailedError, Walk
 
-QUICK = ("ltx",)
+QUICK = ("wan2.1", "sdxl")
 SLOW_COLUMNS = ("export", "bench")
 
 

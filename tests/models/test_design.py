@@ -74,7 +74,7 @@ def test_costs_are_those_of_a_real_small_network_that_computes():
     assert cost.gflops * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(ALL),
     st.none() | st.integers(100_000, 300_000_000),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fake_cuda.device import device, metered
-from fake_cuda.memory import shipped
+from fake_cuda.memory import IN_FULL, shipped
 from fake_cuda.networks import lpips, student_of, teacher_of, trainer_of
 from turbovaed_cli.metrics import flicker, lpips_video, psnr, ssim
 from turbovaed_cli.models.encoding import encoded
@@ -187,7 +187,7 @@ CASES = {
     **{f"{model} encoded": partial(encodes, model) for model in ("ltx", "cogvideox", "video-dc-ae")},
     **{f"{model} streamed": partial(streams, model) for model in ("ltx", "tiny")},
     "tiny in stripes": streams_in_stripes,
-    **{f"{model} windows": partial(windows, model) for model in MODELS},
+    **{f"{model} windows": partial(windows, model) for model in IN_FULL},
     "tiny samples": partial(samples, "tiny"),
     "teaching in TF32": teaches_in_tf32,
     "metrics": metrics,
