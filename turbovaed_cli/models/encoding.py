@@ -102,11 +102,10 @@ def encoded(teacher: Teacher, videos: Iterable[Tensor], frames: int = 0) -> Gene
         return
     multiple, encode = pieces.multiple, _begun(teacher, pieces)
     step = multiple if pieces.fixed else max(frames // multiple, 1) * multiple
-    first = source.take(step + teacher.spec.frames.first)
-    yield _encoded(teacher, encode, _made_up(first, teacher.spec.frames.at_least(first.shape[2])))
+    first, least = step + teacher.spec.frames.first, teacher.spec.frames.at_least
+    yield _encoded(teacher, encode, source.take(first), least)
     while not source.ended:
-        piece = source.take(step)
-        yield _encoded(teacher, encode, _made_up(piece, -(-piece.shape[2] // multiple) * multiple))
+        yield _encoded(teacher, encode, source.take(step), lambda frames: -(-frames // multiple) * multiple)
 
 
 def _begun(teacher: Teacher, pieces: Piecewise) -> Callable[[Tensor], Tensor]:
@@ -139,8 +138,9 @@ def _fast(stream: EncoderStream) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _encoded(teacher: Teacher, encode: Callable[[Tensor], Tensor], video: Tensor) -> Tensor:
-    return encode(video.to(teacher.device, teacher.dtype))
+def _encoded(teacher: Teacher, encode: Callable[[Tensor], Tensor], video: Tensor, frames_for: Callable[[int], int]) -> Tensor:
+    """Encode a video (B, 3, T, H, W), made up to `frames_for(T)` frames."""
+    return encode(_made_up(video, frames_for(video.shape[2])).to(teacher.device, teacher.dtype))
 
 
 class _Frames:
