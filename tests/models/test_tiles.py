@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from golden import load_golden, write_teacher
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_teachers import write_small_teacher
 
@@ -39,6 +39,7 @@ def hunyuan(tmp_path_factory):
     return load_teacher(write_teacher(load_golden("hunyuan"), tmp_path_factory.mktemp("hunyuan") / "vae"))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([8, 16, 32]), st.sampled_from([None, 8, 40, 100]))
 def test_tiles_shrink_cover_the_frame_and_share_what_they_should(height, width, ratio, reach):
     size = height * ratio, width * ratio

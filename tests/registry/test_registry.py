@@ -1,7 +1,7 @@
 """The registry is data: every row is complete, and every rule in it holds for the classes it speaks of."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
@@ -65,6 +65,7 @@ def test_a_student_costs_what_the_docs_state(name, gflops):
     assert round(cost_of(MODELS[name].student.config, latents).gflops) == gflops
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ALL), st.integers(1, 200))
 def test_the_nearest_valid_counts_are_valid_and_nearest(spec, frames):
     rule = spec.teacher.frames
@@ -74,6 +75,7 @@ def test_the_nearest_valid_counts_are_valid_and_nearest(spec, frames):
     assert not any(rule.is_valid(other) for other in range(below + 1, above) if other != frames) or rule.is_valid(frames)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(ALL), st.integers(1, 200))
 def test_valid_counts_round_trip_and_others_are_refused(spec, frames):
     teacher = spec.teacher
