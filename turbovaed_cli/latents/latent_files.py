@@ -106,9 +106,9 @@ def read_latents(
 ) -> LatentsFile:
     """Read one clip's latents from a .safetensors, .latent, .pt or .pth file; code in pickles is never run.
 
-    The tensor may be (C, t, h, w) or (1, C, t, h, w), frames first as CogVideoX's pipeline gives them, an image's (1, C, h, w), or packed as
-    LTX's pipeline gives them, (1, t * h * w, C), or FLUX.1's, (1, h * w / 4, 4 * C). `shape` is (t, h, w) of packed latents; without it, `expected` is taken if it has as
-    many tokens. `space` is needed for all but (1, C, t, h, w) and (C, t, h, w), and for `latents_are="normalised"`.
+    The tensor may be (C, t, h, w) or (1, C, t, h, w), frames first as CogVideoX's pipeline gives them, an image's (1, C, h, w), or
+    packed as LTX's pipeline gives them, (1, t * h * w, C), or FLUX.1's, (1, h * w / 4, 4 * C). `shape` is (t, h, w) of packed
+    latents; without it, `expected` is taken if it has as many tokens. `space` is needed for all but (1, C, t, h, w) and (C, t, h, w), and for `latents_are="normalised"`.
     Raises SettingsError for a file without latents or with those of several clips, ShapeError for a shape that is none of these.
     """
     if latents_are not in LATENTS_ARE:

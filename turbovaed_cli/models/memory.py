@@ -213,7 +213,7 @@ class _Plan:
 def _encodes(teacher: Teacher, size: tuple[int, int], pixels: int, num_frames: int) -> list[_Encode]:
     """Return the ways to encode, from the best to the leanest: exact ones, tiles, and the shortest windows last."""
     lengths = piece_lengths(teacher, pixels // (size[0] * size[1]), num_frames)
-    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    smaller = _tilings(teacher, size)
     in_tiles = [_Encode(lengths[-1 if encodes_exactly(teacher) else 0], tiles) for tiles in smaller]
     if encodes_exactly(teacher):
         return [*map(_Encode, lengths), *in_tiles]
@@ -222,11 +222,15 @@ def _encodes(teacher: Teacher, size: tuple[int, int], pixels: int, num_frames: i
 
 def _in_windows(teacher: Teacher, size: tuple[int, int], num_frames: int) -> list[_Encode]:
     """Return windows in the smallest tiles, for an exact encoder whose pieces keep too much; none for a frame without tiles."""
-    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    smaller = _tilings(teacher, size)
     if not smaller or not encodes_exactly(teacher):
         return []
     tiles = replace(smaller[-1], windows=True)
     return [_Encode(length, tiles) for length in window_lengths(teacher.spec, num_frames)]
+
+
+def _tilings(teacher: Teacher, size: tuple[int, int]) -> list[Tiles]:
+    return tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
 
 
 _Way = TypeVar("_Way", _Encode, _Decode)
@@ -245,7 +249,7 @@ def fit_encoder(
     `clips` of `frames` pixel frames are encoded at once; `budget` is as for `plan_pieces`. Small frames are always encoded whole.
     Raises SettingsError if the smallest tiles do not fit.
     """
-    smaller = tilings(size, teacher.spec.space_ratio, teacher.family.reach(teacher.vae))
+    smaller = _tilings(teacher, size)
     teacher.tiles = None
     if not smaller:
         return

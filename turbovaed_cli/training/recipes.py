@@ -25,8 +25,8 @@ RECIPES: dict[str, DistillSettings] = {
             Stage("adversarial", steps=5000, batch_size=1, accumulation=8, lr=1e-4, adversarial_weight=0.05),
         ),
     ),
-    # For full-size teachers: one card of 24 GB for one night, a million clips. Many small clips first, then the size that
-    # students are used at, then sharpness. No full-size teacher was at hand, so its figures are not measured.
+    # For full-size teachers: a million clips on one card of 24 GB; most need more than a night (docs/gpu-memory.md). Many small
+    # clips first, then the size that students are used at, then sharpness. No full-size teacher was at hand: nothing is measured.
     "night": DistillSettings(
         recipe="night",
         fit_batch=True,

@@ -163,8 +163,6 @@ def _upsamplings(config: Mapping[str, Any]) -> list[str]:
     return [kind for kind, switch in zip(kinds, switches, strict=True) if switch]
 
 
-_LICENCE = "LTX-2 Community License Agreement"
-_LICENCE_NOTE = "models distilled from it count as derivatives, which carry its terms and its limits on commercial use"
 LTX2 = ModelSpec(
     name="ltx2",
     title="LTX-2",
@@ -178,8 +176,8 @@ LTX2 = ModelSpec(
         space_ratio=32,
         frames=FrameRule(step=8, first=1),
         decoder_params_m=528.381,
-        licence=_LICENCE,
-        licence_note=_LICENCE_NOTE,
+        licence="LTX-2 Community License Agreement",
+        licence_note="models distilled from it count as derivatives, which carry its terms and its limits on commercial use",
         config={"decoder_causal": False, "spatial_compression_ratio": 32, "temporal_compression_ratio": 8},
     ),
     student=LTX_STUDENT,
@@ -202,18 +200,12 @@ _CONFIG_23 = {
 LTX23 = ModelSpec(
     name="ltx2.3",
     title="LTX-2.3",
-    teacher=TeacherSpec(
+    teacher=replace(
+        LTX2.teacher,
         family=LTX23Video(),
         repo="diffusers/LTX-2.3-Diffusers",
-        folder="vae",
         num_bytes=1_452_000_000,  # 2 bytes for each of 726,106,225 numbers
-        latent_channels=128,
-        time_ratio=8,
-        space_ratio=32,
-        frames=FrameRule(step=8, first=1),
         decoder_params_m=407.169,
-        licence=_LICENCE,
-        licence_note=_LICENCE_NOTE,
         config=_CONFIG_23,
     ),
     student=LTX_STUDENT,
@@ -221,19 +213,14 @@ LTX23 = ModelSpec(
 LTX25 = ModelSpec(
     name="ltx2.5",
     title="LTX-2.5 with its diffusion decoder",
-    teacher=TeacherSpec(
+    teacher=replace(
+        LTX2.teacher,
         family=LTX25Video(),
-        repo="Lightricks/LTX-2.5-Diffusers",  # unverified, as are both sizes: 2 bytes for each of 726,106,225 and 417,133,872 numbers
-        folder="vae",
+        # Unverified, as are its licence and both sizes: 2 bytes for each of 726,106,225 and 417,133,872 numbers.
+        repo="Lightricks/LTX-2.5-Diffusers",
         num_bytes=2_286_000_000,
         beside={"diffusion_decoder": 834_000_000},
-        latent_channels=128,
-        time_ratio=8,
-        space_ratio=32,
-        frames=FrameRule(step=8, first=1),
         decoder_params_m=417.134,
-        licence=_LICENCE,  # unverified for this repository
-        licence_note=_LICENCE_NOTE,
         config=_CONFIG_23 | {"diffusion_decoder": {}},  # the class's defaults
     ),
     student=replace(

@@ -5,7 +5,7 @@ network do not disturb each other, a call may be left early, and nothing stays i
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -175,17 +175,10 @@ QWEN_IMAGE = ModelSpec(
     name="qwen-image",
     title="Qwen-Image",
     aliases=("qwen",),
-    teacher=TeacherSpec(
+    teacher=replace(
+        WAN21.teacher,
         family=QwenImage(),
-        repo="Qwen/Qwen-Image",
-        folder="vae",
-        num_bytes=508_000_000,
-        latent_channels=16,
-        time_ratio=4,
-        space_ratio=8,
-        frames=FrameRule(step=4, first=1),
-        decoder_params_m=73.295,
-        licence="Apache-2.0",  # unverified
+        repo="Qwen/Qwen-Image",  # its licence is unverified
         licence_note=f"unverified for this repository; {_PERMISSIVE}",
     ),
     student=_STUDENT,
