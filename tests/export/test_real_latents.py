@@ -7,7 +7,7 @@ import torch
 from small_teachers import small_student, write_small_teacher
 
 from turbovaed_cli.export.export import export_student
-from turbovaed_cli.latents.latent_files import LatentSpace, read_latents
+from turbovaed_cli.latents.latent_files import read_latents
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.rows import MODELS
@@ -28,7 +28,7 @@ def student(tmp_path_factory) -> StudentDecoder:
 
 def test_it_fits_the_row(student):
     spec = MODELS["wan2.1"].teacher
-    space = LatentSpace.of(student)
+    space = student.space
     raw = read_latents(GENERATED, space, latents_are="normalised").latents[None]
     batch, channels, frames, height, width = raw.shape
     assert channels == spec.latent_channels and len(student.config.latents_mean) == channels

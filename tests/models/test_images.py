@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from small_teachers import close, small_student, write_small_teacher
 
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents.latent_files import LatentSpace, read_latents
+from turbovaed_cli.latents.latent_files import read_latents
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths
+from turbovaed_cli.models.latent_space import LatentSpace
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.memory import clip_bytes, encoding_bytes
 from turbovaed_cli.models.teacher import Teacher, load_teacher
@@ -172,7 +173,7 @@ def student_of(name: str, folder, teacher: Teacher):
 
 
 def test_the_shift_of_flux_is_the_mean_of_its_students_latents(teachers, folders):
-    space = LatentSpace.of(student_of("flux1", folders["flux1"], teachers["flux1"]))
+    space = student_of("flux1", folders["flux1"], teachers["flux1"]).space
     normalised = torch.randn(4, 1, 2, 2)
     assert torch.allclose(space.raw(normalised), normalised / 0.3611 + 0.1159)
 
@@ -191,7 +192,7 @@ def test_latents_of_flux2s_pipeline_are_those_of_its_student(teachers, folders):
     bn = teacher.vae.bn
     bn.running_mean += torch.linspace(-1, 1, 8)
     bn.running_var *= torch.linspace(0.5, 2, 8)
-    space = LatentSpace.of(student_of("flux2", folders["flux2"], teacher))
+    space = student_of("flux2", folders["flux2"], teacher).space
     normalised = torch.randn(1, 8, 2, 4)
     raw = normalised * (bn.running_var.view(1, -1, 1, 1) + 1e-4).sqrt() + bn.running_mean.view(1, -1, 1, 1)
     with torch.no_grad():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.latents.latent_files import LatentsFile, LatentSpace, read_latents
+from turbovaed_cli.latents.latent_files import LatentsFile, read_latents
 from turbovaed_cli.models.memory import fit_encoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reporting import Reporter, quiet
@@ -50,7 +50,7 @@ def latents_for(
     if settings.latents is not None:
         read = read_latents(
             settings.latents,
-            LatentSpace.of(student),
+            student.space,
             latents_are=settings.latents_are,
             shape=settings.latents_shape,
             expected=shapes[settings.sizes[0]][1:],

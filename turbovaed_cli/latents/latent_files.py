@@ -1,17 +1,12 @@
 """Latents in a file: files of pipelines, ComfyUI and this tool, read as the raw latents (C, t, h, w) that a decoder takes.
 
-Raw latents are what a VAE's `encode` returns. Diffusion pipelines compute with normalised ones, and the LTX pipeline packs them:
-
-    normalised = (raw - mean) * scaling_factor / std          raw = normalised * std / scaling_factor + mean
-
-Nothing is guessed: the caller gives `latents_are`. If the statistics of the latents suggest the other form, there is a warning.
+Diffusion pipelines compute with normalised latents (models/latent_space.py), and the LTX pipeline packs them. Nothing is guessed: the caller gives `latents_are`. If the statistics of the latents suggest the other form, there is a warning.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +14,10 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.files.tensors import is_plain_tensor, load_safely
+from turbovaed_cli.models.latent_space import LATENTS_ARE, LatentSpace
 from turbovaed_cli.reporting import Reporter, quiet
 
-if TYPE_CHECKING:
-    from turbovaed_cli.models.student import StudentDecoder
-
 SUFFIXES = (".safetensors", ".latent", ".pt", ".pth")
-LATENTS_ARE = ("raw", "normalised")
 HOW_TO_SAVE = 'safetensors.torch.save_file({"latents": latents.contiguous()}, "latents.safetensors") saves (1, C, t, h, w)'
 _USUAL_NAMES = ("latents", "latent_tensor", "samples", "latent", "mean")
 _COMFY_TENSOR, _COMFY_MARK = "latent_tensor", "latent_format_version_0"
@@ -36,47 +28,6 @@ _COMFY_OLD_SCALE = 1 / 0.18215  # what ComfyUI multiplies a file without its mar
 _FITS = 0.3  # statistics with a larger divergence from the expected ones do not fit
 _LESS_LIKELY = 0.25
 _FEWEST_VALUES = 16  # of a channel, from which its statistics count
-
-
-@dataclass(frozen=True)
-class LatentSpace:
-    """The latents of one decoder: the number of channels, how pipelines normalise them, and the pixels that each stands for."""
-
-    channels: int
-    mean: tuple[float, ...]  # per channel
-    std: tuple[float, ...]
-    scaling_factor: float = 1.0
-    time_ratio: int = 1
-    space_ratio: int = 1
-
-    @classmethod
-    def of(cls, student: "StudentDecoder") -> "LatentSpace":
-        """Return the latent space of a student."""
-        mean, std = (tuple(value.float().tolist()) for value in (student.latents_mean, student.latents_std))
-        config = student.config
-        time, space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
-        return cls(config.latent_channels, mean, std, config.scaling_factor or 1.0, time, space)
-
-    @property
-    def spread(self) -> Tensor:
-        """The standard deviation of each channel of raw latents, (C,); normalised latents have about 1."""
-        return torch.tensor(self.std) / self.scaling_factor
-
-    @property
-    def is_normalised(self) -> bool:
-        """Whether raw and normalised latents are the same."""
-        return bool((self.spread == 1).all()) and not any(self.mean)
-
-    def raw(self, normalised: Tensor) -> Tensor:
-        """Convert normalised latents (C, t, h, w) to raw ones, as diffusers pipelines do before decoding."""
-        return normalised * self._column(self.std) / self.scaling_factor + self._column(self.mean)
-
-    def normalised(self, raw: Tensor) -> Tensor:
-        """Convert raw latents (C, t, h, w) to normalised ones, the inverse of `raw`."""
-        return (raw - self._column(self.mean)) * self.scaling_factor / self._column(self.std)
-
-    def _column(self, values: Sequence[float]) -> Tensor:
-        return torch.tensor(values).view(-1, 1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,16 @@
 """The student as diffusers pipelines call it: a decoder with the statistics of its latents."""
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from turbovaed_cli.errors import FrameCountError, SettingsError
+from turbovaed_cli.models.decoder import DecoderOutput
+from turbovaed_cli.models.latent_space import LatentSpace
 from turbovaed_cli.models.network import StudentNetwork
-from turbovaed_cli.models.streaming import FastDecoder, fast_form
-
-
-@dataclass
-class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
-    """The result of `decode`, as pipelines expect it. Importing diffusers' class costs a second: it imports every autoencoder."""
-
-    sample: Tensor
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, fast_form
+from turbovaed_cli.registry.rows import MODELS
 
 
 class StudentDecoder(StudentNetwork):
@@ -26,6 +20,36 @@ class StudentDecoder(StudentNetwork):
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "StudentDecoder":
         """Load as diffusers does, but never from pickles: raises OSError for a folder without safetensors."""
         return cast("StudentDecoder", super().from_pretrained(*arguments, **{**options, "use_safetensors": True}))
+
+    family = "turbo-vaed"
+    latents = "raw"
+
+    @property
+    def teacher(self) -> str | None:
+        """The registry name of the teacher, as its config has it; None for that of a local folder."""
+        name = self.config.teacher
+        return str(name) if name in MODELS else None
+
+    @property
+    def space(self) -> LatentSpace:
+        """The statistics of the latents."""
+        mean, std = (tuple(value.float().tolist()) for value in (self.latents_mean, self.latents_std))
+        time, space = int(self.temporal_compression_ratio), int(self.spatial_compression_ratio)
+        return LatentSpace(self.latent_channels, mean, std, self.config.scaling_factor or 1.0, time, space)
+
+    @property
+    def licence(self) -> str:
+        """The licence of the teacher, which is that of students distilled from it."""
+        return MODELS[self.teacher].teacher.licence if self.teacher else "unknown: that of the teacher"
+
+    @property
+    def latent_channels(self) -> int:
+        """The number of latent channels."""
+        return int(self.config.latent_channels)
+
+    def stream(self) -> StreamingDecoder:
+        """Return a new stream of one clip."""
+        return StreamingDecoder(self)
 
     # Diffusers pipelines need these of a VAE. Statistics stay in the config, so that state dicts keep the published layout.
     @property

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents.latent_files import LatentSpace, is_latents_file, read_latents
+from turbovaed_cli.latents.latent_files import is_latents_file, read_latents
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.encoding import approximation_of, encoded
@@ -248,7 +248,7 @@ def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
 
 def _latents_of(source: Path, student: StudentDecoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
     """Read the raw latents (C, t, h, w) of a file."""
-    space = LatentSpace.of(student)
+    space = student.space
     return read_latents(source, space, latents_are=settings.latents_are, shape=settings.latents_shape, report=report).latents
 
 

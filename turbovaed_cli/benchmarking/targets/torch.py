@@ -9,7 +9,8 @@ from torch import Tensor
 
 from turbovaed_cli.benchmarking.target import COMPILED, LAYOUT, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
 from turbovaed_cli.machine.devices import check_compiler, resolve_dtype, torch_device, wait_for
-from turbovaed_cli.models.student import DecoderOutput, StudentDecoder
+from turbovaed_cli.models.decoder import DecoderOutput
+from turbovaed_cli.models.student import StudentDecoder
 
 Decoder = Callable[[Tensor], Tensor]
 
