@@ -205,7 +205,7 @@ def test_raw_is_what_cogvideox_pipelines_decode():
     """Its own decode_latents, with a VAE that gives back what it is given: (B, t, C, h, w) in."""
     from diffusers import CogVideoXPipeline
 
-    space = LatentSpace.of(build_student(MODELS["cogvideox"].student.config))
+    space = build_student(MODELS["cogvideox"].student.config).space
     assert space.scaling_factor == 0.7 and not any(space.mean) and set(space.std) == {1.0}
     vae = SimpleNamespace(decode=lambda z: SimpleNamespace(sample=z))
     pipeline = SimpleNamespace(vae=vae, vae_scaling_factor_image=space.scaling_factor)
@@ -216,7 +216,7 @@ def test_raw_is_what_cogvideox_pipelines_decode():
 
 def test_raw_is_what_hunyuan_and_wan_pipelines_decode():
     """Their formulas, which stand inside of their calls: z / scaling_factor, and z / (1 / std) + mean."""
-    space = LatentSpace.of(build_student(MODELS["hunyuan"].student.config))
+    space = build_student(MODELS["hunyuan"].student.config).space
     z = torch.randn(16, 2, 3, 3)
     assert torch.allclose(space.raw(z), z / 0.476986)
     wan = LatentSpace(16, tuple(torch.randn(16).tolist()), tuple((1 + torch.rand(16)).tolist()))
@@ -307,7 +307,7 @@ def test_a_few_values_are_no_reason_to_warn(tmp_path):
 def test_real_clips_of_the_embedded_teacher_give_no_warning(tmp_path):
     """Bikes has the least contrast of them after the flat one, a third of what the statistics are from."""
     pair = load_pair("tiny")
-    space = LatentSpace.of(pair.student)
+    space = pair.student.space
     names = ["train/bikes", "train/blocks", "train/bottles", "train/frog", "val/bunny", "val/people", "reported/flat-gray"]
     for name in names:
         for frames, side in ((1, 128), (5, 64), (9, 128)):
@@ -331,7 +331,7 @@ def test_an_unknown_kind_is_refused(raw, tmp_path):
 @pytest.fixture(scope="module")
 def tiny():
     student = load_student("tiny")
-    space = LatentSpace.of(student)
+    space = student.space
     raw = space.raw(0.7 * torch.randn(32, 3, 4, 6, generator=torch.Generator().manual_seed(1)))
     return space, raw
 
