@@ -11,8 +11,8 @@ install: .venv/installed
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@# pip would compile on one core; some packages bring files that are no Python, which it passes over too.
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
-	@# For the test that decodes in a browser, which says so and is skipped where this could not be had.
-	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=30000 --prefix .venv/web onnxruntime-web@1.30.0 || true
+	@# For the tests that decode in a browser and compile Kotlin, which are skipped, with a message, if these are missing.
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --fetch-retries=0 --fetch-timeout=30000 --prefix .venv/web onnxruntime-web@1.30.0 kotlin-compiler@2.4.20 || true
 	@touch $@
 
 extras: .venv/extras    ## converters for ExecuTorch, LiteRT and Core AI: a gigabyte, which is not part of install

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def installed(name):
 
 
 CHROMIUM_FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
+    "--no-sandbox", "--disable-background-networking", "--disable-sync", "--no-first-run",
     "--disable-component-update", "--disable-quic",
 )  # fmt: skip
 
@@ -225,7 +226,8 @@ def missing_browser(reason: str):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
+    """A function that starts a headless Chromium with further flags; tests are skipped if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("TURBOVAED_REQUIRE_BROWSER") else None
     if sync_api is None:
         from playwright import sync_api
@@ -233,10 +235,15 @@ def browser():
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:
         missing_browser("no Chromium here: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
+    with sync_api.sync_playwright() as playwright, ExitStack() as started:
+        yield lambda *flags: started.enter_context(
+            closing(playwright.chromium.launch(executable_path=executable, args=[*CHROMIUM_FLAGS, *flags]))
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    return chromium("--disable-gpu")
 
 
 def is_two_lines(err: str) -> bool:

@@ -25,7 +25,7 @@ WEB = Path(__file__).parents[2] / ".venv" / "web" / "node_modules" / "onnxruntim
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "out"
-    settings = ExportSettings(frames=5, sizes=((64, 64),), precisions=("fp32",))
+    settings = ExportSettings(frames=3, sizes=((32, 32),), precisions=("fp32",))
     export_student(load_student("tiny"), ("onnx", "torch-export"), out, settings)
     return out
 
@@ -42,19 +42,24 @@ def address(exported):
     server.shutdown()
 
 
-def test_the_embedded_student_decodes_in_a_browser(browser, exported, address):
-    """On WASM here. What jsdelivr would serve is the same package, from npm."""
+def decoded_by(browser, exported, address, *, changes=(), before=None):
+    """The page, which shows the video of the exported latents within 1e-3. `changes` are (old, new) texts in index.html."""
     if not (WEB / "package.json").is_file():
         missing_browser("no onnxruntime-web: npm install --prefix .venv/web onnxruntime-web")
     assert json.loads((WEB / "package.json").read_text())["version"] == ORT_WEB
-    (code,) = blocks(exported / "README.md", "javascript")
-    assert code.partition("\n")[2] in (exported / "index.html").read_text()
     page = browser.new_page(viewport={"width": 900, "height": 800})
     page.set_default_timeout(1000 * HANG_S)
     page.route(
         f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{ORT_WEB}/**",
         lambda route: route.fulfill(path=WEB / route.request.url.partition(f"@{ORT_WEB}/")[2]),
     )
+    html = (exported / "index.html").read_text()
+    for old, new in changes:
+        assert html.count(old) == 1
+        html = html.replace(old, new)
+    page.route(address, lambda route: route.fulfill(body=html, content_type="text/html"))
+    if before:
+        page.add_init_script(before)
     page.goto(address)
     page.wait_for_function("window.video || window.failure")
     assert page.evaluate("window.failure") is None
@@ -63,7 +68,30 @@ def test_the_embedded_student_decodes_in_a_browser(browser, exported, address):
     with torch.no_grad():
         wanted = load_student("tiny")(load_file(exported / "latents.safetensors")["latents"])
     assert (found - wanted).abs().max() < 1e-3
-    assert page.evaluate("document.getElementById('frame').width") == 64
-    assert "5 frames of 64x64" in page.inner_text("#status")
+    return page
+
+
+def test_the_embedded_student_decodes_in_a_browser(browser, exported, address):
+    """On WASM here. What jsdelivr would serve is the same package, from npm."""
+    (code,) = blocks(exported / "README.md", "javascript")
+    assert code.partition("\n")[2] in (exported / "index.html").read_text()
+    page = decoded_by(browser, exported, address)
+    assert page.evaluate("document.getElementById('frame').width") == 32
+    assert "3 frames of 32x32" in page.inner_text("#status")
     if os.environ.get("TURBOVAED_SCREENSHOT"):
         page.screenshot(path=os.environ["TURBOVAED_SCREENSHOT"])
+
+
+COUNT_SUBMITS = """
+window.submits = 0;
+const submit = GPUQueue.prototype.submit;
+GPUQueue.prototype.submit = function (...commands) { window.submits += 1; return submit.apply(this, commands); };
+"""
+
+
+def test_it_decodes_on_webgpu_alone(chromium, exported, address):
+    """On SwiftShader, a GPU in software: correctness, no speed. WebGPU's limit of a buffer is 256 MiB at the least."""
+    providers = ('navigator.gpu ? ["webgpu", "wasm"] : ["wasm"]', '["webgpu"]')
+    started = chromium("--enable-unsafe-webgpu", "--enable-unsafe-swiftshader", "--use-webgpu-adapter=swiftshader")
+    page = decoded_by(started, exported, address, changes=[providers], before=COUNT_SUBMITS)
+    assert page.evaluate("window.submits") > 0

@@ -40,10 +40,21 @@ async function decode(data, shape) {  // a Float32Array and [1, C, t, h, w]
             "kotlin",
             """\
 // implementation("com.microsoft.onnxruntime:onnxruntime-android:latest.release")
-val environment = OrtEnvironment.getEnvironment()
-val session = environment.createSession(File(filesDir, "$file").path)
-val latents = OnnxTensor.createTensor(environment, FloatBuffer.wrap(data), longArrayOf($shape))
-val video = session.run(mapOf("latents" to latents))[0] as OnnxTensor  // (1, 3, T, H, W) in [-1, 1]
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import java.io.File
+import java.nio.FloatBuffer
+
+fun decode(filesDir: File, data: FloatArray): FloatBuffer {  // ($shape)
+    val environment = OrtEnvironment.getEnvironment()
+    environment.createSession(File(filesDir, "$file").path).use { session ->
+        OnnxTensor.createTensor(environment, FloatBuffer.wrap(data), longArrayOf($shape)).use { latents ->
+            session.run(mapOf("latents" to latents)).use { outputs ->
+                return (outputs[0] as OnnxTensor).floatBuffer  // (1, 3, T, H, W) in [-1, 1]
+            }
+        }
+    }
+}
 """,
         ),
     ],
@@ -146,9 +157,16 @@ latents = load_file("$latents")["latents"]  # exactly ($shape), float32
             "kotlin",
             """\
 // implementation("org.pytorch:executorch-android:latest.release")
-val module = Module.load(File(filesDir, "$file").path)
-val latents = Tensor.fromBlob(data, longArrayOf($shape))
-val video = module.forward(EValue.from(latents))[0].toTensor()  // (1, 3, T, H, W) in [-1, 1]
+import java.io.File
+import org.pytorch.executorch.EValue
+import org.pytorch.executorch.Module
+import org.pytorch.executorch.Tensor
+
+fun decode(filesDir: File, data: FloatArray): FloatArray {
+    val module = Module.load(File(filesDir, "$file").path)
+    val latents = Tensor.fromBlob(data, longArrayOf($shape))
+    return module.forward(EValue.from(latents))[0].toTensor().dataAsFloatArray  // (1, 3, T, H, W) in [-1, 1]
+}
 """,
         ),
         (
@@ -182,12 +200,18 @@ video = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])  # 
             "kotlin",
             """\
 // implementation("com.google.ai.edge.litert:litert:latest.release")
-val model = CompiledModel.create(File(filesDir, "$file").path, CompiledModel.Options(Accelerator.GPU))
-val inputs = model.createInputBuffers()
-val outputs = model.createOutputBuffers()
-inputs[0].writeFloat(data)  // ($shape)
-model.run(inputs, outputs)
-val video = outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
+import com.google.ai.edge.litert.Accelerator
+import com.google.ai.edge.litert.CompiledModel
+import java.io.File
+
+fun decode(filesDir: File, data: FloatArray): FloatArray {  // ($shape)
+    val model = CompiledModel.create(File(filesDir, "$file").path, CompiledModel.Options(Accelerator.GPU))
+    val inputs = model.createInputBuffers()
+    val outputs = model.createOutputBuffers()
+    inputs[0].writeFloat(data)
+    model.run(inputs, outputs)
+    return outputs[0].readFloat()  // (1, 3, T, H, W) in [-1, 1]
+}
 """,
         ),
     ],
@@ -251,7 +275,7 @@ def loading_instructions(records: Sequence[Mapping[str, Any]], latents: str = LA
 _ABOUT = """\
 `export.json` records how each file was checked, and how close its video is to the student's. `$latents` holds the latents of the
 check and the statistics of the latent space. Every file is under the **teacher's** licence. The tests of turbovaed run the Python
-and JavaScript code below. The other code follows the runtimes' documentation and was not compiled.
+and JavaScript code below, and compile the Kotlin code against stubs of the runtimes. The Swift code is parsed, not compiled.
 
 ## Latents of a pipeline
 The decoders take **raw** latents, as the teacher's `encode` returns them. Diffusion pipelines compute with **normalised** ones:
