@@ -56,6 +56,7 @@ _ENCODER_KEYS = frozenset(
         "norm_eps",
         "invert_scale_latents",
         "decoder_spatio_temporal_scaling",
+        "auto_map",  # for those who load without turbovaed
     ]
 )
 

@@ -1,5 +1,8 @@
 """The student as diffusers pipelines call it: a decoder with the statistics of its latents."""
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -9,8 +12,9 @@ from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.decoder import DecoderOutput
 from turbovaed_cli.models.latent_space import LatentSpace
 from turbovaed_cli.models.network import StudentNetwork
+from turbovaed_cli.models.self_contained import AUTO_MAP, MODELING_FILE, modeling_source
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, fast_form
-from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.rows import TEACHER_LICENCES
 
 
 class StudentDecoder(StudentNetwork):
@@ -21,6 +25,26 @@ class StudentDecoder(StudentNetwork):
         """Load as diffusers does, but never from pickles: raises OSError for a folder without safetensors."""
         return cast("StudentDecoder", super().from_pretrained(*arguments, **{**options, "use_safetensors": True}))
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], ...]:
+        """Return the arguments in a config, as diffusers asks for them; `auto_map` is for those who load without turbovaed."""
+        config = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return cast(tuple[dict[str, Any], ...], super().extract_init_dict(config, **options))
+
+    def to_json_string(self) -> str:
+        """Return config.json, which names the class in the modeling file."""
+        return json.dumps({**json.loads(super().to_json_string()), "auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Write config.json and the modeling file, with which diffusers' AutoModel loads the folder without turbovaed.
+
+        It is part of `save_pretrained`.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODELING_FILE).write_text(modeling_source(), encoding="utf-8", newline="\n")
+        super().save_config(folder, *arguments, **options)
+
     family = "turbo-vaed"
     latents = "raw"
 
@@ -28,7 +52,7 @@ class StudentDecoder(StudentNetwork):
     def teacher(self) -> str | None:
         """The registry name of the teacher, as its config has it; None for that of a local folder."""
         name = self.config.teacher
-        return str(name) if name in MODELS else None
+        return str(name) if name in TEACHER_LICENCES else None
 
     @property
     def space(self) -> LatentSpace:
@@ -40,7 +64,7 @@ class StudentDecoder(StudentNetwork):
     @property
     def licence(self) -> str:
         """The licence of the teacher, which is that of students distilled from it."""
-        return MODELS[self.teacher].teacher.licence if self.teacher else "unknown: that of the teacher"
+        return TEACHER_LICENCES[self.teacher] if self.teacher else "unknown: that of the teacher"
 
     @property
     def latent_channels(self) -> int:

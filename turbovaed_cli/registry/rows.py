@@ -54,4 +54,6 @@ def _of_packages(taken: Iterable[str]) -> tuple[list[ModelSpec], list[str]]:
 
 _added, PROBLEMS = _of_packages(name for spec in _OWN for name in (spec.name, *spec.aliases))
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (*_OWN, *_added)}
+ADDED = frozenset(spec.name for spec in _added)
+TEACHER_LICENCES = {name: spec.teacher.licence for name, spec in MODELS.items()}
 DEFAULT_MODEL = "tiny"
