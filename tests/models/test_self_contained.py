@@ -54,7 +54,7 @@ for patch_size in "124":
         pieces = [stream.push(piece) for piece in latents.split(1, dim=2)] + [stream.finish()]
         module = sys.modules[type(student).__module__]
         rows = list(module.StreamingDecoder(student, rows=1).decode(latents.split(2, dim=2)))
-        bounded = list(module.decode_as_memory_allows(student, [latents], 2))
+        bounded = list(module.decode_within(student, latents, 400_000_000))
         student.save_pretrained(folder / "again")
         again = load(folder / "again").decode(latents, return_dict=False)[0]
     made = {"whole": whole, "plain": plain, "again": again}

@@ -13,6 +13,7 @@ encoding.py            videos of any length to the teacher's latents, piece by p
 tiles.py               overlapping tiles of a frame, encoded one by one
 metering.py            the peak of what tensors take, in a rehearsal
 memory.py              predicted memory of encoding and decoding, and pieces or tiles that fit
+bounded.py             latents in memory to frames, within a memory limit
 pair.py                a student and its teacher
 design.py              a student for a budget
 """

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths, window_lengths
-from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.metering import Meter, metered
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
@@ -72,13 +71,13 @@ def decoding_bytes(student: StudentDecoder, size: tuple[int, int], frames: int, 
 
 def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int, *, spill: bool) -> int:
     with torch.device("meta"):
-        rehearsing = build_student(student.config).requires_grad_(False)
+        rehearsing = type(student).from_config(student.config).requires_grad_(False)
     nn.Module.to(rehearsing, dtype=student.dtype)
     speedups = student.ready().speedups
     decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Path() if spill else None)
     lag = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
     latents = torch.empty(1, student.config.latent_channels, max(lag, frames), *size, device="meta")
-    with metered() as meter:
+    with Meter() as meter:  # a student has no attention
         decoder.push(latents)  # fills the cache of every convolution
         decoder.fast.forget()
         meter.peak = meter.live
@@ -138,7 +137,7 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
     plan = _Plan(pair, size, budget)
     pixels = pixels_per_piece(pair.device.type)
     encodes = _encodes(pair.teacher, size, pixels, num_frames) if pair.teacher else [_Encode(0)]
-    decodes = [_Decode(*one) for one in _candidates(pair.student, size, pixels, _latent_frames(pair, num_frames))]
+    decodes = [_Decode(*one) for one in decoding_ways(pair.student, size, pixels, _latent_frames(pair, num_frames))]
     encode, leanest = encodes[0], decodes[-1]
     if plan.fits(encode, decodes[0]):
         return plan.pieces(encode, decodes[0])
@@ -309,7 +308,7 @@ def _latent_frames(pair: Pair, num_frames: int) -> int:
     return -(-num_frames // int(pair.student.temporal_compression_ratio))
 
 
-def _candidates(
+def decoding_ways(
     student: StudentDecoder, size: tuple[int, int], pixels: int, latent_frames: int
 ) -> Iterator[tuple[int, int, bool]]:
     """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known."""

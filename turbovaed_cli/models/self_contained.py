@@ -21,7 +21,7 @@ _STAND_INS = "models.stand_ins"
 _ROOTS = (
     ("models.student", "StudentDecoder"),
     ("models.streaming", "StreamingDecoder"),
-    ("models.streaming", "decode_as_memory_allows"),
+    ("models.bounded", "decode_within"),
     ("models.latent_space", "LatentSpace"),
 )
 _OF_DIFFUSERS = ("BaseOutput", "ConfigMixin", "ModelMixin", "register_to_config")
