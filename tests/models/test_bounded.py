@@ -21,7 +21,8 @@ def student():
 
 def test_less_memory_takes_smaller_pieces_and_makes_the_same_frames(student):
     latents = torch.randn(1, 4, 6, 12, 12)
-    wanted = student.decode(latents.clone()).sample.detach()
+    with torch.no_grad():
+        wanted = student.decode(latents).sample
     large = pieces_within(student, (12, 12), 10**9, 6)
     leanest = with_margin(decoding_bytes(student, (12, 12), 1, 1, spill=True))
     assert large == (6, 0, False)
@@ -29,7 +30,7 @@ def test_less_memory_takes_smaller_pieces_and_makes_the_same_frames(student):
     assert frames == 1 and with_margin(decoding_bytes(student, (12, 12), frames, rows, spill=spill)) <= leanest
     for memory in (10**9, leanest):
         made = list(decode_within(student, latents, memory))
-        assert torch.allclose(torch.cat(made, dim=2), wanted, atol=1e-5, rtol=0)
+        assert (torch.cat(made, dim=2) - wanted).abs().max() <= 1e-5
         assert (max(video.shape[2] for video in made) <= 2) is (memory == leanest)
 
 
