@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs pictures reference package clean
+.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs pictures reference comfyui package clean
 
 install: .venv/installed
 
@@ -61,6 +61,9 @@ pictures: install      ## the pictures of README and docs/ from the videos in CL
 
 reference: install     ## docs/reference/cli.md and recipes.md, from the code
 	$(BIN)/python tools/reference.py --write
+
+comfyui: install       ## the generated parts of comfyui/, the node pack of ComfyUI, from the code
+	$(BIN)/python tools/comfyui_pack.py --write
 
 package: install       ## sdist and wheel: build, install into an empty environment, decode a video
 	$(BIN)/python tools/check_package.py

@@ -57,7 +57,10 @@ class StudentDecoder(StudentNetwork):
     @property
     def space(self) -> LatentSpace:
         """The statistics of the latents."""
-        mean, std = (tuple(value.float().tolist()) for value in (self.latents_mean, self.latents_std))
+        mean, std = (
+            tuple(map(float, values or [default] * self.latent_channels))  # not those in the precision of the weights
+            for values, default in ((self.config.latents_mean, 0.0), (self.config.latents_std, 1.0))
+        )
         time, space = int(self.temporal_compression_ratio), int(self.spatial_compression_ratio)
         return LatentSpace(self.latent_channels, mean, std, self.config.scaling_factor or 1.0, time, space)
 

@@ -57,6 +57,7 @@ class Family:
     module: ClassVar[str] = "diffusers"  # that has the class
     required: ClassVar[tuple[RequiredSetting, ...]] = ()
     in_pieces: ClassVar[str] = "windows that fade into each other"  # how a long video is encoded without `piecewise`
+    comfyui_latents: ClassVar[str | None] = "raw"  # what ComfyUI's LATENT holds: "raw" or "normalised" latents; None: neither
     decode_timestep: float | None = None  # the fixed timestep of a decoder that takes one
 
     # --- a local folder ---

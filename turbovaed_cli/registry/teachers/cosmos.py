@@ -97,6 +97,7 @@ class Cosmos(Family):
     """The VAE of Cosmos 1.0, with a causal encoder and decoder. It encodes 8k frames as 8k + 1, without a word."""
 
     class_name: ClassVar[str] = "AutoencoderKLCosmos"
+    comfyui_latents: ClassVar[str | None] = None  # normalised by statistics that students do not have
 
     def ratios(self, config: Mapping[str, Any]) -> tuple[int, int]:
         return config.get("temporal_compression_ratio", 8), config.get("spatial_compression_ratio", 8)

@@ -24,6 +24,7 @@ class Flux2(ImageVAE):
     """
 
     class_name: ClassVar[str] = "AutoencoderKLFlux2"
+    comfyui_latents: ClassVar[str | None] = None  # normalised by statistics that students do not have
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         super().check_config(config)

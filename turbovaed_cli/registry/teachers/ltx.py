@@ -28,6 +28,7 @@ class LTXVideo(Family):
     """The VAE of LTX-Video: a causal, local encoder and a decoder that is not causal."""
 
     class_name: ClassVar[str] = "AutoencoderKLLTXVideo"
+    comfyui_latents: ClassVar[str | None] = "normalised"  # its VAE undoes that itself
     carried: ClassVar[tuple[str, str]] = ("LTXVideoCausalConv3d", "LTXVideoDownsampler3d")  # convolutions and downsamplers
 
     def matches(self, config: Mapping[str, Any]) -> bool:

@@ -1,0 +1,2021 @@
+# Copyright (c) the turbovaed authors. Licensed under the Apache License, Version 2.0:
+# https://www.apache.org/licenses/LICENSE-2.0. The weights have their own licence, that of the teacher's VAE.
+"""A Turbo-VAED video decoder (arXiv:2508.09136) with exact streaming. Generated from turbovaed 0.1.0; do not edit.
+
+    from diffusers import AutoModel
+    student = AutoModel.from_pretrained("this/folder", trust_remote_code=True)
+    video = student.decode(latents).sample            # raw latents (B, C, t, h, w) to (B, 3, T, H, W) in [-1, 1]
+    stream = student.stream()                         # the same frames piece by piece: push(latents), finish()
+"""
+
+import ctypes
+import errno
+import functools
+import inspect
+import io
+import json
+import math
+import os
+import sys
+import tempfile
+import threading
+import weakref
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cache, cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Protocol, cast
+from weakref import finalize
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+class _Config(dict[str, Any]):
+    """A config whose values are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class BaseOutput:
+    """The result of `decode`: `.sample`, or `[0]`."""
+
+    def __getitem__(self, index: int) -> Any:
+        return list(vars(self).values())[index]
+
+
+class ConfigMixin:
+    """A class whose arguments are its config."""
+
+    config_name = "config.json"
+    config: _Config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **_options: Any) -> tuple[dict[str, Any], ...]:
+        """Return the arguments of the class in a config, and the other keys."""
+        known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        given = {key: value for key, value in config_dict.items() if key in known}
+        return given, {key: value for key, value in config_dict.items() if key not in known}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Any:
+        """Return an instance with random weights; keys that are no arguments are ignored."""
+        return cls(**cls.extract_init_dict(config)[0])
+
+    def to_json_string(self) -> str:
+        """Return config.json."""
+        return json.dumps({**self.config, "_class_name": type(self).__name__}, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory: str | Path, **_options: Any) -> None:
+        """Write config.json."""
+        (Path(save_directory) / self.config_name).write_text(self.to_json_string(), encoding="utf-8")
+
+
+def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
+    """Make the arguments of a constructor the config of the instance."""
+
+    @functools.wraps(init)
+    def with_config(self: ConfigMixin, *arguments: Any, **options: Any) -> None:
+        bound = inspect.signature(init).bind(self, *arguments, **options)
+        bound.apply_defaults()
+        init(self, *arguments, **options)
+        self.config = _Config({name: value for name, value in bound.arguments.items() if name != "self"})
+
+    return with_config
+
+
+class ModelMixin(nn.Module):
+    """A module that knows its device and precision, and loads from a folder or a file."""
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @classmethod
+    def from_pretrained(cls, where: str | Path, *, use_safetensors: bool = True) -> Any:
+        """Load a folder with config.json and safetensors, or a .safetensors file with the config in its header.
+
+        It is on the CPU, in the precision of the file and in eval mode. Raises RuntimeError naming keys that do not fit.
+        """
+        from safetensors import safe_open  # noqa: PLC0415
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        path = Path(where) / WEIGHTS_NAME if Path(where).is_dir() else Path(where)
+        if path.name == WEIGHTS_NAME:
+            text = path.with_name("config.json").read_text(encoding="utf-8")
+        else:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("config", "{}")
+        return cls.from_weights(json.loads(text), load_file(path))
+
+    @classmethod
+    def from_weights(cls, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Any:
+        """Return the model of a config with the weights of a state dict (the tensors themselves), in eval mode.
+
+        Alignment heads are left out. No memory is taken for a network that the weights do not fit. Raises RuntimeError naming the keys that are missing, unexpected or misshapen.
+        """
+        statistics = {key: state[key].float().tolist() for key in ("latents_mean", "latents_std") if key in state}
+        with torch.device("meta"):
+            model = cls.from_config({**config, **statistics})  # type: ignore[attr-defined]
+        kept = {key: value for key, value in state.items() if key in model.state_dict() or not _is_beside(key)}
+        model.load_state_dict(kept, assign=True)
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, **_options: Any) -> None:
+        """Write the folder that `from_pretrained` loads."""
+        from safetensors.torch import save_file  # noqa: PLC0415
+
+        self.save_config(save_directory)  # type: ignore[operator]
+        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(state, Path(save_directory) / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _is_beside(key: str) -> bool:
+    """Whether a key of a weight file belongs to training or to the latents, not to the network."""
+    return key.startswith("aligned_feature_projection_heads.") or key in ("latents_mean", "latents_std")
+
+
+def modeling_source() -> str:
+    """Return the source of this file."""
+    return Path(__file__).read_text(encoding="utf-8")
+
+
+class TurboVaedError(Exception):
+    """The base of every error a user can meet: one line about what is wrong, and a hint: the command or change that mends it."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:  # errors travel between processes, with their hint
+        return _remade, (type(self), self.what, self.hint, self.exit_code)
+
+
+def _remade(kind: type[TurboVaedError], what: str, hint: str | None, exit_code: int) -> TurboVaedError:
+    error = kind.__new__(kind)
+    TurboVaedError.__init__(error, what, hint)
+    error.exit_code = exit_code
+    return error
+
+
+class SettingsError(TurboVaedError):
+    """An option, setting or combination that cannot work."""
+
+    exit_code = 2
+
+
+class ShapeError(SettingsError):
+    """A frame count or size that the model would silently change; the hint names the nearest valid ones."""
+
+
+class FrameCountError(ShapeError):
+    """A number of frames (or latent frames) that does not survive encode and decode."""
+
+
+# Texts of errors that mean too little memory, besides the types of such errors: allocators of torch and onnxruntime, and
+# cuDNN and cuBLAS, which find no memory for their workspaces.
+_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "Failed to allocate memory for requested buffer",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or any cause or context of it, means that a device or this machine ran out of memory."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(one, OSError) and one.errno == errno.ENOMEM:
+            return True
+        if isinstance(one, RuntimeError) and any(text in str(one) for text in _OUT_OF_MEMORY):
+            return True
+        waiting += [one.__cause__, one.__context__]
+    return False
+
+
+def give_back_free_memory() -> None:
+    """Return unused memory of the C library to the system: glibc would keep free blocks that are between used ones."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
+def empty_cache(device: torch.device) -> None:
+    """Free the memory that torch caches on `device`, for a second attempt after an error."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    give_back_free_memory()
+
+
+class Meter(TorchDispatchMode):
+    """Adds up the bytes of the storages that are alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self.peak_on_cpu = 0  # the same, with inputs and outputs of convolutions counted a second time
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._known:
+                    self._known.add(key)
+                    self.live += size
+                    self.peak = max(self.peak, self.live)
+                    finalize(storage, self._forget, key, size)
+        if function is torch.ops.aten.convolution.default:
+            self.peak_on_cpu = max(self.peak_on_cpu, self.live + _in_blocks(args[0]) + _in_blocks(made))
+        self.peak_on_cpu = max(self.peak_on_cpu, self.peak)
+        return made
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def _in_blocks(images: Tensor) -> int:
+    """Return the bytes of (B, C, ...) in the layout of oneDNN's convolutions: channels in blocks of 16."""
+    return images.numel() // images.shape[1] * (-(-images.shape[1] // 16) * 16) * images.element_size()
+
+
+RMS_EPS = 1e-8
+
+
+LAYER_NORM_EPS = 1e-6
+
+
+MANY_OUTPUTS = 8  # channels; below, a 3-D convolution leaves most of a vector empty
+
+
+SLOW_PATH = 20480  # batch * channels * frames * height up to which torch takes slow_conv3d instead of oneDNN
+
+
+WORTH_COPYING = 32768  # elements of an input from which the faster convolution is worth the copy it needs
+
+
+class ChannelRMSNorm(nn.Module):
+    """Divide (B, C, ...) by the root mean square over channels, without weights; the variance is taken in fp32 at least."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance = (wide * wide).mean(dim=1, keepdim=True)  # the same values as a power, with a cheaper gradient
+        return (x * torch.rsqrt(variance + RMS_EPS)).to(x.dtype)
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, C, ...), with weight and bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own argument name
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+def pad_time(x: Tensor, kernel_size: int) -> Tensor:
+    """Repeat the first and last frame of (B, C, t, h, w), (kernel_size - 1) / 2 times each; only space is padded with zeros."""
+    reach = (kernel_size - 1) // 2
+    if reach == 0:
+        return x
+    first, last = x[:, :, :1], x[:, :, -1:]
+    return torch.cat([first] * reach + [x] + [last] * reach, dim=2)
+
+
+class TimeReplicatedConv3d(nn.Module):
+    """A k x k x k convolution, stride 1, not causal: (B, C, t, h, w) to (B, O, t, h, w).
+
+    Two cases are computed in another way, several times faster (benchmarks/plain_vs_fast.py). With few outputs, as in the last
+    layer, one 2-D convolution per frame makes the outputs of all three taps; these are added up, shifted by a frame. With an
+    input so small that torch would take its slow path on a CPU, a 2-D convolution runs over the channels of three frames.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        reach = kernel_size // 2
+        self.kernel_size = kernel_size
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._has_few_outputs:
+            before, same, after = self._taps(x)
+            before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # repeats few outputs, not many inputs
+            after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
+            return before + same + after
+        padded = pad_time(x, self.kernel_size)
+        slow = padded.device.type == "cpu" and padded.shape[0] == 1 and padded[0, ..., 0].numel() <= SLOW_PATH
+        if self.kernel_size == 3 and slow and padded.numel() >= WORTH_COPYING:
+            return self._taps_as_channels(padded)
+        return cast(Tensor, self.conv(padded))
+
+    @property
+    def _has_few_outputs(self) -> bool:
+        return self.kernel_size == 3 and self.conv.out_channels < MANY_OUTPUTS
+
+    def _taps_as_channels(self, padded: Tensor) -> Tensor:
+        weight = self.conv.weight.movedim(2, 1).flatten(1, 2)  # (O, 3 * C, 3, 3), tap by tap
+        frames = torch.cat([padded[:, :, :-2], padded[:, :, 1:-1], padded[:, :, 2:]], dim=1)  # (1, 3 * C, T, H, W)
+        return unfold_time(functional.conv2d(fold_time(frames), weight, self.conv.bias, padding=1), 1)
+
+    def _taps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return what each frame adds to the next output, to its own (with the bias) and to the one before: (B, O, T, H, W)."""
+        num_outputs, bias = self.conv.out_channels, self.conv.bias
+        assert bias is not None
+        weight = self.conv.weight.movedim(2, 0).flatten(0, 1)  # (3 * O, C, 3, 3), tap by tap
+        once = functional.pad(bias, (num_outputs, num_outputs))
+        taps = unfold_time(functional.conv2d(fold_time(x), weight, once, padding=1), x.shape[0])  # (B, 3 * O, T, H, W)
+        return taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: the fastest layout for few channels."""
+    return x.movedim(2, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def unfold_time(x: Tensor, batch: int) -> Tensor:
+    """Return (B*T, C, H, W) as (B, C, T, H, W), a view."""
+    return x.unflatten(0, (batch, -1)).movedim(2, 1)
+
+
+class DepthwiseSeparableConv3d(nn.Module):
+    """A depthwise k x k x k convolution, then a pointwise one, both with bias: (B, C, t, h, w) to (B, O, t, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 5) -> None:
+        super().__init__()
+        reach = kernel_size // 2
+        self.kernel_size = kernel_size
+        self.depthwise_conv = nn.Conv3d(in_channels, in_channels, kernel_size, padding=(0, reach, reach), groups=in_channels)
+        self.pointwise_conv = nn.Conv3d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise_conv(pad_time(x, self.kernel_size))
+        # Over (T * H, W) in 2-D: as fast as in 3-D, and its gradient twice as fast.
+        weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
+        return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])
+
+
+def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
+    """Shuffle (B, C*space*space*time, t, h, w) to (B, C, time*t, space*h, space*w); channel ((c*2 + i)*2 + j)*time + t.
+
+    "Decoupled": time is innermost, so after it is split off, the rest is an ordinary 2-D pixel shuffle per frame.
+    """
+    batch, channels, frames, height, width = x.shape
+    x = x.movedim(2, 1).reshape(batch * frames, channels // time, time, height, width)
+    x = x.transpose(1, 2).flatten(0, 1)  # (B*t*time, C*4, h, w): never more than five dimensions
+    x = functional.pixel_shuffle(x, space)  # (B*t*time, C, 2h, 2w)
+    return x.unflatten(0, (batch, frames * time)).movedim(2, 1)
+
+
+class Upsampler3d(nn.Module):
+    """A convolution to more channels, then the decoupled 3-D pixel shuffle: (B, C, t, h, w) to (B, C, T, H, W).
+
+    It doubles time, space or both: `time` and `space` are the factors, and the convolution makes `time * space * space` times
+    the channels. If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a
+    causal teacher is one pixel frame. Video DC-AE is not causal and keeps it.
+    """
+
+    def __init__(self, channels: int, *, upsample_space: bool, upsample_time: bool, drop_first_frame: bool) -> None:
+        super().__init__()
+        self.time, self.space = 2 if upsample_time else 1, 2 if upsample_space else 1
+        self.drop_first_frame = drop_first_frame and upsample_time
+        self.conv = TimeReplicatedConv3d(channels, channels * self.time * self.space**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pixel_shuffle_3d(self.conv(x), self.time, self.space)
+        return x[:, :, 1:] if self.drop_first_frame else x
+
+
+class Upsampler2d(nn.Module):
+    """A 3x3 convolution per frame, then a pixel shuffle by 2: (B, C, T, h, w) -> (B, C / 4, T, 2h, 2w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return unfold_time(functional.pixel_shuffle(self.conv(fold_time(x)), 2), x.shape[0])
+
+
+class ResnetBlock(nn.Module):
+    """RMSNorm, activation and convolution, twice, plus the input (through LayerNorm and 1x1x1 if channels change).
+
+    (B, C, t, h, w) to (B, O, t, h, w).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, depthwise_kernel: int | None, relu_first: bool) -> None:
+        super().__init__()
+        self.norm1 = ChannelRMSNorm()
+        self.act1 = nn.ReLU() if relu_first else nn.SiLU()
+        self.conv1 = _conv(in_channels, out_channels, depthwise_kernel)
+        self.norm2 = ChannelRMSNorm()
+        self.act2 = nn.SiLU()
+        self.conv2 = _conv(out_channels, out_channels, depthwise_kernel)
+        if in_channels != out_channels:
+            self.norm3 = ChannelLayerNorm(in_channels)
+            self.conv_shortcut = TimeReplicatedConv3d(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.conv_shortcut(self.norm3(x)) if hasattr(self, "conv_shortcut") else x
+        x = self.conv1(self.act1(self.norm1(x)))
+        x = self.conv2(self.act2(self.norm2(x)))
+        return x + residual
+
+
+def _conv(in_channels: int, out_channels: int, depthwise_kernel: int | None) -> nn.Module:
+    if depthwise_kernel is None:
+        return TimeReplicatedConv3d(in_channels, out_channels)
+    return DepthwiseSeparableConv3d(in_channels, out_channels, depthwise_kernel)
+
+
+class MidBlock(nn.Module):
+    """Resnets at the resolution of the latents: (B, C, t, h, w) to the same shape."""
+
+    def __init__(self, channels: int, num_layers: int, *, depthwise_kernel: int | None) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, depthwise_kernel=depthwise_kernel, relu_first=False) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
+
+    After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w) to
+    (B, O, T, H, W), of the same or the doubled size in time, space or both.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        *,
+        depthwise_kernel: int | None,
+        upsample_space: bool,
+        upsample_time: bool,
+        drop_first_frame: bool,
+    ) -> None:
+        super().__init__()
+        if in_channels != out_channels:
+            self.conv_in = ResnetBlock(in_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=False)
+        upsamples = upsample_space or upsample_time
+        if upsamples:
+            upsampler = Upsampler3d(
+                out_channels, upsample_space=upsample_space, upsample_time=upsample_time, drop_first_frame=drop_first_frame
+            )
+            self.upsamplers = nn.ModuleList([upsampler])
+        self.resnets = nn.ModuleList(
+            ResnetBlock(out_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=upsamples)
+            for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "conv_in"):
+            x = self.conv_in(x)
+        if hasattr(self, "upsamplers"):
+            x = self.upsamplers[0](x)
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+_POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are evaluated at these points and at infinity
+
+
+_IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
+
+
+_WIDE = 256  # channels from which half precision takes tiles of 3 frames too; below it takes 2, which round less
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Optimisations that can be switched off, to measure or to avoid them."""
+
+    winograd: bool = True  # fewer multiplications for convolutions in time
+    packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
+    winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
+    winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
+
+    def __str__(self) -> str:
+        """Return the name that `bench` prints."""
+        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
+
+
+class Scratch(threading.local):
+    """Memory for results that last for one operation: a block per purpose and thread, as large as the largest request."""
+
+    def __init__(self) -> None:
+        self._blocks: dict[str, Tensor] = {}
+
+    def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return uninitialised frames (n, C, H, W) in channels_last memory; earlier frames of the same purpose become invalid."""
+        n, channels, height, width = shape
+        block = self._blocks.get(purpose)
+        if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
+            with torch.inference_mode(False):  # else later calls outside of inference mode could not write there
+                block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
+        return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
+
+    def clear(self) -> None:
+        """Free all memory."""
+        self._blocks.clear()
+
+
+class Kept(dict[Hashable, Tensor]):
+    """Copies of the frames that later pieces need; a new copy of the same shape is written into the memory of the old one.
+
+    So long-lived memory stays in place, and the temporary memory of every piece finds the same free blocks.
+    """
+
+    def __setitem__(self, key: Hashable, frames: Tensor) -> None:
+        before = self.get(key)
+        if before is None or before.shape != frames.shape:
+            with torch.inference_mode(False):  # as for Scratch
+                before = torch.empty_like(frames)  # dense, of the same layout
+            super().__setitem__(key, before)
+        before.copy_(frames)
+
+
+class Convolution:
+    """A k_t x k x k convolution over frames. It pads width and height with zeros, if asked; time is already padded.
+
+    `stride` is (time, rows, columns).
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        dtype: torch.dtype,
+        speedups: Speedups,
+        scratch: Scratch,
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:
+        self.weight, self.bias = weight.to(dtype), bias.to(dtype)  # (O, C / groups, k_t, k, k) and (O,)
+        self.groups, self.scratch, self.stride = groups, scratch, stride
+        self.out_channels = weight.shape[0]
+        self.taps = weight.shape[2]  # in time
+        self.reach_time, self.reach = weight.shape[2] // 2, weight.shape[3] // 2
+        self._is_packed = speedups.packed and weight.device.type == "cpu"
+        is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
+        is_worth = is_wide and weight.numel() <= speedups.winograd_elements
+        self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
+        is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
+        self._largest_tile = 3 if is_exact else 2  # frames
+        self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
+        self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
+
+    def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
+        """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
+        padding = (0, self.reach if pad_height else 0, self.reach if pad_width else 0)
+        frames = self.frames_out(x.shape[0])
+        height, width = (
+            max((size + 2 * pad - 2 * self.reach - 1) // stride + 1, 0)
+            for size, pad, stride in zip(x.shape[2:], padding[1:], self.stride[1:], strict=True)
+        )
+        if min(frames, height) <= 0:
+            return x.new_empty(frames, self.out_channels, height, width)
+        if not self._has_tiles or frames == 1:
+            return self._convolve(x, 1, 0, self.bias, padding)
+        return self._by_tiles(x, (frames, height, width), padding)
+
+    def frames_out(self, frames: int) -> int:
+        """Return the number of output frames for `frames` input frames."""
+        return max((frames - self.taps) // self.stride[0] + 1, 0)
+
+    def forget(self) -> None:
+        """Drop the prepared weights; the next call prepares them again."""
+        self._ready.clear()
+        self._to_points.clear()
+
+    def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
+        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+        frames, height = shape[:2]
+        at_once = max(_IN_CACHE // max(x[0].numel(), out[0].numel()), 1)
+        rows = max(_IN_CACHE * height // max(x[0].numel(), out[0].numel()), 1) if self.stride == (1, 1, 1) else height
+        begin = 0
+        for size, count in tiling(frames, self._largest_tile):
+            end = begin + size * count
+            if size == 1:
+                out[begin:end] = self._convolve(x[begin : end + 2], 1, 0, self.bias, padding)
+            for first in range(begin, end if size > 1 else begin, size * at_once):
+                last = min(first + size * at_once, end)
+                for top in range(0, height, rows):
+                    band = out[first:last, :, top : top + rows]
+                    self._tile(x[first : last + 2], size, (top, band.shape[2], height), padding, band)
+            begin = end
+        return out
+
+    def _tile(self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int], out: Tensor) -> None:
+        """Write tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back.
+
+        `rows` are the first output row, their number, and that of all; `out` has these rows.
+        """
+        to_points, _, from_points = minimal_filter(size)
+        at_points, padding = self._at_points(x, size, rows, padding)
+        started = [False] * size
+        firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
+        for point in range(len(to_points)):
+            # Every output takes the product at the point 1 exactly once: the bias is added there.
+            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding)
+            for i, first_made in enumerate(firsts):
+                factor, target = from_points[i][point], out[i::size]
+                if factor and not started[i]:
+                    assert factor == 1
+                    firsts[i], started[i] = made, True
+                elif factor and first_made is not None:
+                    torch.add(first_made, made, alpha=factor, out=target)
+                    firsts[i] = None
+                elif factor:
+                    target.add_(made, alpha=factor)
+
+    def _at_points(
+        self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int]
+    ) -> tuple[list[Tensor], tuple[int, int, int]]:
+        """Return the input of `rows` at every point, a tensor (tiles, C, h, W) each, and the padding that it still needs."""
+        top, num_rows, height = rows
+        first, last, above, below = 0, x.shape[2], 0, 0
+        if num_rows < height:
+            first, last = top - padding[1], top + num_rows + 2 * self.reach - padding[1]
+            above, below = max(-first, 0), max(last - x.shape[2], 0)
+            first, last, padding = max(first, 0), min(last, x.shape[2]), (padding[0], 0, padding[2])
+        count, channels, width = (x.shape[0] - 2) // size, x.shape[1], x.shape[3]
+        if size not in self._to_points:
+            self._to_points[size] = torch.tensor(minimal_filter(size)[0], dtype=x.dtype, device=x.device)
+        matrix = self._to_points[size]
+        made = self.scratch.frames(
+            "tiles", (len(matrix) * count, channels, above + last - first + below, width), x.dtype, x.device
+        )
+        made = made.unflatten(0, (len(matrix), count))
+        for edge in (made[:, :, :, :above], made[:, :, :, made.shape[3] - below :]):
+            edge.zero_()
+        inner = made[:, :, :, above : made.shape[3] - below].permute(0, 1, 3, 4, 2)  # (points, tiles, h, W, C)
+        values = x.permute(0, 2, 3, 1)[:, first:last].flatten(1)
+        for tile in range(count):
+            torch.mm(matrix, values[tile * size : tile * size + size + 2], out=inner[:, tile].flatten(1))
+        return list(made), padding
+
+    def _convolve(self, x: Tensor, size: int, point: int, bias: Tensor | None, padding: tuple[int, int, int]) -> Tensor:
+        """Convolve `x` with the weights of `point` of tiles of `size` frames."""
+        weight = self._weights(size, x)[point]
+        video = x.movedim(0, 1)[None]  # (1, C, n, H, W), channels_last_3d
+        ones = (1, 1, 1)
+        if self._is_packed:
+            made = torch.ops.mkldnn._convolution_pointwise(
+                video, weight, bias, padding, self.stride, ones, self.groups, "none", [], ""
+            )
+        else:
+            made = functional.conv3d(video, weight, bias, self.stride, padding, groups=self.groups)
+        return cast(Tensor, made)[0].movedim(1, 0)
+
+    def _weights(self, size: int, like: Tensor) -> list[Tensor]:
+        if size not in self._ready:
+            weights = [self.weight] if size == 1 else self._transformed(size)
+            self._ready[size] = [self._pack(weight, like) for weight in weights]
+        return self._ready[size]
+
+    def _transformed(self, size: int) -> list[Tensor]:
+        """Return the weights (O, C, 1, k, k) at every point of tiles of `size` frames."""
+        rows = torch.tensor(minimal_filter(size)[1], dtype=torch.float64, device=self.weight.device)
+        at_points = torch.einsum("pk,ocktu->poctu", rows, self.weight.double())
+        return [weight.unsqueeze(2).to(self.weight.dtype) for weight in at_points]
+
+    def _pack(self, weight: Tensor, like: Tensor) -> Tensor:
+        if not self._is_packed:
+            return weight.contiguous(memory_format=torch.channels_last_3d)
+        ones, padding = [1, 1, 1], [0, self.reach, self.reach]
+        shape = [1, like.shape[1], *like.shape[:1], *like.shape[2:]]
+        return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
+
+
+_reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # newer than its type stub
+
+
+@cache
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this torch has oneDNN on this CPU for `dtype`, and torch.compile's operator that takes packed weights."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()))
+
+
+@cache
+def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
+    """Split `frames` into tiles (size, count) of 1 to `largest` frames, so that the fewest products are needed."""
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for total in range(1, frames + 1):
+        sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
+        best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
+    chosen = best[frames][1]
+    return tuple((size, chosen.count(size)) for size in sorted(set(chosen), reverse=True))
+
+
+@cache
+def minimal_filter(size: int) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """Return F(size, 3) as (A: input to points, B: weights to points, C: points to output).
+
+    y = C ((B g) * (A d)), with d of size + 2 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
+    points are small, so that fp32 loses little.
+    """
+    points = [Fraction(point) for point in _POINTS[size]]
+    roots_of = [[other for other in points if other != point] for point in points]
+    inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
+    inputs = [row + [Fraction(0)] * (size + 2 - len(row)) for row in inputs]
+    norms = [
+        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
+    ]
+    weights = [[point**k / norm for k in range(3)] for point, norm in zip(points, norms, strict=True)]
+    weights.append([Fraction(0), Fraction(0), Fraction(1)])
+    outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
+    return _floats(inputs), _floats(weights), _floats(outputs)
+
+
+def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
+    return [[float(value) for value in row] for row in rows]
+
+
+def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Return the coefficients of the product of (x - root), lowest first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """The step before a convolution: RMSNorm over channels and an activation, or a plain copy."""
+
+    activation: str | None = None  # relu, silu or none, after the norm; None: no norm either
+    eps: float = RMS_EPS  # added to the mean square
+    least: float = 0.0  # the mean square is this at least
+    gamma: Tensor | None = None  # (C,), a factor per channel after the norm
+
+    def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
+        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape."""
+        if self.activation is None or not x.numel():
+            out.copy_(x)
+            return
+        rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
+        if rows.dtype in (torch.bfloat16, torch.float16) and rows.device.type == "cpu":
+            # In fp32 and back: on a CPU as quick as half precision, and rounded only once.
+            wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
+            target.copy_(self._normalised(wide.copy_(rows), wide))
+        else:
+            self._normalised(rows, target)
+
+    def _normalised(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Write norm and activation of `rows` (..., C) into `target`; sums are taken in fp32 at least."""
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        sums = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=wide).square_()
+        means = sums.div_(rows.shape[-1]).add_(self.eps)
+        means = means.clamp_min_(self.least) if self.least else means
+        torch.mul(rows, means.rsqrt_().to(rows.dtype), out=target)
+        if self.gamma is not None:
+            target.mul_(self.gamma)
+        if self.activation == "none":
+            return target
+        return target.relu_() if self.activation == "relu" else functional.silu(target, inplace=True)
+
+
+def shuffle_order(channels: int, time: int, space: int = 2) -> Tensor:
+    """Return the order (channels,) of a convolution's outputs for `shuffle`: (t, i, j, c), from ((c*2 + i)*2 + j)*time + t.
+
+    The 2 is `space`.
+    """
+    return torch.arange(channels).view(-1, space, space, time).permute(3, 1, 2, 0).flatten()
+
+
+def shuffle(x: Tensor, time: int, space: int = 2) -> Tensor:
+    """Shuffle `x` (n, time*space*space*C, h, w) to (time*n, C, space*h, space*w) in channels_last memory.
+
+    The channels of `x` are in `shuffle_order`.
+    """
+    n, channels, height, width = x.shape
+    kept = channels // (time * space**2)
+    wide = x.permute(0, 2, 3, 1).reshape(n, height, width, time, space, space, kept)
+    made = wide.permute(0, 3, 1, 4, 2, 5, 6).reshape(n * time, height * space, width * space, kept)
+    return made.permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """The frame counts T that encode and decode keep: step * k + first, `minimum` to `maximum`, and 1 for images."""
+
+    step: int
+    first: int
+    minimum: int = 1
+    maximum: int | None = None
+
+    def is_valid(self, frames: int) -> bool:
+        """Whether encode and decode keep this number of pixel frames."""
+        if self.maximum is not None and frames > self.maximum:
+            return False
+        return frames == 1 or (frames >= self.minimum and frames % self.step == self.first % self.step)
+
+    def at_least(self, frames: int) -> int:
+        """Return the smallest valid count >= frames; the maximum if there is none."""
+        if frames <= 1:
+            return 1
+        if self.maximum is not None and frames > self.maximum:
+            return self.maximum
+        return max(self.minimum, math.ceil((frames - self.first) / self.step) * self.step + self.first)
+
+    def at_most(self, frames: int) -> int:
+        """Return the largest valid count <= frames; 1 if there is none."""
+        frames = frames if self.maximum is None else min(frames, self.maximum)
+        valid = (frames - self.first) // self.step * self.step + self.first
+        return valid if valid >= self.minimum else 1
+
+    def __str__(self) -> str:
+        """Return the rule as users read it: '8k+1', '4k, at least 8 (or 1)', or '1 or more' if every count is valid."""
+        text = f"{self.step}k+{self.first}" if self.first else f"{self.step}k"
+        text = "1 or more" if self.step == 1 else text
+        text = f"{text}, at least {self.minimum} (or 1)" if self.minimum > 1 else text
+        return f"{text}, at most {self.maximum}" if self.maximum else text
+
+
+class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """The decoder of latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1].
+
+    Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
+    them reversed. A block with `spatio_temporal_scaling` doubles time and space; with `decoder_spatio_only` space alone, with
+    `decoder_temporal_only` time alone. The tail has one per-frame 2-D upsampling with `patch_size` 2, two with 4, none with 1;
+    all end in norm, SiLU, convolution. Without doubled time, as for an image VAE, T is t.
+    Any t >= 1 decodes; T is `pixel_frames(t)`. Raises SettingsError for a config that fits no network.
+    Source: arXiv:2508.09136 and its published weights; `patch_size` 2 and `decoder_temporal_only` are additions.
+    """
+
+    _supports_gradient_checkpointing = True
+    gradient_checkpointing = False  # the name that diffusers' enable_gradient_checkpointing() looks for
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        latent_channels: int = 128,
+        out_channels: int = 3,
+        decoder_block_out_channels: Sequence[int] = (64, 128, 256, 512),
+        decoder_layers_per_block: Sequence[int] = (3, 2, 3, 1, 1),
+        decoder_is_dw_conv: Sequence[bool] = (False, False, False, True, True),
+        decoder_dw_kernel_size: int = 5,
+        spatio_temporal_scaling: Sequence[bool] = (True, True, True, False),
+        decoder_spatio_only: Sequence[bool] | None = None,
+        patch_size: int = 4,
+        patch_size_t: int = 1,
+        is_video_dc_ae: bool = False,
+        scaling_factor: float = 1.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        aligned_feature_projection_mode: str | None = None,
+        aligned_feature_projection_dim: Sequence[Sequence[int]] | None = None,
+        aligned_blks_indices: Sequence[int] | None = None,
+        in_channels: int = 3,
+        decoder_causal: bool = False,
+        resnet_norm_eps: float = 1e-6,
+        teacher: str | None = None,
+        decoder_temporal_only: Sequence[bool] | None = None,
+        timestep_conditioning: bool = False,
+    ) -> None:
+        super().__init__()
+        plan = plan_blocks(
+            decoder_block_out_channels,
+            decoder_layers_per_block,
+            decoder_is_dw_conv,
+            spatio_temporal_scaling,
+            decoder_spatio_only,
+            decoder_temporal_only,
+        )
+        _check_tail(patch_size, plan[-1].channels)
+        if decoder_causal or patch_size_t != 1:
+            raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+        if timestep_conditioning:  # pipelines add noise to the latents of a decoder that has it
+            raise SettingsError("timestep_conditioning is on: a student takes latents alone")
+
+        kernel = decoder_dw_kernel_size
+        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)
+        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, depthwise_kernel=kernel if plan[0].depthwise else None)
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                before.channels,
+                block.channels,
+                block.num_layers,
+                depthwise_kernel=kernel if block.depthwise else None,
+                upsample_space=block.upsample_space,
+                upsample_time=block.upsample_time,
+                drop_first_frame=not is_video_dc_ae,
+            )
+            for before, block in pairwise(plan)
+        )
+        self.norm_out = ChannelRMSNorm()
+        self.act_out = nn.SiLU()
+        channels = plan[-1].channels
+        if patch_size > 1:
+            self.upsampler2d_1 = Upsampler2d(channels)
+        if patch_size > 2:
+            self.upsampler2d_2 = Upsampler2d(channels // 4)
+        self.conv_out = TimeReplicatedConv3d(channels // patch_size**2, out_channels)
+
+        num_space = sum(block.upsample_space for block in plan)
+        num_time = sum(block.upsample_time for block in plan)
+        self.spatial_compression_ratio = patch_size * 2**num_space
+        self.temporal_compression_ratio = 2**num_time
+
+    @property
+    def tail_upsamplers(self) -> list[Upsampler2d]:
+        """The 2-D upsamplings of the tail in running order; each doubles the height and width of single frames."""
+        return [getattr(self, name) for name in ("upsampler2d_1", "upsampler2d_2") if hasattr(self, name)]
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Return T, the number of pixel frames that the student makes of t latent frames."""
+        if self.config.is_video_dc_ae:
+            return latent_frames * int(self.temporal_compression_ratio)
+        return (latent_frames - 1) * int(self.temporal_compression_ratio) + 1
+
+    def latent_shape(self, frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Return (C, t, h, w) of the latents that decode to `frames` pixel frames of `size` (height, width).
+
+        Raises FrameCountError or ShapeError with the nearest possible values.
+        """
+        ratio, first = int(self.temporal_compression_ratio), 0 if self.config.is_video_dc_ae else 1
+        rule = FrameRule(ratio, first)
+        if frames < 1 or frames % ratio != first % ratio:
+            least = first or ratio
+            nearest_frames = sorted({max(rule.at_most(frames), least), max(rule.at_least(frames), least)})
+            raise FrameCountError(
+                f"this student makes {rule} frames, not {frames}",
+                f"nearest: `frames` {' or '.join(map(str, nearest_frames))}",
+            )
+        space = int(self.spatial_compression_ratio)
+        height, width = size
+        if height % space or width % space or min(size) < space:
+            nearest = [max(round(pixels / space), 1) * space for pixels in (width, height)]
+            raise ShapeError(
+                f"this student makes multiples of {space} pixels, not {width}x{height}",
+                f"nearest: `size` {nearest[0]}x{nearest[1]}",
+            )
+        return self.config.latent_channels, (frames - first) // ratio + first, height // space, width // space
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1], not clamped."""
+        x = self.conv_in(latents)
+        x = self._run(self.mid_block, x)
+        for block in self.up_blocks:
+            x = self._run(block, x)
+        return self._run(self._tail, x)
+
+    # Whether `decode` without gradients uses the fast form; None: only on a CPU, where it is known to be faster. If it is
+    # False, a stream has the channels-last layout and no other speedup.
+    fast: bool | None = None
+    fast_form_of: tuple[object, object] | None = None  # (these weights, their fast form): streaming.py fills it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles: everything but the fast form."""
+        return {name: value for name, value in self.__dict__.items() if name != "fast_form_of"}
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ShapeError unless `latents` are (B, latent_channels, t, h, w); any t is valid."""
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ShapeError(
+                f"latents are {tuple(latents.shape)}: this student decodes (batch, {channels}, frames, height, width)"
+            )
+
+    def features(
+        self, latents: Tensor, blocks: Sequence[str], *, with_sample: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Decode latents (B, C, t, h, w) and keep the outputs of `blocks` ("mid_block", "up_blocks.0", ...), in one pass.
+
+        Returns (video (B, 3, T, H, W), {block: (B, C', t', h', w')}). Without `with_sample` it stops after the last of
+        `blocks`, and the video is None. Raises SettingsError for an unknown block.
+        """
+        wanted = dict.fromkeys(blocks)
+        found: dict[str, Tensor] = {}
+        x = self.conv_in(latents)
+        stages = [("mid_block", self.mid_block), *((f"up_blocks.{i}", block) for i, block in enumerate(self.up_blocks))]
+        unknown = set(wanted) - {name for name, _ in stages}
+        if unknown:
+            raise SettingsError(f"this student has no block {sorted(unknown)[0]!r}", f"blocks: {', '.join(n for n, _ in stages)}")
+        for name, block in stages:
+            x = self._run(block, x)
+            if name in wanted:
+                found[name] = x
+            if not with_sample and len(found) == len(wanted):
+                return None, found
+        return self._run(self._tail, x), found
+
+    def checkpoint_blocks(self, *, enable: bool) -> None:
+        """Switch gradient checkpointing: training keeps the inputs of blocks and computes the rest again; gradients are equal."""
+        if enable != self.gradient_checkpointing:
+            self._set_gradient_checkpointing(enable, partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+
+    def _run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, self._gradient_checkpointing_func(part, x))
+        return part(x)
+
+    def before_last(self, x: Tensor) -> Tensor:
+        """Return the input of `conv_out`: the part of the tail that works on single frames, of `x` (B, C, T, h, w).
+
+        Its end and `conv_out` keep the precision of their weights under autocast. Rounding to bf16 would shift colours by up
+        to 1 in 255, and the student would learn to compensate for that.
+        """
+        if self.config.patch_size > 1:
+            x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+        x = x.to(self.conv_out.conv.weight.dtype)
+        with _no_autocast(x.device):
+            if self.config.patch_size > 2:
+                x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+            return cast(Tensor, self.act_out(self.norm_out(x)))
+
+    def _tail(self, x: Tensor) -> Tensor:
+        x = self.before_last(x)
+        with _no_autocast(x.device):
+            return cast(Tensor, self.conv_out(x))
+
+
+def _check_tail(patch_size: int, channels: int) -> None:
+    """Raise SettingsError for a tail that does not exist, or one whose upsamplings cannot divide the last block's channels."""
+    if patch_size not in (1, 2, 4):
+        raise SettingsError(f"patch_size is {patch_size}; it can be 1, 2 or 4", "other ratios come from blocks that upsample")
+    if channels % patch_size**2:
+        raise SettingsError(
+            f"decoder_block_out_channels begins with {channels}, which patch_size {patch_size} divides by {patch_size**2}",
+            f"give a multiple of {patch_size**2}",
+        )
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device.type):  # such as meta, on which only shapes are computed
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One stage of the decoder in running order: the mid block first, then the up blocks."""
+
+    channels: int
+    num_layers: int
+    depthwise: bool
+    upsample_space: bool
+    upsample_time: bool
+
+
+def plan_blocks(
+    channels: Sequence[int],
+    layers: Sequence[int],
+    depthwise: Sequence[bool],
+    scaling: Sequence[bool],
+    spatio_only: Sequence[bool] | None,
+    temporal_only: Sequence[bool] | None = None,
+) -> list[BlockPlan]:
+    """Return the blocks of a published config in running order; its lists are output-first.
+
+    Raises SettingsError if the lengths of the lists disagree, or if a block is to upsample only space and only time.
+    """
+    num_up = len(channels)
+    spatio_only = spatio_only or [False] * num_up
+    temporal_only = temporal_only or [False] * num_up
+    lengths = {
+        "decoder_layers_per_block": (len(layers), num_up + 1),
+        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
+        "spatio_temporal_scaling": (len(scaling), num_up),
+        "decoder_spatio_only": (len(spatio_only), num_up),
+        "decoder_temporal_only": (len(temporal_only), num_up),
+    }
+    for name, (found, wanted) in lengths.items():
+        if found != wanted:
+            raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
+    for i, both in enumerate(zip(spatio_only, temporal_only, strict=True)):
+        if all(both):
+            raise SettingsError(
+                f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
+            )
+    mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
+    return [mid] + [
+        BlockPlan(
+            channels[i],
+            layers[i],
+            bool(depthwise[i]),
+            upsample_space=scaling[i] and not temporal_only[i],
+            upsample_time=scaling[i] and not spatio_only[i],
+        )
+        for i in reversed(range(num_up))
+    ]
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """The place of a stripe of rows in its piece of a clip."""
+
+    stripe: int  # number of the stripe, from the top
+    top: bool  # no row is above it
+    bottom: bool  # no row is below it
+    end: bool  # no frame follows
+
+
+class StreamStage(Protocol):
+    """A part of the decoder that works on a stream of stripes (n, C, h, W) of frames; n and h may be 0."""
+
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        """Take new frames (n, C, h, W) of a stripe; return the frames and rows (m, C', h', W') that are determined by now."""
+        ...
+
+    def frames_out(self, frames: int) -> int:
+        """Return the number of frames that are out after `frames` have come in, if more follow."""
+        ...
+
+
+class Memory(Protocol):
+    """The frames that a stage keeps for the next piece, a tensor per stripe."""
+
+    def __setitem__(self, stripe: int, frames: Tensor, /) -> None: ...
+
+    def get(self, stripe: int, /) -> Tensor | None:
+        """Return the last frames (n, C, h, W) of a stripe, which must not be written to; None if there are none."""
+        ...
+
+
+Keep = Callable[[], Memory]
+
+
+StageMaker = Callable[[Keep], StreamStage]
+
+
+def run_stages(stages: Iterable[StreamStage], x: Tensor, at: Stripe) -> Tensor:
+    """Pass a stripe (n, C, h, W) through stages in order; returns (m, C', h', W')."""
+    for stage in stages:
+        x = stage(x, at)
+    return x
+
+
+def stripes_of(stripes: Sequence[Tensor], *, end: bool) -> Iterator[tuple[Stripe, Tensor]]:
+    """Yield every stripe (n, C, h, W) of a piece, from the top, with its place."""
+    for number, stripe in enumerate(stripes):
+        yield Stripe(number, number == 0, number == len(stripes) - 1, end), stripe
+
+
+def framewise(layer: Callable[[Tensor], Tensor], time: int = 1) -> StageMaker:
+    """Return a maker of a stage for a layer that works on single frames: (n, C, h, W) to (n * time, C', h', W')."""
+    return lambda _keep: _Framewise(layer, time)
+
+
+class _Framewise:
+    """The stage of a layer without context in time or between rows; `time` frames come out for each frame that goes in."""
+
+    def __init__(self, layer: Callable[[Tensor], Tensor], time: int = 1) -> None:
+        self.layer, self.time = layer, time
+
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        return self.layer(x)
+
+    def frames_out(self, frames: int) -> int:
+        return frames * self.time
+
+
+class StreamConvolution:
+    """A convolution that keeps the prepared frames, and within a piece the rows, that its next output needs."""
+
+    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
+        self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
+        self.kept = kept  # the last frames of each stripe
+        self.above: Tensor | None = None  # the last rows of the stripe above
+
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        padded, top = self._padded(x, at)
+        reach, rows = self.kernel.reach, slice(top, top + x.shape[2])
+        if not at.end and (frames := padded.shape[0]):
+            self.kept[at.stripe] = padded[frames - min(frames, 2 * self.kernel.reach_time) :, :, rows]
+        is_whole = at.top and at.bottom
+        if not is_whole and reach:
+            self.above = None if at.bottom else copied(padded[:, :, -2 * reach :])
+        return self.kernel(padded, pad_height=is_whole)
+
+    def _padded(self, x: Tensor, at: Stripe) -> tuple[Tensor, int]:
+        """Return the input of the convolution, padded in time and rows, and the number of rows above the stripe.
+
+        In time it is the kept frames, the new frames, and at the end the last one repeated. In rows it is the rows above, or
+        zeros at the top, and zeros at the bottom.
+        """
+        frames, channels, height, width = x.shape
+        reach_time, reach = self.kernel.reach_time, self.kernel.reach
+        kept = self.kept.get(at.stripe)
+        head = kept.shape[0] if kept is not None else reach_time if frames else 0
+        known = head + frames
+        tail = reach_time if at.end and known else 0
+        top = bottom = 0
+        if reach and not (at.top and at.bottom):
+            top = self.above.shape[2] if self.above is not None else reach
+            bottom = reach if at.bottom else 0
+        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
+        here = padded[:, :, top : top + height]
+        self.prepare.write(x, here[head:known], self.scratch)
+        if head:
+            here[:head] = kept if kept is not None else here[head]
+        if tail:
+            here[known:] = here[known - 1]
+        if top:
+            padded[:, :, :top] = self.above if self.above is not None else 0
+        if bottom:
+            padded[:, :, -bottom:] = 0
+        return padded, top
+
+    def frames_out(self, frames: int) -> int:
+        return frames - self.kernel.reach_time
+
+
+class StreamShortcut:
+    """The shortcut of a resnet that changes channels: LayerNorm over channels, then the pointwise convolution."""
+
+    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+        self.weight, self.bias, self.eps = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps
+        self.pointwise = pointwise
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return self.pointwise(rows.permute(0, 3, 1, 2))
+
+
+class StreamResidual:
+    """The sum of a branch and its input, which is kept until the branch has caught up."""
+
+    def __init__(self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory) -> None:
+        self.branch, self.shortcut = branch, shortcut
+        self.waiting = waiting  # frames of each stripe that the branch has not caught up with
+        self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
+
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        y = run_stages(self.branch, x, at)
+        straight = self.shortcut(x) if self.shortcut else x
+        before = self.waiting.get(at.stripe)
+        if before is not None and before.shape[0]:
+            straight = torch.cat([before, straight])
+        if not at.end:
+            self.waiting[at.stripe] = straight[y.shape[0] :]
+        straight = straight[: y.shape[0]]
+        if self.above is not None:
+            straight = torch.cat([self.above, straight], dim=2)
+        if not at.top or not at.bottom:
+            self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
+        return y.add_(straight[:, :, : y.shape[2]])
+
+    def frames_out(self, frames: int) -> int:
+        for stage in self.branch:
+            frames = stage.frames_out(frames)
+        return frames
+
+
+class WithoutFirst:
+    """A stage that drops the first frame of the stream."""
+
+    def __init__(self) -> None:
+        self.dropped: set[int] = set()  # stripes whose first frame was dropped
+
+    def __call__(self, x: Tensor, at: Stripe) -> Tensor:
+        if at.stripe in self.dropped or not x.shape[0]:
+            return x
+        self.dropped.add(at.stripe)
+        return x[1:]
+
+    def frames_out(self, frames: int) -> int:
+        return frames - 1
+
+
+def copied(x: Tensor) -> Tensor:
+    """Return a copy of `x` (n, C, h, W) in channels_last memory, which keeps no larger tensor alive."""
+    return x.clone(memory_format=torch.channels_last)
+
+
+class Spill:
+    """A file without a name in `folder`, with the frames that the convolutions of one decoder keep for later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._end = 0  # bytes
+
+    @cached_property
+    def _file(self) -> io.FileIO:
+        return tempfile.TemporaryFile(dir=self._folder, buffering=0)
+
+    def memory(self) -> Memory:
+        """Return the memory of one stage, in this file."""
+        return SpilledFrames(self)
+
+    def clear(self) -> None:
+        """Forget everything that was written, as another clip begins."""
+        self._end = 0
+
+    def place(self, size: int) -> int:
+        """Reserve `size` bytes of the file and return their offset."""
+        self._end += size
+        return self._end - size
+
+    def write(self, place: int, data: Tensor) -> None:
+        """Write `data`, uint8 (n,) on the CPU, at the offset `place`; raises TurboVaedError if the disk is full."""
+        self._file.seek(place)
+        view = data.numpy().data
+        try:
+            while len(view):
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            what = f"frames that decoding keeps do not fit in {self._folder}: {error.strerror}"
+            raise TurboVaedError(what, "free some of its disk, or allow more `memory`") from error
+
+    def read(self, place: int, data: Tensor) -> None:
+        """Read bytes at the offset `place` into `data`, uint8 (n,) on the CPU."""
+        self._file.seek(place)
+        view = data.numpy().data
+        while len(view):
+            count = self._file.readinto(view)
+            assert count, "the spilled file has shrunk"
+            view = view[count:]
+
+
+class SpilledFrames:
+    """The last frames (n, C, H, W) of each stripe, kept in a Spill; they come back in channels_last memory."""
+
+    def __init__(self, spill: Spill) -> None:
+        self._spill = spill
+        self._known: dict[int, tuple[torch.Size, torch.dtype, torch.device]] = {}
+        self._places: dict[int, tuple[int, int]] = {}  # offset and size in bytes
+
+    def __setitem__(self, stripe: int, frames: Tensor, /) -> None:
+        self._known[stripe] = frames.shape, frames.dtype, frames.device
+        if frames.device.type == "meta" or not frames.numel():
+            return
+        data = frames.permute(0, 2, 3, 1).contiguous().cpu().flatten().view(torch.uint8)
+        if stripe not in self._places or self._places[stripe][1] < data.numel():
+            self._places[stripe] = self._spill.place(data.numel()), data.numel()
+        self._spill.write(self._places[stripe][0], data)
+
+    def get(self, stripe: int, /) -> Tensor | None:
+        if stripe not in self._known:
+            return None
+        (n, channels, height, width), dtype, device = self._known[stripe]
+        frames = torch.empty(n, height, width, channels, dtype=dtype, device="meta" if device.type == "meta" else "cpu")
+        if frames.numel() and device.type != "meta":
+            self._spill.read(self._places[stripe][0], frames.flatten().view(torch.uint8))
+        return frames.to(device).permute(0, 3, 1, 2)
+
+
+class FastDecoder:
+    """A student prepared for decoding: its weights in the fastest layouts, in `dtype`, on the student's device.
+
+    The weights must not change any more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
+    `speedups` None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere.
+    """
+
+    def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
+        self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
+        speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
+        self.scratch = Scratch()
+        self._kernels: list[Convolution] = []
+        self._makers = list(self._makers_of(student))
+
+    def stages(self, keep: Keep = Kept) -> list[StreamStage]:
+        """Return the decoder as new stages, which keep frames in memories that `keep` makes; weights are shared."""
+        return [make(keep) for make in self._makers]
+
+    def forget(self) -> None:
+        """Drop the prepared weights and the reused memory; the next decode makes them again."""
+        self.scratch.clear()
+        for kernel in self._kernels:
+            kernel.forget()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1], not clamped.
+
+        It works on `frames` latent frames and `rows` latent rows at a time (0: all).
+        """
+        decoder, ratio = StreamingDecoder(self, rows=rows), int(self.student.spatial_compression_ratio)
+        length, height, width = self.student.pixel_frames(latents.shape[2]), latents.shape[3] * ratio, latents.shape[4] * ratio
+        video = torch.empty(latents.shape[0], 3, length, height, width, device=self.device, dtype=self.dtype)
+        done = 0
+        for made in decoder.decode(latents.split(frames or latents.shape[2], dim=2)):
+            video[:, :, done : done + made.shape[2]] = made
+            done += made.shape[2]
+        assert done == length, (done, length)
+        return video
+
+    def _makers_of(self, student: StudentNetwork) -> Iterator[StageMaker]:
+        yield self._convolution(student.conv_in)
+        for block in (student.mid_block, *student.up_blocks):
+            if hasattr(block, "conv_in"):
+                yield self._residual(cast(ResnetBlock, block.conv_in))
+            if hasattr(block, "upsamplers"):
+                yield from self._upsampling(cast(Upsampler3d, block.upsamplers[0]))
+            for resnet in block.resnets:
+                yield self._residual(cast(ResnetBlock, resnet))
+        for upsampler in student.tail_upsamplers:
+            yield self._convolution(upsampler.conv, "silu", shuffled=(1, 2))
+            yield framewise(partial(shuffle, time=1))
+        yield self._convolution(student.conv_out, "silu")
+
+    def _kernel(self, convolution: nn.Module, shuffled: tuple[int, int] | None = None) -> Convolution:
+        """Return the kernel of a convolution; if a shuffle by the factors `shuffled` (time, space) follows, in its order."""
+        inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
+        weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
+        if shuffled:
+            order = shuffle_order(len(bias), *shuffled).to(bias.device)
+            weight, bias = weight[order], bias[order]
+        weight = weight.unsqueeze(2) if weight.ndim == 4 else weight  # 2-D: a convolution of one frame
+        self._kernels.append(Convolution(weight, bias, inner.groups, self.dtype, self.speedups, self.scratch))
+        return self._kernels[-1]
+
+    def _convolution(
+        self, convolution: nn.Module, activation: str | None = None, shuffled: tuple[int, int] | None = None
+    ) -> StageMaker:
+        kernel, prepare, scratch = self._kernel(convolution, shuffled), Preparation(activation), self.scratch
+        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep())
+
+    def _branch(self, convolution: nn.Module, activation: str) -> list[StageMaker]:
+        if not isinstance(convolution, DepthwiseSeparableConv3d):
+            return [self._convolution(convolution, activation)]
+        pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
+        return [self._convolution(convolution.depthwise_conv, activation), framewise(pointwise)]
+
+    def _residual(self, resnet: ResnetBlock) -> StageMaker:
+        first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
+        makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
+        shortcut = None
+        if hasattr(resnet, "conv_shortcut"):
+            pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
+            shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
+        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
+
+    def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
+        time, space = upsampler.time, upsampler.space
+        yield self._convolution(upsampler.conv, shuffled=(time, space))
+        yield framewise(partial(shuffle, time=time, space=space), time)
+        if upsampler.drop_first_frame:
+            yield lambda _keep: WithoutFirst()
+
+
+def fast_form(student: StudentNetwork) -> FastDecoder:
+    """Return the fast form of a student's weights: made at the first call, and again after they have changed or moved.
+
+    Changes through a parameter's `.data` are not noticed. A running stream keeps the weights it began with.
+    """
+    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
+    if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
+        speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
+        fast = FastDecoder(student, speedups=speedups)
+        fast.student = cast(StudentNetwork, weakref.proxy(student))  # a strong reference would keep both alive in a cycle
+        student.fast_form_of = (student.fast, weights), fast
+    return cast(FastDecoder, student.fast_form_of[1])
+
+
+class StreamingDecoder:
+    """Decode latents chunk by chunk, equal to the student's decode of the whole clip.
+
+        decoder = StreamingDecoder(student)
+        for chunk in chunks:               # (B, C, n, h, w), any n, in the teacher's raw latent space
+            show(decoder.push(chunk))      # (B, 3, m, H, W) in [-1, 1], not clamped; m may be 0
+        show(decoder.finish())
+
+    After `finish` the next clip can begin. Memory is needed for the longest chunk and for the few frames that every convolution
+    keeps. With `rows`, only that many latent rows of a chunk are decoded at a time, to the same pixels. `spill` is a folder on
+    whose disk the kept frames are stored until they are needed. `student` may be a FastDecoder, which several may share. Raises
+    ShapeError if a chunk does not fit the student or the chunks before it.
+    """
+
+    def __init__(self, student: StudentNetwork | FastDecoder, *, rows: int = 0, spill: Path | None = None) -> None:
+        self.fast = student if isinstance(student, FastDecoder) else fast_form(student)
+        self.student = self.fast.student if isinstance(student, FastDecoder) else student
+        if rows < 0:
+            raise SettingsError(f"rows is {rows}; it cannot be below 0")
+        self.rows, self._spill = rows, Spill(spill) if spill else None
+        self._most = 1  # latent frames of the longest piece
+        self._start()
+
+    @property
+    def lookahead_frames(self) -> int:
+        """The number of pixel frames by which the output lags; `finish` returns them."""
+        many = 1000
+        frames = many
+        for stage in self.fast.stages():
+            frames = stage.frames_out(frames)
+        return self.student.pixel_frames(many) - frames
+
+    @torch.no_grad()
+    def push(self, latents: Tensor) -> Tensor:
+        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine."""
+        self._check(latents)
+        if self._first is None:
+            return self._nothing(latents.shape)
+        self._most = max(self._most, latents.shape[2])
+        return self._joined([self._clip(clip, latents[i], end=False) for i, clip in enumerate(self._clips)])
+
+    def finish(self) -> Tensor:
+        """Return the remaining frames, (B, 3, m, H, W); raises FrameCountError if no latent frame was pushed."""
+        return torch.cat(list(self.flush()), dim=2)
+
+    @torch.no_grad()
+    def flush(self) -> Iterator[Tensor]:
+        """Yield the frames of `finish`, (B, 3, m, H, W), in pieces no larger than those of `push`."""
+        if self._first is None:
+            raise FrameCountError("no latents were pushed, so there is nothing to finish")
+        try:
+            flushes = [self._flush(clip) for clip in self._clips]
+            yield self._nothing(self._first)
+            for frames in zip(*flushes, strict=True):
+                yield self._joined(frames)
+        finally:
+            self._start()
+
+    @torch.no_grad()
+    def decode(self, pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the frames (B, 3, m, H, W) of one clip, whose latents (B, C, n, h, w) come in `pieces`.
+
+        They are those of `push` and `flush`. A clip that was begun before is dropped. Raises FrameCountError if there is no
+        piece, and ShapeError as `push` does.
+        """
+        self._start()
+        pieces = iter(pieces)
+        try:
+            before = next(pieces, None)
+            for piece in pieces:
+                assert before is not None
+                yield self.push(before)
+                before = piece
+            if before is None:
+                raise FrameCountError("no latents were pushed, so there is nothing to finish")
+            if self._first is None and before.shape[2]:  # all in one piece: no frames have to be kept
+                self._check(before)
+                yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
+            else:
+                yield self.push(before)
+                yield from self.flush()
+        finally:
+            self._start()
+
+    def _start(self) -> None:
+        self._clips: list[list[StreamStage]] = []
+        if self._spill:
+            self._spill.clear()
+        self._first: torch.Size | None = None
+
+    def _check(self, latents: Tensor) -> None:
+        self.student.check_latents(latents)
+        if latents.shape[2] and self._first is None:
+            self._first = latents.shape
+            self._clips = [self.fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
+        if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
+            raise ShapeError(
+                f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
+            )
+
+    def _joined(self, clips: Sequence[Tensor]) -> Tensor:
+        return clips[0][None] if len(clips) == 1 else torch.stack(list(clips))
+
+    def _clip(self, stages: Sequence[StreamStage], latents: Tensor, *, end: bool) -> Tensor:
+        """Decode a piece (C, n, h, w) of one clip to (3, m, H, W)."""
+        latents = latents.to(self.fast.device, self.fast.dtype)
+        frames = latents.movedim(1, 0).contiguous(memory_format=torch.channels_last)
+        return self._through(stages, frames.split(self.rows or frames.shape[2], dim=2), end=end)
+
+    def _through(self, stages: Sequence[StreamStage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
+        """Pass one piece through stages, stripe by stripe, to (3, m, H, W)."""
+        made = [run_stages(stages, stripe, at) for at, stripe in stripes_of(stripes, end=end)]
+        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
+
+    def _flush(self, stages: Sequence[StreamStage]) -> Iterator[Tensor]:
+        """Flush one clip stage by stage: the last frames of each stage go through the later stages in pieces (3, m, H, W)."""
+        assert self._first is not None
+        _, channels, _, height, width = self._first
+        x = torch.empty(0, channels, height, width, device=self.fast.device, dtype=self.fast.dtype)
+        stripes: Sequence[Tensor] = x.split(self.rows or height, dim=2)
+        most = self._most
+        for number, stage in enumerate(stages):
+            left = [stage(x, at) for at, x in stripes_of(stripes, end=True)]
+            most *= getattr(stage, "time", 1)
+            pieces = zip(*[x.split(most) for x in left], strict=True) if left[0].shape[0] else ()
+            for piece in pieces:
+                yield self._through(stages[number + 1 :], piece, end=False)
+            stripes = [x[:0] for x in left]
+
+    def _nothing(self, shape: torch.Size) -> Tensor:
+        batch, _, _, height, width = shape
+        ratio = int(self.student.spatial_compression_ratio)
+        return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self.fast.device, dtype=self.fast.dtype)
+
+
+def decode_as_memory_allows(
+    student: StudentNetwork | FastDecoder,
+    latents: Iterable[Tensor],
+    frames: int,
+    *,
+    rows: int = 0,
+    spill: Path | None = None,
+    smaller: Callable[[int, int], None] = lambda before, now: None,
+) -> Iterator[Tensor]:
+    """Yield the frames (B, 3, m, H, W) of one clip as StreamingDecoder.decode does, with smaller pieces if memory runs out.
+
+    `latents` come in pieces (B, C, n, h, w). Decoded pieces have at most `frames` latent frames; if one does not fit, that
+    number is halved. A new decoder begins far enough before the piece that it keeps the same frames again, so every frame is
+    yielded once, unchanged. `smaller` is called with the old and the new number of latent frames. The error is raised if a
+    piece of one latent frame does not fit, or if it comes from `latents` itself.
+    """
+    fast = student if isinstance(student, FastDecoder) else fast_form(student)
+    ratio = int(fast.student.temporal_compression_ratio)
+    lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
+    # Frames that are not out yet depend on this many latents before the newest: the delay, and as many again for the past.
+    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
+    while True:
+        decoder = StreamingDecoder(fast, rows=rows, spill=spill)
+        known = done - ratio * tape.start  # frames of this decoder that are out already
+        try:
+            for video in decoder.decode(tape.pieces(frames)):
+                made = video[:, :, max(known, 0) :]
+                known -= video.shape[2]
+                done += made.shape[2]
+                yield made
+        except Exception as error:
+            if tape.has_failed or frames == 1 or not is_out_of_memory(error):
+                raise
+        else:
+            return
+        del decoder  # frees, as the error is gone too, everything that the piece had made
+        fast.scratch.clear()
+        empty_cache(fast.device)
+        smaller(frames, frames // 2)
+        frames //= 2
+
+
+class _Tape:
+    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
+
+    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
+        self._latents, self._most = iter(latents), most
+        self._kept: deque[Tensor] = deque()  # on the CPU
+        self._num_kept = 0  # latent frames
+        self.start = 0  # latent frames before those kept
+        self.has_failed = False  # whether the latents themselves raised an error
+
+    def pieces(self, frames: int) -> Iterator[Tensor]:
+        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
+        for kept in list(self._kept):
+            yield from kept.split(frames, dim=2)
+        while (new := self._next()) is not None:
+            yield from new.split(frames, dim=2)
+
+    def _next(self) -> Tensor | None:
+        self.has_failed = True
+        piece = next(self._latents, None)
+        self.has_failed = False
+        if piece is not None:
+            self._kept.append(piece.cpu())
+            self._num_kept += piece.shape[2]
+        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
+            length = self._kept.popleft().shape[2]
+            self._num_kept, self.start = self._num_kept - length, self.start + length
+        return piece
+
+
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents of one decoder: the number of channels, how pipelines normalise them, and the pixels that each stands for."""
+
+    channels: int
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]
+    scaling_factor: float = 1.0
+    time_ratio: int = 1
+    space_ratio: int = 1
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of each channel of raw latents, (C,); normalised latents have about 1."""
+        return torch.tensor(self.std) / self.scaling_factor
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether raw and normalised latents are the same."""
+        return bool((self.spread == 1).all()) and not any(self.mean)
+
+    def raw(self, normalised: Tensor) -> Tensor:
+        """Convert normalised latents (..., C, t, h, w) to raw ones, as diffusers pipelines do before decoding."""
+        return normalised * _column(self.std, normalised) / self.scaling_factor + _column(self.mean, normalised)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """Convert raw latents (..., C, t, h, w) to normalised ones, the inverse of `raw`."""
+        return (raw - _column(self.mean, raw)) * self.scaling_factor / _column(self.std, raw)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
+
+
+@dataclass
+class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
+    """The result of `decode`, as pipelines expect it. Importing diffusers' class costs a second: it imports every autoencoder."""
+
+    sample: Tensor
+
+
+TEACHER_LICENCES = {
+    'ltx': 'LTX-Video Open Weights License 0.X',
+    'ltx0.9.5': 'OpenRAIL-M (0.9.5), LTX-Video Open Weights License 0.X (0.9.7 and 0.9.8)',
+    'ltx2': 'LTX-2 Community License Agreement',
+    'ltx2.3': 'LTX-2 Community License Agreement',
+    'ltx2.5': 'LTX-2 Community License Agreement',
+    'wan2.1': 'Apache-2.0',
+    'wan2.2': 'Apache-2.0',
+    'qwen-image': 'Apache-2.0',
+    'hunyuan': 'Tencent Hunyuan Community License',
+    'hunyuan1.5': 'Tencent Hunyuan Community License',
+    'cogvideox': 'CogVideoX License',
+    'video-dc-ae': 'Apache-2.0',
+    'cosmos': 'NVIDIA Open Model License',
+    'sdxl': 'CreativeML Open RAIL++-M',
+    'flux1': 'Apache-2.0',
+    'flux2': 'Apache-2.0',
+    'sana': 'Apache-2.0',
+    'svd': 'Stability AI Community License',
+    'tiny': 'Apache-2.0',
+}
+
+
+MODELING_FILE = "modeling_turbovaed.py"
+
+
+AUTO_MAP = {"AutoModel": f"{Path(MODELING_FILE).stem}.StudentDecoder"}
+
+
+class StudentDecoder(StudentNetwork):
+    """A student whose `decode` returns `.sample`, as a VAE in a pipeline does; see StudentNetwork for shapes and the config."""
+
+    @classmethod
+    def from_pretrained(cls, *arguments: Any, **options: Any) -> "StudentDecoder":
+        """Load as diffusers does, but never from pickles: raises OSError for a folder without safetensors."""
+        return cast("StudentDecoder", super().from_pretrained(*arguments, **{**options, "use_safetensors": True}))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], ...]:
+        """Return the arguments in a config, as diffusers asks for them; `auto_map` is for those who load without turbovaed."""
+        config = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        return cast(tuple[dict[str, Any], ...], super().extract_init_dict(config, **options))
+
+    def to_json_string(self) -> str:
+        """Return config.json, which names the class in the modeling file."""
+        return json.dumps({**json.loads(super().to_json_string()), "auto_map": AUTO_MAP}, indent=2, sort_keys=True) + "\n"
+
+    def save_config(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
+        """Write config.json and the modeling file, with which diffusers' AutoModel loads the folder without turbovaed.
+
+        It is part of `save_pretrained`.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MODELING_FILE).write_text(modeling_source(), encoding="utf-8", newline="\n")
+        super().save_config(folder, *arguments, **options)
+
+    family = "turbo-vaed"
+    latents = "raw"
+
+    @property
+    def teacher(self) -> str | None:
+        """The registry name of the teacher, as its config has it; None for that of a local folder."""
+        name = self.config.teacher
+        return str(name) if name in TEACHER_LICENCES else None
+
+    @property
+    def space(self) -> LatentSpace:
+        """The statistics of the latents."""
+        mean, std = (
+            tuple(map(float, values or [default] * self.latent_channels))  # not those in the precision of the weights
+            for values, default in ((self.config.latents_mean, 0.0), (self.config.latents_std, 1.0))
+        )
+        time, space = int(self.temporal_compression_ratio), int(self.spatial_compression_ratio)
+        return LatentSpace(self.latent_channels, mean, std, self.config.scaling_factor or 1.0, time, space)
+
+    @property
+    def licence(self) -> str:
+        """The licence of the teacher, which is that of students distilled from it."""
+        return TEACHER_LICENCES[self.teacher] if self.teacher else "unknown: that of the teacher"
+
+    @property
+    def latent_channels(self) -> int:
+        """The number of latent channels."""
+        return int(self.config.latent_channels)
+
+    def stream(self) -> StreamingDecoder:
+        """Return a new stream of one clip."""
+        return StreamingDecoder(self)
+
+    # Diffusers pipelines need these of a VAE. Statistics stay in the config, so that state dicts keep the published layout.
+    @property
+    def latents_mean(self) -> Tensor:
+        """Per-channel mean that LTX pipelines add before decode, (C,); zeros if the teacher has none."""
+        values = self.config.latents_mean or [0.0] * self.config.latent_channels
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    @property
+    def latents_std(self) -> Tensor:
+        """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones if the teacher has none."""
+        values = self.config.latents_std or [1.0] * self.config.latent_channels
+        return torch.tensor(values, device=self.device, dtype=self.dtype)
+
+    def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
+
+        `temb` is not used. Without gradients on a CPU the fast form decodes (see `fast`): results are equal within rounding,
+        and hooks of modules are not called. Raises ShapeError for another shape, FrameCountError for t = 0.
+        """
+        self.check_latents(z)
+        if z.shape[2] < 1:
+            raise FrameCountError("latents hold no frame")
+        sample = self.ready().decode(z) if self.decodes_fast and not torch.is_grad_enabled() else self(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @property
+    def decodes_fast(self) -> bool:
+        """Whether `decode` without gradients uses the fast form: `fast`, or if that is None, whether this is a CPU."""
+        return self.device.type == "cpu" if self.fast is None else self.fast
+
+    def ready(self) -> FastDecoder:
+        """Return the fast form of these weights, as `fast_form` makes it."""
+        return fast_form(self)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> None:
+        """Raise SettingsError: a student is a decoder; its teacher encodes."""
+        raise SettingsError("a student has no encoder", "encode with its teacher: turbovaed_cli.load_teacher(...).encode(video)")
+
+
+# Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly faster (benchmarks/streaming.py). A GPU
+# would wait for kernel launches with pieces that small.
+_PIXELS_PER_PIECE, _PIXELS_PER_PIECE_ON_CUDA = 4 * 512 * 512, 32 * 2**20
+
+
+_MARGIN, _BESIDES = 1.5, 150_000_000  # factor for fragmentation; bytes for oneDNN's code, threads and small allocations
+
+
+def decoding_bytes(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int = 0, *, spill: bool = False) -> int:
+    """Predict the peak bytes of a StreamingDecoder on long latents of `size` (h, w), including its prepared weights.
+
+    It decodes `frames` latent frames at once, in stripes of `rows` latent rows (0: all rows).
+    """
+    height, width = size
+    if not rows or height <= 6 * rows:
+        return _rehearsed(student, size, frames, rows, spill=spill)
+    # Memory grows linearly with the height, once a stripe has all its neighbours: four and six stripes give the slope.
+    four, six = (_rehearsed(student, (stripes * rows, width), frames, rows, spill=spill) for stripes in (4, 6))
+    return max(four, six, round(six + (six - four) * (height - 6 * rows) / (2 * rows)))
+
+
+def _rehearsed(student: StudentDecoder, size: tuple[int, int], frames: int, rows: int, *, spill: bool) -> int:
+    with torch.device("meta"):
+        rehearsing = type(student).from_config(student.config).requires_grad_(False)
+    nn.Module.to(rehearsing, dtype=student.dtype)
+    speedups = student.ready().speedups
+    decoder = StreamingDecoder(FastDecoder(rehearsing, speedups=speedups), rows=rows, spill=Path() if spill else None)
+    lag = decoder.lookahead_frames // int(student.temporal_compression_ratio) + 2
+    latents = torch.empty(1, student.config.latent_channels, max(lag, frames), *size, device="meta")
+    with Meter() as meter:  # a student has no attention
+        decoder.push(latents)  # fills the cache of every convolution
+        decoder.fast.forget()
+        meter.peak = meter.live
+        for _ in range(2):
+            decoder.push(latents[:, :, :frames]).float().to(torch.uint8)
+    return meter.peak
+
+
+def with_margin(rehearsed: int) -> int:
+    """Return the bytes that a process needs for a predicted peak of `rehearsed` bytes."""
+    return round(_MARGIN * rehearsed) + _BESIDES
+
+
+def pixels_per_piece(device_type: str) -> int:
+    """Return the most pixels to decode at once on a device of this type: more is hardly faster."""
+    return _PIXELS_PER_PIECE_ON_CUDA if device_type == "cuda" else _PIXELS_PER_PIECE
+
+
+def decoding_ways(
+    student: StudentDecoder, size: tuple[int, int], pixels: int, latent_frames: int
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known."""
+    height = size[0] // int(student.spatial_compression_ratio)
+    most = max(pixels // (size[0] * size[1] * int(student.temporal_compression_ratio)), 1)
+    most = min(most, latent_frames or most)
+    while most:
+        yield most, 0, False
+        most //= 2
+    yield 1, max(height // 4, 1), False
+    rows = height
+    while True:
+        yield 1, rows, True
+        if rows == 1:
+            return
+        rows = -(-rows // 2)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Return the free bytes of the device: of the GPU, the machine, or the container if its limit leaves less."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        if not hasattr(os, "sysconf"):
+            return 4 * 10**9
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    free = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, max(int(text) - int(used.read_text()), 0))
+    return free
+
+
+def decode_within(student: StudentDecoder, latents: Tensor, memory: int = 0, *, spill: Path | None = None) -> Iterator[Tensor]:
+    """Yield the frames (B, 3, m, H, W) of raw latents (B, C, t, h, w) in [-1, 1], not clamped, on the student's device.
+
+    Decoding takes `memory` bytes at most besides what the process holds already; 0 allows 70 % of what is free. With little
+    memory, cached frames are kept on disk in the folder `spill` (default: that of temporary files). Frames do not depend on
+    the memory. Raises ShapeError for latents of another shape, and SettingsError if the smallest pieces do not fit.
+    """
+    student.check_latents(latents)
+    batch, _, length, height, width = latents.shape
+    allowed = (memory or free_memory_bytes(student.device) * 7 // 10) // batch
+    frames, rows, on_disk = pieces_within(student, (height, width), allowed, length)
+    folder = (spill or Path(tempfile.gettempdir())) if on_disk else None
+    yield from decode_as_memory_allows(student, [latents], frames, rows=rows, spill=folder)
+
+
+def pieces_within(student: StudentDecoder, size: tuple[int, int], memory: int, length: int) -> tuple[int, int, bool]:
+    """Return the latent frames and rows (0: all) to decode at once, and whether cached frames are kept on disk.
+
+    `size` is (h, w) of `length` latent frames. Raises SettingsError if the smallest pieces need more than `memory` bytes.
+    """
+    ratio = int(student.spatial_compression_ratio)
+    pixels = (size[0] * ratio, size[1] * ratio)
+    ways = list(decoding_ways(student, pixels, pixels_per_piece(student.device.type), length))
+
+    @cache
+    def needed(way: tuple[int, int, bool]) -> int:
+        frames, rows, spill = way
+        return with_margin(decoding_bytes(student, size, frames, rows, spill=spill))
+
+    if needed(ways[0]) <= memory:
+        return ways[0]
+    if (least := needed(ways[-1])) > memory:
+        raise SettingsError(
+            f"{memory / 1e9:.1f} GB is too little for {pixels[1]}x{pixels[0]}: the smallest pieces need {least / 1e9:.1f} GB",
+            f"at least `memory` {least / 1e9 + 0.05:.1f}GB",
+        )
+    return ways[bisect_left(ways, 1, 1, len(ways) - 1, key=lambda way: needed(way) <= memory)]
