@@ -12,11 +12,14 @@ import comfy_double
 import comfyui_pack
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from turbovaed_cli.export.export import export_student
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.memory import decoding_bytes, with_margin
 from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.settings import ExportSettings
 
 PACK = Path(__file__).resolve().parents[2] / "comfyui"
 SMALL = {
@@ -155,6 +158,36 @@ def test_an_image_student_decodes_images(core, pack):
     assert vae.latent_dim == 2 and vae.temporal_compression_decode() is None
     images = comfy_double.vae_decode(vae, {"samples": samples})
     assert (images - decoded(student, samples[:, :, None])).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("config", "held"), [(LTX, "normalised"), (WAN, "raw")], ids=["ltx", "wan"])
+def test_an_export_loads_in_the_pack_and_was_checked(config, held, core, pack, tmp_path):
+    """The file states what it is, and the pack's own network has decoded it; next to it is a file for our own loader."""
+    student = student_of(config)
+    settings = ExportSettings(frames=9, sizes=((32, 48),), precisions=("fp32",))
+    made = export_student(student, ("safetensors", "comfyui"), tmp_path / "out", settings).artifacts
+    assert [item.path.name for item in made] == ["student-fp32.safetensors", "student-comfyui-fp32.safetensors"]
+    assert made[1].verified is True and made[1].max_abs <= 1e-5 and "node pack's network" in made[1].status
+    with safe_open(made[1].path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["comfyui_latents"] == held and metadata["teacher"] == config["teacher"]
+    assert metadata["licence"] == MODELS[config["teacher"]].teacher.licence and "latent_channels" in metadata["config"]
+    path = core.folder / "vae" / "student.safetensors"
+    made[1].path.rename(path)
+    vae, samples = load(pack, "student.safetensors"), torch.randn(1, config["latent_channels"], 2, 2, 2)
+    wanted = decoded(student, student.space.raw(samples) if held == "normalised" else samples)
+    assert (decode(pack, samples, vae) - wanted).abs().max() <= 1e-5
+
+
+def test_the_file_says_which_latents_arrive(core, pack):
+    """Its header, and the loader's input, come before the rule for the student's teacher."""
+    student, samples = student_of(WAN), torch.randn(1, 16, 1, 2, 2)
+    write(student, core.folder / "vae" / "student.safetensors", comfyui_latents="normalised")
+    wanted = decoded(student, student.space.raw(samples)), decoded(student, samples)
+    for latents, frames in zip(("auto", "raw"), wanted, strict=True):
+        vae = load(pack, "student.safetensors", latents=latents)
+        assert (decode(pack, samples, vae) - frames).abs().max() <= 1e-5
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["run", "model", "file"])

@@ -234,4 +234,6 @@ def next_commands(result: ExportResult, model: str) -> list[str]:
         lines.append(f"turbovaed bench --model {model} --target {','.join(timed)}")
     if any(item.format == "coreml" for item in result.artifacts):
         lines.append(f"on a Mac: open the .mlpackage in Xcode, or turbovaed bench --model {model} --target coreml")
+    if any(item.format == "comfyui" for item in result.artifacts):
+        lines.append("ComfyUI: copy it to models/vae, and the folder comfyui/ of turbovaed to custom_nodes/turbovaed")
     return lines

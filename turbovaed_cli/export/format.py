@@ -66,6 +66,7 @@ class Exporter:
     layouts: tuple[str, ...] = ("4d-cat", "4d-sum", "5d")  # that its runtime takes
     needs: tuple[str, ...] = ()  # packages that only the extra installs
     extra: str = ""
+    stem: str = "student"  # the name of its artefact in a folder, without what tells artefacts of one export apart
 
     def check_installed(self) -> None:
         """Raise UnavailableError if a package that the format needs is not installed."""

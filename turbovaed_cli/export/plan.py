@@ -103,8 +103,8 @@ def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, sett
 
 
 def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chunk: int, settings: ExportSettings) -> str:
-    """Return the name "student" with the suffixes that tell it apart from the other artefacts of this export."""
-    parts = ["student"]
+    """Return the row's name with the suffixes that tell it apart from the other artefacts of this export."""
+    parts = [row.stem]
     parts += [precision] if len(settings.precisions or row.precisions[:1]) > 1 or precision != row.precisions[0] else []
     parts += [f"chunk{chunk}" + ("-states" if settings.states and row.stateful else "")] if chunk else []
     parts += [f"{sizes[0][1]}x{sizes[0][0]}"] if len(settings.sizes) > 1 and len(sizes) == 1 else []

@@ -261,6 +261,15 @@ with torch.no_grad():
 """,
         )
     ],
+    ("comfyui", "clip"): [
+        (
+            "text",
+            """\
+Copy $file to ComfyUI/models/vae and choose it in the node "Load Turbo-VAED student".
+The node pack is the folder comfyui/ of turbovaed: copy it to ComfyUI/custom_nodes/turbovaed.
+""",
+        )
+    ],
 }
 
 

@@ -6,10 +6,13 @@ copy without diffusers.
 """
 
 import ast
+import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from importlib.abc import InspectLoader
 from pathlib import Path
+from types import ModuleType
 
 from turbovaed_cli.registry.rows import ADDED, TEACHER_LICENCES
 from turbovaed_cli.version import __version__
@@ -173,6 +176,23 @@ def modeling_source(*, with_diffusers: bool = True) -> str:
     parts = [*package.sources(_STAND_INS), *parts]
     bases = _either(base) if with_diffusers else base
     return _HEAD.format(version=__version__) + "\n\n\n".join([_imports(package.imports), bases, *parts]) + "\n"
+
+
+@cache
+def modeling_module() -> ModuleType:
+    """Return the modeling file without diffusers as a module, as the ComfyUI node pack has it."""
+    spec = importlib.util.spec_from_loader(f"{__name__}.generated", _Generated())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class _Generated(InspectLoader):
+    """The loader of the generated file."""
+
+    def get_source(self, _fullname: str) -> str:
+        return modeling_source(with_diffusers=False)
 
 
 def _check_names(package: _Collection, stand_ins: _Collection) -> None:
