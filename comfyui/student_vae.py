@@ -117,6 +117,7 @@ class StudentVAE(comfy.sd.VAE):
         """
         clips = self._clips(samples)
         comfy.model_management.load_models_gpu([self.patcher], memory_required=memory or _LEAST, force_full_load=True)
+        self.first_stage_model.to(self.device)  # layers that making room for another model has moved away
         batch, _, length, height, width = clips.shape
         ratio, num_frames = int(self.student.spatial_compression_ratio), self.student.pixel_frames(length)
         shape = (batch, num_frames, height * ratio, width * ratio, self.output_channels)
@@ -177,5 +178,5 @@ class StudentVAE(comfy.sd.VAE):
 
 
 def _to_unit(image: Tensor) -> Tensor:
-    """Convert pixels in [-1, 1] to [0, 1], clamped."""
-    return ((image + 1) / 2).clamp(0, 1)
+    """Convert pixels in [-1, 1] to [0, 1], clamped, in place and returned: ComfyUI's versions rely on one or the other."""
+    return image.add_(1).div_(2).clamp_(0, 1)

@@ -15,6 +15,10 @@ class Core:
     """The state of the double: models/vae, what was loaded, the progress, and when the user cancels."""
 
     def __init__(self, folder):
+        self.begin(folder)
+
+    def begin(self, folder):
+        """Start again, with an empty models/vae."""
         self.folder = folder
         (folder / "vae").mkdir(parents=True)
         self.loaded, self.progress = [], []

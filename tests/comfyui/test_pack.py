@@ -37,27 +37,33 @@ WAN = {**SMALL, "latent_channels": 16, "teacher": "wan2.1", "latents_mean": [0.3
 IMAGE = {**SMALL, "latent_channels": 4, "decoder_spatio_only": (True, False), "teacher": "sdxl", "scaling_factor": 0.13}
 
 
-@pytest.fixture
-def core(tmp_path, monkeypatch):
-    made = comfy_double.Core(tmp_path / "models")
-    for name, module in made.modules().items():
-        monkeypatch.setitem(sys.modules, name, module)
-    return made
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """The double, and the pack that was loaded with it."""
+    made = comfy_double.Core(tmp_path_factory.mktemp("comfyui") / "models")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in made.modules().items():
+            patch.setitem(sys.modules, name, module)
+        spec = importlib.util.spec_from_file_location(
+            "pack_of_test", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        patch.setitem(sys.modules, "pack_of_test", module)
+        spec.loader.exec_module(module)
+        yield made, module
+    for name in [name for name in sys.modules if name.startswith("pack_of_test.")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
-def pack(core, monkeypatch):
-    return load_pack(monkeypatch)
+def core(opened, tmp_path):
+    opened[0].begin(tmp_path / "models")
+    return opened[0]
 
 
-def load_pack(monkeypatch):
-    spec = importlib.util.spec_from_file_location("pack_of_test", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
-    module = importlib.util.module_from_spec(spec)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "pack_of_test"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "pack_of_test", module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def pack(opened):
+    return opened[1]
 
 
 def student_of(config):
@@ -208,11 +214,21 @@ def test_students_load_from_a_run_a_folder_and_a_path(kind, core, pack, tmp_path
 
 def test_students_of_the_hub_come_from_its_cache(core, pack, tmp_path, monkeypatch):
     """Nothing is downloaded unless asked; the cache is that of huggingface_hub."""
-    import huggingface_hub.constants
+    import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     none = pack.NODE_CLASS_MAPPINGS["LoadTurboVaedStudent"].INPUT_TYPES()["required"]["file"][0][0]
-    monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked, real = [], huggingface_hub.snapshot_download
+
+    def snapshot_download(name, *, local_files_only, **options):
+        asked.append(local_files_only)
+        if not local_files_only:
+            raise OSError("no network")
+        return real(name, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(ValueError, match="someone/student cannot be downloaded: no network"):
+        load(pack, none, "someone/student", download=True)
     with pytest.raises(ValueError, match="someone/student is not in the hub's cache on this machine: turn on `download`"):
         load(pack, none, "someone/student")
     cached = tmp_path / "hub" / "models--someone--student"
@@ -222,6 +238,7 @@ def test_students_of_the_hub_come_from_its_cache(core, pack, tmp_path, monkeypat
     (cached / "refs" / "main").write_text("0" * 40)
     samples = torch.randn(1, 16, 1, 2, 2)
     assert (decode(pack, samples, load(pack, none, "someone/student")) - decoded(student, samples)).abs().max() <= 1e-5
+    assert asked == [False, True, True]
 
 
 def test_encoding_needs_a_teacher(core, pack):
@@ -249,7 +266,8 @@ def test_what_other_nodes_read_of_the_vae(core, pack):
     assert [vae.downscale_ratio[0](frames) for frames in (1, 8, 9, 121)] == [1, 1, 2, 16]
     assert vae.upscale_index_formula == vae.downscale_index_formula == (8, 16, 16) and vae.latent_channels == 128
     assert vae.temporal_compression_decode() == 8 and vae.spacial_compression_decode() == 16
-    assert vae.process_output(vae.process_input(torch.tensor([0.0, 0.5, 1.0]))).tolist() == [0.0, 0.5, 1.0]
+    image = vae.process_input(torch.tensor([0.0, 0.5, 1.0]))
+    assert vae.process_output(image).tolist() == image.tolist() == [0.0, 0.5, 1.0]  # in place, as later versions rely on
     assert set(vae.get_sd()) == set(student_of(LTX).state_dict()) and vae.throw_exception_if_invalid() is None
     samples = torch.randn(1, 128, 2, 2, 2)
     assert vae.first_stage_model.decode(samples).shape == (1, 3, 9, 32, 32)

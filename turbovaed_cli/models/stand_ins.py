@@ -110,14 +110,16 @@ class ModelMixin(nn.Module):
 
     @classmethod
     def from_weights(cls, config: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Any:
-        """Return the model of a config with the weights of a state dict (the tensors themselves), in eval mode.
+        """Return the model of a config with copies of the weights of a state dict, in their precision and in eval mode.
 
         Alignment heads are left out. No memory is taken for a network that the weights do not fit. Raises RuntimeError naming the keys that are missing, unexpected or misshapen.
         """
         statistics = {key: state[key].float().tolist() for key in ("latents_mean", "latents_std") if key in state}
         with torch.device("meta"):
             model = cls.from_config({**config, **statistics})  # type: ignore[attr-defined]
-        kept = {key: value for key, value in state.items() if key in model.state_dict() or not _is_beside(key)}
+        own = model.state_dict()
+        # Copies: the tensors of a file are a view of it, which on Windows could not be replaced any more.
+        kept = {key: value.clone() for key, value in state.items() if key in own or not _is_beside(key)}
         model.load_state_dict(kept, assign=True)
         return model.eval()
 
