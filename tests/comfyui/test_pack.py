@@ -129,7 +129,7 @@ def test_little_memory_takes_small_pieces_and_gives_the_same_frames(core, pack):
     whole, core.progress[:] = len(core.progress), []
     assert (decode(pack, samples, vae, little(student)) - wanted).abs().max() <= 1e-5
     assert whole == 1 and len(core.progress) > 3
-    with pytest.raises(Exception, match=r"0\.1 GB is too little for 96x96: the smallest pieces need 0\.\d GB"):
+    with pytest.raises(Exception, match=r"0\.10 GB is too little for 96x96: the smallest pieces need 0\.\d\d GB"):
         decode(pack, samples, vae, 0.1)
 
 

@@ -41,7 +41,7 @@ def test_pieces_in_between_need_no_more_than_the_memory(student):
 
 
 def test_too_little_memory_is_refused_with_what_is_needed(student):
-    with pytest.raises(SettingsError, match=r"0\.0 GB is too little for 96x96: the smallest pieces need 0\.\d GB") as caught:
+    with pytest.raises(SettingsError, match=r"0\.00 GB is too little for 96x96: the smallest pieces need 0\.\d\d GB") as caught:
         next(decode_within(student, torch.zeros(1, 4, 2, 12, 12), 10**6))
     assert "at least `memory` 0." in caught.value.hint
 

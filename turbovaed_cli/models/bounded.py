@@ -47,7 +47,7 @@ def pieces_within(student: StudentDecoder, size: tuple[int, int], memory: int, l
         return ways[0]
     if (least := needed(ways[-1])) > memory:
         raise SettingsError(
-            f"{memory / 1e9:.1f} GB is too little for {pixels[1]}x{pixels[0]}: the smallest pieces need {least / 1e9:.1f} GB",
-            f"at least `memory` {least / 1e9 + 0.05:.1f}GB",
+            f"{memory / 1e9:.2f} GB is too little for {pixels[1]}x{pixels[0]}: the smallest pieces need {least / 1e9:.2f} GB",
+            f"at least `memory` {least / 1e9 + 0.005:.2f}GB",
         )
     return ways[bisect_left(ways, 1, 1, len(ways) - 1, key=lambda way: needed(way) <= memory)]
