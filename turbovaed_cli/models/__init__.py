@@ -5,6 +5,7 @@ kernels.py stages.py spill.py streaming.py   the same decode, faster and piece b
 decoder.py latent_space.py   what is asked of any decoder, and the latents that it takes
 student.py             the student as diffusers pipelines call it
 loading.py             a student by its name, from a folder or a file
+decoders.py others/    any decoder: a student, a diffusers VAE's own one, or one of another project
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
 fast_encoder.py causal.py   the encoders of causal VAEs, faster and piece by piece
 video_dc_ae.py         the one teacher that no diffusers class can load
