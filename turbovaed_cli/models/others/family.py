@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from turbovaed_cli.models.latent_space import LatentSpace
 from turbovaed_cli.registry.specs import ModelSpec
 
 _SHOWN = 4  # keys that an error lists
+_MOST_CHANNELS = 65_536
 
 
 class OtherDecoder(nn.Module):
@@ -24,6 +25,7 @@ class OtherDecoder(nn.Module):
     """
 
     family: ClassVar[str]
+    teachers: ClassVar[tuple[str, ...]] = ()  # the registry names whose latents it may take; none: all that fit
     own_latents: str = "normalised"  # what `frames_of` takes
     clamps: ClassVar[bool] = True  # whether `decode` limits pixels to [-1, 1], as the family's own code does
     latent_channels: int
@@ -44,9 +46,9 @@ class OtherDecoder(nn.Module):
         """The precision of the weights."""
         return next(self.parameters()).dtype
 
-    def take_raw(self, spec: ModelSpec, name: str | None, space: LatentSpace | None) -> None:
+    def take_raw(self, spec: ModelSpec, name: str | None, space: LatentSpace) -> None:
         """Take raw latents of the teacher `spec` from now on. `name` is its registry name, `space` its statistics."""
-        self.teacher, self.space, self.latents = name, space or self.space, "raw"
+        self.teacher, self.space, self.latents = name, space, "raw"
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Return T, the number of pixel frames that it makes of t latent frames."""
@@ -112,11 +114,13 @@ class Memory:
     num_latents: int = 0  # latent frames so far
     ends: bool = False  # whether the end of the clip follows these latents
 
-    def swap(self, layer: nn.Module, frames: Tensor) -> Tensor | None:
-        """Keep a copy of `frames` for the layer, and return what it kept before; None at the start of a clip."""
-        before = self.kept.get(layer)
-        self.kept[layer] = frames.clone()  # a view would keep the whole piece
-        return before
+    def before(self, layer: nn.Module) -> Tensor | None:
+        """Return what the layer kept; None at the start of a clip."""
+        return self.kept.get(layer)
+
+    def keep(self, layer: nn.Module, frames: Tensor) -> None:
+        """Keep a copy of `frames` for the layer's next call: a view would keep the whole piece."""
+        self.kept[layer] = frames.clone()
 
 
 class MemoryStream:
@@ -175,14 +179,17 @@ class MemoryStream:
         return torch.empty(batch, 3, 0, height * ratio, width * ratio, device=self._decoder.device, dtype=self._decoder.dtype)
 
 
-def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: Path, unused: "Shapes | None" = None) -> None:
     """Give `module`, made on the meta device, the tensors of `state`, in fp32.
 
-    Raises WeightFileError with the missing, unexpected and misshapen keys (the first few of each, and their number), for
-    tensors that are not floating point, and for NaN and infinity.
+    `unused` are the keys and shapes of what a file holds besides the decoder, such as its encoder: all of them, or none. Raises
+    WeightFileError with the missing, unexpected and misshapen keys (the first few of each, and their number), for tensors
+    that are not floating point, and for NaN and infinity.
     """
-    wanted = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    check_keys(wanted, {key: tuple(value.shape) for key, value in state.items()}, source)
+    own = shapes_of(module.state_dict())
+    besides = unused if unused and not unused.keys().isdisjoint(state) else {}
+    check_keys({**own, **besides}, shapes_of(state), source)
+    state = {key: state[key] for key in own}
     whole = [key for key, value in state.items() if not value.is_floating_point()]
     if whole:
         raise WeightFileError(f"{source.name}: {_listed(whole)} not floating point", "give fp32, fp16 or bf16 weights")
@@ -219,5 +226,10 @@ def shapes_of(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
+def size_in(shapes: "Shapes", key: str, axis: int) -> int:
+    """Return a size of the tensor `key`; 1 if there is no such tensor or axis, or no such channels: strict loading names it."""
+    shape = shapes.get(key, ())
+    return shape[axis] if axis < len(shape) and 0 < shape[axis] <= _MOST_CHANNELS else 1
+
+
 Shapes = Mapping[str, tuple[int, ...]]
-Config = Mapping[str, Any]

@@ -26,11 +26,14 @@ def space_of(spec: ModelSpec, consent: Consent = no_consent) -> LatentSpace:
     """
     teacher = spec.teacher
     config = dict(teacher.config) if teacher.path is None else read_config_of(teacher, teacher.path)
-    with torch.device("meta"):
-        vae = teacher.family.build(config)
-    buffers = {name.rpartition(".")[2] for name, _ in vae.named_buffers()}
-    in_config = buffers.isdisjoint(_STATISTICS)
-    found = teacher.family.statistics(vae) if in_config else _stored(spec, teacher_folder(spec, consent))
+    found = {name: config[name] for name in _STATISTICS if config.get(name)}
+    if not found:
+        with torch.device("meta"):
+            vae = teacher.family.build(config)
+        in_config = {name.rpartition(".")[2] for name, _ in vae.named_buffers()}.isdisjoint(_STATISTICS)
+        found = teacher.family.statistics(vae) if in_config else _stored(spec, teacher_folder(spec, consent))
+    elif config.get("scaling_factor"):
+        found["scaling_factor"] = config["scaling_factor"]
     if teacher.path is None:  # the default of the class may be that of another model
         found["scaling_factor"] = spec.student.config.get("scaling_factor", 1.0)
     return make_space(spec, found)
