@@ -18,6 +18,8 @@ _HOME_OF = {
     "load_teacher": "models.teacher",
     "Teacher": "models.teacher",
     "load_student": "models.loading",
+    "load_decoder": "models.decoders",
+    "Decoder": "models.decoder",
     "StudentDecoder": "models.student",
     "StreamingDecoder": "models.streaming",
     "FastDecoder": "models.streaming",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from turbovaed_cli.export.export import export_student
     from turbovaed_cli.latents.cache import LatentCache
     from turbovaed_cli.latents.caching import cache_latents
+    from turbovaed_cli.models.decoder import Decoder
+    from turbovaed_cli.models.decoders import load_decoder
     from turbovaed_cli.models.loading import load_student
     from turbovaed_cli.models.pair import load_pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder

@@ -88,8 +88,15 @@ def build_on_meta(config):
         return build_student(config)
 
 
-def test_only_statistics_of_the_config_are_a_students():
-    """The defaults of the class are those of Wan 2.1, and a Wan 2.2 has 48 channels."""
-    vae = full_size("wan2.1")
-    assert len(MODELS["wan2.1"].teacher.family.statistics(vae)["latents_mean"]) == 16
-    assert {"latents_mean", "latents_std"}.isdisjoint(MODELS["wan2.2"].teacher.config)
+@pytest.mark.parametrize("name", ["wan2.1", "wan2.2", "qwen-image"])
+def test_the_statistics_of_a_row_have_one_number_per_channel(name):
+    teacher = MODELS[name].teacher
+    statistics = teacher.family.statistics(full_size(name))
+    assert [len(statistics[key]) for key in ("latents_mean", "latents_std")] == [teacher.latent_channels] * 2
+
+
+@pytest.mark.parametrize("name", ["wan2.1", "qwen-image"])
+def test_the_statistics_of_a_row_are_those_of_its_class(name):
+    """Those of Wan 2.2 are in no class: its defaults are those of Wan 2.1."""
+    family = MODELS[name].teacher.family
+    assert family.statistics(full_size(name)) == family.statistics(family.build({}))

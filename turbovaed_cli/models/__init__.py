@@ -6,6 +6,7 @@ decoder.py latent_space.py   what is asked of any decoder, and the latents that 
 student.py             the student as diffusers pipelines call it
 self_contained.py stand_ins.py   the student in one file that needs torch alone, for those without turbovaed
 loading.py             a student by its name, from a folder or a file
+decoders.py others/    any decoder: a student, a diffusers VAE's own one, or one of another project
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
 fast_encoder.py causal.py   the encoders of causal VAEs, faster and piece by piece
 video_dc_ae.py         the one teacher that no diffusers class can load

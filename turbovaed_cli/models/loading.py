@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
@@ -61,8 +62,8 @@ _ENCODER_KEYS = frozenset(
 )
 
 
-def build_student(config: Mapping[str, Any]) -> StudentDecoder:
-    """Return a student with random weights from a config in the published key names.
+def build_student(config: Mapping[str, Any], kind: type[StudentDecoder] = StudentDecoder) -> StudentDecoder:
+    """Return a student with random weights, of class `kind`, from a config in the published key names.
 
     Keys of the encoder are ignored. Raises SettingsError for an unknown key, a wrong type, and a value out of bounds.
     """
@@ -71,11 +72,11 @@ def build_student(config: Mapping[str, Any]) -> StudentDecoder:
     unknown = sorted(set(given) - known)
     if unknown:
         raise SettingsError(f"the student config has an unknown key {unknown[0]!r}", f"known keys: {', '.join(sorted(known))}")
-    _check_config(given)
-    return StudentDecoder(**given)
+    check_config(given)
+    return kind(**given)
 
 
-def _check_config(given: Mapping[str, Any]) -> None:
+def check_config(given: Mapping[str, Any]) -> None:
     """Raise SettingsError for a value of another type than the network's, or one for which no memory is large enough."""
     hints = StudentDecoder.__init__.__wrapped__.__annotations__
     for name, value in given.items():
@@ -119,7 +120,7 @@ def load_student(
     if path.is_dir():
         return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
     if path.is_file():
-        return load_published(path, _read_config(path, config))
+        return load_published(path, config_of(path, config))
     raise UnknownModelError(
         f"no model is called {str(where)!r}",
         hint_for(
@@ -157,20 +158,27 @@ def load_published(weights: Path, config: Mapping[str, Any]) -> StudentDecoder:
     The file has the decoder's keys; heads are dropped, and statistics of latents go into the config. Raises WeightFileError
     and SettingsError as `load_student` does.
     """
-    state = read_weights(weights)
+    return student_of(read_weights(weights), config, weights)
+
+
+def student_of(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], source: Path, kind: type[StudentDecoder] = StudentDecoder
+) -> StudentDecoder:
+    """Return a student of class `kind` with the tensors of `state`, as `load_published` does; errors name the file `source`."""
     for key in _LATENT_STATISTICS:
         if key in state and (state[key].ndim != 1 or state[key].numel() > _BOUNDS["latent_channels"][1]):
-            raise WeightFileError(f"{weights.name}: {key} is {tuple(state[key].shape)}", "it is one number per latent channel")
+            raise WeightFileError(f"{source.name}: {key} is {tuple(state[key].shape)}", "it is one number per latent channel")
     decoder = {key: value for key, value in state.items() if key not in _LATENT_STATISTICS and not key.startswith(HEAD_PREFIX)}
     statistics = {key: state[key].float().tolist() for key in _LATENT_STATISTICS if key in state}
     with torch.device("meta"):  # no memory is taken for the config's network before the weights fit it
-        check_fit(build_student({**config, **statistics}), decoder, weights)
-    student = build_student({**config, **statistics})
-    load_strictly(student, decoder, weights)
+        check_fit(build_student({**config, **statistics}), decoder, source)
+    student = build_student({**config, **statistics}, kind)
+    load_strictly(student, decoder, source)
     return student.eval()
 
 
-def _read_config(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+def config_of(weights: Path, config: str | Path | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return the config of a weight file as `load_student` finds it; raises SettingsError if there is none."""
     if isinstance(config, Mapping):
         return config
     if config is None and weights.suffix == ".safetensors":
