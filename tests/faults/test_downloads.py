@@ -220,7 +220,7 @@ def test_a_backbone_of_lpips(fault, hub, tmp_path, monkeypatch, went_wrong):
 
     from turbovaed_cli.errors import DiskFullError, MissingWeightsError
     from turbovaed_cli.registry import backbones
-    from turbovaed_cli.registry.download import pull as pull_here
+    from turbovaed_cli.registry.pull import pull as pull_here
 
     content = bytes(1_000_000)
     name = f"alexnet-{'0' * 8 if fault == 'hash' else hashlib.sha256(content).hexdigest()[:8]}.pth"

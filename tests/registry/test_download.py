@@ -13,7 +13,8 @@ from hub import Hub
 from limits import HANG_S
 
 from turbovaed_cli.errors import MissingWeightsError, UnknownModelError
-from turbovaed_cli.registry.download import I3D_FILE, no_consent, pull, student_weights, teacher_folder
+from turbovaed_cli.registry.download import I3D_FILE, no_consent, student_weights, teacher_folder
+from turbovaed_cli.registry.pull import pull
 from turbovaed_cli.registry.rows import MODELS
 
 

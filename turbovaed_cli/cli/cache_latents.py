@@ -82,7 +82,7 @@ def cache_latents(
     share, settings = _share(task.shard, settings)
     if share is None and "://" in out:
         console.warn("nothing keeps other workers away from a URL: start one, or give each its `shard`")
-    spec = find_model(task.teacher)
+    spec = find_model(task.teacher, downloads.consent)
     if task.dry_run:
         _show_estimate(spec, task.data, out, settings, share, json=show.json, report=show.report)
         return

@@ -115,7 +115,9 @@ def distill(
     *, sources: Sources, schedule: Schedule, changes: RecipeChanges, student: StudentChoice, downloads: Downloads, show: Show
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
-    spec = with_decode_timestep(with_licence(find_model(sources.teacher), student.licence), student.decode_timestep)
+    spec = with_decode_timestep(
+        with_licence(find_model(sources.teacher, downloads.consent), student.licence), student.decode_timestep
+    )
     run = sources.run or f"runs/{spec.name}"
     if not schedule.show_recipe:
         check_system("distill")

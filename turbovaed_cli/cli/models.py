@@ -193,13 +193,13 @@ def models_pull(
     *,
     name: Annotated[
         str,
-        typer.Argument(help="Registry name, or lpips-vgg, lpips-alex, i3d.", autocompletion=complete_weights),
+        typer.Argument(help="Registry name, hub id, or lpips-vgg, lpips-alex, i3d.", autocompletion=complete_weights),
     ],
     downloads: Downloads,
     show: Show,
 ) -> None:
     """Download weights into the cache: prints the size and asks first."""
-    from turbovaed_cli.registry.download import pull
+    from turbovaed_cli.registry.pull import pull
 
     result = pull(name, downloads.consent, show.report)
     if show.json:
@@ -222,5 +222,5 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
         "turbovaed models design ./my-vae --params 800k --json",
     ),
-    ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull ltx --yes\nturbovaed models pull lpips-alex"),
+    ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull user/name\nturbovaed models pull lpips-alex"),
 )

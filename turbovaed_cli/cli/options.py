@@ -16,6 +16,7 @@ from turbovaed_cli.errors import MissingWeightsError, OutputExistsError, Setting
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.registry.download import RemoteFile
+from turbovaed_cli.registry.hub import hides_cached
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.setting import MORE_PANELS, Setting, same, setting, setting_of
 from turbovaed_cli.settings import ClipSettings, DistillSettings, ExportSettings
@@ -217,6 +218,8 @@ class Downloads:
         """Agree because of --yes, or by asking on a terminal after printing the size; never otherwise."""
         if not self.yes and not console.is_interactive():
             return False
+        if not total_bytes:  # the list of a repository's files, of which the download is asked for next
+            return True
         for file in files:
             console.note(f"{file.label}: {file.filename} from {file.repo}, licence {file.licence}")
         if self.yes:
@@ -235,7 +238,7 @@ class ModelChoice(Downloads):
     """Which student, and which teacher it belongs to."""
 
     model: str | None = setting(
-        None, "Name, run folder, model folder or weight file.", "Model", complete=complete_model, shown=DEFAULT_MODEL
+        None, "Name, run folder, model folder, weight file or hub id.", "Model", complete=complete_model, shown=DEFAULT_MODEL
     )
     teacher: str | None = setting(None, "Teacher of --model, if that does not name it.", "Model", complete=complete_teacher)
     config: str | None = setting(None, "JSON config of a weight file given as --model.", "Model", metavar="FILE")
@@ -265,6 +268,8 @@ class ComparedModel(ModelChoice):
 
 def named_model(model: str | None) -> str:
     """The model that was named, or the embedded pair, with a note that names it."""
+    if model is not None and hides_cached(model):
+        console.note(f"{model} is the folder here, not the repository of that name in the hub's cache")
     if model is None:
         console.note(f"`model` not given: using the embedded pair, {DEFAULT_MODEL}")
     return model or DEFAULT_MODEL
@@ -285,7 +290,7 @@ class TeacherChoice:
     """Which teacher students learn from."""
 
     teacher: str = setting(
-        DEFAULT_MODEL, "Registry name, or a local diffusers VAE folder.", "Input and output", complete=complete_teacher
+        DEFAULT_MODEL, "Registry name, diffusers VAE folder, or hub id.", "Input and output", complete=complete_teacher
     )
 
 
@@ -293,7 +298,7 @@ Json = Annotated[bool, field_option(Show, "json")]
 Quiet = Annotated[bool, field_option(Show, "quiet")]
 Overwrite = Annotated[bool, field_option(ExportSettings, "overwrite")]
 Name = Annotated[
-    str, typer.Argument(help="Registry name, alias, or a local VAE folder.", autocompletion=complete_teacher, show_default=False)
+    str, typer.Argument(help="Registry name, alias, VAE folder, or hub id.", autocompletion=complete_teacher, show_default=False)
 ]
 
 

@@ -16,6 +16,7 @@ from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
 from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.hub import also_on_hub, hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS
 from turbovaed_cli.runs.rundir import RunDir
@@ -104,8 +105,8 @@ def load_student(
 ) -> StudentDecoder:
     """Load a student, fp32 on the CPU, in eval mode.
 
-    `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, or a weight file in the published
-    layout (.pth or .safetensors). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
+    `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, a weight file in the published
+    layout (.pth or .safetensors), or a hub id ("user/name", "user/name/FILE", with @revision). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
     file's header, `config.json` next to the file, or that of the registry if the file has a published name.
 
     Loading is strict: WeightFileError names the first decoder key that is missing, unexpected or misshapen. Raises
@@ -116,7 +117,8 @@ def load_student(
         spec = find_model(where)
         path = student_weights(spec, consent)
         return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
-    path = Path(where)
+    place = hub_id(where)
+    path = Path(where) if place is None else hub_folder(place, consent)
     if path.is_dir():
         return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
     if path.is_file():
@@ -124,7 +126,9 @@ def load_student(
     raise UnknownModelError(
         f"no model is called {str(where)!r}",
         hint_for(
-            str(where), names_of_models(), f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}"
+            str(where),
+            names_of_models(),
+            f"a run folder, a saved model folder, a weight file, or one of: {', '.join(MODELS)}{also_on_hub(where)}",
         ),
     )
 

@@ -14,6 +14,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import find_model, is_model_name, with_decode_timestep
+from turbovaed_cli.registry.hub import hub_id, is_absent
 from turbovaed_cli.registry.rows import DEFAULT_MODEL
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
@@ -59,7 +60,7 @@ def load_pair(
     nn.Module.to(student, device=device, dtype=dtype)  # diffusers' own `to` warns about an empty list of layers to keep
     run = _run_of(name)
     where = teacher or _teacher_of(name, run, student)
-    spec = teacher_spec(where, name, decode_timestep) if where else None
+    spec = teacher_spec(where, name, decode_timestep, consent) if where and (with_teacher or not is_absent(where)) else None
     loaded = None
     if with_teacher:
         if spec is None:
@@ -69,12 +70,12 @@ def load_pair(
     return Pair(student, loaded, spec, name, run, where)
 
 
-def teacher_spec(where: str, model: str, decode_timestep: float | None = None) -> ModelSpec:
+def teacher_spec(where: str, model: str, decode_timestep: float | None = None, consent: Consent = no_consent) -> ModelSpec:
     """Return the row of the teacher `where` of a student `model`, with the fixed timestep of its decoder, if it takes one.
 
     That is `decode_timestep`, or if it is None the one that `model` was taught with, if it is a run, else the row's.
     """
-    spec, run = find_model(where), _run_of(model)
+    spec, run = find_model(where, consent), _run_of(model)
     if decode_timestep is None and run is not None and spec.teacher.family.decode_timestep is not None:
         decode_timestep = _timestep_of(run)
     return with_decode_timestep(spec, decode_timestep)
@@ -99,7 +100,8 @@ def _teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str |
         config = read_json(run.config)
         check_fields(config, {"teacher": {"where": str}}, run.config)
         return str(config["teacher"]["where"])
-    return student.config.teacher if student.config.teacher and is_model_name(student.config.teacher) else None
+    stated = student.config.teacher
+    return stated if stated and (is_model_name(stated) or hub_id(stated) is not None) else None
 
 
 def _check_same_latents(student: StudentDecoder, spec: ModelSpec) -> None:

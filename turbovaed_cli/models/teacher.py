@@ -281,12 +281,12 @@ def load_teacher(
     allows_tf32: bool = False,
     consent: Consent = no_consent,
 ) -> Teacher:
-    """Load a teacher from a registry name, a local diffusers VAE folder, or a ModelSpec; `allows_tf32` is meant for training.
+    """Load a teacher from a registry name, a local diffusers VAE folder, a hub id, or a ModelSpec; `allows_tf32` is meant for training.
 
     Raises MissingWeightsError if the weights are not on this machine and `consent` does not allow the download,
     WeightFileError if they do not fit the class.
     """
-    spec = where if isinstance(where, ModelSpec) else find_model(where)
+    spec = where if isinstance(where, ModelSpec) else find_model(where, consent)
     folder = teacher_folder(spec, consent)
     vae = _build(spec.teacher, folder)
     # torch's own `to`: diffusers' warns about an empty list of layers it would keep in fp32.

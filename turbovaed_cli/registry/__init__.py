@@ -10,5 +10,7 @@ teachers/        one file per teacher family
 find.py          a row by its name, or for a local folder
 weight_files.py  the weight files and the licence of a local teacher
 download.py      weights from the package, the hub's cache, or a download that the user agreed to
+hub.py           repositories on the hub by their id
+pull.py          `models pull`
 backbones.py     the networks that LPIPS compares with
 """

@@ -9,11 +9,13 @@ from typing import Any
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
+from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.family import Family
+from turbovaed_cli.registry.hub import HubId, also_on_hub, hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS, FrameRule, ModelSpec, TeacherSpec
 from turbovaed_cli.registry.teachers.refused import REFUSED
-from turbovaed_cli.registry.weight_files import licence_of, weight_files
+from turbovaed_cli.registry.weight_files import is_known, licence_of, weight_files
 
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
 _LARGEST_PATCH, _LEAST_BEFORE_TAIL = 4, 64  # of a student's tail; channels before it, as published with patch_size 4
@@ -30,11 +32,13 @@ def names_of_models() -> list[str]:
     return list(_BY_ANY_NAME)
 
 
-def find_model(name: str | Path) -> ModelSpec:
+def find_model(name: str | Path, consent: Consent = no_consent) -> ModelSpec:
     """Return the row of a registry name or alias, or a row made for a local teacher folder (config.json names its class).
 
-    A local teacher has the name of its folder. The path of a weight file selects its folder and that file. Raises
-    UnknownModelError with the nearest names, and SettingsError if the folder cannot be a teacher.
+    A local teacher has the name of its folder. The path of a weight file selects its folder and that file. A hub id `user/name`
+    is that repository, in the hub's cache or downloaded after `consent`; that of a registry row's teacher is the row. Raises
+    UnknownModelError with the nearest names, SettingsError if the folder cannot be a teacher, and MissingWeightsError for a
+    repository that is not on this machine.
     """
     if str(name) in _BY_ANY_NAME:
         return _BY_ANY_NAME[str(name)]
@@ -43,10 +47,25 @@ def find_model(name: str | Path) -> ModelSpec:
         return _spec_of_folder(where)
     if where.is_file():
         return _spec_of_folder(where.parent, where.name)
+    if (place := hub_id(name)) is not None:
+        rows = [spec for spec in MODELS.values() if spec.teacher.repo == str(place)]
+        return rows[0] if rows else _spec_on_hub(place, consent)
     raise UnknownModelError(
         f"no model is called {str(name)!r}, and it is not a folder",
-        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}"),
+        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}{also_on_hub(name)}"),
     )
+
+
+def _spec_on_hub(place: HubId, consent: Consent) -> ModelSpec:
+    """Return a row for a repository on the hub, with the last part of its id as its name."""
+    if place.file is not None:
+        raise SettingsError(f"{place} is one file, and a teacher is a repository with config.json", f"`teacher` {place.repo}")
+    spec = _spec_of_folder(hub_folder(place, consent))
+    name = place.repo.partition("/")[2]
+    name = f"{name}-repository" if is_model_name(name) else name
+    licence = spec.teacher.licence if is_known(spec.teacher.licence) else f"unknown: that of {place.repo}"
+    teacher = replace(spec.teacher, hub=str(place), licence=licence)
+    return replace(spec, name=name, title=f"{name} ({teacher.class_name})", teacher=teacher)
 
 
 def _spec_of_folder(folder: Path, file: str | None = None) -> ModelSpec:

@@ -97,6 +97,7 @@ class TeacherSpec:
     weights_file: str = WEIGHTS_FILE
     path: Path | None = None  # a local folder, when the weights do not come from the hub
     file: str | None = None  # the weight file of that folder that was named
+    hub: str | None = None  # the hub id that the folder was downloaded from: user/name
 
     @property
     def class_name(self) -> str:
@@ -105,7 +106,9 @@ class TeacherSpec:
 
     @property
     def where(self) -> str | None:
-        """The absolute path of a local teacher, of its weight file if that was named; None for a registry row."""
+        """The hub id of a teacher, or the absolute path of a local one, of its weight file if that was named; None for a row."""
+        if self.hub is not None:
+            return self.hub
         if self.path is None or self.path.is_relative_to(ASSETS):
             return None
         return str(self.path.resolve() / self.file if self.file else self.path.resolve())
@@ -113,6 +116,8 @@ class TeacherSpec:
     @property
     def origin(self) -> str:
         """The source of the teacher, without a path: cards and pages show it, and these are published."""
+        if self.hub is not None:
+            return self.hub
         if self.path is None:
             return f"{self.repo} {' and '.join((self.folder, *self.beside))}".rstrip()
         return "embedded in turbovaed" if self.path.is_relative_to(ASSETS) else f"local folder {self.path.resolve().name}"

@@ -243,5 +243,9 @@ def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """Return the student's config with the values it inherits from this teacher: latent channels, scaling and statistics."""
-    inherited = {"latent_channels": spec.teacher.latent_channels, "teacher": spec.name, **teacher.family.statistics(teacher.vae)}
+    inherited = {
+        "latent_channels": spec.teacher.latent_channels,
+        "teacher": spec.teacher.hub or spec.name,
+        **teacher.family.statistics(teacher.vae),
+    }
     return {**config, **inherited}
