@@ -35,6 +35,7 @@ _HOME_OF = {
     "evaluate": "evaluation.evaluate",
     "export_student": "export.export",
     "bench": "benchmarking.bench",
+    "push": "pipelines.push",
     "list_runs": "runs.listing",
 }
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
     from turbovaed_cli.models.student import StudentDecoder
     from turbovaed_cli.models.teacher import Teacher, load_teacher
+    from turbovaed_cli.pipelines.push import push
     from turbovaed_cli.reconstruction.folder import reconstruct_folder
     from turbovaed_cli.reconstruction.reconstruct import reconstruct
     from turbovaed_cli.registry.find import find_model

@@ -81,7 +81,8 @@ def test_model_is_for_from_pretrained_and_carries_the_teachers_licence(run, ltx_
         assert torch.equal(a(latents), b(latents))
     card = (folder / "model" / "README.md").read_text()
     assert find_model(ltx_teacher).teacher.licence in card
-    assert "only: 4 steps of 2 clips, 9 frames of 64x64; L1 + 1.0 ssim + 1.0 features; lr 0.001 constant" in card
+    assert "| only | 4 | 2 clips, 9 frames of 64x64 | L1 + 1.0 ssim + 1.0 features | 0.001 constant |" in card
+    assert str(ltx_teacher.parent) not in card and "license: unknown" in card
 
 
 def test_model_holds_the_average_not_the_last_weights(run):

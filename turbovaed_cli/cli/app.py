@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from turbovaed_cli.cli import bench, cache_latents, console, distill, env, export, models, reconstruct, runs
+from turbovaed_cli.cli import bench, cache_latents, console, distill, env, export, models, push, reconstruct, runs
 from turbovaed_cli.cli import eval as evaluation
 from turbovaed_cli.cli.exits import LOST_OUTPUT, command
 from turbovaed_cli.cli.help import HelpfulCommand, HelpfulGroup
@@ -71,6 +71,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("eval", evaluation.evaluate, evaluation.EXAMPLES),
     ("export", export.export, export.EXAMPLES),
     ("bench", bench.bench, bench.EXAMPLES),
+    ("push", push.push, push.EXAMPLES),
     ("runs", runs.runs, runs.EXAMPLES),
     ("env", env.env, env.EXAMPLES),
     ("help", show_help, "turbovaed help\nturbovaed help distill\nturbovaed help models show"),

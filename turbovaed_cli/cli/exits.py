@@ -44,6 +44,7 @@ LEFT_BY = {
     "cache_latents": GOES_ON,
     "distill": GOES_ON,
     "models_pull": GOES_ON,
+    "push": "the repository is unchanged; files that were sent whole are not sent again",
     "export": "what export.json lists is whole, nothing else was written; run it again for the rest",
 }
 # What takes less memory, by function: the options that help there.

@@ -12,5 +12,6 @@ weight_files.py  the weight files and the licence of a local teacher
 download.py      weights from the package, the hub's cache, or a download that the user agreed to
 hub.py           repositories on the hub by their id
 pull.py          `models pull`
+licences.py      licences as the hub's cards state them
 backbones.py     the networks that LPIPS compares with
 """

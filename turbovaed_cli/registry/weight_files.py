@@ -1,6 +1,5 @@
 """The files of a local teacher: those with its weights, their size, and their licence."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -181,8 +180,3 @@ def _text_of(path: Path) -> str | None:
 def _short(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 3]}..."
-
-
-def yaml_text(text: str) -> str:
-    """Return any text quoted for YAML."""
-    return json.dumps(text, ensure_ascii=False)

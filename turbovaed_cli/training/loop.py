@@ -14,9 +14,10 @@ from turbovaed_cli.errors import InterruptedRunError, TurboVaedError
 from turbovaed_cli.machine.devices import forget_peak, is_out_of_memory, out_of_memory_in_words, peak_mb
 from turbovaed_cli.machine.signals import stop_requests
 from turbovaed_cli.machine.threads import Waited, read_ahead
+from turbovaed_cli.report.card import losses_in_words
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.training.outputs import Samples, losses_in_words, write_run_report
+from turbovaed_cli.training.outputs import Samples, write_run_report
 from turbovaed_cli.training.schedule import passes_from, position_at
 from turbovaed_cli.training.trackers import Trackers
 from turbovaed_cli.training.trainer import Trainer

@@ -19,28 +19,24 @@ from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry.specs import ModelSpec
-from turbovaed_cli.registry.weight_files import is_known, yaml_text
+from turbovaed_cli.report.card import (
+    CardFacts,
+    TrainedStage,
+    Training,
+    card,
+    data_in_words,
+    facts_of_teacher,
+    loads_alone,
+    losses_in_words,
+)
 from turbovaed_cli.report.run_page import ShownClip, model_facts, report_of_run, write_report
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.schedule import position_at
 from turbovaed_cli.training.trainer import Trainer
-from turbovaed_cli.version import __version__
 from turbovaed_cli.video import to_model, to_uint8
 
 SHOWN_PIXELS = 256  # the longest side of a decoded sample
-
-
-def losses_in_words(stage: Stage) -> str:
-    """Describe what a stage minimises, such as "L1 + 1.0 ssim + 1.0 features"."""
-    weighted = {
-        stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
-        "features": stage.feature_weight,
-        "teacher L1": stage.teacher_weight,
-        "adversarial": stage.adversarial_weight,
-    }
-    return " + ".join(["L1", *(f"{weight} {name}" for name, weight in weighted.items() if weight)])
 
 
 class Samples:
@@ -136,59 +132,34 @@ def write_model(folder: RunDir, trainer: Trainer, spec: ModelSpec, config: Mappi
     with whole_folder(folder.model, overwrite=True) as temporary:
         student.cpu().save_pretrained(temporary)
         write_manifest(temporary)  # without the card, which people may edit
-        (temporary / "README.md").write_text(card(spec, trainer, config), encoding="utf-8")
+        facts = card_facts(spec, trainer, config, loads_alone=loads_alone(temporary))
+        (temporary / "README.md").write_text(card(facts), encoding="utf-8")
 
 
-def card(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any]) -> str:
-    """Return the model card: what the student is, how it was trained, and the teacher's licence."""
+def card_facts(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any], *, loads_alone: bool = False) -> CardFacts:
+    """Return what the model card states: the student, how it was trained, and the teacher's licence."""
     settings, teacher = trainer.settings, spec.teacher
-    note = f" Note: {teacher.licence_note}." if teacher.licence_note else ""
-    inputs = ", ".join(f"`{name}` {value:g}" for name, value in teacher.family.decoder_inputs().items())
-    fixed = (
-        f"- Besides latents, the teacher's decoder was given fixed inputs: {inputs}. The student takes latents alone.\n"
-        if inputs
-        else ""
-    )
-    schedule = "\n".join(_stage_in_words(trainer, index) for index in range(len(settings.stages)))
-    return f"""---
-{_licence_tags(teacher.licence)}
-tags: [turbo-vaed, video, vae, decoder]
----
-# Student decoder of {spec.title}
-
-A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} from the decoder of {teacher.class_name}
-({teacher.origin}, weights sha256 `{config["teacher"]["weights_sha256"]}`).
-
-- Parameters: {num_params(trainer.state.student):,}; the teacher's decoder has {decoder_params(trainer.teacher):,}.
-- Latents (B, {teacher.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {teacher.time_ratio}x in time, {teacher.space_ratio}x in space.
-{fixed}- Trained by recipe `{settings.recipe}` for {trainer.state.step:,} steps; {settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}:
-
-{schedule}
-
-Licence: the student is under the **teacher's** licence: {teacher.licence}.{note}
-
-    from turbovaed_cli import load_student
-    student = load_student("path/to/this/folder")
-    video = student.decode(latents).sample
-"""
-
-
-_LICENCE_IDS = {"apache-2.0": "apache-2.0", "mit": "mit"}  # licences that the hub has an id for
-
-
-def _licence_tags(licence: str) -> str:
-    """Return the licence lines of a card's header: an id of the hub, or a name; "unknown" for a licence that is not stated."""
-    if not is_known(licence):
-        return "license: unknown"
-    found = _LICENCE_IDS.get(licence.lower())
-    return f"license: {found}" if found else f"license: other\nlicense_name: {yaml_text(licence)}"
-
-
-def _stage_in_words(trainer: Trainer, index: int) -> str:
-    stage, data = trainer.settings.stages[index], trainer.data_of(index)
-    return (
-        f"  {index + 1}. {stage.name}: {stage.steps:,} steps of {data['clips']} clips, {data['frames']} frames of "
-        f"{data['width']}x{data['height']}; {losses_in_words(stage)}; lr {stage.lr} {stage.lr_schedule}"
+    stages = [
+        TrainedStage(
+            stage.name,
+            stage.steps,
+            data_in_words(trainer.data_of(index)),
+            losses_in_words(stage),
+            f"{stage.lr} {stage.lr_schedule}",
+        )
+        for index, stage in enumerate(settings.stages)
+    ]
+    how = f"{settings.optimizer}, EMA {settings.ema_decay}, {settings.dtype}"
+    return CardFacts(
+        teacher=facts_of_teacher(
+            spec, config["teacher"]["weights_sha256"], decoder_params(trainer.teacher), teacher.family.decoder_inputs()
+        ),
+        student_params=num_params(trainer.state.student),
+        latent_channels=teacher.latent_channels,
+        time_ratio=teacher.time_ratio,
+        space_ratio=teacher.space_ratio,
+        training=Training(settings.recipe, trainer.state.step, how, stages),
+        loads_alone=loads_alone,
     )
 
 
