@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Notes, is_two_lines
-from huggingface_hub import ModelCard
 from hub import TOKEN, USER, Hub, use_hub
+from huggingface_hub import ModelCard
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
 from turbovaed_cli import load_student, push
-from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, TurboVaedError, UnknownModelError
+from turbovaed_cli.errors import OutputExistsError, SettingsError, TurboVaedError, UnknownModelError
 
 REPO = f"{USER}/small"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -119,7 +119,9 @@ def test_a_path_in_the_config_or_the_notes_of_a_picture_is_left_out(run, hub):
     """They are written anew: known keys, and pixels."""
     config = json.loads((run / "model" / "config.json").read_text())
     (run / "model" / "manifest.json").unlink()
-    (run / "model" / "config.json").write_text(json.dumps(config | {"teacher": "/home/jane/vae", "_name_or_path": "/home/jane/x"}))
+    (run / "model" / "config.json").write_text(
+        json.dumps(config | {"teacher": "/home/jane/vae", "_name_or_path": "/home/jane/x"})
+    )
     notes = PngImagePlugin.PngInfo()
     notes.add_text("Source", "/home/jane/a.mp4")
     strip = max((run / "samples").glob("*.png"))
@@ -213,6 +215,7 @@ def test_without_consent_nothing_is_created(run, hub, turbovaed):
     assert not [path for method, path in hub.requests if method != "GET"] and not hub.private
     code, out, err = turbovaed("push", run, REPO, "--yes")
     assert code == 0 and f"uploaded to {hub.url}/{REPO}" in err, err
+    assert "it/s" not in err and "B/s" not in err, "a bar of the client's own"
     code, out, err = turbovaed("push", run, REPO, "--yes")
     assert code == 0 and "nothing has changed" in err, err
 
@@ -321,7 +324,13 @@ def test_every_licence_of_the_registry_has_an_id_of_the_hub():
     from turbovaed_cli.report.card import CardFacts, card, facts_of_teacher
 
     for spec in MODELS.values():
-        facts = CardFacts(facts_of_teacher(spec, None, None, {}), 1, spec.teacher.latent_channels, spec.teacher.time_ratio, spec.teacher.space_ratio)
+        facts = CardFacts(
+            facts_of_teacher(spec, None, None, {}),
+            1,
+            spec.teacher.latent_channels,
+            spec.teacher.time_ratio,
+            spec.teacher.space_ratio,
+        )
         text = card(replace(facts, place="user/name"))
         data = ModelCard(text).data
         assert errors_of_card(text) == []

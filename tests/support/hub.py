@@ -85,7 +85,7 @@ def use_hub(hub: Hub, folder: Path, monkeypatch) -> None:
     from huggingface_hub import constants
 
     for name, value in {
-        "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}", "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_PROGRESS_BARS": True,
+        "ENDPOINT": hub.url, "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}", "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": False,
         "HF_TOKEN_PATH": str(folder / "token"), "HF_STORED_TOKENS_PATH": str(folder / "stored_tokens"),
     }.items():  # fmt: skip
         monkeypatch.setattr(constants, name, value)

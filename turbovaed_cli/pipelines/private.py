@@ -17,7 +17,7 @@ _PATHS = (
     re.compile(r"(?<![\w/])~/[\w.-]+"),
 )
 _TOKEN = re.compile(r"(?<!\w)hf_[A-Za-z0-9]{20,}")
-_OF_NOBODY = {
+_SHARED_NAMES = {
     "root",
     "user",
     "admin",
@@ -76,11 +76,11 @@ def _private_in(text: str, names: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _names_of_user() -> list[str]:
-    """Return the login name and the name of the home folder, unless they are nobody's or too short to be told from words."""
+    """Return the login name and the name of the home folder, unless they are those of many machines, or too short to differ from words."""
     found = [Path.home().name]
     with suppress(OSError, KeyError):  # no such user on this system
         found.append(getpass.getuser())
-    return [name for name in dict.fromkeys(found) if len(name) >= _SHORTEST_NAME and name.lower() not in _OF_NOBODY]
+    return [name for name in dict.fromkeys(found) if len(name) >= _SHORTEST_NAME and name.lower() not in _SHARED_NAMES]
 
 
 def _text_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError
 from turbovaed_cli.files.whole import sha256_of, whole_folder
@@ -171,16 +172,21 @@ def _repository(api: HfApi, repo: str, *, public: bool, report: Reporter) -> tup
 
 @contextmanager
 def _over_lfs() -> Iterator[None]:
-    """Switch Xet off for the uploads within, and the client's own messages."""
+    """Switch Xet off for the uploads within, and the client's own messages and bars."""
+    shows_bars = not are_progress_bars_disabled()
     log, before = logging.getLogger("huggingface_hub"), constants.HF_HUB_DISABLE_XET
     level = log.level
     constants.HF_HUB_DISABLE_XET = True
     log.setLevel(logging.ERROR)
     try:
+        if shows_bars:
+            disable_progress_bars()
         with without_retry_log():
             yield
     finally:
         constants.HF_HUB_DISABLE_XET = before
+        if shows_bars:
+            enable_progress_bars()
         log.setLevel(level)
 
 
