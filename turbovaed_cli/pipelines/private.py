@@ -17,21 +17,9 @@ _PATHS = (
     re.compile(r"(?<![\w/])~/[\w.-]+"),
 )
 _TOKEN = re.compile(r"(?<!\w)hf_[A-Za-z0-9]{20,}")
-_SHARED_NAMES = {
-    "root",
-    "user",
-    "admin",
-    "ubuntu",
-    "debian",
-    "runner",
-    "nobody",
-    "docker",
-    "jovyan",
-    "home",
-    "work",
-    "video",
-    "data",
-}
+_SHARED_NAMES = frozenset(
+    ("root", "user", "admin", "ubuntu", "debian", "runner", "docker", "jovyan", "home", "work", "video", "data")
+)  # of many machines
 _SHORTEST_NAME = 3
 _SHOWN = 60  # letters of a finding
 
