@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,27 +14,22 @@ from huggingface_hub import ModelCard
 from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 
-from turbovaed_cli import load_student, push
+from turbovaed_cli import distill, evaluate, find_model, load_pair, load_student, push
 from turbovaed_cli.errors import OutputExistsError, SettingsError, TurboVaedError, UnknownModelError
+from turbovaed_cli.report.run_page import keep_evaluation
+from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
 
 REPO = f"{USER}/small"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+STAGE = Stage("only", steps=2, accumulation=1, perceptual="none", feature_weight=0.0)
+SETTINGS = DistillSettings((STAGE,), frames=9, size=(64, 64), dtype="fp32", save_every=2, sample_every=1)
 
 
 @pytest.fixture(scope="module")
 def finished(ltx_teacher, cache, videos, small_student, tmp_path_factory):
     """A run of two steps on a local teacher, with a sample and an evaluation."""
-    from turbovaed_cli.evaluation.evaluate import evaluate
-    from turbovaed_cli.models.pair import load_pair
-    from turbovaed_cli.registry.find import find_model
-    from turbovaed_cli.report.run_page import keep_evaluation
-    from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
-    from turbovaed_cli.training.distill import distill
-
-    stage = Stage("only", steps=2, accumulation=1, perceptual="none", feature_weight=0.0)
-    settings = DistillSettings((stage,), frames=9, size=(64, 64), dtype="fp32", save_every=2, sample_every=1)
     run = tmp_path_factory.mktemp("runs") / "mine"
-    distill(find_model(ltx_teacher), run, latents=cache, settings=settings, student_config=small_student)
+    distill(find_model(ltx_teacher), run, latents=cache, settings=SETTINGS, student_config=small_student)
     pair, measured = load_pair(str(run)), EvalSettings(frames=9, size=(64, 64), metrics=("psnr", "ssim"))
     keep_evaluation(evaluate(pair, videos, measured), pair, measured, videos)
     return run
@@ -162,23 +158,19 @@ def test_the_card_says_what_it_is_and_how_well_it_does(run, hub):
     assert "![teacher, student and source](sample.png)" in text
 
 
-def test_the_card_of_a_teacher_on_the_hub_names_it(run, hub):
-    from golden import load_golden, write_teacher
-
-    vae = write_teacher(load_golden("ltx"), run.parent / "served")
-    hub.files |= {f"them/vae/{path.name}": path.read_bytes() for path in vae.iterdir()}
+def test_from_a_teacher_on_the_hub_to_a_student_there(hub, ltx_teacher, cache, small_student, tmp_path):
+    """Run, config and card name the repository of the teacher, by which the student finds it again."""
+    hub.files |= {f"them/vae/{path.name}": path.read_bytes() for path in ltx_teacher.iterdir()}
     hub.files["them/vae/README.md"] = b"---\nlicense: other\nlicense_name: some-licence\n---\n"
-    config = json.loads((run / "config.json").read_text())
-    config["teacher"] |= {"where": "them/vae", "licence": "some-licence"}
-    (run / "config.json").write_text(json.dumps(config))
-    load_student(run)
-    from turbovaed_cli import find_model
-
-    find_model("them/vae", consent=True)
+    run = tmp_path / "runs" / "mine"
+    distill(find_model("them/vae", consent=True), run, latents=cache, settings=SETTINGS, student_config=small_student)
+    assert json.loads((run / "config.json").read_text())["teacher"]["where"] == "them/vae"
     push(run, REPO, consent=True)
     data = ModelCard(hub.files[f"{REPO}/README.md"].decode()).data
     assert data.base_model == "them/vae" and data.to_dict()["base_model_relation"] == "finetune"
     assert (data.license, data.license_name) == ("other", "some-licence")
+    pair = load_pair(REPO, consent=True)
+    assert (pair.teacher_is, pair.teacher.spec.hub) == ("them/vae", "them/vae")
 
 
 def test_a_card_that_was_changed_by_hand_is_kept_and_checked_by_the_hub(run, hub):
@@ -301,8 +293,6 @@ def test_figures_of_older_weights_are_left_out_and_old_evaluations_removed(run, 
     push(run, REPO, consent=True)
     weights = run / "model" / WEIGHTS
     newer = weights.stat().st_mtime + 1000
-    import os
-
     os.utime(weights, (newer, newer))
     notes = Notes()
     push(run, REPO, consent=True, report=notes)

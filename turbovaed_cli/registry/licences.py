@@ -17,7 +17,8 @@ class HubLicence:
     link: str | None = None
 
 
-# By the names in the registry's rows. The links are unverified, except those of Apache, MIT and OpenRAIL, which need none.
+# By the names in the registry's rows. Names and links are as in copies of the publishers' cards; the names of Stability's
+# and of the mixed LTX-Video licence, and the link of CogVideoX 1.5, are unverified.
 _KNOWN = {
     "Apache-2.0": HubLicence("apache-2.0"),
     "MIT": HubLicence("mit"),
@@ -40,7 +41,7 @@ _KNOWN = {
         "other", "ltx-video-of-each-version", "https://huggingface.co/Lightricks/LTX-Video/tree/main"
     ),
     "LTX-2 Community License Agreement": HubLicence(
-        "other", "ltx-2-community-license-agreement", "https://huggingface.co/Lightricks/LTX-2/blob/main/LICENSE"
+        "other", "ltx-2-community-license-agreement", "https://github.com/Lightricks/LTX-2/blob/main/LICENSE"
     ),
     "NVIDIA Open Model License": HubLicence(
         "other",
