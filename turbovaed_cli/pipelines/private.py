@@ -11,10 +11,10 @@ from PIL import Image
 
 _LONGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _PATHS = (
-    re.compile(r"(?<![\w:/.<\\)\]}*-])(?:~|file://)?(?:/[\w.@+~-]+){2,}"),  # /home/me/x; no link, no and/or
+    re.compile(r"(?<![\w:/.<\\)\]}*-])(?:~|file://)?(?!/(?:proc|sys|dev)/)(?:/[\w.@+~-]+){2,}"),  # /home/me/x; no link, no and/or
     re.compile(r"(?<!\w)[A-Za-z]:(?:\\{1,2}|/)[\w.@+~-]+(?:(?:\\{1,2}|/)[\w.@+~ -]+)*"),  # C:\Users\me, C:\\Users\\me in JSON
     re.compile(r"\\\\[\w.-]+\\+[\w.$-]+"),  # \\server\share
-    re.compile(r"(?<![\w/])~/[\w.-]+"),
+    re.compile(r"(?<![\w/])~[\w.-]*/[\w.-]+"),
 )
 _TOKEN = re.compile(r"(?<!\w)hf_[A-Za-z0-9]{20,}")
 _SHARED_NAMES = frozenset(
