@@ -189,7 +189,8 @@ def _wanted(place: HubId, listing: Any) -> list[RemoteFile]:
         if not folders:
             raise SettingsError(f"{place} holds no config.json at its root or in vae/", _held(sizes))
         weights = [name for folder in folders for name in _weights_in(place, folder, sizes)]
-        texts = [f"{folder}{name}" for folder in folders for name in ("config.json", "manifest.json")]
+        # No manifest.json: it may name code, which is not downloaded, and every file is checked against the hub's own hash.
+        texts = [f"{folder}config.json" for folder in folders]
         names = [name for name in ("README.md", "model_index.json", *texts) if name in sizes] + weights
     return [RemoteFile(f"model {place}", place.repo, name, sizes[name], licence, place.revision) for name in names]
 
