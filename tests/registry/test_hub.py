@@ -7,7 +7,7 @@ from conftest import is_two_lines
 from golden import load_golden, write_teacher
 from hub import TOKEN, Hub, use_hub
 
-from turbovaed_cli import find_model, load_pair, load_student, load_teacher
+from turbovaed_cli import find_model, load_decoder, load_pair, load_student, load_teacher
 from turbovaed_cli.cli.options import named_model
 from turbovaed_cli.errors import MissingWeightsError, SettingsError, UnknownModelError
 from turbovaed_cli.registry.hub import hub_folder, hub_id, parse_hub_id
@@ -107,6 +107,12 @@ def test_a_student_brings_the_teacher_that_its_config_names(hub, ltx_student):
     assert alone.teacher is None and alone.spec is None and alone.teacher_is == "them/pipeline"
     pair = load_pair("me/small", consent=True)
     assert pair.teacher.spec.hub == "them/pipeline" and pair.student.latent_channels == pair.teacher.spec.latent_channels
+
+
+def test_a_decoder_of_any_family_is_taken_by_its_id(hub):
+    assert load_decoder("me/student", consent=True).family == "turbo-vaed"
+    own = load_decoder("them/pipeline", consent=True)
+    assert own.latent_channels == 6 and own.licence == "apache-2.0"
 
 
 def test_the_repository_of_a_row_is_that_row(hub):

@@ -29,6 +29,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.hub import hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
@@ -134,7 +135,8 @@ def load_decoder(
 def _load(
     where: str | Path, family: str | None, teacher: ModelSpec | None, config: ConfigSource, consent: Consent, report: Reporter
 ) -> StudentDecoder | OtherDecoder:
-    path, is_name = Path(where), is_model_name(str(where))
+    place, is_name = hub_id(where), is_model_name(str(where))
+    path = Path(where) if place is None else hub_folder(place, consent)
     if family == DiffusersDecoder.family:
         return _own_decoder(where, consent)
     if is_name or not path.exists():
