@@ -19,7 +19,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "turbovaed_cli"
 ROOMS = (
     "version", "errors", "reporting", "choices", "units", "files", "setting", "stage", "settings", "machine", "runs", "registry", "video",
-    "models", "metrics", "latents", "reconstruction", "export", "benchmarking", "evaluation", "report", "training", "cli", "__main__",
+    "models", "metrics", "latents", "reconstruction", "export", "benchmarking", "evaluation", "report", "training", "pipelines", "cli",
+    "__main__",
     "__init__",
 )  # fmt: skip
 MOST_LINES, MOST_FUNCTION_LINES, FEWEST_WORDS = 400, 50, 4
