@@ -35,7 +35,7 @@ from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 
-_STUDENT_CLASSES = ("StudentDecoder", "AutoencoderKLTurboVAED")
+_STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 
 ConfigSource = str | Path | Mapping[str, Any] | None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import empty_cache
 from turbovaed_cli.models.decoder import Decoder, DecoderOutput
-from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.decoders import load_decoder
 from turbovaed_cli.pipelines.space import check_same_space, space_of
 from turbovaed_cli.pipelines.within import Plans, decode_collected
 from turbovaed_cli.registry.download import Consent, no_consent
@@ -114,13 +114,13 @@ def attach_student(
         attach_student(pipe, "runs/mine")             # for good, or until .restore()
         with attach_student(pipe, student): ...       # within this block
 
-    `pipe` is any pipeline with a `vae`. `student` is a decoder, or what `load_student` takes: a loaded one keeps its
+    `pipe` is any pipeline with a `vae`. `student` is a decoder, or what `load_decoder` takes: a loaded one keeps its
     precision, one that is loaded here takes that of the latents. Long clips are decoded in pieces, to the same pixels, so that
     the decode takes at most `memory` (bytes, or text such as "4GB") besides what is in memory already; 0 allows 70 % of what is
     free. Pieces and memory are notes of `report`.
 
     Raises SettingsError if the student decodes other latents than the pipeline makes, or if the pipeline has no VAE, or has a
-    student attached; and what `load_student` raises.
+    student attached; and what `load_decoder` raises.
     """
     vae = getattr(pipe, "vae", None)
     if not isinstance(vae, nn.Module):
@@ -133,7 +133,7 @@ def attach_student(
     if limit < 0:
         raise SettingsError(f"`memory` is {limit}", "bytes, or text such as 4GB; 0 takes what is free")
     is_named = isinstance(student, str | Path)
-    decoder: Decoder = load_student(student, consent=consent) if isinstance(student, str | Path) else student
+    decoder: Decoder = load_decoder(student, consent=consent) if isinstance(student, str | Path) else student
     check_same_space(decoder, space_of(vae))
     return Attached(pipe, decoder, memory=limit, follows=is_named, report=report)
 
