@@ -73,6 +73,10 @@ class ConfigMixin:
         given = {key: value for key, value in config_dict.items() if key in known}
         return given, {key: value for key, value in config_dict.items() if key not in known}
 
+    def register_to_config(self, **facts: Any) -> None:
+        """Add facts to the config."""
+        self.__dict__["config"] = _Config({**self.__dict__.get("config", {}), **facts})
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
         """Return an instance with random weights; keys that are no arguments are ignored."""
@@ -94,8 +98,8 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     def with_config(self: ConfigMixin, *arguments: Any, **options: Any) -> None:
         bound = inspect.signature(init).bind(self, *arguments, **options)
         bound.apply_defaults()
+        self.register_to_config(**{name: value for name, value in bound.arguments.items() if name != "self"})
         init(self, *arguments, **options)
-        self.config = _Config({name: value for name, value in bound.arguments.items() if name != "self"})
 
     return with_config
 
@@ -343,6 +347,8 @@ class TimeReplicatedConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_hooked(self.conv):
+            return cast(Tensor, self.conv(pad_time(x, self.kernel_size)))
         if self._has_few_outputs:
             before, same, after = self._taps(x)
             before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # repeats few outputs, not many inputs
@@ -373,6 +379,14 @@ class TimeReplicatedConv3d(nn.Module):
         return taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers move or cast the weights of `module`, as offloading does.
+
+    The weights are then in place only while the module's own `forward` runs, so nothing else may read them.
+    """
+    return "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module)
+
+
 def fold_time(x: Tensor) -> Tensor:
     """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: the fastest layout for few channels."""
     return x.movedim(2, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -395,6 +409,8 @@ class DepthwiseSeparableConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise_conv(pad_time(x, self.kernel_size))
+        if is_hooked(self.pointwise_conv):
+            return cast(Tensor, self.pointwise_conv(x))
         # Over (T * H, W) in 2-D: as fast as in 3-D, and its gradient twice as fast.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])
@@ -975,6 +991,9 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_time = sum(block.upsample_time for block in plan)
         self.spatial_compression_ratio = patch_size * 2**num_space
         self.temporal_compression_ratio = 2**num_time
+        self.register_to_config(
+            **facts_for_pipelines(latent_channels, self.temporal_compression_ratio, self.spatial_compression_ratio)
+        )
 
     @property
     def tail_upsamplers(self) -> list[Upsampler2d]:
@@ -1077,7 +1096,8 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self.config.patch_size > 1:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
-        x = x.to(self.conv_out.conv.weight.dtype)
+        last = self.conv_out.conv  # layerwise casting stores its weights in fewer bits than it computes in
+        x = x.to(self.dtype if is_hooked(last) else last.weight.dtype)
         with _no_autocast(x.device):
             if self.config.patch_size > 2:
                 x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
@@ -1087,6 +1107,34 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = self.before_last(x)
         with _no_autocast(x.device):
             return cast(Tensor, self.conv_out(x))
+
+
+# Keys of a saved config that follow from the others: pipelines read them from the configs of VAE classes.
+DERIVED_KEYS = (
+    "block_out_channels",
+    "invert_scale_latents",
+    "scale_factor_spatial",
+    "scale_factor_temporal",
+    "spatial_compression_ratio",
+    "temporal_compression_ratio",
+    "z_dim",
+)
+
+
+def facts_for_pipelines(latent_channels: int, time_ratio: int, space_ratio: int) -> dict[str, Any]:
+    """Return the config keys of VAE classes that diffusers pipelines read, for a student of these ratios.
+
+    They are written into config.json for other readers. Loading computes them again, whatever the file has.
+    """
+    return {
+        "temporal_compression_ratio": time_ratio,
+        "spatial_compression_ratio": space_ratio,
+        "scale_factor_temporal": time_ratio,  # the names of Wan
+        "scale_factor_spatial": space_ratio,
+        "z_dim": latent_channels,
+        "block_out_channels": [latent_channels] * space_ratio.bit_length(),  # CogVideoX reads its length: log2(ratio) + 1
+        "invert_scale_latents": False,  # read by image-to-video of CogVideoX, which needs an encoder
+    }
 
 
 def _check_tail(patch_size: int, channels: int) -> None:
@@ -1800,6 +1848,9 @@ MODELING_FILE = "modeling_turbovaed.py"
 AUTO_MAP = {"AutoModel": f"{Path(MODELING_FILE).stem}.StudentDecoder"}
 
 
+_PIXELS_WITH_TILING = 4 * 512 * 512  # decoded at once, at most; of a frame that has more, one latent frame
+
+
 class StudentDecoder(StudentNetwork):
     """A student whose `decode` returns `.sample`, as a VAE in a pipeline does; see StudentNetwork for shapes and the config."""
 
@@ -1810,8 +1861,11 @@ class StudentDecoder(StudentNetwork):
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], ...]:
-        """Return the arguments in a config, as diffusers asks for them; `auto_map` is for those who load without turbovaed."""
-        config = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        """Return the arguments in a config, as diffusers asks for them.
+
+        Left out: `auto_map`, for those who load without turbovaed, and what follows from the arguments.
+        """
+        config = {key: value for key, value in config_dict.items() if key not in (*DERIVED_KEYS, "auto_map")}
         return cast(tuple[dict[str, Any], ...], super().extract_init_dict(config, **options))
 
     def to_json_string(self) -> str:
@@ -1865,26 +1919,78 @@ class StudentDecoder(StudentNetwork):
     @property
     def latents_mean(self) -> Tensor:
         """Per-channel mean that LTX pipelines add before decode, (C,); zeros if the teacher has none."""
-        values = self.config.latents_mean or [0.0] * self.config.latent_channels
-        return torch.tensor(values, device=self.device, dtype=self.dtype)
+        return self._per_channel(self.config.latents_mean or [0.0] * self.config.latent_channels)
 
     @property
     def latents_std(self) -> Tensor:
         """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones if the teacher has none."""
-        values = self.config.latents_std or [1.0] * self.config.latent_channels
-        return torch.tensor(values, device=self.device, dtype=self.dtype)
+        return self._per_channel(self.config.latents_std or [1.0] * self.config.latent_channels)
+
+    def _per_channel(self, values: Sequence[float]) -> Tensor:
+        device = torch.device("cpu") if self.device.type == "meta" else self.device  # sequential offload leaves weights there
+        return torch.tensor(values, device=device, dtype=self.dtype)
+
+    @property
+    def temperal_downsample(self) -> list[bool]:
+        """One entry for each doubling of space, and whether it doubles time too: Wan's spelling, for its VACE pipeline."""
+        in_time, in_space = (
+            int(ratio).bit_length() - 1 for ratio in (self.temporal_compression_ratio, self.spatial_compression_ratio)
+        )
+        return [False] * (in_space - in_time) + [True] * in_time
+
+    use_tiling = use_slicing = False
+
+    def enable_tiling(self, *_sizes: Any, **_named_sizes: Any) -> None:
+        """Decode a few latent frames at a time, to the same pixels; there are no tiles, so their sizes are ignored."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Decode whole clips again."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Decode the clips of a batch one by one, to the same pixels."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode the clips of a batch together again."""
+        self.use_slicing = False
 
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
 
-        `temb` is not used. Without gradients on a CPU the fast form decodes (see `fast`): results are equal within rounding,
-        and hooks of modules are not called. Raises ShapeError for another shape, FrameCountError for t = 0.
+        `z` is converted to the student's precision; `temb` is not used. Without gradients on a CPU the fast form decodes (see
+        `fast`): results are equal within rounding, and hooks of modules are not called. Raises ShapeError for another shape,
+        FrameCountError for t = 0.
         """
+        self._come_from_offload()
         self.check_latents(z)
         if z.shape[2] < 1:
             raise FrameCountError("latents hold no frame")
-        sample = self.ready().decode(z) if self.decodes_fast and not torch.is_grad_enabled() else self(z)
+        z = z.to(self.dtype)
+        sample = torch.cat([self._decoded(clip) for clip in z.split(1)]) if self.use_slicing and len(z) > 1 else self._decoded(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Decode latents in the way that the switches ask for."""
+        if torch.is_grad_enabled() or self._is_hooked_inside:
+            return cast(Tensor, self(z))
+        if self.use_tiling:
+            pixels = z[0, 0, 0].numel() * int(self.spatial_compression_ratio) ** 2 * int(self.temporal_compression_ratio)
+            frames = max(_PIXELS_WITH_TILING // pixels, 1)
+            return torch.cat(list(decode_as_memory_allows(self.ready(), z.split(frames, dim=2), frames)), dim=2)
+        return self.ready().decode(z) if self.decodes_fast else cast(Tensor, self(z))
+
+    @property
+    def _is_hooked_inside(self) -> bool:
+        """Whether weights of single modules are moved or cast when these run, as sequential and group offload do."""
+        return any(is_hooked(module) for module in self.modules() if module is not self) or "_diffusers_hook" in vars(self)
+
+    def _come_from_offload(self) -> None:
+        """Move the weights to where the pipeline computes, if it offloads whole models; the model before it makes room."""
+        hook = vars(self).get("_hf_hook")
+        if hook is not None:
+            hook.pre_forward(self)
 
     @property
     def decodes_fast(self) -> bool:
@@ -1895,9 +2001,12 @@ class StudentDecoder(StudentNetwork):
         """Return the fast form of these weights, as `fast_form` makes it."""
         return fast_form(self)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> None:
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Raise SettingsError: a student is a decoder; its teacher encodes."""
-        raise SettingsError("a student has no encoder", "encode with its teacher: turbovaed_cli.load_teacher(...).encode(video)")
+        raise SettingsError(
+            "a student has no encoder, which image-to-video needs",
+            "attach_student(pipe, student) keeps that of the pipeline; load_student(..., with_encoder=True) brings the teacher's",
+        )
 
 
 # Pixels decoded at once, at most. On a CPU, whose cache is small, more is hardly faster (benchmarks/streaming.py). A GPU

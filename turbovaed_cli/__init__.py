@@ -21,6 +21,7 @@ _HOME_OF = {
     "load_decoder": "models.decoders",
     "Decoder": "models.decoder",
     "StudentDecoder": "models.student",
+    "StudentVae": "models.student_vae",
     "StreamingDecoder": "models.streaming",
     "FastDecoder": "models.streaming",
     "load_pair": "models.pair",
@@ -37,7 +38,12 @@ _HOME_OF = {
     "bench": "benchmarking.bench",
     "push": "pipelines.push",
     "list_runs": "runs.listing",
+    "attach_student": "pipelines.attach",
+    "save_pipeline": "pipelines.save",
 }
+
+# diffusers looks up the base class of a saved pipeline's component in the library that has the component.
+_OF_DIFFUSERS = {"ModelMixin": "models.network"}
 
 __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt once above
 
@@ -53,8 +59,11 @@ if TYPE_CHECKING:
     from turbovaed_cli.models.pair import load_pair
     from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
     from turbovaed_cli.models.student import StudentDecoder
+    from turbovaed_cli.models.student_vae import StudentVae
     from turbovaed_cli.models.teacher import Teacher, load_teacher
+    from turbovaed_cli.pipelines.attach import attach_student
     from turbovaed_cli.pipelines.push import push
+    from turbovaed_cli.pipelines.save import save_pipeline
     from turbovaed_cli.reconstruction.folder import reconstruct_folder
     from turbovaed_cli.reconstruction.reconstruct import reconstruct
     from turbovaed_cli.registry.find import find_model
@@ -65,9 +74,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    home = _HOME_OF.get(name) or _OF_DIFFUSERS.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return getattr(import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -26,6 +26,7 @@ from turbovaed_cli.export.readme import LATENTS_FILE, decoding_page, loading_ins
 from turbovaed_cli.export.record import conventions, export_document, read_records, records_beside
 from turbovaed_cli.files.places import check_place, hidden_name
 from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
+from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ExportSettings
@@ -177,7 +178,7 @@ def _graphs(
 
 def _metadata(student: StudentDecoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
     """Return the metadata that is stored in an artefact."""
-    config = {name: value for name, value in student.config.items() if not name.startswith("_")}
+    config = {name: value for name, value in student.config.items() if not name.startswith("_") and name not in DERIVED_KEYS}
     return {
         "turbovaed": __version__,
         "config": json.dumps(config),

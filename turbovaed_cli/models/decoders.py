@@ -36,7 +36,7 @@ from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 
-_STUDENT_CLASSES = ("StudentDecoder", "AutoencoderKLTurboVAED")
+_STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 
 ConfigSource = str | Path | Mapping[str, Any] | None
 
@@ -123,7 +123,7 @@ def load_decoder(
     """
     if family is not None:
         check_choice("`family`", family, FAMILIES)
-    spec = find_model(teacher) if teacher is not None else None
+    spec = find_model(teacher, consent) if teacher is not None else None
     decoder = _load(where, family, spec, config, consent, report)
     if spec is not None:
         _set_teacher(decoder, spec, str(where), consent)
@@ -157,7 +157,7 @@ def _load(
 
 
 def _own_decoder(where: str | Path, consent: Consent) -> DiffusersDecoder:
-    spec = find_model(where)
+    spec = find_model(where, consent)
     return DiffusersDecoder(load_teacher(spec, consent=consent), spec)
 
 

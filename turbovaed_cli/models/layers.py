@@ -60,6 +60,8 @@ class TimeReplicatedConv3d(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_hooked(self.conv):
+            return cast(Tensor, self.conv(pad_time(x, self.kernel_size)))
         if self._has_few_outputs:
             before, same, after = self._taps(x)
             before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # repeats few outputs, not many inputs
@@ -90,6 +92,14 @@ class TimeReplicatedConv3d(nn.Module):
         return taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether accelerate or diffusers move or cast the weights of `module`, as offloading does.
+
+    The weights are then in place only while the module's own `forward` runs, so nothing else may read them.
+    """
+    return "_hf_hook" in vars(module) or "_diffusers_hook" in vars(module)
+
+
 def fold_time(x: Tensor) -> Tensor:
     """Fold (B, C, T, H, W) to (B*T, C, H, W), channels innermost in memory: the fastest layout for few channels."""
     return x.movedim(2, 1).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -112,6 +122,8 @@ class DepthwiseSeparableConv3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise_conv(pad_time(x, self.kernel_size))
+        if is_hooked(self.pointwise_conv):
+            return cast(Tensor, self.pointwise_conv(x))
         # Over (T * H, W) in 2-D: as fast as in 3-D, and its gradient twice as fast.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])

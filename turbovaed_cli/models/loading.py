@@ -10,15 +10,18 @@ from torch import Tensor
 
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
-from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
-from turbovaed_cli.files.sealed import verify_manifest
+from turbovaed_cli.files.documents import check_fields, fits, parse_json, read_text, shown
+from turbovaed_cli.files.sealed import read_json, verify_manifest
 from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
+from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.student_vae import StudentVae
+from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
 from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.hub import also_on_hub, hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.registry.specs import MOST_BLOCKS
+from turbovaed_cli.registry.specs import MOST_BLOCKS, ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 
 HEAD_PREFIX = "aligned_feature_projection_heads."
@@ -31,10 +34,9 @@ _BOUNDS = {
     "decoder_layers_per_block": (0, 64),
     "decoder_dw_kernel_size": (1, 31),
 }
-# Keys of the published configs that describe the encoder or repeat facts of the weights; a decoder does not need them.
+# Keys that describe the encoder or repeat facts of the weights, in published configs and in ours; a decoder does not need them.
 _ENCODER_KEYS = frozenset(
     [
-        "block_out_channels",
         "down_block_types",
         "layers_per_block",
         "encoder_causal",
@@ -44,8 +46,6 @@ _ENCODER_KEYS = frozenset(
         "act_fn",
         "norm_num_groups",
         "mid_block_add_attention",
-        "spatial_compression_ratio",
-        "temporal_compression_ratio",
         "force_upcast",
         "use_quant_conv",
         "use_post_quant_conv",
@@ -56,8 +56,8 @@ _ENCODER_KEYS = frozenset(
         "sample_width",
         "shift_factor",
         "norm_eps",
-        "invert_scale_latents",
         "decoder_spatio_temporal_scaling",
+        *DERIVED_KEYS,
         "auto_map",  # for those who load without turbovaed
     ]
 )
@@ -101,18 +101,32 @@ def check_config(given: Mapping[str, Any]) -> None:
 
 
 def load_student(
-    where: str | Path, config: str | Path | Mapping[str, Any] | None = None, *, consent: Consent = no_consent
+    where: str | Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    with_encoder: bool = False,
+    teacher: str | Path | None = None,
+    consent: Consent = no_consent,
 ) -> StudentDecoder:
-    """Load a student, fp32 on the CPU, in eval mode.
+    """Load a student, fp32 on the CPU, in eval mode; `with_encoder` adds the encoder of its teacher, for image-to-video.
 
     `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, a weight file in the published
     layout (.pth or .safetensors), or a hub id ("user/name", "user/name/FILE", with @revision). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
     file's header, `config.json` next to the file, or that of the registry if the file has a published name.
 
+    With `with_encoder` the result is a StudentVae. Its encoder is that of `teacher`, a registry name or a diffusers VAE folder;
+    by default of the teacher that the run or the student's config names. Raises SettingsError if none is known, or if it makes
+    other latents.
+
     Loading is strict: WeightFileError names the first decoder key that is missing, unexpected or misshapen. Raises
     UnknownModelError if nothing has this name, SettingsError for a bad config, and CorruptFileError for damaged files of a
     run. Raises MissingWeightsError if the weights are not on this machine and `consent` does not agree to the download.
     """
+    student = _loaded(where, config, consent)
+    return _with_encoder(student, where, teacher, consent) if with_encoder else student
+
+
+def _loaded(where: str | Path, config: str | Path | Mapping[str, Any] | None, consent: Consent) -> StudentDecoder:
     if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
         spec = find_model(where)
         path = student_weights(spec, consent)
@@ -133,6 +147,45 @@ def load_student(
     )
 
 
+def _with_encoder(student: StudentDecoder, where: str | Path, teacher: str | Path | None, consent: Consent) -> StudentVae:
+    found = teacher or teacher_of(str(where), run_of(str(where)), student)
+    if found is None:
+        raise SettingsError(f"{where} does not name its teacher, which has the encoder", "name it: `teacher` NAME or DIR")
+    spec = find_model(found, consent)
+    check_same_latents(student, spec)
+    return StudentVae.of(student, load_teacher(spec, consent=consent).vae)
+
+
+def run_of(name: str) -> RunDir | None:
+    """Return the run folder that `name` is; None if it is something else."""
+    return RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
+
+
+def teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
+    """Return the registry name or folder of the teacher of a student that was loaded as `name`; None if it is not known."""
+    if is_model_name(name):
+        return name
+    if run is not None:
+        config = read_json(run.config)
+        check_fields(config, {"teacher": {"where": str}}, run.config)
+        return str(config["teacher"]["where"])
+    stated = student.config.teacher
+    return stated if stated and (is_model_name(stated) or hub_id(stated) is not None) else None
+
+
+def check_same_latents(student: StudentDecoder, spec: ModelSpec) -> None:
+    """Raise SettingsError if a student decodes latents of other channels or ratios than a teacher makes."""
+    teacher = spec.teacher
+    found = (student.config.latent_channels, student.temporal_compression_ratio, student.spatial_compression_ratio)
+    wanted = (teacher.latent_channels, teacher.time_ratio, teacher.space_ratio)
+    if found != wanted:
+        raise SettingsError(
+            f"the student decodes latents of {found[0]} channels, {found[1]}x{found[2]}x{found[2]}; "
+            f"this teacher makes {wanted[0]} channels, {wanted[1]}x{wanted[2]}x{wanted[2]}",
+            "name the teacher it was distilled from: `teacher` NAME or DIR",
+        )
+
+
 def _load_folder(folder: Path) -> StudentDecoder:
     config_path = folder / "config.json"
     if not config_path.is_file():
@@ -142,7 +195,7 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if (folder / "manifest.json").is_file():  # of a run: every file has a recorded sha256
         verify_manifest(folder)
     config = read_config(config_path)
-    if config.get("_class_name") not in ("StudentDecoder", "AutoencoderKLTurboVAED"):
+    if config.get("_class_name") not in ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED"):
         raise UnknownModelError(
             f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
             "give a student folder as `model`; this one may be a `teacher`",

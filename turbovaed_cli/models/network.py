@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d
+from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d, is_hooked
 from turbovaed_cli.registry.specs import FrameRule
 
 
@@ -106,6 +106,9 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_time = sum(block.upsample_time for block in plan)
         self.spatial_compression_ratio = patch_size * 2**num_space
         self.temporal_compression_ratio = 2**num_time
+        self.register_to_config(
+            **facts_for_pipelines(latent_channels, self.temporal_compression_ratio, self.spatial_compression_ratio)
+        )
 
     @property
     def tail_upsamplers(self) -> list[Upsampler2d]:
@@ -208,7 +211,8 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         if self.config.patch_size > 1:
             x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
-        x = x.to(self.conv_out.conv.weight.dtype)
+        last = self.conv_out.conv  # layerwise casting stores its weights in fewer bits than it computes in
+        x = x.to(self.dtype if is_hooked(last) else last.weight.dtype)
         with _no_autocast(x.device):
             if self.config.patch_size > 2:
                 x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
@@ -218,6 +222,34 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         x = self.before_last(x)
         with _no_autocast(x.device):
             return cast(Tensor, self.conv_out(x))
+
+
+# Keys of a saved config that follow from the others: pipelines read them from the configs of VAE classes.
+DERIVED_KEYS = (
+    "block_out_channels",
+    "invert_scale_latents",
+    "scale_factor_spatial",
+    "scale_factor_temporal",
+    "spatial_compression_ratio",
+    "temporal_compression_ratio",
+    "z_dim",
+)
+
+
+def facts_for_pipelines(latent_channels: int, time_ratio: int, space_ratio: int) -> dict[str, Any]:
+    """Return the config keys of VAE classes that diffusers pipelines read, for a student of these ratios.
+
+    They are written into config.json for other readers. Loading computes them again, whatever the file has.
+    """
+    return {
+        "temporal_compression_ratio": time_ratio,
+        "spatial_compression_ratio": space_ratio,
+        "scale_factor_temporal": time_ratio,  # the names of Wan
+        "scale_factor_spatial": space_ratio,
+        "z_dim": latent_channels,
+        "block_out_channels": [latent_channels] * space_ratio.bit_length(),  # CogVideoX reads its length: log2(ratio) + 1
+        "invert_scale_latents": False,  # read by image-to-video of CogVideoX, which needs an encoder
+    }
 
 
 def _check_tail(patch_size: int, channels: int) -> None:

@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from importlib.abc import InspectLoader
 from pathlib import Path
 from types import ModuleType
+from typing import TypeGuard
 
 from turbovaed_cli.registry.rows import ADDED, TEACHER_LICENCES
 from turbovaed_cli.version import __version__
@@ -66,7 +67,7 @@ class _Module:
                 found[node.name] = node
             elif isinstance(node, ast.Assign | ast.AnnAssign):
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                found |= {name.id: node for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+                found |= {name.id: node for target in targets for name in ast.walk(target) if _is_bound(name)}
         return found
 
     def source(self, node: ast.stmt) -> str:
@@ -144,9 +145,14 @@ def _names_in(node: ast.AST) -> set[str]:
     return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
 
 
+def _is_bound(node: ast.AST) -> TypeGuard[ast.Name]:
+    """Whether a target, or a part of one, is a name that an assignment binds: not that of `name.attribute = ...`."""
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
 def _bound(node: ast.stmt) -> set[str]:
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return {name.id for target in targets for name in ast.walk(target) if _is_bound(name)}
 
 
 def _licences() -> str:

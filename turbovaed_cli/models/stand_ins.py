@@ -51,6 +51,10 @@ class ConfigMixin:
         given = {key: value for key, value in config_dict.items() if key in known}
         return given, {key: value for key, value in config_dict.items() if key not in known}
 
+    def register_to_config(self, **facts: Any) -> None:
+        """Add facts to the config."""
+        self.__dict__["config"] = _Config({**self.__dict__.get("config", {}), **facts})
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
         """Return an instance with random weights; keys that are no arguments are ignored."""
@@ -72,8 +76,8 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
     def with_config(self: ConfigMixin, *arguments: Any, **options: Any) -> None:
         bound = inspect.signature(init).bind(self, *arguments, **options)
         bound.apply_defaults()
+        self.register_to_config(**{name: value for name, value in bound.arguments.items() if name != "self"})
         init(self, *arguments, **options)
-        self.config = _Config({name: value for name, value in bound.arguments.items() if name != "self"})
 
     return with_config
 

@@ -1,7 +1,7 @@
 """The student as diffusers pipelines call it: a decoder with the statistics of its latents."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,10 +11,13 @@ from torch import Tensor
 from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.decoder import DecoderOutput
 from turbovaed_cli.models.latent_space import LatentSpace
-from turbovaed_cli.models.network import StudentNetwork
+from turbovaed_cli.models.layers import is_hooked
+from turbovaed_cli.models.network import DERIVED_KEYS, StudentNetwork
 from turbovaed_cli.models.self_contained import AUTO_MAP, MODELING_FILE, modeling_source
-from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, fast_form
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, decode_as_memory_allows, fast_form
 from turbovaed_cli.registry.rows import TEACHER_LICENCES
+
+_PIXELS_WITH_TILING = 4 * 512 * 512  # decoded at once, at most; of a frame that has more, one latent frame
 
 
 class StudentDecoder(StudentNetwork):
@@ -27,8 +30,11 @@ class StudentDecoder(StudentNetwork):
 
     @classmethod
     def extract_init_dict(cls, config_dict: Mapping[str, Any], **options: Any) -> tuple[dict[str, Any], ...]:
-        """Return the arguments in a config, as diffusers asks for them; `auto_map` is for those who load without turbovaed."""
-        config = {key: value for key, value in config_dict.items() if key != "auto_map"}
+        """Return the arguments in a config, as diffusers asks for them.
+
+        Left out: `auto_map`, for those who load without turbovaed, and what follows from the arguments.
+        """
+        config = {key: value for key, value in config_dict.items() if key not in (*DERIVED_KEYS, "auto_map")}
         return cast(tuple[dict[str, Any], ...], super().extract_init_dict(config, **options))
 
     def to_json_string(self) -> str:
@@ -82,26 +88,78 @@ class StudentDecoder(StudentNetwork):
     @property
     def latents_mean(self) -> Tensor:
         """Per-channel mean that LTX pipelines add before decode, (C,); zeros if the teacher has none."""
-        values = self.config.latents_mean or [0.0] * self.config.latent_channels
-        return torch.tensor(values, device=self.device, dtype=self.dtype)
+        return self._per_channel(self.config.latents_mean or [0.0] * self.config.latent_channels)
 
     @property
     def latents_std(self) -> Tensor:
         """Per-channel standard deviation that LTX pipelines multiply by before decode, (C,); ones if the teacher has none."""
-        values = self.config.latents_std or [1.0] * self.config.latent_channels
-        return torch.tensor(values, device=self.device, dtype=self.dtype)
+        return self._per_channel(self.config.latents_std or [1.0] * self.config.latent_channels)
+
+    def _per_channel(self, values: Sequence[float]) -> Tensor:
+        device = torch.device("cpu") if self.device.type == "meta" else self.device  # sequential offload leaves weights there
+        return torch.tensor(values, device=device, dtype=self.dtype)
+
+    @property
+    def temperal_downsample(self) -> list[bool]:
+        """One entry for each doubling of space, and whether it doubles time too: Wan's spelling, for its VACE pipeline."""
+        in_time, in_space = (
+            int(ratio).bit_length() - 1 for ratio in (self.temporal_compression_ratio, self.spatial_compression_ratio)
+        )
+        return [False] * (in_space - in_time) + [True] * in_time
+
+    use_tiling = use_slicing = False
+
+    def enable_tiling(self, *_sizes: Any, **_named_sizes: Any) -> None:
+        """Decode a few latent frames at a time, to the same pixels; there are no tiles, so their sizes are ignored."""
+        self.use_tiling = True
+
+    def disable_tiling(self) -> None:
+        """Decode whole clips again."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Decode the clips of a batch one by one, to the same pixels."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Decode the clips of a batch together again."""
+        self.use_slicing = False
 
     def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
 
-        `temb` is not used. Without gradients on a CPU the fast form decodes (see `fast`): results are equal within rounding,
-        and hooks of modules are not called. Raises ShapeError for another shape, FrameCountError for t = 0.
+        `z` is converted to the student's precision; `temb` is not used. Without gradients on a CPU the fast form decodes (see
+        `fast`): results are equal within rounding, and hooks of modules are not called. Raises ShapeError for another shape,
+        FrameCountError for t = 0.
         """
+        self._come_from_offload()
         self.check_latents(z)
         if z.shape[2] < 1:
             raise FrameCountError("latents hold no frame")
-        sample = self.ready().decode(z) if self.decodes_fast and not torch.is_grad_enabled() else self(z)
+        z = z.to(self.dtype)
+        sample = torch.cat([self._decoded(clip) for clip in z.split(1)]) if self.use_slicing and len(z) > 1 else self._decoded(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        """Decode latents in the way that the switches ask for."""
+        if torch.is_grad_enabled() or self._is_hooked_inside:
+            return cast(Tensor, self(z))
+        if self.use_tiling:
+            pixels = z[0, 0, 0].numel() * int(self.spatial_compression_ratio) ** 2 * int(self.temporal_compression_ratio)
+            frames = max(_PIXELS_WITH_TILING // pixels, 1)
+            return torch.cat(list(decode_as_memory_allows(self.ready(), z.split(frames, dim=2), frames)), dim=2)
+        return self.ready().decode(z) if self.decodes_fast else cast(Tensor, self(z))
+
+    @property
+    def _is_hooked_inside(self) -> bool:
+        """Whether weights of single modules are moved or cast when these run, as sequential and group offload do."""
+        return any(is_hooked(module) for module in self.modules() if module is not self) or "_diffusers_hook" in vars(self)
+
+    def _come_from_offload(self) -> None:
+        """Move the weights to where the pipeline computes, if it offloads whole models; the model before it makes room."""
+        hook = vars(self).get("_hf_hook")
+        if hook is not None:
+            hook.pre_forward(self)
 
     @property
     def decodes_fast(self) -> bool:
@@ -112,6 +170,12 @@ class StudentDecoder(StudentNetwork):
         """Return the fast form of these weights, as `fast_form` makes it."""
         return fast_form(self)
 
-    def encode(self, x: Tensor, return_dict: bool = True) -> None:
+    def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Raise SettingsError: a student is a decoder; its teacher encodes."""
-        raise SettingsError("a student has no encoder", "encode with its teacher: turbovaed_cli.load_teacher(...).encode(video)")
+        raise SettingsError(
+            "a student has no encoder, which image-to-video needs",
+            "attach_student(pipe, student) keeps that of the pipeline; load_student(..., with_encoder=True) brings the teacher's",
+        )
+
+
+StudentDecoder.__module__ = "turbovaed_cli"  # saved pipelines name it, so that `import turbovaed_cli` is enough to load them

@@ -19,6 +19,7 @@ from turbovaed_cli.registry.weight_files import is_known, licence_of, weight_fil
 
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
 _LARGEST_PATCH, _LEAST_BEFORE_TAIL = 4, 64  # of a student's tail; channels before it, as published with patch_size 4
+_STATISTICS = ("latents_mean", "latents_std")  # in a row, those of the published weights; a local VAE has its own
 _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
 
 
@@ -109,7 +110,8 @@ def _adapted(row: ModelSpec, config: Mapping[str, Any], given: Path, folder: Pat
     frames = row.teacher.frames if same_ratios else FrameRule(step=time_ratio, first=row.teacher.frames.first)
     own = {"latent_channels": latent_channels, "time_ratio": time_ratio, "space_ratio": space_ratio, "frames": frames}
     spec = _local(row, given, folder, file, own)
-    config_of_student = dict(row.student.config, latent_channels=latent_channels)
+    config_of_student = {key: value for key, value in row.student.config.items() if key not in _STATISTICS}
+    config_of_student["latent_channels"] = latent_channels
     if not same_ratios:
         config_of_student |= _upsampling_for(time_ratio, space_ratio, config_of_student)
     return replace(spec, student=replace(spec.student, config=config_of_student | _scaling_of(config)))

@@ -16,6 +16,7 @@ from turbovaed_cli.files.remote import is_url
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.machine.devices import environment
+from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import hash_of_state
 from turbovaed_cli.reporting import Reporter
@@ -288,4 +289,4 @@ def _resume(folder: RunDir, state: TrainingState) -> int | None:
 
 
 def _published_config(student: StudentDecoder) -> dict[str, Any]:
-    return {name: value for name, value in student.config.items() if not name.startswith("_")}
+    return {name: value for name, value in student.config.items() if not name.startswith("_") and name not in DERIVED_KEYS}

@@ -1,0 +1,152 @@
+"""A student decodes in place of a pipeline's own decoder, until it is taken out again."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.machine.devices import empty_cache
+from turbovaed_cli.models.decoder import Decoder, DecoderOutput
+from turbovaed_cli.models.decoders import load_decoder
+from turbovaed_cli.pipelines.space import check_same_space, space_of
+from turbovaed_cli.pipelines.within import Plans, decode_collected
+from turbovaed_cli.registry.download import Consent, no_consent
+from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.units import parse_bytes
+
+_METHOD = "decode"
+
+
+class Attached:
+    """A student in a pipeline; `restore` takes it out, as the end of a `with` block does.
+
+    The pipeline keeps its VAE: its encoder, config, statistics and scaling factor, and its hooks. Only `pipe.vae.decode` is
+    another function, so the VAE's own decoder never runs, and offloading does not move it to the device.
+    """
+
+    def __init__(self, pipe: Any, student: Decoder, *, memory: int, follows: bool, report: Reporter) -> None:
+        self.pipe, self.vae, self.student, self.memory = pipe, pipe.vae, student, memory
+        self.latents: Tensor | None = None  # those of a decode that failed, raw, (B, C, t, h, w), on the CPU
+        self._space = space_of(self.vae).space()
+        self._plans: Plans = {}
+        self._follows, self._report = follows, report
+        self._before = vars(self.vae).get(_METHOD)  # a function that was there before, if any
+        self.vae.decode = self.decode
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the student still decodes for the pipeline."""
+        return _attached_to(self.vae) is self
+
+    def decode(
+        self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True, **_inputs: Any
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decode raw latents `z` (B, C, t, h, w), as the VAE's own `decode` does, to `.sample` (B, 3, T, H, W) in [-1, 1].
+
+        The video has the precision of `z`. Timesteps and other inputs of teachers' decoders are not used. If the decode fails,
+        the latents are kept in `latents`. Raises SettingsError if the limit of memory is too low.
+        """
+        self._make_room(z.device)
+        if self._follows:
+            nn.Module.to(cast("nn.Module", self.student), dtype=z.dtype)
+        latents = z if self.student.latents == "raw" else self._space.normalised(z)
+        try:
+            sample = decode_collected(self.student, latents, self.memory, plans=self._plans, report=self._report)
+        except Exception:
+            self.latents = z.detach().cpu()
+            raise
+        finally:
+            self._go_home()
+        self.latents = None
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def restore(self) -> None:
+        """Give the pipeline its own decoder back. Without effect if that was done before."""
+        if not self.is_attached:
+            return
+        if self._before is None:
+            del self.vae.decode
+        else:
+            self.vae.decode = self._before
+
+    def _make_room(self, device: torch.device) -> None:
+        """Move what model CPU offload has on the device off it, as the VAE's own `decode` would: the model before, and the VAE."""
+        hook = vars(self.vae).get("_hf_hook")
+        has_moved = False
+        for one in getattr(hook, "hooks", (hook,)):
+            if not hasattr(one, "prev_module_hook"):
+                continue
+            before = one.prev_module_hook
+            if before is not None and _is_away(before.model):
+                before.offload()
+                has_moved = True
+            if _is_away(self.vae):
+                one.init_hook(self.vae)
+                has_moved = True
+        if has_moved:
+            empty_cache(device)
+
+    def _go_home(self) -> None:
+        """Move the student to where the VAE's weights are between decodes: with offloading, off the device."""
+        home = next(self.vae.parameters()).device
+        nn.Module.to(cast("nn.Module", self.student), device="cpu" if home.type == "meta" else home)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.restore()
+
+
+def attach_student(
+    pipe: Any,
+    student: Decoder | str | Path,
+    *,
+    memory: int | str = 0,
+    consent: Consent = no_consent,
+    report: Reporter = quiet,
+) -> Attached:
+    """Let a student decode for a diffusers pipeline, in place of the pipeline's own decoder, and return what takes it out again.
+
+        attach_student(pipe, "runs/mine")             # for good, or until .restore()
+        with attach_student(pipe, student): ...       # within this block
+
+    `pipe` is any pipeline with a `vae`. `student` is a decoder, or what `load_decoder` takes: a loaded one keeps its
+    precision, one that is loaded here takes that of the latents. Long clips are decoded in pieces, to the same pixels, so that
+    the decode takes at most `memory` (bytes, or text such as "4GB") besides what is in memory already; 0 allows 70 % of what is
+    free. Pieces and memory are notes of `report`.
+
+    Raises SettingsError if the student decodes other latents than the pipeline makes, or if the pipeline has no VAE, or has a
+    student attached; and what `load_decoder` raises.
+    """
+    vae = getattr(pipe, "vae", None)
+    if not isinstance(vae, nn.Module):
+        raise SettingsError(
+            f"a {type(pipe).__name__} has no `vae` to decode for", "a diffusers pipeline of a video model: `pipe`"
+        )
+    if is_attached_to(vae):
+        raise SettingsError("this pipeline has a student attached", "call its .restore() first")
+    limit = parse_bytes(memory) if isinstance(memory, str) else memory
+    if limit < 0:
+        raise SettingsError(f"`memory` is {limit}", "bytes, or text such as 4GB; 0 takes what is free")
+    is_named = isinstance(student, str | Path)
+    decoder: Decoder = load_decoder(student, consent=consent) if isinstance(student, str | Path) else student
+    check_same_space(decoder, space_of(vae))
+    return Attached(pipe, decoder, memory=limit, follows=is_named, report=report)
+
+
+def is_attached_to(vae: nn.Module) -> bool:
+    """Whether a student decodes in place of this VAE."""
+    return _attached_to(vae) is not None
+
+
+def _attached_to(vae: nn.Module) -> Attached | None:
+    owner = getattr(vars(vae).get(_METHOD), "__self__", None)
+    return owner if isinstance(owner, Attached) else None
+
+
+def _is_away(model: nn.Module) -> bool:
+    return any(weight.device.type not in ("cpu", "meta") for weight in model.parameters())
