@@ -1,11 +1,13 @@
 """Tiny random diffusers pipelines of every class that a student serves, with prompts given as embeddings: no text encoder runs."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from PIL import Image
 from small_teachers import SMALL
@@ -13,6 +15,9 @@ from small_teachers import SMALL
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.rows import MODELS
+
+pytest.importorskip("transformers", reason="diffusers has no pipelines without it: pip install transformers")
+logging.getLogger("diffusers").setLevel(logging.ERROR)  # it warns of the parts that a tiny pipeline leaves out
 
 SIZE, FRAMES = 32, 9
 TEXT, TOKENS = 16, 4  # width and length of the prompt embeddings
