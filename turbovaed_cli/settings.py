@@ -214,15 +214,16 @@ def check_video_name(path: Path) -> None:
         raise SettingsError(f"{path} is no name this can write to", f"videos end in {', '.join(WRITABLE_SUFFIXES)}")
 
 
-def check_reconstruct(settings: ReconstructSettings) -> None:
-    """Raise SettingsError naming the first value that makes no sense."""
+def check_reconstruct(settings: ReconstructSettings, *, side_by_side: bool = False) -> None:
+    """Raise SettingsError naming the first value that makes no sense, with further decoders `side_by_side` or without."""
     if settings.overlap < 0 or settings.window < 0:
         raise SettingsError("`overlap` and `window` cannot be below 0")
-    if settings.memory and settings.compare:
+    if settings.memory and (settings.compare or side_by_side):
+        name = "compare" if settings.compare else "against"
         raise SettingsError(
-            "`compare` works in windows, whose memory is not planned", "`window=17` bounds it; or leave out `memory`"
+            f"`{name}` works in windows, whose memory is not planned", "`window=17` bounds it; or leave out `memory`"
         )
-    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not settings.compare:
+    if (settings.window or settings.overlap != ReconstructSettings.overlap) and not (settings.compare or side_by_side):
         raise SettingsError("`window` and `overlap` are for `compare`: all else has no windows", "`memory=4GB` bounds the memory")
     if not 0 < settings.fps < math.inf:
         raise SettingsError(f"`fps={settings.fps}` is not a frame rate", "a number above 0, such as 24")

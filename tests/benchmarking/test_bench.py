@@ -211,14 +211,15 @@ def job_of(student, settings, target):
     import tempfile
     from pathlib import Path
 
-    from turbovaed_cli.benchmarking.bench import _write_inputs
+    from turbovaed_cli.benchmarking.bench import _Asked, _write_inputs
+    from turbovaed_cli.benchmarking.child import decoder_in_job
     from turbovaed_cli.models.loading import load_student
-    from turbovaed_cli.registry.download import no_consent
     from turbovaed_cli.reporting import quiet
 
     folder = tempfile.TemporaryDirectory()
-    _write_inputs(Path(folder.name), str(student), None, None, load_student(student), settings, no_consent, quiet)
-    job = {"model": str(student), "teacher": None, "config": None, "folder": folder.name, "threads": 2}
+    _write_inputs(Path(folder.name), _Asked(str(student)), load_student(student), settings, quiet)
+    decoders = [decoder_in_job(str(student), str(student), is_student=True)]
+    job = {"decoders": decoders, "teacher": None, "folder": folder.name, "threads": 2}
     return {**job, "target": target, "settings": asdict(settings)}, folder
 
 

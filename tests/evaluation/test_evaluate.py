@@ -16,9 +16,9 @@ from test_metrics import TinyDetector, random_trunk, scripted_detector
 from turbovaed_cli.cli.eval_tables import as_tables
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
 from turbovaed_cli.evaluation import paper
+from turbovaed_cli.evaluation.decoding import decode_times
 from turbovaed_cli.evaluation.evaluate import (
     clip_frames,
-    decode_times,
     eval_document,
     evaluate,
     evaluate_all,

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbovaed_cli.benchmarking.child import export_settings, in_child, num_threads, peak_in_child
+from turbovaed_cli.benchmarking.child import decoder_in_job, export_settings, in_child, num_threads, peak_in_child
 from turbovaed_cli.benchmarking.ios_project import write_project
 from turbovaed_cli.benchmarking.published import SPEEDS, estimate_on_phone, why_no_estimate
-from turbovaed_cli.benchmarking.results import BenchResult, BenchRow, MemoryRow, row_of
+from turbovaed_cli.benchmarking.results import BenchResult, BenchRow, DecoderFacts, MemoryRow, row_of
 from turbovaed_cli.benchmarking.target import STUDENT, TEACHER, Target
 from turbovaed_cli.benchmarking.targets.coreml import attached_device
 from turbovaed_cli.benchmarking.targets.table import targets
@@ -34,7 +34,7 @@ from turbovaed_cli.errors import (
     UnavailableError,
 )
 from turbovaed_cli.export.checked_on import first_videos, latents_for
-from turbovaed_cli.export.compare import MIN_PSNR_DB
+from turbovaed_cli.export.compare import MIN_PSNR_DB, decoded
 from turbovaed_cli.export.cost import cost
 from turbovaed_cli.export.export import export_student, raise_for_misses
 from turbovaed_cli.export.export_form import export_form
@@ -44,9 +44,9 @@ from turbovaed_cli.export.formats.table import exporters
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.whole import room_for, whole_folder
 from turbovaed_cli.machine.devices import DTYPES, apple_device, resolve_dtype, torch_device, warn_of_cudnn
-from turbovaed_cli.models.loading import load_student
-from turbovaed_cli.models.network import num_params
-from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import latent_shape, num_params_of
+from turbovaed_cli.models.pair import Pair, load_pair, named_decoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.reporting import Reporter, quiet
@@ -56,24 +56,45 @@ from turbovaed_cli.video import VideoInfo, read_clip
 from turbovaed_cli.video.usable import Skipped
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """The decoder that is timed, as it was named; see load_pair."""
+
+    model: str
+    teacher: str | None = None
+    family: str | None = None
+    config: str | None = None
+    consent: Consent = no_consent
+
+    def load(self, **options: Any) -> Pair:
+        """Load it, with the teacher unless `with_teacher` is False."""
+        return load_pair(self.model, self.teacher, family=self.family, config=self.config, consent=self.consent, **options)
+
+
 def bench(
     model: str,
     settings: BenchSettings = BenchSettings(),
     *,
     teacher: str | None = None,
+    family: str | None = None,
     config: str | None = None,
+    against: Sequence[str] = (),
     consent: Consent = no_consent,
     report: Reporter = quiet,
 ) -> BenchResult:
     """Time `model` on every target of `settings`, and the teacher's decoder too if its weights are on this machine.
 
-    Raises SettingsError for an unknown target or precision, ShapeError for sizes the student cannot make, and
-    MissingWeightsError if the student's weights are not here.
+    `model` is any decoder that `load_decoder` takes; `against` names decoders of the same latents, PLACE or FAMILY:PLACE, which
+    get rows of their own. Raises SettingsError for an unknown target or precision and for decoders of other latents, ShapeError
+    for sizes the decoder cannot make, and MissingWeightsError if its weights are not here.
     """
     chosen = _check(settings)
-    student = load_student(model, config, consent=consent)
+    asked = _Asked(model, teacher, family, config, consent)
+    pair = asked.load(against=against, with_teacher=False)
+    student = pair.student
     for frames in (settings.frames, *settings.memory_frames):
-        student.latent_shape(frames, settings.size)
+        for decoder in pair.decoders:
+            latent_shape(decoder, frames, settings.size)
     device = torch_device(settings.device, report)
     if "torch" in settings.targets:
         for precision in settings.precisions:
@@ -81,38 +102,74 @@ def bench(
                 warn_of_cudnn(device, resolve_dtype(precision), report)
     if apple_device(settings.device):
         _check_attached(settings)
-    where, absent_teacher = _teacher_of(model, teacher, config, settings, consent)
+    where, absent_teacher = _teacher_of(asked, settings)
     with tempfile.TemporaryDirectory(prefix="turbovaed-bench-") as folder:
         with room_for(Path(folder)):
-            decoded, skipped = _write_inputs(Path(folder), model, teacher, config, student, settings, consent, report)
+            described, skipped = _write_inputs(Path(folder), asked, student, settings, report)
         job = {
-            "model": model,
+            "decoders": _decoders_of(pair, asked),
             "teacher": None if absent_teacher else where,
-            "config": config,
             "settings": asdict(settings),
             "folder": folder,
         }
         rows, loads, failures = _measure_each(chosen, job, absent_teacher, settings, report)
-        memory = [
-            MemoryRow(form, frames, peak_in_child({**job, "target": "torch", "memory": [form, frames]}, settings)[0])
-            for form in ("whole clip", "streamed")
-            for frames in report.track(settings.memory_frames, f"memory, {form}")
-        ]
+        memory = _memory_over_length(job, settings, report)
     gmacs = _gmacs(student, settings) if "coreml" in settings.targets else None
     return BenchResult(
         model,
         _header(settings),
-        decoded,
-        num_params(student),
+        described,
+        num_params_of(student),
         _with_speedups(rows, device),
         loads,
         memory,
-        {student.config.teacher: SPEEDS[student.config.teacher]} if student.config.teacher in SPEEDS else {},
+        {student.teacher: SPEEDS[student.teacher]} if _is_student(student) and student.teacher in SPEEDS else {},
         estimate_on_phone(gmacs, settings.frames) if gmacs is not None else None,
         why_no_estimate(gmacs) if gmacs is not None else "",
         failures,
         skipped,
+        _facts(pair),
     )
+
+
+def _facts(pair: Pair) -> list[DecoderFacts]:
+    return [
+        DecoderFacts(label, decoder.family, num_params_of(decoder), decoder.licence)
+        for label, decoder in zip((pair.name, *pair.labels), pair.decoders, strict=True)
+    ]
+
+
+def _is_student(decoder: Decoder) -> bool:
+    return isinstance(decoder, StudentDecoder)
+
+
+def _decoders_of(pair: Pair, asked: _Asked) -> list[dict[str, Any]]:
+    """Return the entries of a job: the decoder of the model, then those beside it."""
+    family, place = named_decoder(asked.model)
+    entries = [
+        decoder_in_job(
+            place, place, family=asked.family or family, config=asked.config, is_student=_is_student(pair.student),
+            teacher=None if _is_student(pair.student) else pair.teacher_is,
+        )
+    ]  # fmt: skip
+    for label, one in zip(pair.labels, pair.beside, strict=True):
+        family, place = named_decoder(one.name)
+        entries.append(decoder_in_job(place, label, family=family, teacher=pair.teacher_is, is_student=_is_student(one.decoder)))
+    return entries
+
+
+def _memory_over_length(job: dict[str, Any], settings: BenchSettings, report: Reporter) -> list[MemoryRow]:
+    """Measure the memory of a decode at each length of `memory_frames`, whole and streamed, by each decoder that can."""
+    rows = []
+    for number, entry in enumerate(job["decoders"]):
+        for form in ("whole clip", "streamed"):
+            name = f"{entry['label']}, {form}" if number else form
+            for frames in report.track(settings.memory_frames, f"memory, {name}"):
+                asked = {**job, "target": "torch", "memory": [form, frames], "of": number}
+                peak = peak_in_child(asked, settings)[0]
+                if peak is not None or number == 0:  # those beside need not stream
+                    rows.append(MemoryRow(name, frames, peak))
+    return rows
 
 
 def _measure_each(
@@ -159,10 +216,13 @@ def write_ios_project(
     if len(settings.precisions) > 1 or len(settings.layouts) > 1:
         raise SettingsError("`ios_project` holds one artefact", "one `dtype` and one `layout`")
     precision, layout = target.chosen(settings.precisions)[0], settings.layouts[0]
-    student = load_student(model, config, consent=consent)
+    asked = _Asked(model, teacher, None, config, consent)
+    student = asked.load(with_teacher=False).student
+    if not isinstance(student, StudentDecoder):
+        raise SettingsError("`ios_project` is for students", "`model` NAME of a student")
     wanted = export_settings(settings, precision, layout)
     videos, skipped = first_videos(wanted, report)
-    latents = _latents(model, teacher, config, student, settings, videos, consent, report)
+    latents = _latents(asked, student, settings, videos, report)
     with tempfile.TemporaryDirectory() as folder:
         result = export_student(student, ("coreml",), Path(folder) / "student.mlpackage", wanted, report, latents=latents)
         raise_for_misses(result)
@@ -172,7 +232,7 @@ def write_ios_project(
             video = student(example)
         case = {
             "model": names_only(model),
-            "params": num_params(student),
+            "params": num_params_of(student),
             "precision": precision,
             "layout": layout,
             "size_mb": artifact.size_mb,
@@ -183,15 +243,15 @@ def write_ios_project(
     return skipped
 
 
-def _gmacs(student: StudentDecoder, settings: BenchSettings) -> float:
-    """Return the GMACs of one decode in the export form."""
+def _gmacs(student: Decoder, settings: BenchSettings) -> float | None:
+    """Return the GMACs of one decode in the export form; None for a decoder that has none."""
+    if not isinstance(student, StudentDecoder):
+        return None
     latents = torch.zeros(1, *student.latent_shape(settings.frames, settings.size))
     return cost(Graph(export_form(student), {"latents": latents}), itemsize=2).gmacs
 
 
-def _teacher_of(
-    model: str, teacher: str | None, config: str | None, settings: BenchSettings, consent: Consent
-) -> tuple[str | None, str]:
+def _teacher_of(asked: _Asked, settings: BenchSettings) -> tuple[str | None, str]:
     """Return the place of the teacher to time, or None, and the reason why it is missing ("" if it is there or not wanted).
 
     A named teacher that does not fit is an error; one that cannot be found becomes a row with the reason.
@@ -199,11 +259,11 @@ def _teacher_of(
     if not settings.teacher or "torch" not in settings.targets:
         return None, ""
     try:
-        return load_pair(model, teacher, config=config, consent=consent).teacher_is, ""
+        return asked.load().teacher_is, ""
     except MissingError as error:
         return None, f"{error.what}; {error.hint}"
     except SettingsError as error:
-        if teacher is not None:
+        if asked.teacher is not None:
             raise
         return None, error.what
 
@@ -270,42 +330,27 @@ def _check_layouts(chosen: Sequence[Target], settings: BenchSettings) -> None:
 
 
 def _write_inputs(
-    folder: Path,
-    model: str,
-    teacher: str | None,
-    config: str | None,
-    student: StudentDecoder,
-    settings: BenchSettings,
-    consent: Consent,
-    report: Reporter,
+    folder: Path, asked: _Asked, student: Decoder, settings: BenchSettings, report: Reporter
 ) -> tuple[str, list[Skipped]]:
     """Write the latents, the fp32 student's videos of them and their source clips to a file in `folder`.
 
     Returns a description of the latents, and the skipped videos.
     """
     videos, skipped = first_videos(export_settings(settings), report)
-    by_size, decoded = _latents(model, teacher, config, student, settings, videos, consent, report)
+    by_size, described = _latents(asked, student, settings, videos, report)
     latents = by_size[settings.size]
     tensors = {f"latents_{i}": item for i, item in enumerate(latents)}
-    with torch.no_grad():
-        tensors |= {f"reference_{i}": student(item) for i, item in enumerate(latents)}
+    tensors |= {f"reference_{i}": decoded(student, item) for i, item in enumerate(latents)}
     tensors |= {f"source_{i}": read_clip(info, settings.frames, settings.size)[None] for i, info in enumerate(videos)}
     save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "inputs.safetensors")
-    return decoded, skipped
+    return described, skipped
 
 
 def _latents(
-    model: str,
-    teacher: str | None,
-    config: str | None,
-    student: StudentDecoder,
-    settings: BenchSettings,
-    videos: Sequence[VideoInfo],
-    consent: Consent,
-    report: Reporter,
+    asked: _Asked, student: Decoder, settings: BenchSettings, videos: Sequence[VideoInfo], report: Reporter
 ) -> tuple[dict[tuple[int, int], list[Tensor]], str]:
     """Return latents by size, and their description; the teacher is loaded if videos have to be encoded."""
-    loaded = load_pair(model, teacher, config=config, consent=consent).teacher if settings.data is not None else None
+    loaded = asked.load().teacher if settings.data is not None else None
     return latents_for(student, export_settings(settings), loaded, videos, report)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from turbovaed_cli.benchmarking.results import VIDEO_FPS, BenchRow
-from turbovaed_cli.benchmarking.target import TEACHER, Exported, Running, Variant, Work
+from turbovaed_cli.benchmarking.target import STUDENT, TEACHER, Exported, Running, Target, Variant, Work, not_here
 from turbovaed_cli.benchmarking.targets.table import targets
 from turbovaed_cli.errors import CheckFailedError, MissingError, TurboVaedError
 from turbovaed_cli.export.compare import psnr_of
@@ -27,7 +27,9 @@ from turbovaed_cli.export.export import export_student
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.machine.devices import forget_peak, peak_mb, resolve_dtype, torch_device
-from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoders import load_decoder
+from turbovaed_cli.models.decoding import decode_in_pieces, decode_without_gradients, latent_shape, module_of
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import teacher_spec
 from turbovaed_cli.models.streaming import StreamingDecoder
@@ -120,35 +122,65 @@ def _child() -> None:
     write_json(Path(job["answer"]), answer)
 
 
-def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
-    target = targets()[job["target"]]
+def decoder_in_job(
+    name: str, label: str, *, family: str | None = None, teacher: str | None = None, config: str | None = None, is_student: bool
+) -> dict[str, Any]:
+    """Return the entry of a decoder in the list "decoders" of a job: the first one is that of the model, the rest are beside it."""
+    return {"name": name, "label": label, "family": family, "teacher": teacher, "config": config, "is_student": is_student}
 
-    def student(precision: str) -> StudentDecoder:
-        loaded = load_student(job["model"], job["config"])
-        nn.Module.to(loaded, device=torch_device(settings.device), dtype=resolve_dtype(precision))
+
+def _load(entry: dict[str, Any]) -> Decoder:
+    return load_decoder(entry["name"], family=entry["family"], teacher=entry["teacher"], config=entry["config"])
+
+
+def _work(job: dict[str, Any], settings: BenchSettings) -> list[Variant]:
+    """Return the variants of the target: those of the model and its teacher, then those of each decoder beside them."""
+    target = targets()[job["target"]]
+    found = target.variants(_work_of(0, job, settings, target))
+    for number in range(1, len(job["decoders"])):
+        work = _work_of(number, job, settings, target)
+        try:
+            variants = target.variants(work)
+        except TurboVaedError as error:  # the other decoders are still useful
+            variants = [Variant(work.network, target.name, "", work.precisions[0], not_here(error.what, error.hint))]
+        found += [replace(variant, is_beside=True) for variant in variants]
+    return found
+
+
+def _work_of(number: int, job: dict[str, Any], settings: BenchSettings, target: Target) -> Work:
+    entry = job["decoders"][number]
+
+    def student(precision: str) -> Decoder:
+        loaded = _load(entry)
+        nn.Module.to(module_of(loaded), device=torch_device(settings.device), dtype=resolve_dtype(precision))
         return loaded
 
     def teacher(precision: str) -> Teacher:
         device = torch_device(settings.device)
-        return load_teacher(teacher_spec(job["teacher"], job["model"]), device=device, dtype=resolve_dtype(precision))
+        return load_teacher(
+            teacher_spec(job["teacher"], job["decoders"][0]["name"]), device=device, dtype=resolve_dtype(precision)
+        )
 
-    chosen, exported = target.chosen(settings.precisions), partial(_exported, job, settings)
-    return target.variants(Work(settings, chosen, student, teacher, exported, job["teacher"] is not None, job["threads"]))
+    chosen, exported = target.chosen(settings.precisions), partial(_exported, job, settings, number)
+    with_teacher = job["teacher"] is not None and number == 0
+    network = entry["label"] if number else STUDENT
+    return Work(settings, chosen, student, teacher, exported, with_teacher, job["threads"], network, entry["is_student"])
 
 
-def _exported(job: dict[str, Any], settings: BenchSettings, name: str, precision: str, layout: str) -> Exported:
+def _exported(job: dict[str, Any], settings: BenchSettings, number: int, name: str, precision: str, layout: str) -> Exported:
     """Return the artefact of a format. It is written and checked once; a process that measures its peak finds it there."""
-    folder = Path(job["folder"]) / f"{name}-{precision}-{layout}"
+    folder = Path(job["folder"]) / f"{name}-{precision}-{layout or number}-{number}"
     if not (folder / "export.json").is_file():
         inputs = load_file(Path(job["folder"]) / "inputs.safetensors")
         items = [item for label, item in inputs.items() if label.startswith("latents_")]
-        wanted = export_settings(settings, precision, layout)
-        student = load_student(job["model"], job["config"])
-        result = export_student(student, (name,), folder, wanted, latents=({settings.size: items}, "the same latents"))
+        wanted = export_settings(settings, precision, *([layout] if layout else []))
+        decoder, place = _load(job["decoders"][number]), job["decoders"][number]["name"]
+        result = export_student(decoder, (name,), folder, wanted, latents=({settings.size: items}, "the same latents"))
         for item in result.missed:
             raise CheckFailedError(
-                f"{name} in {precision} differs too much from the student: {item.psnr_db:.1f} dB, max abs {item.max_abs:.2g}",
-                f"turbovaed export --model {job['model']} --format {name} --dtype {precision} keeps the file to look at",
+                f"{name} in {precision} differs too much from the {'decoder' if number else 'student'}: "
+                f"{item.psnr_db:.1f} dB, max abs {item.max_abs:.2g}",
+                f"turbovaed export --model {place} --format {name} --dtype {precision} keeps the file to look at",
             )
     (record,) = read_json(folder / "export.json")["artifacts"]
     return Exported(
@@ -186,13 +218,15 @@ def _started(
     row = BenchRow(
         target, variant.network, variant.runtime, variant.unit, variant.precision, variant.layout,
         False, "", settings.frames, settings.size, size_mb=variant.size_mb, remarks=list(variant.remarks),
+        is_beside=variant.is_beside,
     )  # fmt: skip
     try:
         began = time.perf_counter()
         loaded = variant.load()
         load_s = getattr(loaded, "load_s", None) or time.perf_counter() - began  # some runtimes measure it themselves
         first_ms = loaded.once(inputs["latents_0"])
-        quality = _quality(loaded.video, inputs, against_student=variant.network != TEACHER)
+        against_student = variant.network != TEACHER and not variant.is_beside
+        quality = _quality(loaded.video, inputs, against_student=against_student)
     except Exception as error:
         return _failed(row, error), None
     return replace(row, measured=True, status="measured", load_s=load_s, first_ms=first_ms, **quality), loaded
@@ -278,19 +312,34 @@ def _peak(job: dict[str, Any], settings: BenchSettings) -> float | None:
 
 @torch.no_grad()
 def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | None:
-    """Return the memory in MB that one decode of a clip of some length adds, whole or streamed."""
+    """Return the memory in MB that one decode of a clip of some length adds, whole or streamed.
+
+    `job["of"]` is the number of the decoder, or "teacher". None for a stream of a decoder that has none.
+    """
     form, frames = job["memory"]
     device = torch_device(settings.device)
-    student = nn.Module.to(load_student(job["model"], job["config"]), device=device)
-    latents = torch.zeros(1, *student.latent_shape(frames, settings.size), device=device)
-    student.decode(latents[:, :, :1])  # kernels are chosen, libraries loaded
+    decoder = _load(job["decoders"][0 if job["of"] == "teacher" else job["of"]])
+    shape = latent_shape(decoder, frames, settings.size)
+    if job["of"] == "teacher":
+        decode = load_teacher(teacher_spec(job["teacher"], job["decoders"][0]["name"]), device=device).decode
+    else:
+        nn.Module.to(module_of(decoder), device=device)
+        decode = partial(decode_without_gradients, decoder)
+    latents = torch.zeros(1, *shape, device=device)
+    decode(latents[:, :, :1])  # kernels are chosen, libraries loaded
     forget_peak(device)
     before = held_bytes(device)
-    if form == "streamed":
-        for _ in StreamingDecoder(student).decode(iter(latents.split(_STREAMED_FRAMES, dim=2))):
+    pieces = latents.split(_STREAMED_FRAMES, dim=2)
+    if form != "streamed":
+        decode(latents)
+    elif isinstance(decoder, StudentDecoder):
+        for _ in StreamingDecoder(decoder).decode(iter(pieces)):
             pass
+    elif decoder.stream() is None:
+        return None
     else:
-        student.decode(latents)
+        for _ in decode_in_pieces(decoder, pieces):
+            pass
     return _above(before, device)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from turbovaed_cli.errors import UnavailableError
-from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.settings import BenchSettings
 
@@ -55,7 +55,7 @@ class Called:
 class Variant:
     """One way to decode on a target; `load` makes it ready, or raises TurboVaedError if this machine cannot run it."""
 
-    network: str  # STUDENT, MODULES, LAYOUT, COMPILED or TEACHER
+    network: str  # STUDENT, MODULES, LAYOUT, COMPILED or TEACHER; the name of a decoder beside the student
     runtime: str  # with its version
     unit: str  # the hardware that computes: CPU, CUDA, CPU and Neural Engine
     precision: str
@@ -63,6 +63,7 @@ class Variant:
     layout: str = ""  # of the exported graph
     size_mb: float | None = None  # of the artefact
     remarks: Sequence[str] = ()
+    is_beside: bool = False  # whether it is of a decoder beside the student
     in_process: bool = True  # whether its memory is that of this process, so that a separate process can measure its peak
 
 
@@ -89,16 +90,18 @@ class Work:
 
     settings: BenchSettings
     precisions: tuple[str, ...]  # the requested ones that the target has
-    student: Callable[[str], StudentDecoder]  # loads it anew in a precision, on the device
+    student: Callable[[str], Decoder]  # loads it anew in a precision, on the device
     teacher: Callable[[str], Teacher]
     exported: Callable[[str, str, str], Exported]  # format, precision, layout: written once, checked
     with_teacher: bool
     threads: int
+    network: str = STUDENT  # the name of its rows; another one is that of a decoder beside the student
+    of_student: bool = True  # whether the decoder is a student, which has forms of its own
 
     def artifacts(self, name: str) -> Iterator[tuple[str, str, Exported]]:
-        """Yield (precision, layout, artefact) for each requested artefact of a format."""
+        """Yield (precision, layout, artefact) for each requested artefact of a format; layouts are those of a student."""
         for precision in self.precisions:
-            for layout in self.settings.layouts:
+            for layout in self.settings.layouts if self.of_student else ("",):
                 yield precision, layout, self.exported(name, precision, layout)
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import ModelChoice, Overwrite, Show, check_file, check_system_for
+from turbovaed_cli.cli.options import Against, ModelChoice, MoreModels, Overwrite, Show, check_file, check_system_for
 from turbovaed_cli.cli.table import print_tables
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.setting import setting
@@ -42,12 +42,21 @@ class BenchTask:
 
 EXAMPLES = """\
 turbovaed bench --model runs/ltx --report bench.html
-turbovaed bench --target all --dtype fp32,int8 --data videos
+turbovaed bench --model ltx --against taeltx.pth diffusers:ltx
 turbovaed bench --target coreml --fail-under fps=24"""
 
 
 @command
-def bench(*, task: BenchTask, overwrite: Overwrite = False, settings: BenchSettings, model: ModelChoice, show: Show) -> None:
+def bench(
+    *,
+    more: MoreModels = None,
+    task: BenchTask,
+    overwrite: Overwrite = False,
+    settings: BenchSettings,
+    model: ModelChoice,
+    against: Against,
+    show: Show,
+) -> None:
     """Time the student's decode beside its teacher's, target by target; what cannot run here gets a row with the reason."""
     check_system_for(settings.data, "bench --data")
     check_file(task.report, "`report`", overwrite=overwrite)
@@ -63,7 +72,13 @@ def bench(*, task: BenchTask, overwrite: Overwrite = False, settings: BenchSetti
     if task.ios_project is not None:
         _write_ios_project(task.ios_project, settings, model, show, overwrite=overwrite)
         return
-    result = run(model.name, settings, teacher=model.teacher, config=model.config, consent=model.consent, report=show.report)
+    named: dict[str, Any] = {
+        "teacher": model.teacher,
+        "family": model.family,
+        "config": model.config,
+        "against": against.with_more(more),
+    }
+    result = run(model.name, settings, **named, consent=model.consent, report=show.report)
     compared = results.changes(result.rows, earlier[0]["rows"]) if earlier else []
     if show.json:
         console.print_json(results.bench_document(result, compared))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from turbovaed_cli.benchmarking.published import SOURCE, Estimate, PublishedSpeed
-from turbovaed_cli.benchmarking.results import VIDEO_FPS, BenchResult, BenchRow, Change, MemoryRow, number
+from turbovaed_cli.benchmarking.results import VIDEO_FPS, BenchResult, BenchRow, Change, DecoderFacts, MemoryRow, number
 from turbovaed_cli.cli.table import Table
 
 _NAMES = ["target", "network", "unit", "dtype"]  # columns of _named
@@ -17,6 +17,7 @@ def tables(result: BenchResult, compared: Sequence[Change] = ()) -> list[Table]:
         _not_measured(result.rows),
         _against_the_earlier(compared),
         _memory(result.memory),
+        _decoders(result.decoders),
         _published(result.published),
         _estimated(result.estimate),
     ]
@@ -73,6 +74,14 @@ def _memory(rows: Sequence[MemoryRow]) -> Table:
         "Memory over length: MB that one decode adds",
         ["form", "frames", "peak"],
         [(row.form, str(row.frames), number(row.peak_mb)) for row in rows],
+    )
+
+
+def _decoders(decoders: Sequence[DecoderFacts]) -> Table:
+    return Table(
+        "Decoders",
+        ["decoder", "family", "parameters", "licence"],
+        [(one.name, one.family, f"{one.params / 1e6:.3f} M", one.licence) for one in decoders],
     )
 
 

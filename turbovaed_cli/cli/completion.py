@@ -33,6 +33,13 @@ def complete_teacher(incomplete: str) -> list[str]:
     return [name for spec in MODELS.values() for name in (spec.name, *spec.aliases)] + _paths(incomplete)
 
 
+def complete_family(incomplete: str) -> list[str]:
+    """Families of decoders."""
+    from turbovaed_cli.models.decoders import FAMILIES
+
+    return [name for name in FAMILIES if name.startswith(incomplete)]
+
+
 def complete_recipe(incomplete: str) -> list[str]:
     """Names of recipes, and TOML files."""
     return [*RECIPES, *(path for path in _paths(incomplete) if path.endswith((".toml", "/")))]

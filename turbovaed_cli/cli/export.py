@@ -41,7 +41,7 @@ def export(
     model: ModelChoice,
     show: Show,
 ) -> None:
-    """Write the student for other runtimes, and check each written file right away as far as this machine can."""
+    """Write a student, or a decoder of another family, for other runtimes, and check each written file as far as this machine can."""
     check_system_for(settings.data, "export --data")
     check_place(out, "`out`", folder=None, longest_suffix=".unverified" if out.suffix else "")  # what a missed check adds
     from turbovaed_cli.export.export import export_student, next_commands, raise_for_misses

@@ -11,7 +11,7 @@ import typer
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.cli import console
-from turbovaed_cli.cli.completion import complete_model, complete_teacher, completion_of
+from turbovaed_cli.cli.completion import complete_family, complete_model, complete_teacher, completion_of
 from turbovaed_cli.errors import MissingWeightsError, OutputExistsError, SettingsError
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.system import check_system
@@ -241,6 +241,12 @@ class ModelChoice(Downloads):
         None, "Name, run folder, model folder, weight file or hub id.", "Model", complete=complete_model, shown=DEFAULT_MODEL
     )
     teacher: str | None = setting(None, "Teacher of --model, if that does not name it.", "Model", complete=complete_teacher)
+    family: str | None = setting(
+        None,
+        "Family of a weight file given as --model, if its keys cannot tell.",
+        "Measuring in detail",
+        complete=complete_family,
+    )
     config: str | None = setting(None, "JSON config of a weight file given as --model.", "Model", metavar="FILE")
 
     @property
@@ -252,7 +258,28 @@ class ModelChoice(Downloads):
         """Load the student, and its teacher unless `with_teacher` is False; `options` are those of load_pair."""
         from turbovaed_cli.models.pair import load_pair
 
-        return load_pair(self.name, self.teacher, config=self.config, consent=self.consent, **options)
+        return load_pair(self.name, self.teacher, family=self.family, config=self.config, consent=self.consent, **options)
+
+
+@dataclass(frozen=True)
+class Against:
+    """Decoders that are put beside that of --model."""
+
+    against: tuple[str, ...] = setting(
+        (), "More decoders of the same latents; FAMILY:M names a family.", "Measuring in detail", metavar="MODEL", many=True,
+        by_commas=False, complete=complete_model,
+    )  # fmt: skip
+
+    def with_more(self, more: Sequence[str] | None) -> tuple[str, ...]:
+        """Return the models of --against, with those that follow its last one. Raises SettingsError for models without it."""
+        if more and not self.against:
+            raise SettingsError(f"unexpected: {' '.join(more)}", f"--against {more[0]} for a decoder beside that of --model")
+        return (*self.against, *(more or ()))
+
+
+MoreModels = Annotated[
+    list[str] | None, typer.Argument(metavar="MODEL", help="Further models of --against.", rich_help_panel="Measuring in detail")
+]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.options import ComparedModel, Overwrite, Show, check_file, option, warn_of_old_ffmpeg
+from turbovaed_cli.cli.options import Against, ComparedModel, MoreModels, Overwrite, Show, check_file, option, warn_of_old_ffmpeg
 from turbovaed_cli.cli.table import print_table
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.files.system import check_system
@@ -39,18 +39,21 @@ Source = Annotated[
 def reconstruct(
     *,
     source: Source,
+    more: MoreModels = None,
     out: Annotated[
         Path | None,
         option("--out", "Video to write; a folder for a folder.", "Input and output", shown="INPUT-turbovaed.mp4 here"),
     ] = None,
     overwrite: Overwrite = False,
     model: ComparedModel,
+    against: Against,
     settings: ReconstructSettings,
     show: Show,
 ) -> None:
     """Video in, video out, through the teacher's encoder and the student's decoder, in bounded memory."""
     check_system("reconstruct")
-    check_reconstruct(settings)
+    others = against.with_more(more)
+    check_reconstruct(settings, side_by_side=bool(others))
     _check_timestep(model, settings)
     if not source.exists():
         raise SettingsError(f"{source} is not there", "give a video, a latents file, or a folder of them")
@@ -70,16 +73,17 @@ def reconstruct(
     if is_folder:
         if out is None:
             raise SettingsError(f"{source} is a folder: name the folder to write to", "`out=FOLDER`")
-        needs_teacher = not all(is_latents_file(path) for path in plan_folder(source, out, settings))
+        planned = plan_folder(source, out, settings, side_by_side=bool(others))
+        needs_teacher = not all(map(is_latents_file, planned))
     else:
-        check_reconstruct_settings(settings, place)
+        check_reconstruct_settings(settings, place, side_by_side=bool(others))
         check_file(place, "`out`", overwrite=overwrite)
         needs_teacher = not is_latents_file(source)
         if out is None:
             console.note(f"`out` not given: writing {place.absolute()}")
     device, dtype = resolve_device(settings.device, show.report), resolve_dtype(settings.dtype)
     warn_of_cudnn(device, dtype, show.report)
-    pair = model.load(with_teacher=needs_teacher, device=device, dtype=dtype)
+    pair = model.load(with_teacher=needs_teacher, against=others, device=device, dtype=dtype)
     if is_folder:
         _show_folder(
             reconstruct_folder(source, out or Path(), pair, settings, overwrite=overwrite, report=show.report), show.json

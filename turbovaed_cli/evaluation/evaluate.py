@@ -1,19 +1,25 @@
 """`eval`: measure how close a student is to its source videos, next to its teacher on the same clips."""
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import MissingError, SettingsError
 from turbovaed_cli.evaluation import paper
+from turbovaed_cli.evaluation.decoding import (
+    AS_RECONSTRUCT,
+    ClipBatch,
+    clip_frames,
+    decode_rounded,
+    decode_sampled,
+    decode_times_of,
+)
 from turbovaed_cli.evaluation.measurable import Gauges, open_gauges
 from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
 from turbovaed_cli.evaluation.scores import (
@@ -32,19 +38,18 @@ from turbovaed_cli.evaluation.scores import (
 from turbovaed_cli.latents.cache import ClipSource
 from turbovaed_cli.latents.caching import read_clip_of
 from turbovaed_cli.latents.planning import plan_clips
-from turbovaed_cli.machine.devices import num_readers, resolve_device, wait_for
+from turbovaed_cli.machine.devices import num_readers, resolve_device
 from turbovaed_cli.machine.ranks import Ranks, alone
 from turbovaed_cli.machine.threads import read_ahead
 from turbovaed_cli.metrics import fvd, metric_name
+from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.memory import fit_encoder
-from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.teacher import Teacher, decoder_params
-from turbovaed_cli.reconstruction.reconstruct import decoded_frames, reconstructed_frames
-from turbovaed_cli.reconstruction.windows import check_finite, decode_without_gradients, window_frames
+from turbovaed_cli.reconstruction.windows import window_frames
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import CacheSettings, EvalSettings, ReconstructSettings
-from turbovaed_cli.video import VideoInfo, probe, read_clip_uint8, to_model
+from turbovaed_cli.settings import CacheSettings, EvalSettings
+from turbovaed_cli.video import VideoInfo, to_model
 from turbovaed_cli.video.usable import Skipped, usable_videos
 
 __all__ = [
@@ -63,9 +68,7 @@ __all__ = [
 ]
 
 SPEED_REPEATS = 5  # turns of teacher and student that `eval --speed` times
-AS_RECONSTRUCT = ReconstructSettings()
 Clip = tuple[ClipSource, np.ndarray]  # the clip's source, and its frames (T, H, W, 3) uint8
-ClipBatch = list[Tensor]  # clips of one batch, each (3, T, H, W) in the range of the protocol
 
 
 def evaluate(
@@ -130,7 +133,12 @@ def evaluate_all(
     if not tallies[0].clips:
         raise SettingsError(f"no clip under {data} could be evaluated", "; ".join(item.reason for item in skipped[:3]))
     dataset = recognise(settings.dataset, [info.path for info in videos])
-    return [_result(tally, first, gauges, settings, dataset, skipped) for tally in tallies]
+    repeats = settings.speed_repeats if first is not None else 0
+    times = decode_times_of([tally.pair for tally in tallies], first, repeats) if repeats and first is not None else None
+    return [
+        _result(tally, times[number] if times else None, gauges, settings, dataset, skipped)
+        for number, tally in enumerate(tallies)
+    ]
 
 
 def _measure_clips(
@@ -249,9 +257,9 @@ def _measure(
     for tally in tallies:
         teacher = id(tally.pair.teacher)
         if settings.protocol == "paper":
-            decoded = _decode_sampled(number, frames, tally.pair)
+            decoded = decode_sampled(number, frames, tally.pair)
         else:
-            decoded = _decode_rounded(frames, tally.pair, device, with_teacher=teacher not in known)
+            decoded = decode_rounded(frames, tally.pair, device, with_teacher=teacher not in known)
         student = prepare(decoded["student"])
         if teacher not in known:
             videos = prepare(decoded["teacher"])
@@ -275,90 +283,11 @@ def _features(gauges: Gauges, videos: ClipBatch) -> list[np.ndarray]:
     return [gauges.detector.features(video) for video in videos] if gauges.detector else []
 
 
-# --- decoding -----------------------------------------------------------------------------------------------------
-
-
-def _decode_rounded(frames: list[np.ndarray], pair: Pair, device: torch.device, *, with_teacher: bool) -> dict[str, ClipBatch]:
-    """Decode each clip as `reconstruct` writes it: videos (3, T, H, W) in [-1, 1] on `device`."""
-    decoded = [decode_clip(clip, pair, with_teacher=with_teacher) for clip in frames]
-    return {
-        "teacher": [to_model(teacher, device) for teacher, _ in decoded if teacher is not None],
-        "student": [to_model(student, device) for _, student in decoded],
-    }
-
-
-def decode_clip(source: np.ndarray, pair: Pair, *, with_teacher: bool = True) -> tuple[np.ndarray | None, np.ndarray]:
-    """Decode frames (T, H, W, 3) uint8 by the teacher (or None) and the student, as `reconstruct` writes them within rounding."""
-    assert pair.teacher is not None
-    length, height, width, _ = source.shape
-    settings = replace(AS_RECONSTRUCT, compare=with_teacher)
-    teacher = student = None
-    is_short = length <= window_frames(pair.teacher.spec, height, width, settings.window, settings.overlap)
-    if with_teacher or is_short:
-        columns = np.stack(list(decoded_frames(iter(source), height, width, pair, settings)))
-        student = columns[:, :, -width:]
-        teacher = columns[:, :, width : 2 * width] if with_teacher else None  # (T, H, 3W, 3): source, teacher, student
-    if student is None or not is_short:  # windows have seams; the student's stream has none
-        made = reconstructed_frames(iter(source), height, width, pair, AS_RECONSTRUCT, num_frames=length)
-        student = np.stack(list(made))
-    return teacher, student
-
-
-@torch.no_grad()
-def _decode_sampled(number: int, frames: list[np.ndarray], pair: Pair) -> dict[str, ClipBatch]:
-    """Decode as the published script: a sample of the posterior, the whole clip at once, clamped, not rounded."""
-    assert pair.teacher is not None
-    decoded: dict[str, ClipBatch] = {"teacher": [], "student": []}
-    for i, clip in enumerate(frames):
-        posterior = pair.teacher.encode(to_model(clip, pair.device)[None])
-        generator = torch.Generator().manual_seed(number * paper.BATCH_SIZE + i)  # the same noise for every model
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
-        latents = posterior.sample(noise)
-        videos = {"teacher": pair.teacher.decode(latents), "student": decode_without_gradients(pair.student, latents)}
-        check_finite(videos.values())
-        for side, video in videos.items():
-            decoded[side].append(video[0].float().clamp(-1, 1).cpu())
-    return decoded
-
-
-def clip_frames(pair: Pair, clip: ClipScores, settings: EvalSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the frames of an evaluated clip again: source, teacher and student, each (T, H, W, 3) uint8.
-
-    `settings` are those of the evaluation. Under `--protocol paper` too, these are the frames that `reconstruct` would
-    write. Raises VideoError if the video is gone.
-    """
-    source = read_clip_uint8(probe(Path(clip.path)), settings.frames, settings.size, start=clip.start, stride=settings.stride)
-    teacher, student = decode_clip(source, pair)
-    assert teacher is not None
-    return source, teacher, student
-
-
-@torch.no_grad()
-def decode_times(pair: Pair, frames: np.ndarray, repeats: int) -> DecodeTimes:
-    """Time decodes of a clip (T, H, W, 3) uint8 by teacher and student in turns, after a warm-up of each."""
-    assert pair.teacher is not None
-    latents = pair.teacher.encode(to_model(frames)[None]).mean
-    decoders: dict[str, Callable[[Tensor], Tensor]] = {
-        "teacher": pair.teacher.decode,
-        "student": lambda latents: decode_without_gradients(pair.student, latents),
-    }
-    seconds: dict[str, list[float]] = {side: [] for side in decoders}
-    for turn in range(repeats + 1):
-        for side, decode in decoders.items():
-            wait_for(pair.device)
-            began = time.perf_counter()
-            decode(latents)
-            wait_for(pair.device)
-            if turn:  # the first one allocates and chooses kernels
-                seconds[side].append(time.perf_counter() - began)
-    return DecodeTimes(seconds["teacher"], seconds["student"], str(pair.device))
-
-
 # --- the result ---------------------------------------------------------------------------------------------------
 
 
 def _result(
-    tally: _Tally, first: np.ndarray | None, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
+    tally: _Tally, times: DecodeTimes | None, gauges: Gauges, settings: EvalSettings, dataset: str | None, skipped: list[Skipped]
 ) -> EvalResult:
     pair = tally.pair
     assert pair.teacher is not None
@@ -385,11 +314,13 @@ def _result(
         worst=summary.worst,
         num_videos=summary.num_videos,
         not_measured=not_measured,
-        decoder_params={"teacher": decoder_params(pair.teacher), "student": num_params(pair.student)},
+        decoder_params={"teacher": decoder_params(pair.teacher), "student": num_params_of(pair.student)},
         weights=gauges.weights,
         dataset=dataset,
         published=published_scores(pair.spec, pair.name, dataset, settings),
         published_missing=why_not_published(pair.spec, dataset, settings),
-        decode_times=decode_times(pair, first, settings.speed_repeats) if settings.speed_repeats and first is not None else None,
+        decode_times=times,
         skipped=skipped,
+        family=pair.student.family,
+        licence=pair.student.licence,
     )

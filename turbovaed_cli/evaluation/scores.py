@@ -23,9 +23,18 @@ PROTOCOLS = {
 INTERVAL_METHOD = "Student's t over videos; the ratio paired, linearised"
 
 
+REFERENCES = {
+    "source": "the source videos",
+    "teacher": "the teacher's own decode of the same latents, as latents have no source",
+}
+
+
 @dataclass(frozen=True)
 class ClipScores:
-    """One clip (its video, and the frame it starts at) with the scores of teacher and student."""
+    """One clip (its video, and the frame it starts at) with the scores of teacher and student.
+
+    On latents the teacher's decode is what the student is compared with, and the teacher has no scores.
+    """
 
     path: str
     start: int
@@ -97,25 +106,32 @@ class EvalResult:
     published_missing: str = ""  # why there are none, if the data set has published figures
     decode_times: DecodeTimes | None = None
     skipped: list[Skipped] = field(default_factory=list)
+    reference: str = "source"  # what the clips are compared with: a key of REFERENCES
+    family: str = ""  # of the decoder
+    licence: str = ""
+    peak_mb: dict[str, float | None] = field(default_factory=dict)  # that a decode adds: "teacher", "student"; empty: not asked
 
 
 def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | None = None) -> Summary:
     """Return means over clips, their ratios, intervals and worst clips; `of_the_set` holds metrics of all clips together (rFVD).
 
-    Clips that were normalised together share the weight of one batch: a batch of one counts as much as one of four, as in
+    Without scores of the teacher there are no ratios. Clips that were normalised together share the weight of one batch: a batch of one counts as much as one of four, as in
     the published script's mean of batch means. Outside that protocol every clip is a separate batch.
     """
     names = list(clips[0].student)
     weights = _weights(clips)
     groups = [clip.path for clip in clips]
-    scores = {side: {name: [getattr(clip, side)[name] for clip in clips] for name in names} for side in SIDES}
+    sides = SIDES if clips[0].teacher or not names else ("student",)
+    scores = {side: {name: [getattr(clip, side)[name] for clip in clips] for name in names} for side in sides}
     means: dict[str, Scores] = {side: {} for side in (*SIDES, "ratio")}
     intervals: dict[str, dict[str, Interval]] = {side: {} for side in (*SIDES, "ratio")}
     for name in names:
-        weighted = {side: [w * x for w, x in zip(weights, scores[side][name], strict=True)] for side in SIDES}
-        for side in SIDES:
+        weighted = {side: [w * x for w, x in zip(weights, scores[side][name], strict=True)] for side in sides}
+        for side in sides:
             means[side][name] = math.fsum(weighted[side]) / math.fsum(weights)
             intervals[side][name] = ratio_interval(weighted[side], weights, groups)
+        if "teacher" not in sides:
+            continue
         means["ratio"][name] = _ratio(means["student"][name], means["teacher"][name])
         intervals["ratio"][name] = ratio_interval(weighted["student"], weighted["teacher"], groups)
     for name, values in (of_the_set or {}).items():
@@ -161,6 +177,8 @@ def worst_clips(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) ->
 
 def furthest_behind(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
     """Return the `num` clips on which the student is worse than its teacher by the most, in units of the metric; worst first."""
+    if clips and name not in clips[0].teacher:
+        return []
     sign = 1 if METRICS[name].better == "up" else -1
     return sorted(clips, key=lambda clip: sign * (clip.student[name] - clip.teacher[name]))[:num]
 
@@ -248,6 +266,10 @@ def eval_document(result: EvalResult) -> dict[str, Any]:
         "model": result.model,
         "protocol": result.protocol,
         "protocol_label": PROTOCOLS[result.protocol],
+        "reference": result.reference,
+        "reference_label": REFERENCES[result.reference],
+        "family": result.family or None,
+        "licence": result.licence or None,
         "frames": result.frames,
         "size": list(result.size),
         "stride": result.stride,
@@ -269,6 +291,7 @@ def eval_document(result: EvalResult) -> dict[str, Any]:
         "decode_times": {**asdict(result.decode_times), "ratio": result.decode_times.ratio, "range": result.decode_times.range}
         if result.decode_times
         else None,
+        "peak_mb": result.peak_mb or None,
         "published": asdict(result.published) if result.published else None,
         "published_missing": result.published_missing or None,
         "worst": {name: _named(clips, name) for name, clips in result.worst.items()},
@@ -282,7 +305,7 @@ def eval_document(result: EvalResult) -> dict[str, Any]:
 
 
 def _named(clips: Sequence[ClipScores], name: str) -> list[dict[str, Any]]:
-    return [{"path": c.path, "start": c.start, "teacher": c.teacher[name], "student": c.student[name]} for c in clips]
+    return [{"path": c.path, "start": c.start, "teacher": c.teacher.get(name), "student": c.student[name]} for c in clips]
 
 
 def _finite(value: Any) -> Any:

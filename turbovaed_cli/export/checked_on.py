@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.latents.latent_files import LatentsFile, read_latents
+from turbovaed_cli.latents.latent_files import LatentsFile, read_latents_for
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import latent_shape
 from turbovaed_cli.models.memory import fit_encoder
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ExportSettings
 from turbovaed_cli.video import VideoInfo, read_clip
@@ -30,7 +31,7 @@ def first_videos(settings: ExportSettings, report: Reporter = quiet) -> tuple[li
 
 
 def latents_for(
-    student: StudentDecoder,
+    student: Decoder,
     settings: ExportSettings,
     teacher: "Teacher | None" = None,
     videos: Sequence[VideoInfo] = (),
@@ -41,28 +42,36 @@ def latents_for(
     They are those of `videos`, those of the given file cut to each size, or random ones. Raises SettingsError if the file's
     latents are smaller than a size.
     """
-    shapes = {size: student.latent_shape(settings.frames, size) for size in settings.sizes}
+    shapes = {size: latent_shape(student, settings.frames, size) for size in settings.sizes}
     if settings.data is not None:
         assert teacher is not None, "videos are encoded by the teacher"
         return {
             size: _encoded(teacher, videos, settings, size, report) for size in shapes
         }, f"latents of {settings.data.resolve().name}"
     if settings.latents is not None:
-        read = read_latents(
+        read = read_latents_for(
             settings.latents,
-            student.space,
+            student,
             latents_are=settings.latents_are,
             shape=settings.latents_shape,
             expected=shapes[settings.sizes[0]][1:],
             report=report,
         )
         return {size: [_cut(read, shape)] for size, shape in shapes.items()}, f"latents of {settings.latents.name}"
-    mean, std = (value.float().cpu().view(1, -1, 1, 1, 1) for value in (student.latents_mean, student.latents_std))
+    mean, std = (value.view(1, -1, 1, 1, 1) for value in _statistics(student))
     random = {}
     for size, shape in shapes.items():
         noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(settings.seed))
         random[size] = [noise * std + mean]
     return random, CHECKED_ON_RANDOM
+
+
+def _statistics(decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (C,) of the latents that a decoder takes; 0 and 1 if they are not known."""
+    space = decoder.space
+    if space is None or decoder.latents == "normalised":
+        return torch.zeros(decoder.latent_channels), torch.ones(decoder.latent_channels)
+    return torch.tensor(space.mean), torch.tensor(space.std)
 
 
 def _cut(read: LatentsFile, shape: tuple[int, ...]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from turbovaed_cli.export.chunks import ChunkPlan
 from turbovaed_cli.export.format import Graph, size_mb
 from turbovaed_cli.export.plan import Job
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.student import StudentDecoder
 
 MAX_ABS_FP32 = 1e-3  # of a range of 2
@@ -47,12 +48,13 @@ class Artifact:
     chunk: ChunkPlan | None = None
     functions: list[str] = field(default_factory=list)  # of a Core ML package of several sizes, by their names
     seconds: float = 0.0  # to write and check it
+    fixed_size: bool = False  # whether it takes only the first shape, although its format could take others
 
 
 class Reference:
     """The latents that artefacts are checked on, with the fp32 student's videos, which are decoded once while they fit."""
 
-    def __init__(self, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], checked_on: str) -> None:
+    def __init__(self, student: Decoder, latents: dict[tuple[int, int], list[Tensor]], checked_on: str) -> None:
         self.student, self.latents, self.checked_on = student, latents, checked_on
         self._videos: dict[tuple[tuple[int, int], int], Tensor] = {}
 
@@ -70,10 +72,17 @@ class Reference:
         known = self._videos.get((size, number))
         if known is not None:
             return known
-        video = self.student(item)
+        video = decoded(self.student, item)
         if sum(other.nbytes for other in self._videos.values()) + video.nbytes < _KEPT_BYTES:
             self._videos[size, number] = video
-        return cast(Tensor, video)
+        return video
+
+
+@torch.no_grad()
+def decoded(decoder: Decoder, latents: Tensor) -> Tensor:
+    """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), as the artefacts are compared with: a student by its modules."""
+    found = decoder(latents) if isinstance(decoder, StudentDecoder) else decoder.decode(latents, return_dict=False)[0]
+    return cast(Tensor, found)
 
 
 def compared(job: Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan | None, reference: Reference) -> Artifact:
@@ -86,12 +95,13 @@ def compared(job: Job, written: Path, graphs: Sequence[Graph], plan: ChunkPlan |
     unchecked = Artifact(
         row.name, job.path, "converted only", job.precision, "chunk" if plan else "clip",
         [tuple(reference.latents[size][0].shape) for size in job.sizes], size_mb(written), row.verified_by(), chunk=plan,
+        fixed_size=not graphs[0].any_size,
     )  # fmt: skip
     if row.load is None:
         return unchecked
     for size, graph in zip(job.sizes, graphs, strict=True):
         decode = row.load(written, graph)
-        for item, wanted in reference.items(size, other_sizes=row.dynamic and plan is None):
+        for item, wanted in reference.items(size, other_sizes=row.dynamic and plan is None and graph.any_size):
             video = plan.decode(decode, item) if plan else decode({"latents": item})["video"]
             error = (video.float() - wanted).double()
             shapes.append(tuple(item.shape))

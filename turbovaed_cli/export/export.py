@@ -1,5 +1,6 @@
 """`export`: write a student for other runtimes, and check each written file before it is used."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -7,11 +8,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbovaed_cli.errors import CheckFailedError
 from turbovaed_cli.export.checked_on import first_videos, latents_for
@@ -26,6 +27,9 @@ from turbovaed_cli.export.readme import LATENTS_FILE, decoding_page, loading_ins
 from turbovaed_cli.export.record import conventions, export_document, read_records, records_beside
 from turbovaed_cli.files.places import check_place, hidden_name
 from turbovaed_cli.files.whole import sha256_of, whole_folder, write_json, write_whole
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import module_of
+from turbovaed_cli.models.latent_space import LatentSpace
 from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.reporting import Reporter, quiet
@@ -52,7 +56,7 @@ class ExportResult:
 
 
 def export_student(
-    student: StudentDecoder,
+    student: Decoder,
     formats: tuple[str, ...],
     out: Path,
     settings: ExportSettings = ExportSettings(),
@@ -63,6 +67,8 @@ def export_student(
 ) -> ExportResult:
     """Write `student` in each of `formats` and compare each written artefact with it, as far as this machine can run it.
 
+    `student` may be a decoder of another family too: it is written as its modules are, in fixed shapes, without chunks,
+    quantisation and layouts.
     `out` is the artefact, or a folder for several. export.json, a README with loading code and the latents of the check are
     written next to it. An artefact that misses (fp32: max abs above 1e-3; other precisions: below MIN_PSNR_DB) is kept as
     `.unverified` and is in `missed`. `teacher` encodes the videos of `settings.data`. `latents` replace both: (1, C, t, h, w)
@@ -77,7 +83,7 @@ def export_student(
     refuse_to_replace(jobs, [readme, *([folder / "index.html"] if folder == out else [])], beside, settings)
     if (folder / "export.json").is_file():
         read_records(folder / "export.json")  # a damaged one is an error before the work, not after it
-    student = student.float().cpu().eval()
+    nn.Module.to(module_of(student).eval(), device="cpu", dtype=torch.float32)
     videos, skipped = first_videos(settings, report) if latents is None else ([], [])
     found, checked_on = latents or latents_for(student, settings, teacher, videos, report)
     reference = Reference(student, found, checked_on)
@@ -94,19 +100,26 @@ def export_student(
         html = decoding_page(known)
         if html is not None:
             write_whole(folder / "index.html", lambda temporary: temporary.write_text(html, encoding="utf-8"))
-    text = loading_instructions([item for item in known if folder == out or item["path"] == made[0].path.name], beside.name)
+    about = [item for item in known if folder == out or item["path"] == made[0].path.name]
+    text = loading_instructions(about, beside.name, of_student=isinstance(student, StudentDecoder), facts=conventions(student))
     write_whole(readme, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return ExportResult(made, folder / "export.json", skipped)
 
 
-def _example(student: StudentDecoder, latents: Tensor) -> dict[str, Tensor]:
-    """Return the tensors of the latents file: the latents, and the statistics that convert a pipeline's latents to raw ones."""
-    mean, std = (value.float().cpu() for value in (student.latents_mean, student.latents_std))
+def _example(decoder: Decoder, latents: Tensor) -> dict[str, Tensor]:
+    """Return the tensors of the latents file: the latents, and the statistics that convert a pipeline's latents to raw ones.
+
+    For a decoder that takes normalised latents they change nothing.
+    """
+    space, channels = decoder.space, decoder.latent_channels
+    known = (
+        space if space is not None and decoder.latents == "raw" else LatentSpace(channels, (0.0,) * channels, (1.0,) * channels)
+    )
     return {
         "latents": latents,
-        "latents_mean": mean,
-        "latents_std": std,
-        "scaling_factor": torch.tensor(student.config.scaling_factor or 1.0),
+        "latents_mean": torch.tensor(known.mean),
+        "latents_std": torch.tensor(known.std),
+        "scaling_factor": torch.tensor(known.scaling_factor),
     }
 
 
@@ -150,12 +163,27 @@ def _make(job: Job, reference: "Reference", settings: ExportSettings, report: Re
         report.note(f"{what}: checking what was written")
         artifact = _inspected(job, written, spent, compared(job, written, graphs, plan, reference))
     _take_place(aside / job.path.name, artifact.path)
-    return replace(artifact, layout=settings.layout, seconds=time.monotonic() - began)
+    layout = settings.layout if isinstance(student, StudentDecoder) else ""
+    return replace(artifact, layout=layout, seconds=time.monotonic() - began)
+
+
+class _WholeClips(nn.Module):
+    """A decoder of another family as a graph: latents (1, C, t, h, w) to video (1, 3, T, H, W)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = copy.deepcopy(module_of(decoder))  # writers turn it into halves
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode as the decoder's `decode` does."""
+        return cast(Tensor, self.decoder.decode(latents, return_dict=False)[0])  # type: ignore[operator]  # torch's attributes
 
 
 def _graphs(
-    job: Job, student: StudentDecoder, latents: dict[tuple[int, int], list[Tensor]], settings: ExportSettings
+    job: Job, student: Decoder, latents: dict[tuple[int, int], list[Tensor]], settings: ExportSettings
 ) -> tuple[list[Graph], ChunkPlan | None]:
+    if not isinstance(student, StudentDecoder):
+        return [Graph(_WholeClips(student).eval(), {"latents": latents[size][0]}, any_size=False) for size in job.sizes], None
     if not job.row.is_graph:
         return [Graph(student, {"latents": latents[size][0]}) for size in job.sizes], None
     form = export_form(student, settings.layout)
@@ -176,8 +204,10 @@ def _graphs(
     return [Graph(decoder.eval(), inputs, tuple(decoder.plan.output_names))], decoder.plan
 
 
-def _metadata(student: StudentDecoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
+def _metadata(student: Decoder, settings: ExportSettings, plan: ChunkPlan | None) -> dict[str, str]:
     """Return the metadata that is stored in an artefact."""
+    if not isinstance(student, StudentDecoder):
+        return {"turbovaed": __version__, **conventions(student)}
     config = {name: value for name, value in student.config.items() if not name.startswith("_") and name not in DERIVED_KEYS}
     return {
         "turbovaed": __version__,

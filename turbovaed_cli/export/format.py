@@ -23,6 +23,7 @@ class Graph:
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...] = ("video",)
     stateful: bool = False  # its buffers keep their values between two runs
+    any_size: bool = True  # whether a whole-clip graph may be traced for other frame counts and sizes than its inputs'
 
     @property
     def whole_clip(self) -> bool:

@@ -12,10 +12,13 @@ from turbovaed_cli.export.format import Exporter
 from turbovaed_cli.export.formats.table import exporters
 from turbovaed_cli.export.readme import MARK
 from turbovaed_cli.files.places import check_place
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import latent_shape
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.settings import LAYOUTS, ExportSettings
 
 WRITTEN_BY = "turbovaed export"
+ANY_DECODER = ("onnx", "torch-export")  # formats that take a decoder of any family
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,28 @@ class Job:
     chunk: int  # latent frames; 0: whole clips
 
 
-def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
+def _check_other(decoder: Decoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
+    """Raise SettingsError for what only a student can be written as: a decoder of another family has no export form."""
+    what = f"this decoder ({decoder.family}) is no student, so it"
+    for name in formats:
+        if name in exporters() and name not in ANY_DECODER:
+            raise SettingsError(f"{what} cannot be written as {name}", f"`format` {', '.join(ANY_DECODER)}")
+    if settings.chunk:
+        raise SettingsError(f"{what} has no chunk graph", "leave out `chunk`")
+    if settings.layout not in (ExportSettings.layout, "5d"):
+        raise SettingsError(
+            f"{what} has no `layout` {settings.layout}", "leave out `layout`: its modules are written as they are"
+        )
+    for precision in settings.precisions:
+        if precision in ("int8", "6bit"):
+            raise SettingsError(f"{what} cannot be written in {precision}", "`dtype` fp32 or fp16")
+
+
+def _check(student: Decoder, formats: tuple[str, ...], settings: ExportSettings) -> None:
     """Raise SettingsError for settings that make no sense or cannot be written."""
     table = exporters()
+    if not isinstance(student, StudentDecoder):
+        _check_other(student, formats, settings)
     if not formats:
         raise SettingsError("`format` names no format", f"one of: {', '.join(table)}")
     if settings.chunk < 0:
@@ -45,7 +67,7 @@ def _check(student: StudentDecoder, formats: tuple[str, ...], settings: ExportSe
     if len(set(settings.sizes)) < len(settings.sizes):
         raise SettingsError("`size` names one size twice")
     for size in settings.sizes:
-        student.latent_shape(settings.frames, size)
+        latent_shape(student, settings.frames, size)
     for name in formats:
         check_choice("`format`", name, table)
         table[name].check_installed()
@@ -70,8 +92,8 @@ def _check_precision(row: Exporter, precision: str, settings: ExportSettings) ->
         raise SettingsError(f"chunk graphs are not written in {precision}", "an export without `chunk`, then one of fp16 chunks")
 
 
-def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[Job]:
-    """Return the artefacts to write.
+def plan_jobs(student: Decoder, formats: tuple[str, ...], out: Path, settings: ExportSettings) -> list[Job]:
+    """Return the artefacts to write of a student, or of a decoder of another family: one of each size then.
 
     Raises SettingsError for settings that cannot be written, ShapeError for sizes that the student cannot make, and
     UnavailableError if a package of a format is not installed.
@@ -82,6 +104,7 @@ def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, sett
     for row in (table[name] for name in formats):
         one_each = [(size,) for size in settings.sizes]
         together = row.dynamic or (row.multisize and len(settings.sizes) > 1)
+        together = together and isinstance(student, StudentDecoder)  # other decoders are written in fixed sizes
         for precision in settings.precisions or row.precisions[:1]:
             wanted += [(row, precision, sizes, 0) for sizes in ([settings.sizes] if together else one_each)]
             if settings.chunk and row.is_graph:
@@ -97,14 +120,20 @@ def plan_jobs(student: StudentDecoder, formats: tuple[str, ...], out: Path, sett
             f"it ends in {wanted[0][0].suffix}; for several artefacts give a folder",
         )
     return [
-        Job(row, precision, out / _name(row, precision, sizes, chunk, settings), sizes, chunk)
+        Job(row, precision, out / _name(_stem(student, row), row, precision, sizes, chunk, settings), sizes, chunk)
         for row, precision, sizes, chunk in wanted
     ]
 
 
-def _name(row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chunk: int, settings: ExportSettings) -> str:
-    """Return the row's name with the suffixes that tell it apart from the other artefacts of this export."""
-    parts = [row.stem]
+def _stem(decoder: Decoder, row: Exporter) -> str:
+    return row.stem if isinstance(decoder, StudentDecoder) else decoder.family
+
+
+def _name(
+    stem: str, row: Exporter, precision: str, sizes: tuple[tuple[int, int], ...], chunk: int, settings: ExportSettings
+) -> str:
+    """Return the name `stem` with the suffixes that tell it apart from the other artefacts of this export."""
+    parts = [stem]
     parts += [precision] if len(settings.precisions or row.precisions[:1]) > 1 or precision != row.precisions[0] else []
     parts += [f"chunk{chunk}" + ("-states" if settings.states and row.stateful else "")] if chunk else []
     parts += [f"{sizes[0][1]}x{sizes[0][0]}"] if len(settings.sizes) > 1 and len(sizes) == 1 else []

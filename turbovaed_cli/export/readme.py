@@ -19,8 +19,8 @@ import onnxruntime
 from safetensors.numpy import load_file
 
 session = onnxruntime.InferenceSession("$file")
-latents = load_file("$latents")["latents"]  # (1, C, t, h, w), float32: any t, h and w
-(video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1], not clamped
+latents = load_file("$latents")["latents"]  # (1, C, t, h, w), float32: $sizes
+(video,) = session.run(None, {"latents": latents})  # (1, 3, T, H, W) in [-1, 1]$clamped
 """,
         ),
         (
@@ -243,7 +243,7 @@ from safetensors.torch import load_file
 
 decode = torch.export.load("$file").module()
 with torch.no_grad():
-    video = decode(load_file("$latents")["latents"])  # (1, 3, T, H, W) in [-1, 1]; any t, h and w
+    video = decode(load_file("$latents")["latents"])  # (1, 3, T, H, W) in [-1, 1]; $sizes
 """,
         )
     ],
@@ -273,17 +273,40 @@ The node pack is the folder comfyui/ of turbovaed: copy it to ComfyUI/custom_nod
 }
 
 
-def loading_instructions(records: Sequence[Mapping[str, Any]], latents: str = LATENTS_FILE) -> str:
-    """Return the README for these records of export.json; `latents` is the name of the latents file next to them."""
-    lines = [MARK, "# Exported decoders", "", Template(_ABOUT).substitute(latents=latents), ""]
+def loading_instructions(
+    records: Sequence[Mapping[str, Any]],
+    latents: str = LATENTS_FILE,
+    *,
+    of_student: bool = True,
+    facts: Mapping[str, str] | None = None,
+) -> str:
+    """Return the README for these records of export.json; `latents` is the name of the latents file next to them.
+
+    `facts` are the conventions of the decoder, which a README of a decoder that is no student (`of_student`) shows.
+    """
+    facts = facts or {}
+    licence = _LICENCE_OF_STUDENT if of_student else _LICENCE.format(**facts)
+    takes_raw = of_student or "raw" in facts.get("latents", "")
+    about = Template(_ABOUT if takes_raw else _ABOUT_NORMALISED).substitute(latents=latents, licence=licence)
+    lines = [MARK, "# Exported decoders", "", about if of_student else about.replace("to the student's", "to the decoder's"), ""]
     for record in records:
         lines += _section(record, latents)
     return "\n".join(lines) + "\n"
 
 
+_LICENCE_OF_STUDENT = "Every file is under the **teacher's** licence."
+_LICENCE = "This is a decoder of the family **{family}**; its licence: {licence}."
+
+_ABOUT_NORMALISED = """\
+`export.json` records how each file was checked, and how close its video is to the decoder's. `$latents` holds the latents of the
+check. $licence The tests of turbovaed run the Python and JavaScript code below, and compile the Kotlin code against stubs of
+the runtimes. The Swift code is parsed, not compiled.
+
+The decoders take **normalised** latents, as diffusion pipelines compute with them."""
+
 _ABOUT = """\
 `export.json` records how each file was checked, and how close its video is to the student's. `$latents` holds the latents of the
-check and the statistics of the latent space. Every file is under the **teacher's** licence. The tests of turbovaed run the Python
+check and the statistics of the latent space. $licence The tests of turbovaed run the Python
 and JavaScript code below, and compile the Kotlin code against stubs of the runtimes. The Swift code is parsed, not compiled.
 
 ## Latents of a pipeline
@@ -305,11 +328,10 @@ CogVideoX's pipeline returns frames before channels: apply `latents.transpose(0,
 
 
 def _section(record: Mapping[str, Any], latents: str) -> list[str]:
-    verdict = record["status"]
+    verdict, is_fixed = record["status"], record.get("fixed_size")
+    of = "decoder" if is_fixed else "student"
     if record["psnr_db"] is not None:
-        figures = (
-            f"{record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 student on {record['checked_on']}"
-        )
+        figures = f"{record['psnr_db']:.1f} dB and at most {record['max_abs']:.1e} from the fp32 {of} on {record['checked_on']}"
         verdict = f"{'verified' if record['verified'] else '**not verified: it differs too much**'} ({verdict}; {figures})"
     lines = [
         f"## {record['path']}",
@@ -324,6 +346,8 @@ def _section(record: Mapping[str, Any], latents: str) -> list[str]:
         "file": record["path"],
         "latents": latents,
         "version": ORT_WEB,
+        "sizes": f"exactly ({', '.join(map(str, shape))})" if is_fixed else "any t, h and w",
+        "clamped": "" if is_fixed else ", not clamped",
         "shape": ", ".join(map(str, shape)),
         "function": function,
         "chunk": chunk.get("latents", (0, 0, 0))[2],

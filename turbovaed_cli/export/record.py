@@ -11,15 +11,27 @@ from turbovaed_cli.export.compare import Artifact
 from turbovaed_cli.files.documents import check_fields, plain_name
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.machine.devices import environment
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.rows import MODELS
 
+_RAW = "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them"
+_NORMALISED = "(1, C, t, h, w), normalised, as diffusion pipelines compute with them"
 
-def conventions(student: StudentDecoder) -> dict[str, str]:
-    """Return shapes, ranges, teacher and licence of a student, for the records and files of an export."""
+
+def conventions(student: Decoder) -> dict[str, str]:
+    """Return shapes, ranges, teacher and licence of a decoder, for the records and files of an export."""
+    if not isinstance(student, StudentDecoder):
+        return {
+            "latents": _RAW if student.latents == "raw" else _NORMALISED,
+            "video": "(1, 3, T, H, W) in [-1, 1]",
+            "teacher": str(student.teacher),
+            "licence": student.licence,
+            "family": student.family,
+        }
     teacher = student.config.teacher
     return {
-        "latents": "(1, C, t, h, w) in the raw latent space of the teacher's VAE, as its encode() returns them",
+        "latents": _RAW,
         "video": "(1, 3, T, H, W) in [-1, 1], not clamped",
         "teacher": str(teacher),
         "licence": MODELS[teacher].teacher.licence if teacher in MODELS else "that of the teacher",
@@ -72,7 +84,7 @@ def read_records(document: Path) -> list[dict[str, Any]]:
     return list(found["artifacts"])
 
 
-def export_document(student: StudentDecoder, records: list[dict[str, Any]]) -> dict[str, Any]:
+def export_document(student: Decoder, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the contents of export.json."""
     here = environment()
     return {

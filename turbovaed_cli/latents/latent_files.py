@@ -5,7 +5,7 @@ Diffusion pipelines compute with normalised latents (models/latent_space.py), an
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import SettingsError, ShapeError, WeightFileError
 from turbovaed_cli.files.tensors import is_plain_tensor, load_safely
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.latent_space import LATENTS_ARE, LatentSpace
 from turbovaed_cli.reporting import Reporter, quiet
 
@@ -91,6 +92,39 @@ def read_latents(
     for text in warnings:
         report.note(text, warning=True)
     return LatentsFile(path, latents.contiguous(), name, tuple(notes), tuple(warnings))
+
+
+def read_latents_for(
+    path: Path,
+    decoder: Decoder,
+    *,
+    latents_are: str = "raw",
+    shape: Sequence[int] = (),
+    expected: Sequence[int] = (),
+    report: Reporter = quiet,
+) -> LatentsFile:
+    """Read one clip's latents as `decoder` takes them; see `read_latents`.
+
+    A decoder whose teacher is not known may take normalised latents of unknown statistics. Raises SettingsError for raw latents
+    then, which it cannot convert.
+    """
+    if decoder.latents == "normalised" and decoder.space is None:
+        if latents_are == "raw":
+            raise SettingsError(
+                f"this decoder ({decoder.family}) takes normalised latents, and the statistics of raw ones are not known",
+                "name its teacher: `teacher` NAME or DIR; or give normalised latents: `latents_are` normalised",
+            )
+        return read_latents(path, shape=shape, expected=expected, report=report)
+    space = decoder.space
+    if space is None and latents_are == "normalised":
+        raise SettingsError(
+            f"this decoder ({decoder.family}) takes raw latents, and the statistics of normalised ones are not known",
+            "name its teacher: `teacher` NAME or DIR",
+        )
+    read = read_latents(path, space, latents_are=latents_are, shape=shape, expected=expected, report=report)
+    if decoder.latents == "raw" or space is None:
+        return read
+    return replace(read, latents=space.normalised(read.latents))
 
 
 # --- the tensor ---------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 layers.py network.py   the student as published, and nothing else
 kernels.py stages.py spill.py streaming.py   the same decode, faster and piece by piece
 decoder.py latent_space.py   what is asked of any decoder, and the latents that it takes
+decoding.py            decode with any decoder, and the memory of its stream
 student.py             the student as diffusers pipelines call it
 student_vae.py         a student with the encoder of its teacher
 self_contained.py stand_ins.py   the student in one file that needs torch alone, for those without turbovaed

@@ -13,6 +13,7 @@ from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileErr
 from turbovaed_cli.files.documents import check_fields, fits, parse_json, read_text, shown
 from turbovaed_cli.files.sealed import read_json, verify_manifest
 from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.student_vae import StudentVae
@@ -161,22 +162,22 @@ def run_of(name: str) -> RunDir | None:
     return RunDir(Path(name)) if not is_model_name(name) and RunDir.is_run(Path(name)) else None
 
 
-def teacher_of(name: str, run: RunDir | None, student: StudentDecoder) -> str | None:
-    """Return the registry name or folder of the teacher of a student that was loaded as `name`; None if it is not known."""
+def teacher_of(name: str, run: RunDir | None, student: Decoder) -> str | None:
+    """Return the registry name or folder of the teacher of a decoder that was loaded as `name`; None if it is not known."""
     if is_model_name(name):
         return name
     if run is not None:
         config = read_json(run.config)
         check_fields(config, {"teacher": {"where": str}}, run.config)
         return str(config["teacher"]["where"])
-    stated = student.config.teacher
+    stated = student.config.teacher if isinstance(student, StudentDecoder) else student.teacher
     return stated if stated and (is_model_name(stated) or hub_id(stated) is not None) else None
 
 
-def check_same_latents(student: StudentDecoder, spec: ModelSpec) -> None:
-    """Raise SettingsError if a student decodes latents of other channels or ratios than a teacher makes."""
+def check_same_latents(student: Decoder, spec: ModelSpec) -> None:
+    """Raise SettingsError if a student, or another decoder, decodes latents of other channels or ratios than a teacher makes."""
     teacher = spec.teacher
-    found = (student.config.latent_channels, student.temporal_compression_ratio, student.spatial_compression_ratio)
+    found = (student.latent_channels, student.temporal_compression_ratio, student.spatial_compression_ratio)
     wanted = (teacher.latent_channels, teacher.time_ratio, teacher.space_ratio)
     if found != wanted:
         raise SettingsError(

@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import stream_bytes
 from turbovaed_cli.models.encoding import encoded, encodes_exactly, piece_lengths, window_lengths
 from turbovaed_cli.models.metering import Meter, metered
 from turbovaed_cli.models.pair import Pair
@@ -130,7 +132,7 @@ def plan_pieces(pair: Pair, size: tuple[int, int], budget: int = 0, num_frames: 
 
     Pieces stop at the size from which larger ones are hardly faster. `budget` is for the whole process on a CPU, for the tensors
     on other devices; 0 allows what it holds already and 70 % of what is free. H and W are multiples of both networks' ratios.
-    `num_frames` is the number of pixel frames; 0 if not known. Frames are encoded in tiles if shorter pieces do not suffice, and
+    `num_frames` is the number of pixel frames; 0 if not known. A decoder that is no student streams whole frames. Frames are encoded in tiles if shorter pieces do not suffice, and
     windows are shortened only if tiles do not. Even an exact encoder takes windows, in tiles, as the last step. Raises SettingsError
     if the smallest pieces do not fit, after at most three dry runs of the encoder and two of the decoder.
     """
@@ -195,7 +197,11 @@ class _Plan:
 
     def decoding(self, way: _Decode) -> int:
         if way not in self._decoding:
-            self._decoding[way] = decoding_bytes(self.pair.student, self.latent, way.frames, way.rows, spill=way.spill)
+            decoder = self.pair.student
+            if isinstance(decoder, StudentDecoder):
+                self._decoding[way] = decoding_bytes(decoder, self.latent, way.frames, way.rows, spill=way.spill)
+            else:
+                self._decoding[way] = stream_bytes(decoder, self.latent, way.frames)
         return self._decoding[way]
 
     def needed(self, encode: _Encode, decode: _Decode) -> int:
@@ -308,16 +314,19 @@ def _latent_frames(pair: Pair, num_frames: int) -> int:
     return -(-num_frames // int(pair.student.temporal_compression_ratio))
 
 
-def decoding_ways(
-    student: StudentDecoder, size: tuple[int, int], pixels: int, latent_frames: int
-) -> Iterator[tuple[int, int, bool]]:
-    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known."""
+def decoding_ways(student: Decoder, size: tuple[int, int], pixels: int, latent_frames: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known.
+
+    Only a student takes a part of the rows, and keeps frames on disk.
+    """
     height = size[0] // int(student.spatial_compression_ratio)
     most = max(pixels // (size[0] * size[1] * int(student.temporal_compression_ratio)), 1)
     most = min(most, latent_frames or most)
     while most:
         yield most, 0, False
         most //= 2
+    if not isinstance(student, StudentDecoder):
+        return
     yield 1, max(height // 4, 1), False
     rows = height
     while True:

@@ -59,7 +59,7 @@ def reconstruct_folder(
     Existing outputs stay, unless `overwrite` is true. An input that fails becomes an item with its reason, and the rest goes on.
     Raises SettingsError if nothing can be read or written, InterruptedRunError if a signal ends it.
     """
-    planned = plan_folder(folder, out, settings, report)
+    planned = plan_folder(folder, out, settings, report, side_by_side=bool(pair.beside))
     items: dict[Path, FolderItem] = {}
     pending = []
     for path, target in planned.items():
@@ -91,14 +91,16 @@ def reconstruct_folder(
     return FolderResult(out, tuple(items[path] for path in planned))
 
 
-def plan_folder(folder: Path, out: Path, settings: ReconstructSettings, report: Reporter = quiet) -> dict[Path, Path]:
+def plan_folder(
+    folder: Path, out: Path, settings: ReconstructSettings, report: Reporter = quiet, *, side_by_side: bool = False
+) -> dict[Path, Path]:
     """Return the output path of every input under `folder`; files under `out` are not inputs.
 
     a.mp4 becomes a.mp4, and a.mov becomes a.mov.mp4, so that no two share a name. Raises SettingsError for a folder without
     inputs, or if `out` is the folder itself, is above it, or cannot be written.
     """
     suffix = find_codec(settings.codec).suffixes[0]
-    check_reconstruct_settings(settings)
+    check_reconstruct_settings(settings, side_by_side=side_by_side)
     inside, outside = folder.resolve(), out.resolve()
     if outside == inside or outside in inside.parents:
         raise SettingsError(

@@ -6,22 +6,34 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError, ShapeError
-from turbovaed_cli.latents.latent_files import is_latents_file, read_latents
+from turbovaed_cli.latents.latent_files import is_latents_file, read_latents_for
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import decode_in_pieces
 from turbovaed_cli.models.encoding import approximation_of, encoded
 from turbovaed_cli.models.memory import Pieces, in_tiles_in_words, plan_pieces
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.streaming import decode_as_memory_allows
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.reconstruction.windows import check_finite, crossfade, pad_size, reconstruct_window, window_frames, windows_of
+from turbovaed_cli.reconstruction.columns import (
+    LATENTS_AT_ONCE,
+    LATENTS_SHARED,
+    column_labels,
+    decoded_frames,
+    decoded_latents,
+    is_one_window,
+    labelled,
+    pixels_of,
+    windowed_in_words,
+)
+from turbovaed_cli.reconstruction.windows import check_finite, pad_size
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import ReconstructSettings, check_reconstruct
 from turbovaed_cli.video import (
@@ -31,8 +43,6 @@ from turbovaed_cli.video import (
     probe,
     read_frames,
     to_model,
-    to_uint8,
-    to_uint16,
 )
 
 _PIECES_PER_TRIM = 4  # for small videos, each piece would cost 7 % of the time; every fourth costs 3 % and hardly raises the peak
@@ -63,8 +73,9 @@ def reconstruct(
     The output has the same frame count, times, size and sound. Padding to the sizes that the teacher takes is cropped again.
     Raises VideoError if `source` cannot be read, OutputExistsError if `out` exists.
     """
-    check_reconstruct_settings(settings, out)
-    networks = [network for network in (pair.student, pair.teacher) if network is not None]
+    check_reconstruct_settings(settings, out, side_by_side=bool(pair.beside))
+    _check_windows(pair, settings)
+    networks: list[Any] = [network for network in (*pair.decoders, pair.teacher) if hasattr(network, "fast")]
     before = [network.fast for network in networks]
     try:
         for network in networks:
@@ -76,6 +87,15 @@ def reconstruct(
             network.fast = fast
 
 
+def _check_windows(pair: Pair, settings: ReconstructSettings) -> None:
+    """Raise SettingsError if the memory is limited and a decoder decodes in windows."""
+    if settings.memory and pair.student.stream() is None:
+        raise SettingsError(
+            f"{pair.name} ({pair.student.family}) decodes whole clips only, in windows whose memory is not planned",
+            "leave out `memory`",
+        )
+
+
 def _reconstruct(
     source: Path, out: Path, pair: Pair, settings: ReconstructSettings, *, overwrite: bool, report: Reporter
 ) -> ReconstructResult:
@@ -83,7 +103,7 @@ def _reconstruct(
     info = probe(source, hdr=settings.hdr, fps=_fps_of(settings))
     if info.notes:
         report.note(f"{source.name}: {'; '.join(info.notes)}")
-    columns = 3 if settings.compare else 1
+    columns = len(column_labels(pair, settings)) or 1
     with VideoWriter(
         out,
         height=info.height,
@@ -132,9 +152,9 @@ def _write_meanwhile(writer: VideoWriter, frames: Iterable[np.ndarray]) -> None:
             write(frame)
 
 
-def check_reconstruct_settings(settings: ReconstructSettings, out: Path | None = None) -> None:
-    """Raise SettingsError for settings that cannot work, alone or for this output."""
-    check_reconstruct(settings)
+def check_reconstruct_settings(settings: ReconstructSettings, out: Path | None = None, *, side_by_side: bool = False) -> None:
+    """Raise SettingsError for settings that cannot work, alone, for this output, or with further decoders `side_by_side`."""
+    check_reconstruct(settings, side_by_side=side_by_side)
     find_codec(settings.codec, bits=settings.bits or None, crf=settings.crf, path=out)
 
 
@@ -152,11 +172,16 @@ def reconstructed_frames(
     """Yield a reconstructed frame (H, W, 3), uint8 or (10 bits) uint16, for each of `frames` (H, W, 3) uint8, in bounded memory.
 
     `num_frames` is their number, for the memory plan; 0 if it is not known. Cached frames may go to disk in the folder `aside`.
-    With `compare` each frame is (H, 3W, 3), labelled: source, teacher, student.
+    With `compare` each frame is (H, 3W, 3), labelled: source, teacher, student. Decoders beside the pair's add a column each.
     """
-    if settings.compare:
+    if labels := column_labels(pair, settings):
         for frame in decoded_frames(frames, height, width, pair, settings):
-            yield _labelled(frame, ("source", "teacher", "student"))
+            yield labelled(frame, labels)
+        return
+    if pair.student.stream() is None:
+        if approximation := windowed_in_words(pair, height, width, settings, num_frames):
+            report.note(approximation)
+        yield from decoded_frames(frames, height, width, pair, settings)
         return
     yield from _streamed_frames(frames, height, width, pair, settings, num_frames, aside, report)
 
@@ -198,7 +223,7 @@ def _streamed_frames(
         part for made in encoded(pair.teacher, videos(), pieces.encode_frames) for part in made.split(pieces.frames, dim=2)
     )
     num_made = 0
-    to_pixels = _to_pixels(settings)
+    to_pixels = pixels_of(settings)
     with teacher.in_tiles(pieces.tiles):
         for video in _streamed(pair.student, latents, pieces, aside, report):
             stretch = to_pixels(video[0, :, : num_read - num_made, :height, :width])  # without the frames that were padded
@@ -206,50 +231,10 @@ def _streamed_frames(
             yield from stretch
 
 
-def decoded_frames(
-    frames: Iterator[np.ndarray], height: int, width: int, pair: Pair, settings: ReconstructSettings
-) -> Iterator[np.ndarray]:
-    """Yield the student's frames (H, W, 3), or with `compare` (H, 3W, 3): source, teacher, student. Windows are cross-faded.
-
-    A clip of one window is decoded as a whole. `eval` measures short clips this way, and `reconstruct --compare` uses it.
-    """
-    assert pair.teacher is not None
-    teacher, student = pair.teacher, pair.student
-    length = window_frames(teacher.spec, height, width, settings.window, settings.overlap)
-
-    def decoded() -> Iterator[tuple[Tensor, bool]]:
-        for window, is_last in windows_of(frames, length, settings.overlap):
-            videos = reconstruct_window(window, teacher, student, with_teacher=settings.compare)
-            if settings.compare:
-                videos.insert(0, to_model(window))
-            yield torch.cat(videos, dim=3), is_last
-
-    to_pixels = _to_pixels(settings)
-    for stretch in crossfade(decoded(), settings.overlap):
-        yield from to_pixels(stretch)
-
-
-def _to_pixels(settings: ReconstructSettings) -> Callable[[Tensor], np.ndarray]:
-    """Return the function that converts a video in [-1, 1] to frames of the written bit depth."""
-    return to_uint8 if (settings.bits or find_codec(settings.codec).bits[0]) == 8 else to_uint16
-
-
-def _labelled(frame: np.ndarray, labels: tuple[str, ...]) -> np.ndarray:
-    """Write each label in the top left corner of its column, white on black; frames are uint8 or uint16."""
-    frame = frame.copy()
-    for i, label in enumerate(labels):
-        left = i * frame.shape[1] // len(labels)
-        corner = frame[:15, left : left + 9 + 6 * len(label)]
-        image = Image.new("L", (corner.shape[1], corner.shape[0]))
-        ImageDraw.Draw(image).text((4, 2), label, fill=255)
-        corner[:] = np.asarray(image)[:, :, None].astype(frame.dtype) * (1 if frame.dtype == np.uint8 else 257)
-    return frame
-
-
-def _latents_of(source: Path, student: StudentDecoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
-    """Read the raw latents (C, t, h, w) of a file."""
-    space = student.space
-    return read_latents(source, space, latents_are=settings.latents_are, shape=settings.latents_shape, report=report).latents
+def _latents_of(source: Path, decoder: Decoder, settings: ReconstructSettings, report: Reporter = quiet) -> Tensor:
+    """Read the latents (C, t, h, w) of a file, as the decoder takes them."""
+    taken = read_latents_for(source, decoder, latents_are=settings.latents_are, shape=settings.latents_shape, report=report)
+    return taken.latents
 
 
 def _decode_file(
@@ -257,13 +242,14 @@ def _decode_file(
 ) -> ReconstructResult:
     student = pair.student
     latents = _latents_of(source, student, settings, report)
-    if latents.shape[0] != student.config.latent_channels:
+    if latents.shape[0] != student.latent_channels:
         raise ShapeError(
-            f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.config.latent_channels}",
+            f"{source.name} holds latents of {latents.shape[0]} channels; {pair.name} decodes {student.latent_channels}",
             "name the model they belong to: `model` NAME",
         )
-    if settings.compare:
-        raise SettingsError("`compare` needs the source video, and latents have none", "give the video instead")
+    if settings.compare or pair.beside:
+        name = "compare" if settings.compare else "against"
+        raise SettingsError(f"`{name}` needs the source video, and latents have none", "give the video instead")
     height, width = (int(size * student.spatial_compression_ratio) for size in latents.shape[2:])
     fps = _fps_of(settings)
     total = student.pixel_frames(latents.shape[1])
@@ -277,16 +263,31 @@ def _decode_file(
         crf=settings.crf,
         overwrite=overwrite,
     ) as writer:
-        pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
-        report.note(f"decoding {pieces}")
-        made = _frames_of(latents, student, pieces, writer.path.parent, _to_pixels(settings), report)
+        if student.stream() is None:
+            made = _frames_of_windows(latents, pair, settings, report)
+        else:
+            pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
+            report.note(f"decoding {pieces}")
+            made = _frames_of(latents, student, pieces, writer.path.parent, pixels_of(settings), report)
         _write_meanwhile(writer, report.track(made, "decoding", total=total))
     return ReconstructResult(out, writer.num_frames, height, width, fps)
 
 
+def _frames_of_windows(latents: Tensor, pair: Pair, settings: ReconstructSettings, report: Reporter) -> Iterator[np.ndarray]:
+    """Decode (C, t, h, w) with a decoder that only takes whole clips to frames (H, W, 3)."""
+    if not is_one_window(latents):
+        report.note(
+            f"{pair.name} ({pair.student.family}) decodes whole clips only: windows of {LATENTS_AT_ONCE} latent frames fade over "
+            f"{LATENTS_SHARED}, which is an approximation"
+        )
+    to_pixels = pixels_of(settings)
+    for stretch in decoded_latents(pair.student, latents):
+        yield from to_pixels(stretch)
+
+
 def _frames_of(
     latents: Tensor,
-    student: StudentDecoder,
+    student: Decoder,
     pieces: Pieces,
     aside: Path,
     to_pixels: Callable[[Tensor], np.ndarray],
@@ -297,16 +298,20 @@ def _frames_of(
         yield from to_pixels(video[0])
 
 
-def _streamed(
-    student: StudentDecoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path, report: Reporter
-) -> Iterator[Tensor]:
-    """Decode latents (1, C, n, h, w) piece by piece to video (1, 3, m, H, W); if a piece does not fit, smaller ones follow."""
+def _streamed(student: Decoder, latents: Iterable[Tensor], pieces: Pieces, aside: Path, report: Reporter) -> Iterator[Tensor]:
+    """Decode latents (1, C, n, h, w) piece by piece to video (1, 3, m, H, W).
+
+    If a piece does not fit, smaller ones follow, from a student.
+    """
 
     def smaller(before: int, now: int) -> None:
         report.note(f"{before} latent frames at once do not fit in memory: going on with {now}")
 
     spill = aside if pieces.spill else None
-    decoded = decode_as_memory_allows(student, latents, pieces.frames, rows=pieces.rows, spill=spill, smaller=smaller)
+    if isinstance(student, StudentDecoder):
+        decoded = decode_as_memory_allows(student, latents, pieces.frames, rows=pieces.rows, spill=spill, smaller=smaller)
+    else:
+        decoded = decode_in_pieces(student, latents)
     for number, video in enumerate(decoded):
         check_finite([video])
         yield video

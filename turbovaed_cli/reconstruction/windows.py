@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from turbovaed_cli.errors import NonFiniteError
-from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.errors import FrameCountError, NonFiniteError
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import decode_without_gradients
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.specs import TeacherSpec
 from turbovaed_cli.video import to_model
@@ -53,23 +54,20 @@ def pad_to_valid(video: Tensor, spec: TeacherSpec) -> Tensor:
     return torch.cat([video, video[:, -1:].expand(-1, more_frames, -1, -1)], dim=1)
 
 
-def reconstruct_window(frames: np.ndarray, teacher: Teacher, student: StudentDecoder, *, with_teacher: bool) -> list[Tensor]:
-    """Encode frames (T, H, W, 3) uint8 and decode them with the student, to videos (3, T, H, W) in [-1, 1], fp32, on the CPU.
+def reconstruct_window(frames: np.ndarray, teacher: Teacher, decoders: Iterable[Decoder], *, with_teacher: bool) -> list[Tensor]:
+    """Encode frames (T, H, W, 3) uint8 and decode them with each of `decoders`, to videos (3, T, H, W) in [-1, 1], fp32, on the CPU.
 
-    With `with_teacher` the teacher's video comes first in the list. Raises NonFiniteError for values that are not finite.
+    With `with_teacher` the teacher's video comes first in the list. Raises NonFiniteError for values that are not finite, and
+    FrameCountError for a decoder that makes fewer frames.
     """
     num_frames, height, width, _ = frames.shape
     latents = teacher.encode(pad_to_valid(to_model(frames, teacher.device), teacher.spec)[None]).mean
     decoded = [teacher.decode(latents)] if with_teacher else []
-    decoded.append(decode_without_gradients(student, latents))
+    decoded += [decode_without_gradients(decoder, latents) for decoder in decoders]
     check_finite(decoded)
+    if (fewest := min(video.shape[2] for video in decoded)) < num_frames:
+        raise FrameCountError(f"a decoder makes {fewest} frames of {num_frames}", "it belongs to other latents")
     return [video[0, :, :num_frames, :height, :width].float().clamp(-1, 1).cpu() for video in decoded]
-
-
-@torch.no_grad()
-def decode_without_gradients(student: StudentDecoder, latents: Tensor) -> Tensor:
-    """Decode latents (B, C, t, h, w) of any precision to video (B, 3, T, H, W) in the student's precision."""
-    return student.decode(latents.to(student.dtype), return_dict=False)[0]
 
 
 def check_finite(videos: Iterable[Tensor]) -> None:

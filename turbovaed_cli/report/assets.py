@@ -23,7 +23,11 @@ def source_expression(text: str) -> str:
 def template(name: str) -> Template:
     """Return a page template: every value is escaped, and a missing one is an error."""
     pages = Environment(
-        loader=DictLoader({name: asset(name)}), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=DictLoader({name: asset(name), "plot.html": asset("plot.html")}),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     pages.filters["in_options"] = in_options
     return pages.get_template(name)

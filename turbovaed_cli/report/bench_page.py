@@ -165,48 +165,67 @@ def tradeoff(models: Sequence[tuple[str, Sequence[BenchRow]]]) -> Plot | None:
         len(found) > 1 and max(quality for *_, quality in found) - min(quality for *_, quality in found) < _NO_DIFFERENCE_DB
     ):
         return None
-    rates = [math.log10(row.fps or 1.0) for _, row, _ in found]
-    low_x, high_x = min(rates) - 0.08, max(rates) + 0.08
-    qualities = [quality for *_, quality in found]
-    pad = max(0.5, 0.08 * (max(qualities) - min(qualities)))
-    low_y, high_y = min(qualities) - pad, max(qualities) + pad
-
-    def x_of(rate: float) -> float:
-        return round(_LEFT + (_RIGHT - _LEFT) * (math.log10(rate) - low_x) / (high_x - low_x), 1)
-
-    def y_of(quality: float) -> float:
-        return round(_BOTTOM - (_BOTTOM - _TOP) * (quality - low_y) / (high_y - low_y), 1)
-
+    place, x_ticks, y_ticks = plot_of([(row.fps or 1.0, quality) for _, row, quality in found], _ENOUGH_DB)
     several = len(models) > 1
     dots = [
         Dot(
             f"{model}: {name_of(row)}" if several else name_of(row),
             row.target,
             row.network == TEACHER,
-            x_of(row.fps or 1.0),
-            y_of(quality),
-            y_of(quality),
+            *place(row.fps or 1.0, quality),
+            place(row.fps or 1.0, quality)[1],
         )
         for model, row, quality in found
     ]
     # Several models are comparable only against the source: against its own fp32 student each one is exact.
     comparable = of_source or len({model for model, *_ in found}) == 1
-    best = _frontier([(row.fps or 0.0, quality) for _, row, quality in found]) if comparable else []
-    path = "M" + "L".join(f"{x_of(rate):g} {y_of(quality):g}" for rate, quality in best)
+    lines = line_of_best([(row.fps or 0.0, quality) for _, row, quality in found], place) if comparable else []
     y_title = (
         "PSNR against the source, dB" if of_source else f"PSNR against the fp32 student, dB ({_ENOUGH_DB:.0f}: no difference)"
     )
-    ticks = [Tick(x_of(value), f"{value:g}") for value in _decades(10**low_x, 10**high_x)]
     return Plot(
-        _apart(dots),
-        [("frontier", path)] if len(best) > 1 else [],
-        ticks,
-        [Tick(y_of(value), f"{value:g}") for value in even_ticks(low_y, min(high_y, _ENOUGH_DB), 4)],
+        apart(dots),
+        lines,
+        x_ticks,
+        y_ticks,
         "frames per second",
         y_title,
         f"{len(dots)} rows between {number(min(row.fps or 0 for _, row, _ in found))} and "
         f"{number(max(row.fps or 0 for _, row, _ in found))} frames per second",
     )
+
+
+Place = Callable[[float, float], tuple[float, float]]
+
+
+def plot_of(points: Sequence[tuple[float, float]], highest: float = math.inf) -> tuple[Place, list[Tick], list[Tick]]:
+    """Return the place of a (rate, quality) in a drawing, and ticks of both axes; rates are on a logarithmic axis.
+
+    No tick of quality is above `highest`.
+    """
+    rates, qualities = [math.log10(rate) for rate, _ in points], [quality for _, quality in points]
+    low_x, high_x = min(rates) - 0.08, max(rates) + 0.08
+    spread = max(qualities) - min(qualities)
+    pad = max(0.5, 0.08 * spread) if max(qualities) > 2 else 0.08 * spread or 0.01
+    low_y, high_y = min(qualities) - pad, max(qualities) + pad
+
+    def place(rate: float, quality: float) -> tuple[float, float]:
+        x = _LEFT + (_RIGHT - _LEFT) * (math.log10(rate) - low_x) / (high_x - low_x)
+        return round(x, 1), round(_BOTTOM - (_BOTTOM - _TOP) * (quality - low_y) / (high_y - low_y), 1)
+
+    x_ticks = [Tick(place(value, low_y)[0], f"{value:g}") for value in _decades(10**low_x, 10**high_x)]
+    y_ticks = [Tick(place(1.0, value)[1], f"{value:g}") for value in even_ticks(low_y, min(high_y, highest), 4)]
+    return place, x_ticks, y_ticks
+
+
+def line_of_best(points: Sequence[tuple[float, float]], place: Place, sign: int = 1) -> list[tuple[str, str]]:
+    """Return the line that joins the points which no other beats in both; none of a single point.
+
+    `sign` is -1 if a lower quality figure is better.
+    """
+    best = _frontier([(rate, sign * quality) for rate, quality in points])
+    path = "M" + "L".join("{:g} {:g}".format(*place(rate, sign * quality)) for rate, quality in best)
+    return [("frontier", path)] if len(best) > 1 else []
 
 
 def _frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -221,7 +240,7 @@ def _decades(low: float, high: float) -> list[float]:
     return [digit * 10.0**decade for decade in decades for digit in digits if low <= digit * 10.0**decade <= high]
 
 
-def _apart(dots: Sequence[Dot]) -> list[Dot]:
+def apart(dots: Sequence[Dot]) -> list[Dot]:
     """Return the dots with their names moved up or down until they touch neither each other nor a dot."""
     taken = [(dot.x - 6, dot.x + 6, dot.y) for dot in dots]
     placed = []
@@ -258,7 +277,7 @@ def memory(rows: Sequence[MemoryRow]) -> Plot | None:
         lines.append((form.replace(" ", "-"), "M" + "L".join(f"{x:g} {y:g}" for x, y in points)))
         dots.append(Dot(form, form.replace(" ", "-"), False, *points[-1], points[-1][1]))
     return Plot(
-        _apart(dots),
+        apart(dots),
         lines,
         [Tick(place(int(value), 0)[0], f"{value:g}") for value in even_ticks(0, longest, 4)],
         [Tick(place(0, value)[1], f"{value:g}") for value in even_ticks(0, most, 4)],

@@ -94,13 +94,13 @@ def encode(clip: ShownClip, scale: float) -> ClipVideo:
     clip, cut = _cut(clip)
     frames, height, width, _ = clip.source.shape
     factor = {1: 1, 2: 2, 3: 2}.get(ENLARGED_TO // max(height, width), 4)
-    videos = [_enlarged(video, factor) for video in (clip.source, clip.teacher, clip.student)]
+    videos = [enlarged(video, factor) for video in (clip.source, clip.teacher, clip.student)]
     errors = [error_levels(video, clip.source) for video in (clip.teacher, clip.student)]
     if factor == 1:
         errors = [error.reshape(frames, height // 2, 2, width // 2, 2).mean(axis=(2, 4)) for error in errors]
-    column = np.concatenate([_enlarged(heat(error, scale), max(factor // 2, 1)) for error in errors], axis=1)
+    column = np.concatenate([enlarged(heat(error, scale), max(factor // 2, 1)) for error in errors], axis=1)
     sheet = np.concatenate([*videos, column], axis=2)
-    encoded, back, crf = _through_h264(sheet, clip.fps)
+    encoded, back, crf = through_h264(sheet, clip.fps)
     middle = (slice(None), slice(factor // 2, None, factor), slice(factor // 2, 3 * width * factor, factor))
     distance = np.square(back[middle].astype(np.float32) - sheet[middle]).mean()
     w, h = width * factor, height * factor
@@ -128,14 +128,14 @@ def _cut(clip: ShownClip) -> tuple[ShownClip, str]:
     if (kept, h, w) == (frames, height, width):
         return clip, ""
     error = error_levels(clip.student[:kept], clip.source[:kept]).mean(axis=0)
-    top, left = _largest_window(error, h, w)
+    top, left = largest_window(error, h, w)
     videos = {name: getattr(clip, name)[:kept, top : top + h, left : left + w] for name in ("source", "teacher", "student")}
     said = [f"the first {kept} of {frames} frames"] if kept < frames else []
     said += [f"the {w}x{h} pixels of {width}x{height} with the largest error"] if (h, w) != (height, width) else []
     return replace(clip, **videos), ", ".join(said)
 
 
-def _largest_window(error: np.ndarray, height: int, width: int) -> tuple[int, int]:
+def largest_window(error: np.ndarray, height: int, width: int) -> tuple[int, int]:
     """Return top and left of the window with the largest sum of `error` (H, W), by a table of sums."""
     sums = np.pad(error.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
@@ -143,11 +143,12 @@ def _largest_window(error: np.ndarray, height: int, width: int) -> tuple[int, in
     return int(top), int(left)
 
 
-def _enlarged(video: np.ndarray, factor: int) -> np.ndarray:
+def enlarged(video: np.ndarray, factor: int) -> np.ndarray:
+    """Repeat each pixel of a video (T, H, W, 3) `factor` times in both directions."""
     return video.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
-def _through_h264(frames: np.ndarray, fps: float) -> tuple[bytes, np.ndarray, int]:
+def through_h264(frames: np.ndarray, fps: float) -> tuple[bytes, np.ndarray, int]:
     """Encode (T, H, W, 3) uint8. Return the file's bytes, its decoded frames, and the quality that kept within MAX_BYTES."""
     rate = Fraction(fps).limit_denominator(1001)
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,8 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_json, write_whole
 from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
-from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params
@@ -71,17 +72,22 @@ class Report:
 # --- its contents -------------------------------------------------------------------------------------------------
 
 
-def model_facts(student: StudentDecoder, teacher: Teacher) -> dict[str, str]:
-    """Return the facts about student and teacher as rows of text."""
-    of_teacher, of_student = decoder_params(teacher), num_params(student)
-    row = teacher.spec
-    return {
+def model_facts(student: Decoder, teacher: Teacher) -> dict[str, str]:
+    """Return the facts about a decoder, usually a student, and its teacher as rows of text."""
+    of_teacher, of_student = decoder_params(teacher), num_params_of(student)
+    row, share = teacher.spec, f"{of_student:,} parameters, {100 * of_student / of_teacher:.1f} % of the teacher's decoder"
+    shared = {
         "Teacher": f"{row.class_name} ({row.origin})",
         "Its decoder": f"{of_teacher:,} parameters",
         "Latents": f"{row.latent_channels} channels, {row.time_ratio}x in time, {row.space_ratio}x in height and width",
-        "Student": f"{of_student:,} parameters, {100 * of_student / of_teacher:.1f} % of the teacher's decoder",
+    }
+    licence = f"{row.licence}, the teacher's{': ' + row.licence_note if row.licence_note else ''}"
+    if not isinstance(student, StudentDecoder):
+        return shared | {f"Decoder ({student.family})": share, "Licence": student.licence, "Teacher's licence": licence}
+    return shared | {
+        "Student": share,
         "Student's channels": ", ".join(map(str, student.config.decoder_block_out_channels)),
-        "Licence": f"{row.licence}, the teacher's{': ' + row.licence_note if row.licence_note else ''}",
+        "Licence": licence,
     }
 
 

@@ -96,7 +96,7 @@ def metric_rows(evaluation: Evaluation) -> list[MetricRow]:
         spans = {side: (intervals.get(side) or {}).get(name) for side in (*SIDES, "ratio")}
         known = [value for side in SIDES for value in (means[side][name], *(spans[side] or ())) if value is not None]
         axis = (min(known), max(known)) if known else (0.0, 1.0)
-        teacher, student = (_cell(name, means[side][name], spans[side], axis) for side in SIDES)
+        teacher, student = (cell_of(name, means[side][name], spans[side], axis) for side in SIDES)
         ratio = _percent(means["ratio"].get(name), spans["ratio"])
         rows.append(MetricRow(metric.label, metric.better == "up", metric.unit, teacher, student, ratio))
     return rows
@@ -108,7 +108,8 @@ def interval_missing(evaluation: Evaluation) -> str:
     return interval_note(num_videos) if isinstance(num_videos, int) else ""
 
 
-def _cell(name: str, mean: float | None, span: Sequence[float] | None, axis: tuple[float, float]) -> Cell:
+def cell_of(name: str, mean: float | None, span: Sequence[float] | None, axis: tuple[float, float]) -> Cell:
+    """Return the cell of a mean with its interval `span`, placed on an axis from the first to the last value of `axis`."""
     if mean is None or span is None:
         return Cell(score_text(name, mean))
     width = (axis[1] - axis[0]) or 1.0

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -47,10 +47,11 @@ def measure_run(
 def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
     """Return the student of a finished run and its teacher, on every rank; only the first needs the run folder."""
     pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
-    config = ranks.share(lambda: pair and dict(pair.student.config))
+    config = ranks.share(lambda: pair and dict(cast(StudentDecoder, pair.student).config))
     if pair is None:
         student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
         pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
     if ranks.count > 1:
-        pair.student.load_state_dict(ranks.broadcast({"student": pair.student.state_dict()})["student"])
+        student = cast(StudentDecoder, pair.student)
+        student.load_state_dict(ranks.broadcast({"student": student.state_dict()})["student"])
     return pair

@@ -146,7 +146,7 @@ def windows(model: str) -> None:
     with metered():
         teacher, student = teacher_of(MODELS[model]), student_of(model)
         frames = np.zeros((teacher.spec.frames.at_least(9), SIZE - 5, SIZE, 3), dtype=np.uint8)
-        for video in reconstruct_window(frames, teacher, student, with_teacher=True):
+        for video in reconstruct_window(frames, teacher, [student], with_teacher=True):
             assert video.shape == (3, len(frames), SIZE - 5, SIZE) and video.device.type == "cpu"
 
 

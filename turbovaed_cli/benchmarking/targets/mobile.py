@@ -7,7 +7,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from turbovaed_cli.benchmarking.target import STUDENT, Called, Exported, Running, Target, Variant, Work
+from turbovaed_cli.benchmarking.target import Called, Exported, Running, Target, Variant, Work
 from turbovaed_cli.export.formats.executorch import running as executorch_method
 from turbovaed_cli.export.formats.litert import interpreter as litert_interpreter
 from turbovaed_cli.export.formats.table import exporters
@@ -17,7 +17,7 @@ def _variants(work: Work, name: str, runtime: str, package: str, loader: Callabl
     exporters()[name].check_installed()
     return [
         Variant(
-            STUDENT,
+            work.network,
             f"{runtime} {version(package)}",
             "CPU, XNNPACK",
             precision,

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from turbovaed_cli.benchmarking.target import STUDENT, Called, Running, Target, Variant, Work
+from turbovaed_cli.benchmarking.target import Called, Running, Target, Variant, Work
 from turbovaed_cli.errors import TurboVaedError
 from turbovaed_cli.export.formats.onnx import session
 
@@ -20,7 +20,7 @@ def variants(work: Work) -> list[Variant]:
     providers = [name for name in onnxruntime.get_available_providers() if name not in _ELSEWHERE]
     return [
         Variant(
-            STUDENT,
+            work.network,
             f"ONNX Runtime {onnxruntime.__version__}",
             provider.removesuffix("ExecutionProvider"),
             precision,

@@ -24,7 +24,8 @@ def write(
 ) -> None:
     """Write ONNX opset 18: for whole clips, `latents` (1, C, t, h, w) to `video` (1, 3, T, H, W), both fp32.
 
-    There t, h and w are dynamic, except that a graph made with one latent frame (t = 1) takes only one. int8 is static, in
+    There t, h and w are dynamic, except that a graph made with one latent frame (t = 1) takes only one, and one of a decoder
+    that is no student takes the shape that it was made with. int8 is static, in
     QDQ form: the scales of the convolutions' inputs are measured on the latents `calibration`.
     """
     if precision != "int8":
@@ -53,7 +54,7 @@ def _write(graph: Graph, path: Path, precision: str, metadata: Mapping[str, str]
         )
     assert converted is not None
     proto = converted.model_proto
-    if graph.whole_clip:
+    if graph.whole_clip and graph.any_size:
         for value, names in (
             (proto.graph.input[0], (None, None, "t", "h", "w")),
             (proto.graph.output[0], (None, None, "T", "H", "W")),

@@ -23,9 +23,12 @@ class _HalfInside(nn.Module):
 
 
 def exported_program(graph: Graph, precision: str, *, any_size: bool = True) -> torch.export.ExportedProgram:
-    """Trace `graph`, with fp16 inside for the precision "fp16"; with `any_size`, t, h and w of whole clips stay dynamic."""
+    """Trace `graph`, with fp16 inside for the precision "fp16".
+
+    With `any_size`, t, h and w of whole clips stay dynamic, unless the graph is one of fixed size.
+    """
     example, sizes = tuple(graph.inputs.values()), None
-    if any_size and graph.whole_clip:
+    if any_size and graph.whole_clip and graph.any_size:
         latents, open_sizes = _dynamic_example(graph)
         example, sizes = (latents,), (open_sizes,)
     if precision != "fp16":
