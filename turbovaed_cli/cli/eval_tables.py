@@ -8,6 +8,7 @@ from turbovaed_cli.cli.table import Table
 from turbovaed_cli.evaluation.paper import IN_PAPER
 from turbovaed_cli.evaluation.scores import (
     PROTOCOLS,
+    REFERENCES,
     SIDES,
     ClipScores,
     EvalResult,
@@ -43,8 +44,9 @@ def _scores_table(results: Sequence[EvalResult]) -> Table:
     for result in results:
         if has_groups:
             rows.append((result.model, *("" for _ in metrics)))
-        for side in (*SIDES, "ratio"):
-            rows.append((f"  {side}" if has_groups else side, *(_cell(result, side, metric, join) for metric in metrics)))
+        for side in (*SIDES, "ratio") if result.means["teacher"] else ("student",):
+            shown = _own_side(result) if side == "student" else side
+            rows.append((f"  {shown}" if has_groups else shown, *(_cell(result, side, metric, join) for metric in metrics)))
         if result.published:
             rows.append((result.published.label, *("" for _ in metrics)))
             rows += _published_rows(result, metrics)
@@ -52,6 +54,11 @@ def _scores_table(results: Sequence[EvalResult]) -> Table:
     model = first.model if len(results) == 1 else f"{len(results)} models"
     title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
     return Table(title, ["", *(_heading(metric) for metric in metrics)], rows)
+
+
+def _own_side(result: EvalResult) -> str:
+    """Return the word for the side of the model: a decoder of another family is no student."""
+    return "student" if result.family in ("", "turbo-vaed") else "decoder"
 
 
 def _heading(metric: Metric) -> str:
@@ -85,7 +92,10 @@ def _published_rows(result: EvalResult, metrics: Sequence[Metric]) -> list[tuple
 def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> Table:
     first = results[0]
     rows = [("protocol", f"{first.protocol}: {PROTOCOLS[first.protocol]}")]
-    rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
+    if first.reference != "source":
+        rows.append(("reference", REFERENCES[first.reference]))
+    else:
+        rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
     units = _count(first.num_videos, "video") + (f" ({len(first.clips)} clips)" if first.num_videos != len(first.clips) else "")
     rows.append(("±", interval_note(first.num_videos) or f"95 % confidence, Student's t over {units}; the ratio's is paired"))
     for result in results:
@@ -93,6 +103,10 @@ def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> Table:
         teacher, student = result.decoder_params["teacher"], result.decoder_params["student"]
         share = f"{student / 1e6:.3f} M parameters, {100 * student / teacher:.1f} % of the teacher's {teacher / 1e6:.3f} M"
         rows.append((f"{prefix}decoder", share))
+        if result.licence:
+            rows.append((f"{prefix}licence", result.licence))
+        if result.peak_mb.get("student") is not None:
+            rows.append((f"{prefix}memory", _memory_in_words(result)))
         if result.decode_times:
             times = result.decode_times
             low, high = times.range
@@ -110,6 +124,11 @@ def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> Table:
     return Table("", ["", ""], [(label, text) for label, text in rows])
 
 
+def _memory_in_words(result: EvalResult) -> str:
+    own, teacher = result.peak_mb["student"], result.peak_mb.get("teacher")
+    return f"one decode adds {own:.0f} MB" + ("" if teacher is None else f"; by the teacher {teacher:.0f} MB")
+
+
 def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]:
     """The metrics without a figure: one line, or with `every_reason` a line each."""
     reasons = result.not_measured
@@ -123,8 +142,11 @@ def _missing(result: EvalResult, *, every_reason: bool) -> list[tuple[str, str]]
 def _worst_clips(result: EvalResult, data: Path) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in result.clips[0].student:
-        (worst,), (behind,) = worst_clips(result.clips, name, 1), furthest_behind(result.clips, name, 1)
-        if worst == behind:
+        (worst,) = worst_clips(result.clips, name, 1)
+        (behind,) = furthest_behind(result.clips, name, 1) or (None,)
+        if behind is None:
+            rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
+        elif worst == behind:
             rows.append((METRICS[name].label, f"worst, {_how_far(worst, name)}", *_clip_cells(worst, name, data)))
         else:
             rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
@@ -152,7 +174,8 @@ def _clip_cells(clip: ClipScores, name: str, data: Path) -> tuple[str, ...]:
     path = Path(clip.path)
     shown = path.relative_to(data) if data.is_dir() and path.is_relative_to(data) else Path(path.name)
     digits = METRICS[name].digits
-    return str(shown), str(clip.start), f"{clip.teacher[name]:.{digits}f}", f"{clip.student[name]:.{digits}f}"
+    teacher = f"{clip.teacher[name]:.{digits}f}" if name in clip.teacher else "-"
+    return str(shown), str(clip.start), teacher, f"{clip.student[name]:.{digits}f}"
 
 
 def _count(number: int, noun: str) -> str:
