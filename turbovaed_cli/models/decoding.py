@@ -52,6 +52,11 @@ def latent_shape(decoder: Decoder, frames: int, size: tuple[int, int]) -> tuple[
     return decoder.latent_channels, fewest, height // space, width // space
 
 
+def streams(decoder: Decoder) -> bool:
+    """Whether a decoder decodes a clip piece by piece."""
+    return isinstance(decoder, StudentNetwork) or decoder.stream() is not None
+
+
 def pixel_frames(decoder: Decoder, latent_frames: int) -> int | None:
     """Return the number of pixel frames that it makes of t latent frames; None for a t that it cannot decode."""
     try:

@@ -16,7 +16,7 @@ from turbovaed_cli.latents.latent_files import is_latents_file, read_latents_for
 from turbovaed_cli.machine.devices import give_back_free_memory
 from turbovaed_cli.machine.threads import Background
 from turbovaed_cli.models.decoder import Decoder
-from turbovaed_cli.models.decoding import decode_in_pieces
+from turbovaed_cli.models.decoding import decode_in_pieces, streams
 from turbovaed_cli.models.encoding import approximation_of, encoded
 from turbovaed_cli.models.memory import Pieces, in_tiles_in_words, plan_pieces
 from turbovaed_cli.models.pair import Pair
@@ -89,7 +89,7 @@ def reconstruct(
 
 def _check_windows(pair: Pair, settings: ReconstructSettings) -> None:
     """Raise SettingsError if the memory is limited and a decoder decodes in windows."""
-    if settings.memory and pair.student.stream() is None:
+    if settings.memory and not streams(pair.student):
         raise SettingsError(
             f"{pair.name} ({pair.student.family}) decodes whole clips only, in windows whose memory is not planned",
             "leave out `memory`",
@@ -178,7 +178,7 @@ def reconstructed_frames(
         for frame in decoded_frames(frames, height, width, pair, settings):
             yield labelled(frame, labels)
         return
-    if pair.student.stream() is None:
+    if not streams(pair.student):
         if approximation := windowed_in_words(pair, height, width, settings, num_frames):
             report.note(approximation)
         yield from decoded_frames(frames, height, width, pair, settings)
@@ -263,7 +263,7 @@ def _decode_file(
         crf=settings.crf,
         overwrite=overwrite,
     ) as writer:
-        if student.stream() is None:
+        if not streams(student):
             made = _frames_of_windows(latents, pair, settings, report)
         else:
             pieces = plan_pieces(replace(pair, teacher=None), (height, width), settings.memory, total)
