@@ -254,6 +254,130 @@ def empty_cache(device: torch.device) -> None:
     give_back_free_memory()
 
 
+@dataclass(frozen=True)
+class LatentSpace:
+    """The latents of one decoder: the number of channels, how pipelines normalise them, and the pixels that each stands for."""
+
+    channels: int
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]
+    scaling_factor: float = 1.0
+    time_ratio: int = 1
+    space_ratio: int = 1
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of each channel of raw latents, (C,); normalised latents have about 1."""
+        return torch.tensor(self.std) / self.scaling_factor
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether raw and normalised latents are the same."""
+        return bool((self.spread == 1).all()) and not any(self.mean)
+
+    def raw(self, normalised: Tensor) -> Tensor:
+        """Convert normalised latents (..., C, t, h, w) to raw ones, as diffusers pipelines do before decoding."""
+        return normalised * _column(self.std, normalised) / self.scaling_factor + _column(self.mean, normalised)
+
+    def normalised(self, raw: Tensor) -> Tensor:
+        """Convert raw latents (..., C, t, h, w) to normalised ones, the inverse of `raw`."""
+        return (raw - _column(self.mean, raw)) * self.scaling_factor / _column(self.std, raw)
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
+
+
+@dataclass
+class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
+    """The result of `decode`, as pipelines expect it. Importing diffusers' class costs a second: it imports every autoencoder."""
+
+    sample: Tensor
+
+
+class Stream(Protocol):
+    """A decode of one clip piece by piece, whose frames equal those of the whole clip."""
+
+    @property
+    def lookahead_frames(self) -> int:
+        """The number of pixel frames by which the output lags; `finish` returns them."""
+        ...
+
+    def push(self, latents: Tensor) -> Tensor:
+        """Take the next latent frames (B, C, n, h, w); return the pixel frames (B, 3, m, H, W) that they determine."""
+        ...
+
+    def finish(self) -> Tensor:
+        """Return the remaining frames (B, 3, m, H, W); afterwards the next clip can begin."""
+        ...
+
+
+class Decoder(Protocol):
+    """A torch module that decodes latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]."""
+
+    @property
+    def family(self) -> str:
+        """The name of its architecture, such as "turbo-vaed" or "taehv"."""
+        ...
+
+    @property
+    def teacher(self) -> str | None:
+        """The registry name of the teacher whose latents it decodes; None if that is not known."""
+        ...
+
+    @property
+    def latents(self) -> str:
+        """The latents that `decode` takes: "raw", as a teacher's `encode` returns them, or "normalised"."""
+        ...
+
+    @property
+    def space(self) -> LatentSpace | None:
+        """The statistics of the latents; None if they are not known."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """The licence of the weights, or "unknown: " and the reason."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """The number of latent channels."""
+        ...
+
+    @property
+    def temporal_compression_ratio(self) -> int:
+        """The number of pixel frames for each latent frame after the first."""
+        ...
+
+    @property
+    def spatial_compression_ratio(self) -> int:
+        """The number of pixels for each latent, in height and in width."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        ...
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Return T, the number of pixel frames that it makes of t latent frames."""
+        ...
+
+    def decode(self, z: Tensor, temb: Tensor | None = None, return_dict: bool = True) -> Any:
+        """Decode a whole clip `z` to `.sample`, or to a tuple of it; not clamped unless the family does."""
+        ...
+
+    def stream(self) -> Stream | None:
+        """Return a new stream; None for a family that only decodes whole clips."""
+        ...
+
+
 class Meter(TorchDispatchMode):
     """Adds up the bytes of the storages that are alive."""
 
@@ -1778,47 +1902,6 @@ class _Tape:
         return piece
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """The latents of one decoder: the number of channels, how pipelines normalise them, and the pixels that each stands for."""
-
-    channels: int
-    mean: tuple[float, ...]  # per channel
-    std: tuple[float, ...]
-    scaling_factor: float = 1.0
-    time_ratio: int = 1
-    space_ratio: int = 1
-
-    @property
-    def spread(self) -> Tensor:
-        """The standard deviation of each channel of raw latents, (C,); normalised latents have about 1."""
-        return torch.tensor(self.std) / self.scaling_factor
-
-    @property
-    def is_normalised(self) -> bool:
-        """Whether raw and normalised latents are the same."""
-        return bool((self.spread == 1).all()) and not any(self.mean)
-
-    def raw(self, normalised: Tensor) -> Tensor:
-        """Convert normalised latents (..., C, t, h, w) to raw ones, as diffusers pipelines do before decoding."""
-        return normalised * _column(self.std, normalised) / self.scaling_factor + _column(self.mean, normalised)
-
-    def normalised(self, raw: Tensor) -> Tensor:
-        """Convert raw latents (..., C, t, h, w) to normalised ones, the inverse of `raw`."""
-        return (raw - _column(self.mean, raw)) * self.scaling_factor / _column(self.std, raw)
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1, 1)
-
-
-@dataclass
-class DecoderOutput(BaseOutput):  # type: ignore[misc]  # diffusers passes as Any
-    """The result of `decode`, as pipelines expect it. Importing diffusers' class costs a second: it imports every autoencoder."""
-
-    sample: Tensor
-
-
 TEACHER_LICENCES = {
     'ltx': 'LTX-Video Open Weights License 0.X',
     'ltx0.9.5': 'OpenRAIL-M (0.9.5), LTX-Video Open Weights License 0.X (0.9.7 and 0.9.8)',
@@ -2057,16 +2140,19 @@ def pixels_per_piece(device_type: str) -> int:
     return _PIXELS_PER_PIECE_ON_CUDA if device_type == "cuda" else _PIXELS_PER_PIECE
 
 
-def decoding_ways(
-    student: StudentDecoder, size: tuple[int, int], pixels: int, latent_frames: int
-) -> Iterator[tuple[int, int, bool]]:
-    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known."""
+def decoding_ways(student: Decoder, size: tuple[int, int], pixels: int, latent_frames: int) -> Iterator[tuple[int, int, bool]]:
+    """Yield (latent frames, latent rows, spill) from the fastest to the leanest; `latent_frames` of the clip, 0: not known.
+
+    Only a student takes a part of the rows, and keeps frames on disk.
+    """
     height = size[0] // int(student.spatial_compression_ratio)
     most = max(pixels // (size[0] * size[1] * int(student.temporal_compression_ratio)), 1)
     most = min(most, latent_frames or most)
     while most:
         yield most, 0, False
         most //= 2
+    if not isinstance(student, StudentDecoder):
+        return
     yield 1, max(height // 4, 1), False
     rows = height
     while True:
