@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from turbovaed_cli.registry.rows import MODELS
+
 ROOT = Path(__file__).resolve().parents[1]
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 22.00 GiB"
 
@@ -26,7 +28,7 @@ def benchmark(monkeypatch):
         return __import__(name)
 
     yield load
-    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features", "cache_latents", "tf32"):
+    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features", "cache_latents", "tf32", "decode_memory"):
         sys.modules.pop(name, None)
 
 
@@ -151,3 +153,13 @@ def test_the_gpu_benchmarks_install_nothing():
     lines = done.stdout.strip().splitlines()
     assert lines and all(line.startswith("PYTHONPATH=carry:. /usr/bin/some-python benchmarks/") for line in lines)
     assert all("--device cuda" in line for line in lines)
+
+
+def test_the_promised_memory_of_a_decode_is_what_the_page_states(benchmark, capsys):
+    """The row of `tiny` is rehearsed again. The CPU form depends on whether this CPU computes in bf16, so its cells may differ."""
+    page = (ROOT / "docs" / "decode-memory.md").read_text().splitlines()
+    stated = {line.split("`")[1]: line.split(" | ") for line in page if line.startswith("| `") and line.count("|") == 9}
+    assert stated.keys() == MODELS.keys()
+    rehearsed = benchmark("decode_memory").table(["tiny"]).splitlines()[-1].split(" | ")
+    assert rehearsed[:5] == stated["tiny"][:5]
+    capsys.readouterr()

@@ -241,7 +241,7 @@ UNLOADED = {
     "models.pair": "load_pair",
     "latents.caching": "load_teacher",
     "training.prepare": "load_teacher",
-    "benchmarking.bench": "load_student",
+    "benchmarking.bench": "load_pair",
 }
 WRITERS = {
     "reconstruct": ("reconstruct", "in.mp4", "--out", "{}"),

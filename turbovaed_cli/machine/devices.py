@@ -186,10 +186,14 @@ def tf32() -> Iterator[None]:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Reset the peak of `peak_mb`, if the system can: on CUDA and on Linux."""
+    """Reset the peak of `peak_mb`, if the system can: on CUDA and on Linux.
+
+    Unused memory of the C library goes back to the system first: later allocations in it would not raise the peak.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back_free_memory()
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
