@@ -28,7 +28,8 @@ demo: install          ## the whole path on generated clips with the embedded pa
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-all: extras test  ## also the tests that need these converters, which `make test` skips without them
+test-all: extras       ## every test: also those that need these converters, and more cases of the same kinds
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --thorough
 
 faults: install        ## kills, flips and other mishaps in full: minutes
 	$(BIN)/python -m pytest -m faults --all-faults --timeout 3000 -n 2 --dist loadfile --no-loadscope-reorder tests/faults tests/machine/test_fake_cuda_training.py tests/video/test_video_reading.py tests/test_gpu_first.py

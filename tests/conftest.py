@@ -15,7 +15,9 @@ from golden import load_golden, write_teacher
 LONGEST_OF_FAULTS = ("test_kills.py",)
 LONGEST = (
     "test_export.py", "test_commands.py", "test_reconstruct.py", "test_ranks.py", "test_bench.py", "test_fake_cuda_training.py",
-    "test_ends.py", "test_distill.py", "test_kills.py", "test_resume.py", "test_download.py", "test_memory.py",
+    "test_ends.py", "test_distill.py", "test_kills.py", "test_resume.py", "test_download.py", "test_memory.py", "test_attach.py",
+    "test_against.py", "test_comparison.py", "test_browser_decode.py", "test_fake_cuda_decoding.py", "test_pack.py", "test_vae.py",
+    "test_push.py",
 )  # fmt: skip
 
 
@@ -34,11 +36,16 @@ class Notes:
 
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
+    parser.addoption("--thorough", action="store_true", help="also what is marked thorough (make test-all): more of the same kind")
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
 
 
 def pytest_collection_modifyitems(config, items):
-    """The longest files first, so that no core ends long before the other."""
+    """The longest files first, so that no core ends long before the other; what is marked thorough only if it is asked for."""
+    if not config.getoption("--thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
     first = LONGEST_OF_FAULTS if config.getoption("--all-faults") else LONGEST
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
