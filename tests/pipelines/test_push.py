@@ -200,6 +200,19 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(run, hub, tmp_path, turbova
     assert turbovaed("push", run, REPO, "--dry-run")[0] == 2
 
 
+def test_overwriting_replaces_nothing_but_an_earlier_package(run, hub, tmp_path):
+    """Not the run itself, not a folder around it, and no files of somebody else."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    before = sorted(tmp_path.rglob("*"))
+    for out, error in ((run, SettingsError), (run / "model", SettingsError), (run.parent, SettingsError), (tmp_path / "mine", OutputExistsError)):  # fmt: skip
+        with pytest.raises(error, match="holds"):
+            push(run, REPO, dry_run=True, out=out, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    for _ in range(2):
+        push(run, REPO, dry_run=True, out=run / "published", overwrite=True)
+
+
 def test_without_consent_nothing_is_created(run, hub, turbovaed):
     code, out, err = turbovaed("push", run, REPO)
     assert (code, out) == (3, "") and is_two_lines(err), err

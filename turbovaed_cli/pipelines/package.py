@@ -17,6 +17,7 @@ from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_files, write_json
 from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.self_contained import MODELING_FILE
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params_of
 from turbovaed_cli.pipelines.private import private_texts
@@ -44,6 +45,7 @@ from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.stage import Stage
 
 SAMPLE = "sample.png"
+NAMES = ("README.md", "config.json", WEIGHTS_FILE, "manifest.json", MODELING_FILE, "eval", SAMPLE)  # in the folder
 _MOST_FINDINGS = 3  # that an error names
 
 

@@ -17,9 +17,9 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError
+from turbovaed_cli.errors import MissingError, OutputExistsError, SettingsError, TurboVaedError
 from turbovaed_cli.files.whole import sha256_of, whole_folder
-from turbovaed_cli.pipelines.package import SAMPLE, licence_of_package, package_files, write_package
+from turbovaed_cli.pipelines.package import NAMES, SAMPLE, Source, licence_of_package, package_files, write_package
 from turbovaed_cli.registry.download import Consent, RemoteFile, agrees, check_reachable, no_consent, reason_of, without_retry_log
 from turbovaed_cli.registry.hub import parse_hub_id
 from turbovaed_cli.reporting import Reporter, quiet
@@ -81,6 +81,8 @@ def push(
         raise SettingsError(f"{repo!r} is no repository of the hub", "user/name, or organisation/name")
     if dry_run and out is None:
         raise SettingsError("`dry_run` writes a folder and uploads nothing", "name the folder: `out` DIR")
+    if out is not None:
+        _check_out(Path(out), Source.at(where))
     if not dry_run:
         _check_ready(repo)
     with _folder(out, overwrite=overwrite) as folder:
@@ -90,6 +92,15 @@ def push(
             return PushResult(repo, not public, files, folder=Path(str(out)))
         _ask(where, repo, folder, files, consent)
         return _upload(repo, folder, files, public=public, out=out, report=report)
+
+
+def _check_out(out: Path, source: Source) -> None:
+    """Raise an error if writing the folder `out` would replace the student itself, or files that `push` did not write."""
+    if source.model.resolve().is_relative_to(out.resolve()):
+        raise SettingsError(f"{out} holds the student that is published", "another folder: `out` DIR")
+    others = sorted(one.name for one in out.iterdir() if one.name not in NAMES) if out.is_dir() else []
+    if others:
+        raise OutputExistsError(f"{out} holds {others[0]}, which `push` did not write", "give a new folder: `out` DIR")
 
 
 @contextmanager
