@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
+from tiny_pipelines import PIPELINES, random, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
 
 from turbovaed_cli import attach_student
-from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.models import memory
 from turbovaed_cli.pipelines import within
 from turbovaed_cli.pipelines.space import check_same_space, space_of
@@ -149,6 +149,37 @@ def test_what_somebody_else_put_there_comes_back(ltx):
 def test_a_pipeline_without_a_vae_is_refused():
     with pytest.raises(SettingsError, match="no `vae`"):
         attach_student(object(), student_of("ltx", vae_of("ltx")))
+
+
+@pytest.mark.parametrize("student", [None, torch.nn.Conv2d(1, 1, 1), 3], ids=["None", "a layer", "a number"])
+def test_what_is_no_decoder_is_refused(ltx, student):
+    with pytest.raises(SettingsError, match="not a decoder"):
+        attach_student(ltx[0].pipe, student)
+
+
+@pytest.mark.parametrize(
+    ("shape", "error"), [((1, 8, 0, 2, 3), FrameCountError), ((8, 1, 2, 3), ShapeError), ((1, 4, 1, 2, 3), ShapeError)]
+)
+def test_latents_of_another_shape_are_named(ltx, shape, error):
+    tiny, student = ltx
+    with attach_student(tiny.pipe, student), pytest.raises(error, match="latents"):
+        tiny.pipe.vae.decode(torch.zeros(shape))
+
+
+def test_a_compiled_vae_or_decode_shows_the_same_frames(ltx):
+    """Compiled before the student is attached, or after."""
+    tiny, student = ltx
+    vae, latents = tiny.pipe.vae, random(1, 8, 2, 2, 3)
+    with torch.no_grad():
+        wanted = student.decode(latents).sample
+    tiny.pipe.vae = torch.compile(vae, backend="eager")
+    try:
+        with attach_student(tiny.pipe, student):
+            assert torch.equal(tiny.pipe.vae.decode(latents).sample, wanted)
+            assert torch.equal(torch.compile(vae.decode, backend="eager")(latents).sample, wanted)
+    finally:
+        tiny.pipe.vae = vae
+    assert "decode" not in vars(vae)
 
 
 @pytest.mark.parametrize(

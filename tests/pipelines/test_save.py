@@ -1,9 +1,11 @@
 """A saved pipeline loads in a new process: with `import turbovaed_cli` alone, and where turbovaed is not installed."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +76,39 @@ def test_save_pipeline_needs_no_turbovaed_to_load(tmp_path):
     assert load_elsewhere("without turbovaed", folder) == ["StudentDecoder"]
     with pytest.raises(OutputExistsError):
         save_pipeline(tiny.pipe, folder)
+
+
+def test_a_pipeline_loaded_without_turbovaed_is_saved_again(tmp_path):
+    """Its student is of the class in the modeling file."""
+    tiny = tiny_pipeline("ltx", student_of("ltx", vae_of("ltx")))
+    vae = save_pipeline(tiny.pipe, tmp_path / "first") / "vae"
+    name = "diffusers_modules.local.modeling_turbovaed"  # diffusers imports a copy in its cache by this name
+    spec = importlib.util.spec_from_file_location(name, vae / "modeling_turbovaed.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        tiny.pipe.register_modules(vae=module.StudentDecoder.from_pretrained(vae))
+        folder = save_pipeline(tiny.pipe, given(tiny, tmp_path / "again"))
+    finally:
+        del sys.modules[name]
+    assert load_elsewhere("without turbovaed", folder) == ["StudentDecoder"]
+
+
+def test_overwriting_replaces_a_pipeline_and_nothing_else(tmp_path):
+    tiny = tiny_pipeline("ltx", student_of("ltx", vae_of("ltx")))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(OutputExistsError, match="no pipeline"):
+        save_pipeline(tiny.pipe, tmp_path / "mine", overwrite=True)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    for _ in range(2):
+        save_pipeline(tiny.pipe, tmp_path / "saved", overwrite=True)
+
+
+@pytest.mark.parametrize("pipe", [object(), SimpleNamespace(vae=None)], ids=["no vae", "None"])
+def test_a_pipeline_without_a_student_is_not_saved(pipe, tmp_path):
+    with pytest.raises(SettingsError, match="a NoneType, not a student"):
+        save_pipeline(pipe, tmp_path / "saved")
 
 
 def test_an_attached_student_is_not_saved(tmp_path):

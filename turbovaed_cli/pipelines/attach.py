@@ -28,7 +28,7 @@ class Attached:
     """
 
     def __init__(self, pipe: Any, student: Decoder, *, memory: int, follows: bool, report: Reporter) -> None:
-        self.pipe, self.vae, self.student, self.memory = pipe, pipe.vae, student, memory
+        self.pipe, self.vae, self.student, self.memory = pipe, _vae_of(pipe), student, memory
         self.latents: Tensor | None = None  # those of a decode that failed, raw, (B, C, t, h, w), on the CPU
         self._space = space_of(self.vae).space()
         self._plans: Plans = {}
@@ -49,6 +49,12 @@ class Attached:
         The video has the precision of `z`. Timesteps and other inputs of teachers' decoders are not used. If the decode fails,
         the latents are kept in `latents`. Raises SettingsError if the limit of memory is too low.
         """
+        # The plan of the pieces cannot be traced. As a decorator, `disable` would take 3 s to import.
+        decoded = torch.compiler.disable(self._decoded) if torch.compiler.is_compiling() else self._decoded
+        sample = decoded(z)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decoded(self, z: Tensor) -> Tensor:
         self._make_room(z.device)
         if self._follows:
             nn.Module.to(cast("nn.Module", self.student), dtype=z.dtype)
@@ -61,7 +67,7 @@ class Attached:
         finally:
             self._go_home()
         self.latents = None
-        return DecoderOutput(sample=sample) if return_dict else (sample,)
+        return sample
 
     def restore(self) -> None:
         """Give the pipeline its own decoder back. Without effect if that was done before."""
@@ -119,10 +125,10 @@ def attach_student(
     the decode takes at most `memory` (bytes, or text such as "4GB") besides what is in memory already; 0 allows 70 % of what is
     free. Pieces and memory are notes of `report`.
 
-    Raises SettingsError if the student decodes other latents than the pipeline makes, or if the pipeline has no VAE, or has a
-    student attached; and what `load_decoder` raises.
+    Raises SettingsError if the student decodes other latents than the pipeline makes, if it is no decoder, or if the pipeline
+    has no VAE, or has a student attached; and what `load_decoder` raises.
     """
-    vae = getattr(pipe, "vae", None)
+    vae = _vae_of(pipe)
     if not isinstance(vae, nn.Module):
         raise SettingsError(
             f"a {type(pipe).__name__} has no `vae` to decode for", "a diffusers pipeline of a video model: `pipe`"
@@ -134,6 +140,8 @@ def attach_student(
         raise SettingsError(f"`memory` is {limit}", "bytes, or text such as 4GB; 0 takes what is free")
     is_named = isinstance(student, str | Path)
     decoder: Decoder = load_decoder(student, consent=consent) if isinstance(student, str | Path) else student
+    if not all(hasattr(decoder, name) for name in ("family", "latent_channels", "pixel_frames", "stream")):
+        raise SettingsError(f"`student` is a {type(student).__name__}, not a decoder", "a decoder, or what `load_decoder` takes")
     check_same_space(decoder, space_of(vae))
     return Attached(pipe, decoder, memory=limit, follows=is_named, report=report)
 
@@ -146,6 +154,12 @@ def is_attached_to(vae: nn.Module) -> bool:
 def _attached_to(vae: nn.Module) -> Attached | None:
     owner = getattr(vars(vae).get(_METHOD), "__self__", None)
     return owner if isinstance(owner, Attached) else None
+
+
+def _vae_of(pipe: Any) -> Any:
+    """Return the VAE of a pipeline, not what `torch.compile` has wrapped around it; None if there is none."""
+    vae = getattr(pipe, "vae", None)
+    return getattr(vae, "_orig_mod", vae)
 
 
 def _is_away(model: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.machine.devices import empty_cache, give_back_free_memory
 from turbovaed_cli.models.bounded import pieces_within
 from turbovaed_cli.models.decoder import Decoder
@@ -36,8 +36,14 @@ def decode_collected(
     that the decode takes at most `memory` bytes there, besides what the device holds already; 0 allows 70 % of what is free.
     If the video takes more than half of that, it is collected on the CPU. Other decoders decode in short pieces if they stream.
     `plans` keeps the pieces for the next latents of the same shape.
-    Raises SettingsError if `memory` is too little for the smallest pieces.
+    Raises SettingsError if `memory` is too little for the smallest pieces, ShapeError for latents of another shape, and
+    FrameCountError if they hold no frame.
     """
+    if latents.ndim != 5 or latents.shape[1] != decoder.latent_channels:
+        wanted = f"(batch, {decoder.latent_channels}, frames, height, width)"
+        raise ShapeError(f"latents are {tuple(latents.shape)}: this decoder takes {wanted}")
+    if latents.shape[2] < 1:
+        raise FrameCountError("latents hold no frame")
     device = latents.device
     nn.Module.to(cast("nn.Module", decoder), device=device)  # diffusers' own `to` warns about an empty list of layers to keep
     shape = _video_shape(decoder, latents)
