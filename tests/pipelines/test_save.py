@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_pipelines import student_of, tiny_pipeline, vae_of
 
-from turbovaed_cli import StudentVae, attach_student, save_pipeline
+from turbovaed_cli import StudentVae, attach_student, load_decoder, load_student, save_pipeline
 from turbovaed_cli.errors import OutputExistsError, SettingsError
 
 SCRIPT = """
@@ -92,6 +92,17 @@ def test_a_pipeline_loaded_without_turbovaed_is_saved_again(tmp_path):
     finally:
         del sys.modules[name]
     assert load_elsewhere("without turbovaed", folder) == ["StudentDecoder"]
+
+
+def test_the_student_of_a_saved_pipeline_is_loaded_from_its_folder(tmp_path):
+    vae = vae_of("ltx")
+    student = student_of("ltx", vae)
+    folder = save_pipeline(tiny_pipeline("ltx", student).pipe, tmp_path / "saved")
+    latents = torch.randn(1, 8, 2, 2, 2)
+    own = tiny_pipeline("ltx", vae).pipe
+    with torch.no_grad(), attach_student(own, folder):
+        for one in (load_student(folder), load_decoder(folder), own.vae):
+            assert torch.equal(one.decode(latents).sample, student.decode(latents).sample)
 
 
 def test_overwriting_replaces_a_pipeline_and_nothing_else(tmp_path):

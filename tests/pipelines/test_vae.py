@@ -184,6 +184,11 @@ def test_a_saved_student_has_its_encoder_again(tmp_path):
         assert torch.equal(again.decode(latents).sample, vae.decode(latents).sample)
         assert torch.equal(load_student(tmp_path).decode(latents).sample, vae.decode(latents).sample)
     assert again.config.invert_scale_latents
+    by_name, _info = StudentVae.from_pretrained(pretrained_model_name_or_path=tmp_path, output_loading_info=True)
+    inside = load_student(tmp_path, with_encoder=True)  # not that of the teacher that its config names
+    with torch.no_grad():
+        for one in (by_name, inside):
+            assert torch.equal(one.encode(video).latent_dist.mean, vae.encode(video).latent_dist.mean)
     student_of("cogvideox", vae_of("cogvideox")).save_pretrained(tmp_path / "alone")
     with pytest.raises(WeightFileError, match="without its encoder"):
         StudentVae.from_pretrained(tmp_path / "alone")

@@ -1,6 +1,6 @@
 """Any decoder by its name, folder or file: a student, a diffusers VAE's own decoder, or one of another project."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from turbovaed_cli.choices import check_choice, hint_for
 from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
 from turbovaed_cli.files.documents import parse_json, read_text
 from turbovaed_cli.models.decoder import Decoder
-from turbovaed_cli.models.loading import config_of, load_student, read_config
+from turbovaed_cli.models.loading import STUDENT_CLASSES, config_of, folder_in, load_student, read_config
 from turbovaed_cli.models.others.diffusers_vae import DiffusersDecoder
 from turbovaed_cli.models.others.family import OtherDecoder, Shapes, shapes_of
 from turbovaed_cli.models.others.flash_ltx import FlashLTX, is_flash_ltx, load_flash_ltx
@@ -35,8 +35,6 @@ from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
-
-_STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 
 ConfigSource = str | Path | Mapping[str, Any] | None
 
@@ -79,7 +77,19 @@ def _student(request: _Request) -> StudentDecoder:
 
 
 def _lighttae(request: _Request) -> OtherDecoder:
-    return load_lighttae(request.weights, registry_name(request.teacher) if request.teacher else None)
+    spec = request.teacher
+    return load_lighttae(
+        request.weights, None if spec is None else registry_name(spec) or _name_of_class(spec, LightTAE.teachers)
+    )
+
+
+def _name_of_class(spec: ModelSpec, names: Sequence[str]) -> str | None:
+    """Return the one of these teachers whose class and latents the teacher in a local folder has."""
+    rows = ((name, MODELS[name].teacher) for name in names)
+    one = spec.teacher
+    return next(
+        (name for name, row in rows if (row.class_name, row.latent_channels) == (one.class_name, one.latent_channels)), spec.name
+    )
 
 
 # The families of weight files. The first one that has a file's keys is taken, unless `family` names another.
@@ -145,6 +155,7 @@ def _load(
     if path.is_file():
         decoder = _load_file(path, family, teacher, config, report)
         return _own_decoder(where, consent) if decoder is None else decoder
+    path = folder_in(path)
     inside = _config_in(path)
     if family == HummingbirdDecoder.family or (family is None and has_hummingbird_config(inside)):
         decoder = _load_file(path / WEIGHTS_FILE, HummingbirdDecoder.family, teacher, config, report)
@@ -199,7 +210,7 @@ def _load_file(
 def _is_vae(folder: Path) -> bool:
     """Whether this is the folder of a diffusers VAE, or of a pipeline with one."""
     if (folder / "config.json").is_file():
-        return _config_in(folder).get("_class_name") not in (None, *_STUDENT_CLASSES)
+        return _config_in(folder).get("_class_name") not in (None, *STUDENT_CLASSES)
     return (folder / "vae" / "config.json").is_file() or (folder / "model_index.json").is_file()
 
 

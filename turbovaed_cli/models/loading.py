@@ -16,7 +16,7 @@ from turbovaed_cli.files.tensors import check_fit, load_strictly, read_weights
 from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.student import StudentDecoder
-from turbovaed_cli.models.student_vae import StudentVae
+from turbovaed_cli.models.student_vae import StudentVae, has_encoder, load_encoder
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
 from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
@@ -25,6 +25,7 @@ from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS, ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 
+STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
 # The least and the most that a config may ask for; the published configs are far inside these limits.
@@ -111,13 +112,13 @@ def load_student(
 ) -> StudentDecoder:
     """Load a student, fp32 on the CPU, in eval mode; `with_encoder` adds the encoder of its teacher, for image-to-video.
 
-    `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, a weight file in the published
-    layout (.pth or .safetensors), or a hub id ("user/name", "user/name/FILE", with @revision). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
+    `where` is a registry name ("ltx"), a run folder, a folder written by save_pretrained, a pipeline's folder with a student as its
+    vae, a weight file in the published layout (.pth or .safetensors), or a hub id ("user/name", "user/name/FILE", with @revision). A weight file needs its JSON `config`, a path or a dict. By default it is the one in the
     file's header, `config.json` next to the file, or that of the registry if the file has a published name.
 
     With `with_encoder` the result is a StudentVae. Its encoder is that of `teacher`, a registry name or a diffusers VAE folder;
-    by default of the teacher that the run or the student's config names. Raises SettingsError if none is known, or if it makes
-    other latents.
+    by default the one that was saved with the student, else that of the teacher that the run or the student's config names.
+    Raises SettingsError if none is known, or if it makes other latents.
 
     Loading is strict: WeightFileError names the first decoder key that is missing, unexpected or misshapen. Raises
     UnknownModelError if nothing has this name, SettingsError for a bad config, and CorruptFileError for damaged files of a
@@ -135,7 +136,7 @@ def _loaded(where: str | Path, config: str | Path | Mapping[str, Any] | None, co
     place = hub_id(where)
     path = Path(where) if place is None else hub_folder(place, consent)
     if path.is_dir():
-        return _load_folder(RunDir(path).model if RunDir.is_run(path) else path)
+        return _load_folder(RunDir(path).model if RunDir.is_run(path) else folder_in(path))
     if path.is_file():
         return load_published(path, config_of(path, config))
     raise UnknownModelError(
@@ -149,6 +150,9 @@ def _loaded(where: str | Path, config: str | Path | Mapping[str, Any] | None, co
 
 
 def _with_encoder(student: StudentDecoder, where: str | Path, teacher: str | Path | None, consent: Consent) -> StudentVae:
+    folder = folder_in(Path(where))
+    if teacher is None and not is_model_name(str(where)) and has_encoder(folder):
+        return StudentVae.of(student, load_encoder(folder))
     found = teacher or teacher_of(str(where), run_of(str(where)), student)
     if found is None:
         raise SettingsError(f"{where} does not name its teacher, which has the encoder", "name it: `teacher` NAME or DIR")
@@ -187,6 +191,14 @@ def check_same_latents(student: Decoder, spec: ModelSpec) -> None:
         )
 
 
+def folder_in(folder: Path) -> Path:
+    """Return the folder of the VAE in a pipeline's folder if it is a student; `folder` itself in all other cases."""
+    inside = folder / "vae" / "config.json"
+    if (folder / "config.json").is_file() or not inside.is_file():
+        return folder
+    return inside.parent if read_config(inside).get("_class_name") in STUDENT_CLASSES else folder
+
+
 def _load_folder(folder: Path) -> StudentDecoder:
     config_path = folder / "config.json"
     if not config_path.is_file():
@@ -196,7 +208,7 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if (folder / "manifest.json").is_file():  # of a run: every file has a recorded sha256
         verify_manifest(folder)
     config = read_config(config_path)
-    if config.get("_class_name") not in ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED"):
+    if config.get("_class_name") not in STUDENT_CLASSES:
         raise UnknownModelError(
             f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
             "give a student folder as `model`; this one may be a `teacher`",

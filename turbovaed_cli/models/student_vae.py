@@ -16,6 +16,25 @@ _FOLDER, _WEIGHTS = "encoder", "diffusion_pytorch_model.safetensors"
 _PART = "teacher_vae"
 
 
+def has_encoder(folder: Path) -> bool:
+    """Whether a StudentVae was saved in this folder."""
+    return (folder / _FOLDER / _WEIGHTS).is_file()
+
+
+def load_encoder(folder: Path) -> nn.Module:
+    """Return the VAE without decoder of a folder in which a StudentVae was saved, in fp32; raises WeightFileError without one."""
+    inside = folder / _FOLDER
+    if not has_encoder(folder):
+        raise WeightFileError(
+            f"{folder} holds a student without its encoder", "load it as a StudentDecoder, or with load_student"
+        )
+    config = json.loads((inside / "config.json").read_text(encoding="utf-8"))
+    vae = getattr(diffusers, config["_class_name"]).from_config(config)
+    vae.decoder = None
+    load_strictly(vae, read_weights(inside / _WEIGHTS), inside / _WEIGHTS)
+    return cast("nn.Module", vae.eval())
+
+
 class StudentVae(StudentDecoder):
     """A student that also encodes, with the VAE of its teacher, of which the decoder was dropped.
 
@@ -43,18 +62,11 @@ class StudentVae(StudentDecoder):
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> "StudentVae":
         """Load a folder that `save_pretrained` wrote. Raises OSError for a folder without weights, WeightFileError without encoder."""
-        made = cast("StudentVae", super().from_pretrained(*arguments, **options))
-        folder = Path(arguments[0], options.get("subfolder") or "", _FOLDER)
-        if not (folder / _WEIGHTS).is_file():
-            raise WeightFileError(
-                f"{folder.parent} holds a student without its encoder", "load it as a StudentDecoder, or with load_student"
-            )
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        vae = getattr(diffusers, config["_class_name"]).from_config(config)
-        vae.decoder = None
-        load_strictly(vae, read_weights(folder / _WEIGHTS), folder / _WEIGHTS)
-        made._take(nn.Module.to(vae, device=made.device, dtype=made.dtype).eval())
-        return made
+        where = arguments[0] if arguments else options["pretrained_model_name_or_path"]
+        loaded = cast("Any", super().from_pretrained(*arguments, **options))
+        made: StudentVae = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info
+        made._take(nn.Module.to(load_encoder(Path(where, options.get("subfolder") or "")), device=made.device, dtype=made.dtype))
+        return cast("StudentVae", loaded)
 
     def save_pretrained(self, save_directory: str | Path, *arguments: Any, **options: Any) -> None:
         """Write the student, and its encoder into the folder `encoder` inside."""

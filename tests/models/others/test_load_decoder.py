@@ -5,6 +5,7 @@ import torch
 from golden import load_golden, write_student
 from others import load_numbers
 from safetensors.torch import save_file
+from tiny_pipelines import vae_of
 
 import turbovaed_cli
 from turbovaed_cli.errors import MissingWeightsError, SettingsError, UnknownModelError, WeightFileError
@@ -36,6 +37,13 @@ def test_a_vae_folder_is_its_own_decoder(ltx_teacher):
     assert video.shape[2] == decoder.pixel_frames(latents.shape[2])
     assert decoder.space.mean == pytest.approx(golden.teacher["latents_mean"].tolist())
     assert decoder.stream() is None
+
+
+def test_cogvideox_makes_four_frames_of_the_first_of_an_even_number_of_latents(tmp_path):
+    vae_of("cogvideox").save_pretrained(tmp_path)
+    decoder = load_decoder(tmp_path)
+    frames = {t: decoder.decode(torch.zeros(1, 4, t, 1, 1)).sample.shape[2] for t in (1, 2, 3, 4)}
+    assert frames == {t: decoder.pixel_frames(t) for t in frames} == {1: 1, 2: 8, 3: 9, 4: 16}
 
 
 def test_a_teachers_own_decoder_has_the_family_diffusers():

@@ -1,5 +1,6 @@
 """TAEHV in all widths, and LightTAE: golden numbers, latents of teachers, streams, and strict keys."""
 
+import diffusers
 import pytest
 import torch
 from others import check_precisions, largest_error, load_numbers
@@ -136,6 +137,15 @@ def test_lighttae_of_hunyuan_has_another_activation_and_range(tmp_path):
     assert [layer.negative_slope for layer in decoder.modules() if isinstance(layer, torch.nn.LeakyReLU)] == [0.2] * 29
     with torch.no_grad():
         assert torch.equal(decoder(numbers.latents), decoder.untrimmed(numbers.latents)[:, :, 3:])
+
+
+def test_lighttae_takes_a_local_folder_of_its_teachers_class(sixteen_file, tmp_path):
+    diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(tmp_path / "wan")
+    decoder = load_decoder(sixteen_file, family="lighttae", teacher=tmp_path / "wan")
+    assert (decoder.family, decoder.latents, decoder.teacher) == ("lighttae", "raw", None)
+    by_name = load_decoder(sixteen_file, family="lighttae", teacher="wan2.1")
+    latents = torch.randn(1, 16, 2, 2, 2)
+    assert torch.equal(decoder.decode(latents).sample, by_name.decode(latents).sample)
 
 
 def test_lighttae_needs_its_teacher(sixteen_file):

@@ -35,7 +35,11 @@ class DiffusersDecoder(OtherDecoder):
         return self.vae.dtype
 
     def pixel_frames(self, latent_frames: int) -> int:
-        return self.vae.spec.pixel_frames(latent_frames)
+        """Return T for t latent frames. CogVideoX decodes them two by two: of an even number, the first one makes 4 frames too."""
+        spec = self.vae.spec
+        if spec.frames.step > spec.time_ratio and latent_frames % 2 == 0:
+            return latent_frames * spec.time_ratio
+        return spec.pixel_frames(latent_frames)
 
     def frames_of(self, latents: Tensor, memory: Memory | None = None) -> Tensor:
         return self.vae.decode(latents)
