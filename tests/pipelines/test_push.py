@@ -314,6 +314,12 @@ def test_figures_of_older_weights_are_left_out_and_old_evaluations_removed(run, 
     assert "Nothing was measured" in hub.files[f"{REPO}/README.md"].decode()
 
 
+def test_of_a_pipeline_folder_the_student_is_pushed(hub, one_block_folder, tmp_path):
+    shutil.copytree(one_block_folder, tmp_path / "saved" / "vae")
+    result = push(tmp_path / "saved", REPO, dry_run=True, out=tmp_path / "out")
+    assert WEIGHTS in {file.name for file in result.files}
+
+
 @pytest.mark.parametrize("repo", ["small", "a/b/c", f"{USER}/small@main", "./x/y", "runs/file.pth"])
 def test_a_repository_is_user_slash_name(repo, run, hub):
     with pytest.raises(SettingsError, match="no repository"):

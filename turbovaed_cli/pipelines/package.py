@@ -15,7 +15,7 @@ from turbovaed_cli.evaluation.published import DATASETS
 from turbovaed_cli.files.documents import fits, names_only
 from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_files, write_json
-from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.loading import folder_in, load_student
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.self_contained import MODELING_FILE
 from turbovaed_cli.models.student import StudentDecoder
@@ -58,8 +58,8 @@ class Source:
 
     @classmethod
     def at(cls, where: str | Path) -> "Source":
-        """Return the source at a run folder, the model/ of one, or a saved model folder; raises UnknownModelError."""
-        path = Path(where)
+        """Return the source at a run folder, the model/ of one, a saved model folder or a pipeline's; raises UnknownModelError."""
+        path = folder_in(Path(where))
         if RunDir.is_run(path):
             return cls(RunDir(path).model, RunDir(path))
         if not path.is_dir():
