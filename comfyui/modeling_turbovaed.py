@@ -6,6 +6,9 @@
     student = AutoModel.from_pretrained("this/folder", trust_remote_code=True)
     video = student.decode(latents).sample            # raw latents (B, C, t, h, w) to (B, 3, T, H, W) in [-1, 1]
     stream = student.stream()                         # the same frames piece by piece: push(latents), finish()
+
+A pipeline with this student as its VAE, saved by `pipe.save_pretrained`, loads once turbovaed_cli is imported. Saved by turbovaed's
+`save_pipeline`, it loads without: DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).
 """
 
 import ctypes

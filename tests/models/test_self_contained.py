@@ -161,4 +161,5 @@ def test_the_file_imports_torch_and_the_standard_library_alone(with_diffusers):
 def test_the_file_says_where_it_is_from_and_holds_no_path():
     source = modeling_source()
     assert source.startswith("# Copyright") and "Apache License" in source and "do not edit" in source
+    assert "loads once turbovaed_cli is imported" in source and "save_pipeline" in source  # what a saved pipeline needs
     assert str(self_contained._PACKAGE) not in source and "import turbovaed_cli" not in source
