@@ -151,6 +151,17 @@ def test_a_pipeline_without_a_vae_is_refused():
         attach_student(object(), student_of("ltx", vae_of("ltx")))
 
 
+def test_a_loaded_student_is_exact_again_after_latents_of_less_precision(ltx, tmp_path):
+    tiny, student = ltx
+    student.save_pretrained(tmp_path)
+    latents = random(1, 8, 2, 2, 3)
+    with attach_student(tiny.pipe, tmp_path):
+        first, half, last = (
+            tiny.pipe.vae.decode(latents.to(dtype)).sample for dtype in (torch.float32, torch.bfloat16, torch.float32)
+        )
+    assert half.dtype == torch.bfloat16 and torch.equal(first, last)
+
+
 @pytest.mark.parametrize("student", [None, torch.nn.Conv2d(1, 1, 1), 3], ids=["None", "a layer", "a number"])
 def test_what_is_no_decoder_is_refused(ltx, student):
     with pytest.raises(SettingsError, match="not a decoder"):

@@ -32,7 +32,8 @@ class Attached:
         self.latents: Tensor | None = None  # those of a decode that failed, raw, (B, C, t, h, w), on the CPU
         self._space = space_of(self.vae).space()
         self._plans: Plans = {}
-        self._follows, self._report = follows, report
+        self._exact = cast("nn.Module", student).state_dict() if follows else {}
+        self._report = report
         self._before = vars(self.vae).get(_METHOD)  # a function that was there before, if any
         self.vae.decode = self.decode
 
@@ -56,8 +57,13 @@ class Attached:
 
     def _decoded(self, z: Tensor) -> Tensor:
         self._make_room(z.device)
-        if self._follows:
-            nn.Module.to(cast("nn.Module", self.student), dtype=z.dtype)
+        if self._exact and self.student.dtype != z.dtype:
+            module = nn.Module.to(cast("nn.Module", self.student), dtype=z.dtype)
+            # From the weights as they were loaded: those that were in bf16 meanwhile have lost digits.
+            state = {name: value.to(self.student.device) for name, value in self._exact.items()}
+            module.load_state_dict(
+                {name: value.to(z.dtype) if value.is_floating_point() else value for name, value in state.items()}, assign=True
+            )
         latents = z if self.student.latents == "raw" else self._space.normalised(z)
         try:
             sample = decode_collected(self.student, latents, self.memory, plans=self._plans, report=self._report)
