@@ -28,15 +28,13 @@ from turbovaed_cli.models.others.weights import ForeignWeights, read_foreign
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
-from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.find import STUDENT_CLASSES, find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.hub import hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
-
-_STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 
 ConfigSource = str | Path | Mapping[str, Any] | None
 
@@ -199,7 +197,7 @@ def _load_file(
 def _is_vae(folder: Path) -> bool:
     """Whether this is the folder of a diffusers VAE, or of a pipeline with one."""
     if (folder / "config.json").is_file():
-        return _config_in(folder).get("_class_name") not in (None, *_STUDENT_CLASSES)
+        return _config_in(folder).get("_class_name") not in (None, *STUDENT_CLASSES)
     return (folder / "vae" / "config.json").is_file() or (folder / "model_index.json").is_file()
 
 

@@ -19,7 +19,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.student_vae import StudentVae
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
-from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.find import STUDENT_CLASSES, find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.hub import also_on_hub, hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS, ModelSpec
@@ -196,7 +196,7 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if (folder / "manifest.json").is_file():  # of a run: every file has a recorded sha256
         verify_manifest(folder)
     config = read_config(config_path)
-    if config.get("_class_name") not in ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED"):
+    if config.get("_class_name") not in STUDENT_CLASSES:
         raise UnknownModelError(
             f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
             "give a student folder as `model`; this one may be a `teacher`",
@@ -250,7 +250,8 @@ def config_of(weights: Path, config: str | Path | Mapping[str, Any] | None) -> M
     if not path.is_file():
         raise SettingsError(
             f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
-            "pass config=... (--config FILE); `turbovaed models show NAME --json` prints those of the registry, as student.config",
+            "`config` FILE: turbovaed models show NAME --json prints those of the registry, as student.config; "
+            "load_decoder loads decoders of other projects",
         )
     return read_config(path)
 
