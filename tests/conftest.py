@@ -36,7 +36,9 @@ class Notes:
 
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
-    parser.addoption("--thorough", action="store_true", help="also what is marked thorough (make test-all): more of the same kind")
+    parser.addoption(
+        "--thorough", action="store_true", help="also what is marked thorough (make test-all): more of the same kind"
+    )
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, random, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
+from tiny_pipelines import PIPELINES, SELECTED, random, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
 
 from turbovaed_cli import attach_student
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
@@ -50,7 +50,7 @@ class Given:
         assert (frames - ours).abs().max() <= (1e-5 if frames.dtype == torch.float32 else 2**-8)
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
+@pytest.fixture(scope="module", params=SELECTED)
 def given(request):
     return Given(request.param)
 
@@ -147,8 +147,21 @@ def test_what_somebody_else_put_there_comes_back(ltx):
 
 
 def test_a_pipeline_without_a_vae_is_refused():
-    with pytest.raises(SettingsError, match="no `vae`"):
-        attach_student(object(), student_of("ltx", vae_of("ltx")))
+    with pytest.raises(SettingsError, match="of the class str, which has no `vae`") as error:
+        attach_student("Lightricks/LTX-Video", student_of("ltx", vae_of("ltx")))
+    assert "from_pretrained" in error.value.hint
+
+
+def test_the_limit_of_memory_can_be_set_as_it_is_given(ltx):
+    tiny, student = ltx
+    with attach_student(tiny.pipe, student, memory="800MB") as attached:
+        assert attached.memory == 800_000_000
+        attached.memory = "4GB"
+        assert attached.memory == 4_000_000_000
+        for wrong in (-1, "4 gigs"):
+            with pytest.raises(SettingsError):
+                attached.memory = wrong
+        assert attached.memory == 4_000_000_000
 
 
 def test_a_loaded_student_is_exact_again_after_latents_of_less_precision(ltx, tmp_path):
@@ -211,7 +224,8 @@ def test_a_student_of_another_latent_space_is_refused(row, of, said):
     tiny = tiny_pipeline({"wan2.1": "wan2.1", "hunyuan": "hunyuan", "ltx": "ltx", "ltx2": "ltx2"}[of], other)
     with pytest.raises(SettingsError, match=said) as error:
         attach_student(tiny.pipe, student_of(row, vae_of(row)))
-    assert error.value.hint and error.value.what.count(". ") == 0 and "decode" not in vars(tiny.pipe.vae)
+    assert f"this student of {row} does not fit" in error.value.what and "turbovaed distill" in error.value.hint
+    assert error.value.what.count(". ") == 0 and "decode" not in vars(tiny.pipe.vae)
 
 
 def test_without_common_statistics_the_teachers_class_decides():

@@ -153,6 +153,7 @@ def test_the_card_says_what_it_is_and_how_well_it_does(run, hub):
     assert result.dataset_args["frames"] == 9 and result.dataset_args["size"] == [64, 64]
     assert ModelCard(f"---\n{data.to_yaml()}\n---\n").data.to_dict() == data.to_dict()
     assert f'load_student("{REPO}", consent=True)' in text and "attach_student(pipe, student)" in text
+    assert f"type `{REPO}` into `path_or_hub_id`" in text
     assert f"--model {REPO} --format comfyui" in text and "| only | 2 |" in text and "9 frames of 64x64" in text
     assert "LPIPS-Alex was not measured" in text or "Not measured otherwise" in text
     assert "![teacher, student and source](sample.png)" in text

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
+from tiny_pipelines import PIPELINES, SELECTED, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
 
 from turbovaed_cli import StudentDecoder, StudentVae, load_student
 from turbovaed_cli.errors import SettingsError, WeightFileError
@@ -39,7 +39,7 @@ def check(name, tiny, reference, monkeypatch, tolerance=1e-5):
     return latents
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SELECTED)
 def test_a_student_with_the_teachers_encoder_serves_every_pipeline(name, monkeypatch):
     """The frames are our own decode, and the latents those of the pipeline with its own VAE, which has the same encoder."""
     row = PIPELINES[name][0]

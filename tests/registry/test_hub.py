@@ -83,9 +83,9 @@ def test_without_consent_nothing_is_requested(hub, turbovaed):
     for call in (load_student, load_teacher, find_model, hub_folder):
         with pytest.raises(MissingWeightsError, match="me/student is not on this machine") as error:
             call("me/student")
-        assert "turbovaed models pull me/student --yes" in error.value.hint
+        assert "`consent=True`" in error.value.hint and "turbovaed models pull me/student --yes" in error.value.hint
     code, out, err = turbovaed("export", "--out", "out.onnx", "--model", "me/student")  # no terminal, no --yes
-    assert (code, out) == (3, "") and is_two_lines(err)
+    assert (code, out) == (3, "") and is_two_lines(err) and "--yes downloads it" in err
     assert hub.requests == []
 
 

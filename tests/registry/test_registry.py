@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError, UnknownModelError
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
-from turbovaed_cli.registry.specs import FrameRule
+from turbovaed_cli.registry.specs import ASSETS, FrameRule
 
 ALL = list(MODELS.values())
 
@@ -151,6 +151,11 @@ def test_cogvideox_stops_where_its_class_would_decode_in_chunks():
     with pytest.raises(FrameCountError) as error:
         MODELS["cogvideox"].teacher.check_frames(65)
     assert error.value.hint == "nearest: `frames` 57"
+
+
+def test_a_student_is_no_teacher():
+    with pytest.raises(SettingsError, match="holds a student, which is no teacher"):
+        find_model(ASSETS / "tiny" / "student")
 
 
 def test_a_config_that_is_none_is_refused(tmp_path):

@@ -296,8 +296,6 @@ def test_eval_writes_the_page_and_the_run_s_own_and_replaces_only_the_latter(run
     page.write_text("mine")
     code, err = evaluated("--report", page)
     assert code == 2 and "--overwrite" in err and page.read_text() == "mine"
-    code, err = evaluated("--report", tmp_path / "other.html", "--compare", "tiny", "tiny")
-    assert code == 2 and "one model" in err and not (tmp_path / "other.html").exists()
 
 
 # --- in a browser -------------------------------------------------------------------------------------------------

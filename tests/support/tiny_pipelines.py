@@ -303,6 +303,11 @@ PIPELINES: dict[str, tuple[str, Callable[[Any], Tiny]]] = {
 }  # fmt: skip
 
 
+IN_MAKE_TEST = ("ltx-i2v", "ltx2", "hunyuan", "hunyuan1.5", "cogvideox-i2v", "wan2.1", "wan2.2", "wan2.1-vace")
+# A family each in `make test`; the others only in `make test-all`.
+SELECTED = [name if name in IN_MAKE_TEST else pytest.param(name, marks=pytest.mark.thorough) for name in PIPELINES]
+
+
 def tiny_pipeline(name: str, vae: Any = None) -> Tiny:
     """The pipeline `name` around `vae`, or around the small VAE of its row."""
     row, build = PIPELINES[name]

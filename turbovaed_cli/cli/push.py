@@ -25,14 +25,16 @@ if TYPE_CHECKING:
 class Upload:
     """What is uploaded, and whether that is agreed to."""
 
-    out: Path | None = setting(None, "Folder to keep what is uploaded.", "Input and output", metavar="DIR")
-    dry_run: bool = setting(False, "Write the folder --out, and upload nothing.", "Input and output")
-    public: bool = setting(False, "Everybody may read the repository; a new one is private without it.", "Input and output")
+    out: Path | None = setting(None, "Folder to write the uploaded files to.", "Input and output", metavar="DIR")
+    dry_run: bool = setting(False, "Only write the folder --out; upload nothing.", "Input and output")
+    public: bool = setting(
+        False, "Create the repository as public, or add to a public one. By default it is private.", "Input and output"
+    )
     sample: bool = setting(
         True, "Upload the newest sample strip: frames of a training clip.", "Input and output", flag="--sample/--no-sample"
     )
     allow: tuple[str, ...] = setting(
-        (), "Text that may be public although it looks like a path or a name.", "Input and output", metavar="TEXT", many=True,
+        (), "Text that may be uploaded although it looks like a local path or a user name.", "Input and output", metavar="TEXT", many=True,
         by_commas=False,
     )  # fmt: skip
     yes: bool = setting(False, "Agree to the upload.", "Terminal")

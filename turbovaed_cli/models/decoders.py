@@ -9,7 +9,7 @@ from turbovaed_cli.choices import check_choice, hint_for
 from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
 from turbovaed_cli.files.documents import parse_json, read_text
 from turbovaed_cli.models.decoder import Decoder
-from turbovaed_cli.models.loading import STUDENT_CLASSES, config_of, folder_in, load_student, read_config
+from turbovaed_cli.models.loading import config_of, folder_in, load_student, read_config
 from turbovaed_cli.models.others.diffusers_vae import DiffusersDecoder
 from turbovaed_cli.models.others.family import OtherDecoder, Shapes, shapes_of
 from turbovaed_cli.models.others.flash_ltx import FlashLTX, is_flash_ltx, load_flash_ltx
@@ -28,7 +28,7 @@ from turbovaed_cli.models.others.weights import ForeignWeights, read_foreign
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent
-from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.find import STUDENT_CLASSES, find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.hub import hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ModelSpec

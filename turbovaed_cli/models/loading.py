@@ -19,13 +19,12 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.student_vae import StudentVae, has_encoder, load_encoder
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.download import Consent, no_consent, student_weights
-from turbovaed_cli.registry.find import find_model, is_model_name, names_of_models
+from turbovaed_cli.registry.find import STUDENT_CLASSES, find_model, is_model_name, names_of_models
 from turbovaed_cli.registry.hub import also_on_hub, hub_folder, hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS, ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 
-STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")
 HEAD_PREFIX = "aligned_feature_projection_heads."
 _LATENT_STATISTICS = ("latents_mean", "latents_std")
 # The least and the most that a config may ask for; the published configs are far inside these limits.
@@ -262,7 +261,8 @@ def config_of(weights: Path, config: str | Path | Mapping[str, Any] | None) -> M
     if not path.is_file():
         raise SettingsError(
             f"{weights.name} needs the JSON config of its architecture, and {path} is not there",
-            "pass config=... (--config FILE); `turbovaed models show NAME --json` prints those of the registry, as student.config",
+            "`config` FILE: turbovaed models show NAME --json prints those of the registry, as student.config; "
+            "load_decoder loads decoders of other projects",
         )
     return read_config(path)
 

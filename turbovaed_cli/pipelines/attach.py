@@ -27,8 +27,9 @@ class Attached:
     another function, so the VAE's own decoder never runs, and offloading does not move it to the device.
     """
 
-    def __init__(self, pipe: Any, student: Decoder, *, memory: int, follows: bool, report: Reporter) -> None:
-        self.pipe, self.vae, self.student, self.memory = pipe, _vae_of(pipe), student, memory
+    def __init__(self, pipe: Any, student: Decoder, *, memory: int | str, follows: bool, report: Reporter) -> None:
+        self.pipe, self.vae, self.student = pipe, _vae_of(pipe), student
+        self.memory = memory
         self.latents: Tensor | None = None  # those of a decode that failed, raw, (B, C, t, h, w), on the CPU
         self._space = space_of(self.vae).space()
         self._plans: Plans = {}
@@ -36,6 +37,18 @@ class Attached:
         self._report = report
         self._before = vars(self.vae).get(_METHOD)  # a function that was there before, if any
         self.vae.decode = self.decode
+
+    @property
+    def memory(self) -> int:
+        """The limit of a decode in bytes; 0 allows 70 % of free memory. It can be set to bytes or text such as "4GB"."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, limit: int | str) -> None:
+        num_bytes = parse_bytes(limit) if isinstance(limit, str) else limit
+        if num_bytes < 0:
+            raise SettingsError(f"`memory` is {num_bytes}", "bytes, or text such as 4GB; 0 takes what is free")
+        self._memory = num_bytes
 
     @property
     def is_attached(self) -> bool:
@@ -137,19 +150,17 @@ def attach_student(
     vae = _vae_of(pipe)
     if not isinstance(vae, nn.Module):
         raise SettingsError(
-            f"a {type(pipe).__name__} has no `vae` to decode for", "a diffusers pipeline of a video model: `pipe`"
+            f"`pipe` is of the class {type(pipe).__name__}, which has no `vae`",
+            "a loaded pipeline of a video model, such as LTXPipeline.from_pretrained(...)",
         )
     if is_attached_to(vae):
         raise SettingsError("this pipeline has a student attached", "call its .restore() first")
-    limit = parse_bytes(memory) if isinstance(memory, str) else memory
-    if limit < 0:
-        raise SettingsError(f"`memory` is {limit}", "bytes, or text such as 4GB; 0 takes what is free")
     is_named = isinstance(student, str | Path)
     decoder: Decoder = load_decoder(student, consent=consent) if isinstance(student, str | Path) else student
     if not all(hasattr(decoder, name) for name in ("family", "latent_channels", "pixel_frames", "stream")):
         raise SettingsError(f"`student` is a {type(student).__name__}, not a decoder", "a decoder, or what `load_decoder` takes")
     check_same_space(decoder, space_of(vae))
-    return Attached(pipe, decoder, memory=limit, follows=is_named, report=report)
+    return Attached(pipe, decoder, memory=memory, follows=is_named, report=report)
 
 
 def is_attached_to(vae: nn.Module) -> bool:

@@ -75,17 +75,23 @@ def check_same_space(decoder: Decoder, of: PipelineSpace) -> None:
     theirs = (of.channels, of.time_ratio, of.space_ratio)
     ours = (decoder.latent_channels, int(decoder.temporal_compression_ratio), int(decoder.spatial_compression_ratio))
     if any(there is not None and there != here for here, there in zip(ours, theirs, strict=True)):
-        raise _refused(f"it decodes latents of {_in_words(ours)}, and this pipeline's {of.class_name} makes {_in_words(theirs)}")
+        raise _refused(
+            decoder, f"it decodes latents of {_in_words(ours)}, and this pipeline's {of.class_name} makes {_in_words(theirs)}"
+        )
     known = _known(decoder.space)
     both = {name: (known[name], getattr(of, name)) for name in known if getattr(of, name) is not None}
     for name, (here, there) in both.items():
         if not _close(here, there):
             what = {"mean": "another mean", "std": "another spread", "scaling_factor": "another scaling factor"}[name]
-            raise _refused(f"its latents have {what} than those of this pipeline's {of.class_name}{_numbers(here, there)}")
+            raise _refused(
+                decoder, f"its latents have {what} than those of this pipeline's {of.class_name}{_numbers(here, there)}"
+            )
     if not both and decoder.teacher is not None:
         taught_by = MODELS[decoder.teacher].teacher.class_name
         if taught_by != of.class_name and of.class_name != type(decoder).__name__:
-            raise _refused(f"its teacher {decoder.teacher} is of the class {taught_by}, and this pipeline has an {of.class_name}")
+            raise _refused(
+                decoder, f"its teacher {decoder.teacher} is of the class {taught_by}, and this pipeline has an {of.class_name}"
+            )
 
 
 def _close(here: float | Sequence[float], there: float | Sequence[float]) -> bool:
@@ -103,7 +109,9 @@ def _in_words(space: tuple[int | None, int | None, int | None]) -> str:
     return f"{channels} channels and {time}x{pixels}x{pixels} pixels"
 
 
-def _refused(why: str) -> SettingsError:
+def _refused(decoder: Decoder, why: str) -> SettingsError:
+    of_teacher = f" of {decoder.teacher}" if decoder.teacher else ""
     return SettingsError(
-        f"this student does not fit the pipeline: {why}", "a student that was distilled from the pipeline's own VAE: `student`"
+        f"this student{of_teacher} does not fit the pipeline: {why}",
+        "take a student of the pipeline's own VAE, or distil one: turbovaed distill --teacher DIR --data DIR, with its VAE folder",
     )

@@ -20,6 +20,7 @@ from turbovaed_cli.registry.weight_files import is_known, licence_of, weight_fil
 _MOST_CHANNELS, _MOST_LAYERS = 65_536, 64  # limits for a local teacher's config
 _LARGEST_PATCH, _LEAST_BEFORE_TAIL = 4, 64  # of a student's tail; channels before it, as published with patch_size 4
 _STATISTICS = ("latents_mean", "latents_std")  # in a row, those of the published weights; a local VAE has its own
+STUDENT_CLASSES = ("StudentDecoder", "StudentVae", "AutoencoderKLTurboVAED")  # of a config.json
 _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *spec.aliases)}
 
 
@@ -126,6 +127,10 @@ def _row_for(config: Mapping[str, Any], folder: Path) -> ModelSpec:
         if class_name in REFUSED:
             refused = REFUSED[class_name]
             raise SettingsError(f"{folder} holds {_with_article(class_name)}: {refused.why}", refused.needed)
+        if class_name in STUDENT_CLASSES:
+            raise SettingsError(
+                f"{folder} holds a student, which is no teacher", "a student goes to `model`; a teacher is the folder of a VAE"
+            )
         known = ", ".join(sorted({spec.teacher.class_name for spec in MODELS.values()}))
         raise SettingsError(f"{folder} holds a {shown(class_name)}, which is no known teacher", f"known classes: {known}")
     return row

@@ -118,7 +118,8 @@ def hub_files(place: HubId, consent: Consent = no_consent) -> list[Path]:
     offer = f"{again} downloads it"
     if not agrees(consent, [RemoteFile(f"model {place}", place.repo, _LISTING, 0, "unknown", place.revision)], 0):
         raise MissingWeightsError(
-            f"{place} is not on this machine, neither as a path nor in the hub's cache", f"{offer} from the hub; or {by_hand}"
+            f"{place} is not on this machine, neither as a path nor in the hub's cache",
+            f"`consent=True` downloads it from the hub, as does {again}; or {by_hand}",
         )
     listing = _listing(place, again, by_hand)
     files = _wanted(place, listing)

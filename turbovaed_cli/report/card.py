@@ -219,8 +219,9 @@ Without turbovaed, diffusers loads it with the code that is beside the weights:
     from diffusers import AutoModel
     vae = AutoModel.from_pretrained("{place}", trust_remote_code=True)
 """
+    typed = f"type `{place}` into `path_or_hub_id` of Load Turbo-VAED student and turn on `download`. Or write"
     return f"""## Use
-In Python, with `pip install turbovaed`:
+In Python, with turbovaed:
 
     from turbovaed_cli import load_student
     student = load_student("{place}"{", consent=True" if place != NO_PLACE else ""})
@@ -231,7 +232,7 @@ In a diffusers pipeline, which keeps its own encoder:
     from turbovaed_cli import attach_student
     attach_student(pipe, student)
 {alone if facts.loads_alone else ""}
-In ComfyUI, with the node pack of turbovaed, this writes the file for `models/vae`:
+In ComfyUI, with the node pack of turbovaed, {typed if place != NO_PLACE else "write"} a file for `models/vae`:
 
     turbovaed export --model {place} --format comfyui --out student.safetensors"""
 

@@ -17,7 +17,7 @@ def loaded(name, tmp_path, **changes):
     return numbers, load_magihuman(ForeignWeights(tmp_path / name, numbers.state()), numbers.meta["config"] | changes)
 
 
-@pytest.mark.parametrize("name", [pytest.param("magihuman-small", marks=pytest.mark.slow), "magihuman-small-shuffle"])
+@pytest.mark.parametrize("name", [pytest.param("magihuman-small", marks=pytest.mark.thorough), "magihuman-small-shuffle"])
 def test_frames_are_the_golden_ones(name, tmp_path):
     numbers, decoder = loaded(name, tmp_path)
     assert (decoder.latents, decoder.teacher) == ("normalised", "wan2.2")
