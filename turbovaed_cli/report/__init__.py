@@ -8,5 +8,5 @@ tables.py      figures and tables
 curves.py      curves of a run
 card.py        the model card of a student
 clips.py       clips in the form that a page can show
-assets.py      the files that pages are made of: page.html page.css page.js bench.html bench.css plot.html compare.html compare.css
+assets.py      the files that pages are made of: page.html page.css page.js bench.html bench.css plot.html clip.html compare.html compare.css
 """

@@ -8,6 +8,8 @@ from importlib.resources import files
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
+_MACROS = ("plot.html", "clip.html")
+
 
 def asset(name: str) -> str:
     """Return the text of a file in this folder."""
@@ -23,7 +25,7 @@ def source_expression(text: str) -> str:
 def template(name: str) -> Template:
     """Return a page template: every value is escaped, and a missing one is an error."""
     pages = Environment(
-        loader=DictLoader({name: asset(name), "plot.html": asset("plot.html")}),
+        loader=DictLoader({one: asset(one) for one in (name, *_MACROS)}),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -118,6 +119,34 @@ def encode(clip: ShownClip, scale: float) -> ClipVideo:
         crf=crf,
         distance_db=100.0 if distance == 0 else float(10 * np.log10(255**2 / distance)),
     )
+
+
+class EncodedVideo(Protocol):
+    """A clip that is encoded for a page."""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        ...
+
+    @property
+    def num_frames(self) -> int:
+        """The number of frames."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, ClipPart]:
+        """The place of each picture."""
+        ...
+
+
+def data_of_clip(video: EncodedVideo) -> dict[str, Any]:
+    """Return the data that page.js needs to draw a clip."""
+    return {
+        "fps": video.fps,
+        "frames": video.num_frames,
+        "parts": {name: [part.left, part.top, part.width, part.height] for name, part in video.parts.items()},
+    }
 
 
 def _cut(clip: ShownClip) -> tuple[ShownClip, str]:

@@ -22,9 +22,9 @@ from turbovaed_cli.metrics import METRICS, Metric
 from turbovaed_cli.models.pair import Pair, short_names
 from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.bench_page import Dot, Plot, apart, line_of_best, plot_of
-from turbovaed_cli.report.clips import heat_stops
+from turbovaed_cli.report.clips import data_of_clip, heat_stops
 from turbovaed_cli.report.run_page import noteworthy_clips
-from turbovaed_cli.report.side_by_side import SharedClip, SharedVideo, encode_shared, shared_scale
+from turbovaed_cli.report.side_by_side import SharedClip, encode_shared, shared_scale
 from turbovaed_cli.report.tables import Cell, cell_of, not_measured, score_text
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.version import __version__
@@ -247,9 +247,9 @@ def render(comparison: Comparison) -> str:
         plot_data=quality_and_speed(comparison),
         number=number,
         score_text=score_text,
-        videos=videos,
+        videos=[(video, *_in_words(video.clip, words)) for video in videos],
         words=words,
-        clip_data=[_clip_data(video) for video in videos],
+        clip_data=[data_of_clip(video) for video in videos],
         scale=scale,
         heat_stops=heat_stops(),
         version=__version__,
@@ -261,10 +261,10 @@ def render(comparison: Comparison) -> str:
     )
 
 
-def _clip_data(video: SharedVideo) -> dict[str, Any]:
-    """Return the data that page.js needs to draw a clip."""
-    return {
-        "fps": video.fps,
-        "frames": video.num_frames,
-        "parts": {name: [part.left, part.top, part.width, part.height] for name, part in video.parts.items()},
-    }
+def _in_words(clip: SharedClip, words: Mapping[str, str]) -> tuple[str, dict[str, str], dict[str, str], list[str]]:
+    """Return a clip's description, its pictures and error maps by name, the maps alone, and the names of the last two pictures."""
+    pictures = {key: words[key] for key in clip.pictures}
+    compared = list(pictures.items())[1:]
+    maps = {f"{key}_error": name for key, name in compared}
+    choices = pictures | {f"{key}_error": f"{name}: error" for key, name in compared}
+    return f"{clip.name}: {', '.join(pictures.values())}, and their errors", choices, maps, list(pictures)[-2:]

@@ -30,7 +30,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params
 from turbovaed_cli.report import tables
 from turbovaed_cli.report.assets import asset, source_expression, template
-from turbovaed_cli.report.clips import ClipVideo, ShownClip, encode, error_scale, heat_stops
+from turbovaed_cli.report.clips import ShownClip, data_of_clip, encode, error_scale, heat_stops
 from turbovaed_cli.report.curves import Curves, draw
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
@@ -226,7 +226,7 @@ def render(report: Report) -> str:
         figures=tables.key_figures(report.evaluation, report.metrics, settings),
         stages=tables.stage_table(settings),
         clips=clips,
-        clip_data=[_clip_data(clip) for clip in clips],
+        clip_data=[data_of_clip(clip) for clip in clips],
         shown=SHOWN,
         scale=scale,
         heat_stops=heat_stops(),
@@ -239,15 +239,6 @@ def render(report: Report) -> str:
         style_hash=source_expression(style),
         script_hash=source_expression(script),
     )
-
-
-def _clip_data(video: ClipVideo) -> dict[str, Any]:
-    """Return the data that page.js needs to draw a clip."""
-    return {
-        "fps": video.fps,
-        "frames": video.num_frames,
-        "parts": {name: [part.left, part.top, part.width, part.height] for name, part in video.parts.items()},
-    }
 
 
 def _curve_data(curves: Curves | None) -> dict[str, Any]:
