@@ -30,7 +30,7 @@ def recipe(content: bytes) -> None:
 
 def run_config(content: bytes) -> None:
     from turbovaed_cli.files.sealed import read_json
-    from turbovaed_cli.models.pair import _teacher_of
+    from turbovaed_cli.models.loading import teacher_of
     from turbovaed_cli.report.tables import flatten, key_figures, stage_table
     from turbovaed_cli.runs.listing import list_runs
     from turbovaed_cli.runs.rundir import RunDir
@@ -45,7 +45,7 @@ def run_config(content: bytes) -> None:
         stage_table(config["settings"])
         flatten(config)
         key_figures(None, [{"step": 1}], config["settings"])
-        _teacher_of("no name", run, None)  # type: ignore[arg-type]
+        teacher_of("no name", run, None)  # type: ignore[arg-type]
         run.changes({"settings": {}}, frozenset())
     read_json(run.config)
 

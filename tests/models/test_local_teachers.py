@@ -167,7 +167,7 @@ def test_distill_takes_the_licence_from_its_user(own, videos, monkeypatch, capsy
     assert code == 0, err
     assert "runs/vae-of-ours" in out  # the run's name is the folder's
     card = (tmp_path / "runs" / "vae-of-ours" / "model" / "README.md").read_text()
-    assert 'license: other\nlicense_name: "Ours: \\"1.0\\""' in card and '**teacher\'s** licence: Ours: "1.0"' in card
+    assert "license: other\nlicense_name: ours-1.0\n" in card and '**teacher\'s** licence: Ours: "1.0"' in card
     # The licence is no setting of the training: it may be told later, and the run goes on.
     code, _, err = turbovaed(monkeypatch, capsys, *command, "--licence", "MIT")
     assert code == 0, err

@@ -32,7 +32,7 @@ def is_turbo_vaed(shapes: Shapes) -> bool:
     """
     names = {key.removeprefix("decoder.") for key in shapes}
     is_other = any(key.startswith("encoder.") or "time_conv" in key or ".depthwise." in key for key in shapes)
-    has_blocks = any(name.startswith("up_blocks.0.resnets.0.conv1.") for name in names)
+    has_blocks = any(name.startswith(("mid_block.", "up_blocks.0.")) for name in names)  # either may have no layers
     return {"conv_in.conv.weight", "conv_out.conv.weight"} <= names and has_blocks and not is_other
 
 
