@@ -138,7 +138,7 @@ def test_a_second_student_is_refused_until_the_first_is_out(ltx):
     attach_student(tiny.pipe, student).restore()
 
 
-def test_what_somebody_else_put_there_comes_back(ltx):
+def test_a_decode_function_that_was_there_before_comes_back(ltx):
     tiny, student = ltx
     theirs = tiny.pipe.vae.decode = lambda *_: None
     attach_student(tiny.pipe, student).restore()

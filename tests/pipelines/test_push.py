@@ -202,7 +202,7 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(run, hub, tmp_path, turbova
 
 
 def test_overwriting_replaces_nothing_but_an_earlier_package(run, hub, tmp_path):
-    """Not the run itself, not a folder around it, and no files of somebody else."""
+    """The run, a folder that contains it, and folders with files that `push` did not write are all refused."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     before = sorted(tmp_path.rglob("*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hub_card import errors_of_card
 
-USER, TOKEN = "somebody", "hf_" + "a" * 34
+USER, TOKEN = "example-user", "hf_" + "a" * 34
 COMMIT = "a" * 40
 
 

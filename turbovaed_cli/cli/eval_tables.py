@@ -143,14 +143,14 @@ def _worst_clips(result: EvalResult, data: Path) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in result.clips[0].student:
         (worst,) = worst_clips(result.clips, name, 1)
-        (behind,) = furthest_behind(result.clips, name, 1) or (None,)
-        if behind is None:
+        (furthest,) = furthest_behind(result.clips, name, 1) or (None,)
+        if furthest is None:
             rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
-        elif worst == behind:
+        elif worst == furthest:
             rows.append((METRICS[name].label, f"worst, {_how_far(worst, name)}", *_clip_cells(worst, name, data)))
         else:
             rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
-            rows.append(("", _how_far(behind, name), *_clip_cells(behind, name, data)))
+            rows.append(("", _how_far(furthest, name), *_clip_cells(furthest, name, data)))
     return Table(f"{result.model}: clips to look at", ["metric", "student is", "clip", "frame", "teacher", "student"], rows)
 
 
