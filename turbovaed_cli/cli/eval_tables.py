@@ -144,12 +144,9 @@ def _worst_clips(result: EvalResult, data: Path) -> Table:
     for name in result.clips[0].student:
         (worst,) = worst_clips(result.clips, name, 1)
         (furthest,) = furthest_behind(result.clips, name, 1) or (None,)
-        if furthest is None:
-            rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
-        elif worst == furthest:
-            rows.append((METRICS[name].label, f"worst, {_how_far(worst, name)}", *_clip_cells(worst, name, data)))
-        else:
-            rows.append((METRICS[name].label, "worst", *_clip_cells(worst, name, data)))
+        role = f"worst, {_how_far(worst, name)}" if worst == furthest else "worst"
+        rows.append((METRICS[name].label, role, *_clip_cells(worst, name, data)))
+        if furthest is not None and furthest != worst:
             rows.append(("", _how_far(furthest, name), *_clip_cells(furthest, name, data)))
     return Table(f"{result.model}: clips to look at", ["metric", "student is", "clip", "frame", "teacher", "student"], rows)
 
