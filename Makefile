@@ -9,6 +9,8 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	@# The networks of ST-LPIPS. Of what the package depends on, nothing is used here.
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-deps stlpips-pytorch
 	@# pip would compile on one core; some packages bring files that are no Python, which it passes over too.
 	@$(BIN)/python -m compileall -qq -j 0 .venv/lib >/dev/null 2>&1 || true
 	@# For the tests that decode in a browser and compile Kotlin, which are skipped, with a message, if these are missing.

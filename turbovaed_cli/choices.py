@@ -8,7 +8,7 @@ from turbovaed_cli.errors import SettingsError
 
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips_vgg", "rfvd", "vmaf", "flicker")
+METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips_vgg", "st_lpips", "st_lpips_vgg", "rfvd", "vmaf", "flicker")
 APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
 # What people call these elsewhere. Only suggested, never taken for it.
 OTHER_WORDS = {
@@ -44,12 +44,12 @@ def check_choice(option: str, name: str, known: Iterable[str], otherwise: str = 
 
 
 def metric_name(text: str) -> str:
-    """Return the METRIC_NAMES key of a name: case and dashes do not matter, `lpips-alex` is `lpips`.
+    """Return the METRIC_NAMES key of a name: case and dashes do not matter, `lpips-alex` is `lpips`, `st-lpips-alex` is `st_lpips`.
 
     Raises SettingsError for other names.
     """
     name = text.strip().lower().replace("-", "_")
-    name = "lpips" if name == "lpips_alex" else name
+    name = name.removesuffix("_alex") if name in ("lpips_alex", "st_lpips_alex") else name
     if name not in METRIC_NAMES:
         raise SettingsError(f"{text.strip()} is no metric", hint_for(name, METRIC_NAMES))
     return name

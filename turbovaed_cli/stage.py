@@ -6,7 +6,7 @@ from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.setting import setting
 from turbovaed_cli.units import parse_size
 
-PERCEPTUAL = ("auto", "lpips", "ssim", "none")
+PERCEPTUAL = ("auto", "lpips", "st-lpips", "st-lpips-vgg", "ssim", "none")
 
 
 @dataclass(frozen=True)

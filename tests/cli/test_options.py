@@ -249,13 +249,13 @@ def test_in_python_errors_name_arguments():
 
 def test_the_names_to_choose_from_are_those_there_are():
     """They are known before torch is loaded, and used for help."""
-    from turbovaed_cli import choices, settings, stage
+    from turbovaed_cli import choices, settings
     from turbovaed_cli.benchmarking.targets.table import targets
     from turbovaed_cli.evaluation.scores import PROTOCOLS
     from turbovaed_cli.export.formats.table import exporters
     from turbovaed_cli.machine import devices
     from turbovaed_cli.metrics import METRICS
-    from turbovaed_cli.training import fitted_start, losses, trackers
+    from turbovaed_cli.training import fitted_start, trackers
     from turbovaed_cli.video.codecs import VIDEO_CODECS
 
     assert tuple(exporters()) == settings.FORMATS
@@ -263,11 +263,7 @@ def test_the_names_to_choose_from_are_those_there_are():
     assert {name for row in (exporters() | targets()).values() for name in row.precisions} == set(settings.PRECISIONS)
     assert tuple(devices.DTYPES) == choices.DTYPES
     assert (tuple(METRICS), tuple(PROTOCOLS), tuple(VIDEO_CODECS)) == (choices.METRIC_NAMES, settings.PROTOCOLS, settings.CODECS)
-    assert (losses.PERCEPTUAL, fitted_start.STARTS, tuple(trackers.TRACKERS)) == (
-        stage.PERCEPTUAL,
-        settings.STARTS,
-        settings.TRACKERS,
-    )
+    assert (fitted_start.STARTS, tuple(trackers.TRACKERS)) == (settings.STARTS, settings.TRACKERS)
 
 
 @pytest.mark.parametrize(

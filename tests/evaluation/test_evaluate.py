@@ -463,7 +463,8 @@ def test_what_was_not_measured_is_one_line_and_a_line_each_with_v(result):
     assert [label for label, text in long.rows if text in result.not_measured.values()] == ["LPIPS-Alex", "LPIPS-VGG", "rFVD"]
     one = replace(result, not_measured={"vmaf": "not measured: because"})
     assert ("VMAF", "not measured: because") in as_tables([one], Path())[1].rows
-    others = dict.fromkeys(("lpips_vgg", "vmaf", "flicker"), "not measured: the published script has no such metric")
+    unpublished = [name for name, metric in METRICS.items() if name not in paper.IN_PAPER and not metric.on_request]
+    others = dict.fromkeys(unpublished, "not measured: the published script has no such metric")
     paper_table = as_tables([replace(result, protocol="paper", not_measured=others)], Path())[1]
     assert not any("published script has no" in text or label == "not measured" for label, text in paper_table.rows)
 

@@ -47,7 +47,9 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_weights(incomplete: str) -> list[str]:
     """Names that `models pull` takes."""
-    return [name for name in (*MODELS, "lpips-vgg", "lpips-alex", "i3d") if name.startswith(incomplete)]
+    from turbovaed_cli.registry.pull import METRIC_WEIGHTS
+
+    return [name for name in (*MODELS, *METRIC_WEIGHTS) if name.startswith(incomplete)]
 
 
 def _paths(incomplete: str) -> list[str]:

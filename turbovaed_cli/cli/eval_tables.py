@@ -21,7 +21,7 @@ from turbovaed_cli.metrics import METRICS, Metric
 
 _MOST_INLINE = 4  # metrics that fit 80 columns with their intervals beside them rather than below
 _RATIO_DIGITS = 4
-_NOT_IN_PAPER = METRICS.keys() - IN_PAPER
+_NOT_IN_PAPER = {name for name, metric in METRICS.items() if not metric.on_request} - IN_PAPER
 
 
 def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = False) -> list[Table]:

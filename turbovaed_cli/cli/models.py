@@ -193,7 +193,7 @@ def models_pull(
     *,
     name: Annotated[
         str,
-        typer.Argument(help="Registry name, hub id, or lpips-vgg, lpips-alex, i3d.", autocompletion=complete_weights),
+        typer.Argument(help="Registry name, hub id, or lpips-vgg, lpips-alex, st-lpips, i3d.", autocompletion=complete_weights),
     ],
     downloads: Downloads,
     show: Show,

@@ -248,35 +248,43 @@ def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
 def _measure(
     number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings, device: torch.device
 ) -> None:
-    """Score one batch of clips by every pair on `device`; a teacher that several share is scored once."""
-    known: dict[int, tuple[list[Scores], list[np.ndarray]]] = {}  # by teacher: its scores and features
+    """Score one batch of clips by every pair on `device`; a teacher that several share decodes and is scored once.
+
+    All decodes of the batch are held at once, so that metrics look at each source once.
+    """
     frames = [frames for _, frames in batch]
     prepare = paper.min_max if settings.protocol == "paper" else list
     sources = prepare([to_model(clip, device) for clip in frames])
-    source_features = _features(gauges, sources)
+    students: list[ClipBatch] = []
+    teachers: dict[int, ClipBatch] = {}
     for tally in tallies:
         teacher = id(tally.pair.teacher)
         if settings.protocol == "paper":
             decoded = decode_sampled(number, frames, tally.pair)
         else:
-            decoded = decode_rounded(frames, tally.pair, device, with_teacher=teacher not in known)
-        student = prepare(decoded["student"])
-        if teacher not in known:
-            videos = prepare(decoded["teacher"])
-            known[teacher] = _scores(gauges, videos, sources), _features(gauges, videos)
-        scores = zip(batch, known[teacher][0], _scores(gauges, student, sources), strict=True)
+            decoded = decode_rounded(frames, tally.pair, device, with_teacher=teacher not in teachers)
+        students.append(prepare(decoded["student"]))
+        if teacher not in teachers:
+            teachers[teacher] = prepare(decoded["teacher"])
+    videos = [*teachers.values(), *students]
+    scores = _scores(gauges, videos, sources)
+    features = [_features(gauges, made) for made in videos]
+    source_features = _features(gauges, sources)
+    places = {teacher: place for place, teacher in enumerate(teachers)}
+    for student, tally in enumerate(tallies, len(teachers)):
+        teacher = places[id(tally.pair.teacher)]
         tally.clips += [
-            ClipScores(clip.path, clip.start, by_teacher, by_student, number) for (clip, _), by_teacher, by_student in scores
+            ClipScores(clip.path, clip.start, by_teacher, by_student, number)
+            for (clip, _), by_teacher, by_student in zip(batch, scores[teacher], scores[student], strict=True)
         ]
-        for side, found in (("source", source_features), ("teacher", known[teacher][1]), ("student", _features(gauges, student))):
+        for side, found in (("source", source_features), ("teacher", features[teacher]), ("student", features[student])):
             tally.features[side] += found
 
 
-def _scores(gauges: Gauges, videos: ClipBatch, sources: ClipBatch) -> list[Scores]:
-    return [
-        {name: measure(video, source) for name, measure in gauges.per_clip.items()}
-        for video, source in zip(videos, sources, strict=True)
-    ]
+def _scores(gauges: Gauges, videos: Sequence[ClipBatch], sources: ClipBatch) -> list[list[Scores]]:
+    """Return, for each batch of `videos`, the scores of its clips."""
+    by_clip = [gauges.scores([batch[i] for batch in videos], source) for i, source in enumerate(sources)]
+    return [[found[place] for found in by_clip] for place in range(len(videos))]
 
 
 def _features(gauges: Gauges, videos: ClipBatch) -> list[np.ndarray]:

@@ -61,9 +61,9 @@ def evaluate_latents(
     scores: list[list[ClipScores]] = [[] for _ in pairs]
     for path, latents in report.track(clips.items(), "evaluating", total=len(clips)):
         target = to_model(_teacher_frames(teacher, latents), device)
-        for pair, found in zip(pairs, scores, strict=True):
-            video = to_model(student_frames(pair, latents), device)
-            found.append(ClipScores(path, 0, {}, {name: score(video, target) for name, score in gauges.per_clip.items()}))
+        videos = [to_model(student_frames(pair, latents), device) for pair in pairs]
+        for found, measured in zip(scores, gauges.scores(videos, target), strict=True):
+            found.append(ClipScores(path, 0, {}, measured))
     first = next(iter(clips.values()))
     alike, repeats = [replace(pair, teacher=teacher) for pair in pairs], settings.speed_repeats
     times = decode_times_of(alike, first[None], repeats) if repeats else [None] * len(pairs)

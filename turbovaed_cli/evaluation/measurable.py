@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,16 +11,35 @@ from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
 from turbovaed_cli.evaluation import paper
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.metrics import METRICS, fvd, metric_name
-from turbovaed_cli.metrics.lpips import Lpips, lpips_files, lpips_video, read_lpips
+from turbovaed_cli.metrics.features import FeatureDistance, mean_distances
+from turbovaed_cli.metrics.lpips import lpips_files, read_lpips
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
+from turbovaed_cli.metrics.stlpips import LAYOUTS, read_st_lpips
 from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
 from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
 from turbovaed_cli.metrics.vmaf import check_vmaf, vmaf
 from turbovaed_cli.registry.backbones import TRUNKS
+from turbovaed_cli.registry.st_lpips import st_lpips_path
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import ffmpeg
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
+
+
+@dataclass(frozen=True)
+class FeatureMeasure:
+    """A metric that computes features of the source, which serve for all its videos."""
+
+    network: FeatureDistance
+    spatial: bool
+
+    def __call__(self, video: Tensor, source: Tensor) -> float:
+        """Return the mean distance over the frames of a clip."""
+        return self.of_all([video], source)[0]
+
+    def of_all(self, videos: Sequence[Tensor], source: Tensor) -> list[float]:
+        """Return the mean distance over frames of each video from the source."""
+        return mean_distances(self.network, videos, source, spatial=self.spatial)
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,14 @@ class Gauges:
     detector: fvd.Detector | None  # for rFVD, which is a metric of all clips together
     not_measured: dict[str, str]  # metric -> the reason, and what to run
     weights: dict[str, list[dict[str, str]]]  # metric -> the files it was measured with: "file", "sha256"
+
+    def scores(self, videos: Sequence[Tensor], source: Tensor) -> list[dict[str, float]]:
+        """Return the scores per clip of each video against one source, all (3, T, H, W); features of the source are computed once."""
+        by_metric = {
+            name: measure.of_all(videos, source) if isinstance(measure, FeatureMeasure) else [measure(v, source) for v in videos]
+            for name, measure in self.per_clip.items()
+        }
+        return [{name: found[i] for name, found in by_metric.items()} for i in range(len(videos))]
 
 
 def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) -> Gauges:
@@ -59,7 +85,7 @@ def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) ->
 
 def _asked(metrics: Sequence[str]) -> list[str]:
     asked = [metric_name(name) for name in metrics]
-    return [name for name in METRICS if name in asked or not asked]
+    return [name for name, metric in METRICS.items() if name in asked or not (asked or metric.on_request)]
 
 
 def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauges) -> Measure:
@@ -84,10 +110,19 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         label = f"ffmpeg {ffmpeg.version()}, {VMAF_MODEL} built in"
         gauges.weights[name] = [{"file": label, "sha256": sha256_of(Path(ffmpeg.executable()))}]
         return vmaf
-    backbone = {"lpips": "alex", "lpips_vgg": "vgg"}[name]
-    _check_side(name, TRUNKS[backbone].min_side, settings)
-    network, gauges.weights[name] = _open_lpips(backbone, settings, device)
-    return partial(_lpips, network, device, as_published)
+    if name in ("lpips", "lpips_vgg"):
+        backbone = {"lpips": "alex", "lpips_vgg": "vgg"}[name]
+        _check_side(name, TRUNKS[backbone].min_side, settings)
+        files = lpips_files(backbone, settings.lpips_weights)
+        network: FeatureDistance = read_lpips(backbone, files)
+        gauges.weights[name] = _recorded(files.trunk, files.linear)
+    else:
+        backbone = {"st_lpips": "alex", "st_lpips_vgg": "vgg"}[name]
+        _check_side(name, LAYOUTS[backbone].min_side, settings)
+        path = st_lpips_path(backbone)
+        network = read_st_lpips(backbone, path)
+        gauges.weights[name] = _recorded(path)
+    return FeatureMeasure(network.to(device), as_published)
 
 
 def _check_side(name: str, least: int, settings: EvalSettings) -> None:
@@ -99,14 +134,8 @@ def _check_side(name: str, least: int, settings: EvalSettings) -> None:
         )
 
 
-def _open_lpips(backbone: str, settings: EvalSettings, device: torch.device) -> tuple[Lpips, list[dict[str, str]]]:
-    found = lpips_files(backbone, settings.lpips_weights)
-    network = read_lpips(backbone, found).to(device)
-    return network, [{"file": path.name, "sha256": sha256_of(path)} for path in (found.trunk, found.linear)]
-
-
-def _lpips(network: Lpips, device: torch.device, spatial: bool, video: Tensor, source: Tensor) -> float:
-    return lpips_video(network, video.to(device), source.to(device), spatial=spatial)
+def _recorded(*paths: Path) -> list[dict[str, str]]:
+    return [{"file": path.name, "sha256": sha256_of(path)} for path in paths]
 
 
 def _open_detector(settings: EvalSettings, device: torch.device, num_clips: int, gauges: Gauges) -> fvd.Detector | None:

@@ -2,6 +2,8 @@
 
 pixels.py  PSNR, SSIM, flicker
 lpips.py   LPIPS
+stlpips.py  ST-LPIPS, which tolerates shifts
+features.py  the comparison of features that both share
 fvd.py     rFVD
 vmaf.py    VMAF
 """
@@ -12,14 +14,17 @@ from typing import Literal
 from turbovaed_cli.choices import metric_name
 from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
+from turbovaed_cli.metrics.stlpips import StLpips, load_st_lpips
 
 __all__ = [
     "MAX_PSNR_DB",
     "METRICS",
     "Lpips",
     "Metric",
+    "StLpips",
     "flicker",
     "load_lpips",
+    "load_st_lpips",
     "lpips_video",
     "metric_name",
     "psnr",
@@ -40,6 +45,7 @@ class Metric:
     digits: int  # decimal places in tables
     needs: str  # requirements besides the clips; may be empty
     per_clip: bool = True  # False: one value for the whole set of clips
+    on_request: bool = False  # measured only if asked for by name
 
 
 METRICS: dict[str, Metric] = {
@@ -49,6 +55,8 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", "SSIM", "up", (-1, 1), "", 4, ""),
         Metric("lpips", "LPIPS-Alex", "down", (0, None), "", 4, "the AlexNet backbone"),
         Metric("lpips_vgg", "LPIPS-VGG", "down", (0, None), "", 4, "the VGG16 backbone"),
+        Metric("st_lpips", "ST-LPIPS", "down", (0, None), "", 4, "the package stlpips-pytorch"),
+        Metric("st_lpips_vgg", "ST-LPIPS-VGG", "down", (0, None), "", 4, "the package stlpips-pytorch", on_request=True),
         Metric("rfvd", "rFVD", "down", (0, None), "", 2, "the I3D detector, and 256 clips", per_clip=False),
         Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),

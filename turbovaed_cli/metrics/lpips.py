@@ -1,84 +1,52 @@
 """LPIPS: a learned perceptual distance between frames, from the features of AlexNet or VGG16, and the files of its weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
+from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
 from turbovaed_cli.files.tensors import read_weights
 from turbovaed_cli.files.whole import sha256_of
+from turbovaed_cli.metrics.features import FeatureDistance, mean_distances
 from turbovaed_cli.registry.backbones import TRUNKS, Trunk, trunk_path
 
 
-class Lpips(nn.Module):
-    """Learned perceptual distance (N,) between images (N, 3, H, W) in [-1, 1]; 0 is equal, lower is better.
-
-    Source: Zhang et al. 2018 (arXiv:1801.03924): features of a classifier, unit length over channels, squared
-    difference, learned weights per channel, mean over positions, sum over layers.
-    """
+class Lpips(FeatureDistance):
+    """LPIPS: the distance by the features of AlexNet or VGG16 as they were trained to classify."""
 
     def __init__(self, trunk: Trunk, state: dict[str, Tensor], linear: dict[str, Tensor]) -> None:
         """Take the weights of the backbone and of its channels.
 
         `state` is torchvision's state dict; `linear` has the weights `lin{i}.model.1.weight`, each (1, C, 1, 1).
         """
-        super().__init__()
+        super().__init__("LPIPS", trunk.min_side, [linear[f"lin{i}.model.1.weight"] for i in range(len(trunk.taps))])
         self.trunk = trunk
         self.convolutions = nn.ModuleDict()
         for index, in_channels, out_channels, kernel, stride, padding in trunk.convolutions:
             convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding)
             convolution.load_state_dict({name: state[f"features.{index}.{name}"] for name in ("weight", "bias")})
             self.convolutions[str(index)] = convolution
-        for i in range(len(trunk.taps)):
-            self.register_buffer(f"linear_{i}", linear[f"lin{i}.model.1.weight"])
-        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
-        """Return the distance (N,) of each pair of images (N, 3, H, W) in [-1, 1], with a gradient to `images` alone.
-
-        `spatial` resizes every layer to the size of the image before its mean is taken. Raises ShapeError for small images.
-        """
-        distance = torch.zeros(images.shape[0], device=images.device)
-        with torch.no_grad():
-            compared_with = self.features(others)
-        for i, (a, b) in enumerate(zip(self.features(images), compared_with, strict=True)):
-            weighted = functional.conv2d((_unit_length(a) - _unit_length(b)) ** 2, cast(Tensor, getattr(self, f"linear_{i}")))
-            if spatial:
-                weighted = functional.interpolate(weighted, size=images.shape[2:], mode="bilinear", align_corners=False)
-            distance = distance + weighted.mean(dim=(1, 2, 3))
-        return distance
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Return the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
 
         Raises ShapeError for images smaller than the backbone needs.
         """
-        height, width = images.shape[2:]
-        if min(height, width) < (least := self.trunk.min_side):
-            raise ShapeError(f"LPIPS needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger `size`")
-        x = (images - cast(Tensor, self.shift)) / cast(Tensor, self.scale)
-        found = []
+        x = self.standardised(images)
         for name, convolution in self.convolutions.items():
             if int(name) in self.trunk.pools_before:
                 x = functional.max_pool2d(x, self.trunk.pool_kernel, 2)
             x = functional.relu(convolution(x))
             if int(name) in self.trunk.taps:
-                found.append(x)
-        return found
-
-
-def _unit_length(x: Tensor) -> Tensor:
-    # Clamped under the root: if all channels are zero, the root has no finite gradient, and NaN would spread.
-    return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
+                yield x
 
 
 @dataclass(frozen=True)
@@ -172,11 +140,9 @@ def read_lpips(name: str, found: LpipsFiles) -> Lpips:
     return network
 
 
-@torch.no_grad()
 def lpips_video(network: Lpips, video: Tensor, source: Tensor, *, spatial: bool = False) -> float:
     """Return the mean LPIPS over the frames of a clip, both (3, T, H, W) in [-1, 1].
 
     It works frame by frame, so memory does not grow with T. Raises ShapeError for small frames.
     """
-    pairs = ((video[:, i][None], source[:, i][None]) for i in range(video.shape[1]))
-    return float(torch.stack([network(a, b, spatial=spatial)[0] for a, b in pairs]).mean())
+    return mean_distances(network, [video], source, spatial=spatial)[0]

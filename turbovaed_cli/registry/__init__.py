@@ -14,4 +14,5 @@ hub.py           repositories on the hub by their id
 pull.py          `models pull`
 licences.py      licences as the hub's cards state them
 backbones.py     the networks that LPIPS compares with
+st_lpips.py      the package that has the networks of ST-LPIPS
 """

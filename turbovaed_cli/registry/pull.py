@@ -24,8 +24,11 @@ from turbovaed_cli.registry.find import find_model, is_model_name
 from turbovaed_cli.registry.hub import hub_files, parse_hub_id
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import ASSETS
+from turbovaed_cli.registry.st_lpips import pull_st_lpips
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.reporting import Reporter, quiet
+
+METRIC_WEIGHTS = ("lpips-vgg", "lpips-alex", "st-lpips", "i3d")  # names besides those of the registry
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class PullResult:
 
 
 def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
-    """Download weights into the cache, after consent: of a registry row (teacher and published student), of LPIPS, or of rFVD.
+    """Download weights into the cache, after consent: of a registry row (teacher and published student), or of a metric.
 
+    `st-lpips` is a package of PyPI, installed without its dependencies into the running environment.
     A hub id `user/name` or `user/name@revision` brings the newest files of that repository; see `hub_files`.
     Every file is checked against the sha256 that its server or its name states. Raises MissingWeightsError without consent
     or network, CorruptFileError if a sha256 differs, UnknownModelError for other names.
@@ -46,6 +50,8 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
     again = f"turbovaed models pull {name} --yes"
     if name.startswith("lpips-"):
         return PullResult(name, [_pull_trunk(name, consent)])
+    if name == "st-lpips":
+        return PullResult(name, pull_st_lpips(consent))
     if name == "i3d":
         return PullResult(
             name,
@@ -59,7 +65,7 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
     spec = find_model(name)
     if spec.name not in MODELS:
         raise UnknownModelError(
-            f"{name} is a local folder: there is nothing to pull", f"known: {', '.join(MODELS)}, lpips-vgg, lpips-alex, i3d"
+            f"{name} is a local folder: there is nothing to pull", f"known: {', '.join((*MODELS, *METRIC_WEIGHTS))}"
         )
     if spec.embedded:
         report.note(f"{name} comes with the package")

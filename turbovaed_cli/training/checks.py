@@ -11,10 +11,8 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts
+from turbovaed_cli.stage import PERCEPTUAL
 from turbovaed_cli.training.fitted_start import STARTS
-from turbovaed_cli.training.losses import (
-    PERCEPTUAL,
-)
 from turbovaed_cli.training.schedule import position_at
 
 

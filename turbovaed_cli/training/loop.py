@@ -47,7 +47,7 @@ def _less_memory(trainer: Trainer, folder: RunDir) -> str:
     others = ["`crop` WIDTHxHEIGHT (smaller)"]
     others += ["`batch_size` (smaller)"] if stage.batch_size > trainer.ranks.count else []
     others += ["`dtype` bf16"] if trainer.dtype == torch.float32 else []
-    others += ["`perceptual` ssim"] if stage.perceptual == "lpips" and stage.perceptual_weight else []
+    others += ["`perceptual` ssim"] if stage.perceptual not in ("ssim", "none") and stage.perceptual_weight else []
     again = f"with another `run`, {', '.join(others)} take less memory"
     # Only the first rank has the run folder.
     steps = folder.steps() if trainer.ranks.is_first else []

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.machine.devices import autocast
-from turbovaed_cli.metrics import load_lpips, ssim_value
+from turbovaed_cli.metrics import load_lpips, load_st_lpips, ssim_value
 from turbovaed_cli.registry.backbones import trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.stage import Stage
+from turbovaed_cli.stage import PERCEPTUAL, Stage
 
-PERCEPTUAL = ("auto", "lpips", "ssim", "none")
-# Pixels, over all frames, whose activations are kept at once: about a gigabyte for LPIPS in bf16.
+# Pixels, over all frames, whose activations are kept at once: about a gigabyte for networks in bf16.
 LPIPS_PIXELS = 7 * 256 * 256
+ST_LPIPS_PIXELS = 21 * 256 * 256
+ST_LPIPS_VGG_PIXELS = 5 * 256 * 256
 SSIM_PIXELS = 96 * 256 * 256
 
 
@@ -93,24 +94,30 @@ def resolve_perceptual(name: str, report: Reporter = quiet) -> str:
 
 
 def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> PerceptualLoss | None:
-    """Return the perceptual loss of that name; None for "none". Raises MissingWeightsError if lpips has no weights.
+    """Return the perceptual loss of that name; None for "none". Raises MissingWeightsError if lpips or st-lpips has no weights.
 
-    With `dtype` bf16 LPIPS is computed in bf16 too, as it would take more than half of a small student's step. With fp16 it
+    "st-lpips" has the AlexNet of the metric `st_lpips`, "st-lpips-vgg" the VGG16 of `st_lpips_vgg`, "lpips" a VGG16 too.
+    With `dtype` bf16 they are computed in bf16 too, as LPIPS would take more than half of a small student's step. With fp16 it
     stays in fp32, as its sums of squares overflow fp16.
     """
     if name == "none":
         return None
     if name == "ssim":
         return PerceptualLoss(lambda video, source: 1 - ssim_value(video, source), SSIM_PIXELS)
-    network = load_lpips("vgg").to(device)
+    load, backbone, pixels = {
+        "lpips": (load_lpips, "vgg", LPIPS_PIXELS),
+        "st-lpips": (load_st_lpips, "alex", ST_LPIPS_PIXELS),
+        "st-lpips-vgg": (load_st_lpips, "vgg", ST_LPIPS_VGG_PIXELS),
+    }[name]
+    network = load(backbone).to(device)
     precision = dtype if dtype == torch.bfloat16 else torch.float32
 
-    def lpips(video: Tensor, source: Tensor) -> Tensor:
+    def by_features(video: Tensor, source: Tensor) -> Tensor:
         with autocast(device, precision):
             distances = network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1))
         return distances.float().mean()
 
-    return PerceptualLoss(lpips, LPIPS_PIXELS * torch.bfloat16.itemsize // precision.itemsize)
+    return PerceptualLoss(by_features, pixels * torch.bfloat16.itemsize // precision.itemsize)
 
 
 def reconstruction_losses(

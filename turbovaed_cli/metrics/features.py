@@ -1,0 +1,85 @@
+"""The comparison that LPIPS and ST-LPIPS share: features of a network, their directions, learned weights on the channels."""
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from turbovaed_cli.errors import ShapeError
+
+
+class FeatureDistance(nn.Module):
+    """Learned perceptual distance (N,) between images (N, 3, H, W) in [-1, 1]; 0 is equal, lower is better.
+
+    Source: Zhang et al. 2018 (arXiv:1801.03924): features of a classifier, unit length over channels, squared
+    difference, learned weights per channel, mean over positions, sum over layers. Children give `features`.
+    """
+
+    def __init__(self, label: str, min_side: int, linear: Sequence[Tensor]) -> None:
+        """Take the learned weights of the channels of each compared layer, each (1, C, 1, 1), and the least side in pixels."""
+        super().__init__()
+        self.label, self.min_side = label, min_side
+        for i, weights in enumerate(linear):
+            self.register_buffer(f"linear_{i}", weights)
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
+        """Return the distance (N,) of each pair of images (N, 3, H, W) in [-1, 1], with a gradient to `images` alone.
+
+        `spatial` resizes every layer to the size of the image before its mean is taken. Raises ShapeError for small images.
+        """
+        with torch.no_grad():
+            compared_with = self.directions(others)
+        return self.between(self.directions(images), compared_with, tuple(images.shape[2:]) if spatial else None)
+
+    def directions(self, images: Tensor) -> list[Tensor]:
+        """Return the compared layers of images (N, 3, H, W), each (N, C, h, w), of unit length over channels."""
+        return [_unit_length(x) for x in self.features(images)]
+
+    def between(self, directions: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, ...] | None = None) -> Tensor:
+        """Return the distance (N,) of two results of `directions`; `size` resizes every layer before its mean is taken."""
+        distance = torch.zeros(directions[0].shape[0], device=directions[0].device)
+        for i, (a, b) in enumerate(zip(directions, others, strict=True)):
+            weighted = functional.conv2d((a - b) ** 2, cast(Tensor, getattr(self, f"linear_{i}")))
+            if size is not None:
+                weighted = functional.interpolate(weighted, size=size, mode="bilinear", align_corners=False)
+            distance = distance + weighted.mean(dim=(1, 2, 3))
+        return distance
+
+    def features(self, images: Tensor) -> Iterator[Tensor]:
+        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1]."""
+        raise NotImplementedError
+
+    def standardised(self, images: Tensor) -> Tensor:
+        """Return images (N, 3, H, W) in the range that the network learnt from. Raises ShapeError for small images."""
+        height, width = images.shape[2:]
+        if min(height, width) < (least := self.min_side):
+            raise ShapeError(
+                f"{self.label} needs {least}x{least} pixels at least; this is {width}x{height}", "use a larger `size`"
+            )
+        return (images - cast(Tensor, self.shift)) / cast(Tensor, self.scale)
+
+
+def _unit_length(x: Tensor) -> Tensor:
+    # Clamped under the root: if all channels are zero, the root has no finite gradient, and NaN would spread.
+    return x / (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10)
+
+
+@torch.no_grad()
+def mean_distances(network: FeatureDistance, videos: Sequence[Tensor], source: Tensor, *, spatial: bool = False) -> list[float]:
+    """Return the mean distance over frames of each video from the source, all (3, T, H, W) in [-1, 1].
+
+    The features of a source frame are computed once, whatever the number of videos. It works frame by frame, so memory does not
+    grow with T. Raises ShapeError for small frames.
+    """
+    device = cast(Tensor, network.shift).device
+    size = tuple(source.shape[2:]) if spatial else None
+    distances: list[list[Tensor]] = [[] for _ in videos]
+    for i in range(source.shape[1]):
+        compared_with = network.directions(source[:, i][None].to(device))
+        for video, found in zip(videos, distances, strict=True):
+            found.append(network.between(network.directions(video[:, i][None].to(device)), compared_with, size)[0])
+    return [float(torch.stack(found).mean()) for found in distances]
