@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_video
 from test_metrics import TinyDetector, random_trunk, scripted_detector
+from test_stlpips import needs_package
 
 from turbovaed_cli.cli.eval_tables import as_tables
 from turbovaed_cli.errors import CorruptFileError, FrameCountError, MissingError, SettingsError, WeightFileError
@@ -29,11 +30,13 @@ from turbovaed_cli.evaluation.evaluate import (
 from turbovaed_cli.evaluation.intervals import ratio_interval
 from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
 from turbovaed_cli.evaluation.scores import ClipScores, met_thresholds, summarise
-from turbovaed_cli.metrics import flicker, fvd, psnr, ssim
+from turbovaed_cli.metrics import METRICS, flicker, fvd, psnr, ssim
+from turbovaed_cli.metrics.features import FeatureDistance
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.reconstruction.reconstruct import reconstruct
 from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.st_lpips import ST_LPIPS_FILES
 from turbovaed_cli.settings import EvalSettings, ReconstructSettings
 from turbovaed_cli.video import VideoWriter, ffmpeg, read_clip_uint8, read_frames, to_model
 
@@ -326,6 +329,45 @@ def test_lpips_is_measured_with_weights_from_a_path_whose_sha256_is_recorded(pai
     assert linear["file"] == "alex.pth" and len(linear["sha256"]) == 64
     assert trunk["sha256"][:16] in "".join(text for _, text in as_tables([result], videos)[1].rows)
     assert "lpips_vgg" in result.not_measured
+
+
+@needs_package
+def test_st_lpips_is_measured_by_default_and_with_vgg_on_request(pair, videos, result):
+    assert result.means["student"]["st_lpips"] > 0
+    assert result.weights["st_lpips"] == [{"file": "alex_shift_tolerant.pth", "sha256": ST_LPIPS_FILES["alex"].sha256}]
+    assert "st_lpips_vgg" not in {**result.means["student"], **result.not_measured}
+    asked = evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("st-lpips-vgg", "st-lpips"), frames=1))
+    assert list(asked.means["student"]) == ["st_lpips", "st_lpips_vgg"] and asked.means["student"]["st_lpips_vgg"] > 0
+    assert asked.weights["st_lpips_vgg"][0]["sha256"] == ST_LPIPS_FILES["vgg"].sha256
+    labels = [row[1] for row in as_tables([asked], videos)[0].rows] + list(as_tables([asked], videos)[0].columns)
+    assert not any(str(label).startswith("LPIPS") for label in labels)
+
+
+def test_without_its_package_st_lpips_is_not_measured_and_the_rest_goes_on(pair, videos, tmp_path, monkeypatch):
+    info = tmp_path / "stlpips_pytorch-0.0.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stlpips-pytorch\nVersion: 0.0.2\n")
+    monkeypatch.syspath_prepend(tmp_path)  # found before the real one, and without its files
+    found = evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("psnr", "st_lpips")))
+    assert list(found.means["student"]) == ["psnr"]
+    assert found.not_measured["st_lpips"].startswith("not measured: ST-LPIPS needs alex_shift_tolerant.pth")
+    assert "turbovaed models pull st-lpips" in found.not_measured["st_lpips"]
+
+
+@needs_package
+def test_decoders_that_are_compared_share_the_features_of_the_source(pair, videos, ltx_student, ltx_teacher, monkeypatch):
+    """Each gets the numbers it gets alone."""
+    other = load_pair(str(ltx_student), str(ltx_teacher))
+    with torch.no_grad():
+        for parameter in other.student.parameters():
+            parameter.mul_(0.9)
+    frames, directions = [], FeatureDistance.directions
+    monkeypatch.setattr(FeatureDistance, "directions", lambda network, x: frames.append(1) or directions(network, x))
+    settings = replace(SMALL, frames=1, metrics=("st_lpips",))
+    first, second = evaluate_all([pair, other], videos / "a.mp4", settings)
+    assert len(frames) == 4  # the source, the teacher and two students
+    assert first.clips == evaluate(pair, videos / "a.mp4", settings).clips
+    assert second.clips == evaluate(other, videos / "a.mp4", settings).clips
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])

@@ -1,4 +1,4 @@
-"""Perceptual losses: LPIPS in bf16 is that in fp32, within what bf16 can; chunks of frames give what whole videos give."""
+"""Perceptual losses: a network in bf16 gives what it gives in fp32, within what bf16 can; chunks of frames give what whole videos give."""
 
 from dataclasses import replace
 
@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 from turbovaed_cli.metrics.lpips import Lpips
+from turbovaed_cli.metrics.stlpips import LAYOUTS, StLpips
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.registry.backbones import TRUNKS
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training import losses
+from turbovaed_cli.training.distill import distill
 from turbovaed_cli.training.losses import perceptual_loss
 
 CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def random_lpips(divisor: int) -> Lpips:
@@ -73,8 +80,50 @@ def value_and_gradient(loss, video, source, **options):
     return value.detach(), *torch.autograd.grad(value, video)
 
 
-@pytest.mark.parametrize("name", ["ssim", "lpips"])
-def test_chunks_of_frames_give_the_loss_and_gradient_of_whole_videos(name, narrow_vgg):
+def random_st_lpips(name: str) -> StLpips:
+    """The layers with a sixteenth of the channels, and random weights."""
+    torch.manual_seed(0)
+    blocks, state = [], {}
+    for number, block in enumerate(LAYOUTS[name].blocks, 1):
+        layers = [(i, a if a == 3 else a // 16, b // 16, *rest) for i, a, b, *rest in block.convolutions]
+        for index, inputs, outputs, kernel, _ in layers:
+            weight = torch.randn(outputs, inputs, kernel, kernel) * (2 / (inputs * kernel**2)) ** 0.5
+            state |= {f"net.slice{number}.{index}.weight": weight, f"net.slice{number}.{index}.bias": torch.rand(outputs)}
+        state[f"lin{number - 1}.model.1.weight"] = torch.rand(1, outputs, 1, 1)
+        blocks.append(replace(block, convolutions=tuple(layers)))
+    return StLpips(replace(LAYOUTS[name], blocks=tuple(blocks)), state)
+
+
+@pytest.fixture
+def narrow_st_lpips(monkeypatch) -> dict[str, StLpips]:
+    networks = {name: random_st_lpips(name) for name in LAYOUTS}
+    monkeypatch.setattr(losses, "load_st_lpips", networks.get)
+    return networks
+
+
+@pytest.mark.parametrize(("name", "backbone"), [("st-lpips", "alex"), ("st-lpips-vgg", "vgg")])
+def test_st_lpips_in_bf16_points_where_it_does_in_fp32_and_gives_no_gradient_to_the_source(name, backbone, narrow_st_lpips):
+    video, source = clips(frames=2)
+    seen = []
+    hook = next(m for m in narrow_st_lpips[backbone].modules() if isinstance(m, nn.Conv2d)).register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output.dtype)
+    )
+    found = {dtype: value_and_gradient(perceptual_loss(name, CPU, dtype), video, source) for dtype in DTYPES}
+    hook.remove()
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2 + [torch.float32] * 2
+    (value, gradient), (rounded, pull), half = found.values()
+    assert rounded.item() == pytest.approx(value.item(), rel=0.02) and rounded.dtype == torch.float32
+    assert torch.cosine_similarity(pull.flatten(), gradient.flatten(), dim=0) > 0.98
+    assert torch.equal(half[1], gradient)
+    assert perceptual_loss(name, CPU)(source, source).item() == 0
+    followed = source.clone().requires_grad_()
+    perceptual_loss(name, CPU)(video, followed).backward()
+    assert video.grad.abs().sum() > 0 and followed.grad is None
+    assert not any(parameter.requires_grad for parameter in narrow_st_lpips[backbone].parameters())
+
+
+@pytest.mark.parametrize("name", ["ssim", "lpips", "st-lpips", "st-lpips-vgg"])
+def test_chunks_of_frames_give_the_loss_and_gradient_of_whole_videos(name, narrow_vgg, narrow_st_lpips):
     """In a number of frames that chunks do not divide."""
     video, source = clips(frames=5)
     whole = replace(perceptual_loss(name, CPU), pixels_at_once=10 * 32 * 24)
@@ -105,3 +154,19 @@ def test_lpips_gives_no_gradient_to_the_source(narrow_vgg):
     frames = source[:, :, 0].requires_grad_()
     narrow_vgg(video[:, :, 0], frames).sum().backward()
     assert video.grad is not None and frames.grad is None
+
+
+def test_a_step_of_distill_learns_from_st_lpips(ltx_teacher, cache, small_student, tmp_path, narrow_st_lpips):
+    """Its loss is logged, and it moves the weights elsewhere."""
+    stage = Stage("only", steps=1, accumulation=1, perceptual="st-lpips", feature_weight=0.0, lr=1e-3)
+    learnt = {}
+    for weight in (1.0, 0.0):
+        settings = DistillSettings(
+            (replace(stage, perceptual_weight=weight),), frames=9, size=(64, 64), dtype="fp32", sample_every=0
+        )
+        result = distill(
+            find_model(ltx_teacher), tmp_path / str(weight), latents=cache, settings=settings, student_config=small_student
+        )
+        assert ("perceptual" in result.losses) == (weight > 0) and (not weight or result.losses["perceptual"] > 0)
+        learnt[weight] = load_student(str(result.model)).state_dict()
+    assert any(not torch.equal(learnt[1.0][key], learnt[0.0][key]) for key in learnt[0.0])

@@ -14,7 +14,7 @@ from turbovaed_cli.registry.download import Consent, PulledFile, RemoteFile, agr
 
 PACKAGE, VERSION = "stlpips-pytorch", "0.0.2"
 INSTALL = ("install", "--no-deps", f"{PACKAGE}=={VERSION}")  # with its dependencies it would bring torchvision
-_WHEEL = RemoteFile("weights of ST-LPIPS", "https://pypi.org/simple", f"{PACKAGE} {VERSION}", 63_807_084, "BSD-2-Clause")
+_WHEEL = RemoteFile("weights of ST-LPIPS", "PyPI", f"{PACKAGE} {VERSION}", 63_807_084, "BSD-2-Clause")
 _PULL = "turbovaed models pull st-lpips"
 
 
