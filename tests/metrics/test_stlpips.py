@@ -265,6 +265,11 @@ def test_pull_installs_the_package_after_consent_and_mends_it(index, turbovaed):
     assert asked == [("BSD-2-Clause", 63_807_084)]
     assert [file.path.read_bytes() for file in found] == list(CONTENTS.values())
     assert [file.sha256 for file in found] == [known.sha256 for known in ST_LPIPS_FILES.values()]
+    found[0].path.write_bytes(b"damaged")
+    with pytest.raises(CorruptFileError, match="sha256 differs"):
+        pull("st-lpips", lambda *_: False)
+    shutil.rmtree(found[0].path.parents[2])
+    assert pull("st-lpips", lambda *_: True).files == found
     assert pull("st-lpips", lambda *_: pytest.fail("nothing is left to ask for")).files == found
     code, out, _ = turbovaed("models", "pull", "st-lpips", "--json")
     assert code == 0 and [file["sha256"] for file in json.loads(out)["files"]] == [file.sha256 for file in found]

