@@ -20,7 +20,6 @@ from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.memory import (
     decoding_bytes,
     encoding_bytes,
-    held_bytes,
     pixels_per_piece,
     plan_pieces,
     with_margin,
