@@ -4,14 +4,18 @@ pixels.py  PSNR, SSIM, flicker
 lpips.py   LPIPS
 fvd.py     rFVD
 vmaf.py    VMAF
+grid.py    error that repeats at the lattice of upsampling
+seam.py    error that jumps at borders of tiles and windows
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from turbovaed_cli.choices import metric_name
+from turbovaed_cli.metrics.grid import grid
 from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
+from turbovaed_cli.metrics.seam import seam
 
 __all__ = [
     "MAX_PSNR_DB",
@@ -19,10 +23,12 @@ __all__ = [
     "Lpips",
     "Metric",
     "flicker",
+    "grid",
     "load_lpips",
     "lpips_video",
     "metric_name",
     "psnr",
+    "seam",
     "ssim",
     "ssim_value",
 ]
