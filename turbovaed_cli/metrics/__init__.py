@@ -6,12 +6,14 @@ fvd.py     rFVD
 vmaf.py    VMAF
 grid.py    error that repeats at the lattice of upsampling
 seam.py    error that jumps at borders of tiles and windows
+banding.py steps in smooth gradients
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from turbovaed_cli.choices import metric_name
+from turbovaed_cli.metrics.banding import banding
 from turbovaed_cli.metrics.grid import grid
 from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
@@ -22,6 +24,7 @@ __all__ = [
     "METRICS",
     "Lpips",
     "Metric",
+    "banding",
     "flicker",
     "grid",
     "load_lpips",
@@ -58,5 +61,8 @@ METRICS: dict[str, Metric] = {
         Metric("rfvd", "rFVD", "down", (0, None), "", 2, "the I3D detector, and 256 clips", per_clip=False),
         Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
+        Metric("grid", "grid", "down", (0, 255), "/255", 3, ""),
+        Metric("seam", "seam", "down", (0, 510), "/255", 3, ""),
+        Metric("banding", "banding", "down", (0, 255), "/255", 3, ""),
     )
 }

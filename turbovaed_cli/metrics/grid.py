@@ -85,7 +85,7 @@ def _spectra(video: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     power, source_power = torch.zeros(2, bins, bins, dtype=torch.float64).to(video.device)
     common = torch.zeros(bins, bins, dtype=torch.complex128).to(video.device)
     count = 0
-    for rows, columns in _blocks(*video.shape[-2:], block):
+    for rows, columns in _blocks(video.shape[-2], video.shape[-1], block):
         original = source[..., rows, columns].double()
         both = torch.stack([video[..., rows, columns].double() - original, original]) * _HALF_RANGE
         both = both * window[:, None] * window

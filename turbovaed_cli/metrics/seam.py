@@ -83,9 +83,9 @@ def _profiles(video: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tens
     Of the error if there is a source, else of the video; N is 3 channels times groups of frames.
     """
     rows, columns, frames = [], [], []
-    for start in _starts(video.shape[1], _FRAMES):
-        group = video[:, slice(*start)].double()
-        group = (group - (source[:, slice(*start)].double() if source is not None else 0)) * _HALF_RANGE  # (3, t, H, W)
+    for start, end in _pieces(video.shape[1], max(round(video.shape[1] / _FRAMES), 1)):
+        group = video[:, start:end].double()
+        group = (group - (source[:, start:end].double() if source is not None else 0)) * _HALF_RANGE  # (3, t, H, W)
         still = group.mean(dim=1)
         rows.append(_means(still, _PARTS).mT)
         columns.append(_means(still.mT, _PARTS).mT)
@@ -93,15 +93,14 @@ def _profiles(video: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tens
     return torch.cat(rows), torch.cat(columns), torch.cat(frames, dim=-1)
 
 
-def _starts(length: int, size: int) -> list[tuple[int, int]]:
-    """Cut a length into pieces of about `size`: (start, end) of each."""
-    count = max(round(length / size), 1)
+def _pieces(length: int, count: int) -> list[tuple[int, int]]:
+    """Cut a length into `count` pieces that differ by 1 at most: (start, end) of each."""
     return [(i * length // count, (i + 1) * length // count) for i in range(count)]
 
 
 def _means(x: Tensor, count: int) -> Tensor:
     """Return the means of `count` parts of the last dimension: (..., L) to (..., count)."""
-    return torch.stack([x[..., start:end].mean(dim=-1) for start, end in _starts(x.shape[-1], x.shape[-1] / count)], dim=-1)
+    return torch.stack([x[..., start:end].mean(dim=-1) for start, end in _pieces(x.shape[-1], count)], dim=-1)
 
 
 def _strongest(of_error: Tensor, of_source: Tensor, search: _Search, lines: Sequence[int] | None) -> float:
