@@ -29,7 +29,7 @@ from turbovaed_cli.evaluation.evaluate import (
 from turbovaed_cli.evaluation.intervals import ratio_interval
 from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
 from turbovaed_cli.evaluation.scores import ClipScores, met_thresholds, summarise
-from turbovaed_cli.metrics import flicker, fvd, psnr, ssim
+from turbovaed_cli.metrics import METRICS, flicker, fvd, psnr, ssim
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.reconstruction.reconstruct import reconstruct
@@ -156,8 +156,8 @@ def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, mon
 @pytest.mark.parametrize(
     ("size", "protocol", "measured"),
     [
-        (8, "standard", {"psnr", "flicker"}),
-        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg"}),
+        (8, "standard", {"psnr", "flicker", "grid"}),
+        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg", "grid", "banding"}),
         (8, "paper", {"psnr", "ssim"}),
     ],
 )
@@ -165,13 +165,13 @@ def test_clips_too_small_for_a_metric_leave_out_that_metric_alone(videos, tmp_pa
     for name in ("alex", "vgg"):
         torch.save(random_trunk(name), tmp_path / f"{name}.pth")
     weights = (tmp_path / "alex.pth", tmp_path / "vgg.pth")
-    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg")
+    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg", "grid", "seam", "banding")
     settings = EvalSettings(frames=5, size=(size, 32), metrics=names, protocol=protocol, lpips_weights=weights)
     tiny = load_pair("tiny")
     result = evaluate(tiny, videos / "a.mp4", settings)
     assert set(result.means["student"]) == measured and all(map(math.isfinite, result.means["student"].values()))
     reasons = {name: reason for name, reason in result.not_measured.items() if "the published script" not in reason}
-    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16}
+    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16, "seam": 32, "banding": 16}
     for name, reason in reasons.items():
         assert f"needs {least[name]}x{least[name]} pixels at least; these clips are 32x{size}" in reason
         assert reason.startswith("not measured: ") and "a larger `size`" in reason
@@ -276,6 +276,34 @@ def test_thresholds_are_shares_of_the_teachers_quality_whichever_way_the_metric_
     assert summary.kept == pytest.approx({"psnr": 0.9, "lpips": 0.5})
     same = [ClipScores("a", 0, {"lpips": 0.0}, {"lpips": 0.0}), ClipScores("b", 0, {"lpips": 0.0}, {"lpips": 0.0})]
     assert summarise(same).kept == {"lpips": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "kept", "ratio"),
+    [(0, 0, 1, 1), (0, 0.2, 1, math.nan), (0, 2, 0.125, math.nan), (0.1, 0, 1, 0), (1, 0, 4, 0), (0.5, 1, 0.5, 2)],
+)
+def test_a_defect_that_nobody_sees_keeps_everything(teacher, student, kept, ratio):
+    """The scores of clean decoders are 0 or next to it, where a ratio says nothing: up to 0.25 levels all grids are equal."""
+    assert METRICS["grid"].negligible == 0.25
+    summary = summarise([ClipScores("a", 0, {"grid": teacher}, {"grid": student})])
+    assert summary.kept["grid"] == kept
+    assert summary.means["ratio"]["grid"] == pytest.approx(ratio, nan_ok=True)
+
+
+def test_a_threshold_for_a_defect_is_missed_by_levels_beyond_what_is_seen(result):
+    seen = replace(result, kept={"grid": 0.125}, means={"teacher": {"grid": 0.0}, "student": {"grid": 2.0}})
+    (miss,) = find_misses(seen, {"grid": 0.5})
+    assert miss.short_by == 1.5 and "grid: 0.1250 of the teacher's, 0.5 asked: short by 0.3750 (1.500 /255)" in str(miss)
+    assert find_misses(replace(seen, kept={"grid": 1.0}), {"grid": 0.9}) == []
+
+
+def test_clips_to_look_at_leave_out_defects_that_nobody_sees(result):
+    clips = [replace(clip, student={"psnr": 30.0, "grid": 0.24 + i}, teacher={"psnr": 31.0, "grid": 0.0}) for i, clip in
+             enumerate(result.clips)]  # fmt: skip
+    table = as_tables([replace(result, clips=clips)], Path())[-1]
+    assert [row[0] for row in table.rows if row[0]] == ["PSNR", "grid"]
+    hidden = as_tables([replace(result, clips=clips[:1])], Path())[-1]
+    assert [row[0] for row in hidden.rows if row[0]] == ["PSNR"]
 
 
 def test_a_miss_says_by_how_much(result):
@@ -463,7 +491,7 @@ def test_what_was_not_measured_is_one_line_and_a_line_each_with_v(result):
     assert [label for label, text in long.rows if text in result.not_measured.values()] == ["LPIPS-Alex", "LPIPS-VGG", "rFVD"]
     one = replace(result, not_measured={"vmaf": "not measured: because"})
     assert ("VMAF", "not measured: because") in as_tables([one], Path())[1].rows
-    others = dict.fromkeys(("lpips_vgg", "vmaf", "flicker"), "not measured: the published script has no such metric")
+    others = dict.fromkeys(METRICS.keys() - paper.IN_PAPER, "not measured: the published script has no such metric")
     paper_table = as_tables([replace(result, protocol="paper", not_measured=others)], Path())[1]
     assert not any("published script has no" in text or label == "not measured" for label, text in paper_table.rows)
 

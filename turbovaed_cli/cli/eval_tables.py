@@ -143,6 +143,8 @@ def _worst_clips(result: EvalResult, data: Path) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in result.clips[0].student:
         (worst,) = worst_clips(result.clips, name, 1)
+        if METRICS[name].better == "down" and worst.student[name] < METRICS[name].negligible:
+            continue  # there is nothing to see in any clip
         (furthest,) = furthest_behind(result.clips, name, 1) or (None,)
         role = f"worst, {_how_far(worst, name)}" if worst == furthest else "worst"
         rows.append((METRICS[name].label, role, *_clip_cells(worst, name, data)))

@@ -49,6 +49,7 @@ class Metric:
     digits: int  # decimal places in tables
     needs: str  # requirements besides the clips; may be empty
     per_clip: bool = True  # False: one value for the whole set of clips
+    negligible: float = 0  # of a metric that is 0 for most clips: scores up to this are as good as 0, and count as equal
 
 
 METRICS: dict[str, Metric] = {
@@ -61,8 +62,8 @@ METRICS: dict[str, Metric] = {
         Metric("rfvd", "rFVD", "down", (0, None), "", 2, "the I3D detector, and 256 clips", per_clip=False),
         Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
-        Metric("grid", "grid", "down", (0, 255), "/255", 3, ""),
-        Metric("seam", "seam", "down", (0, 510), "/255", 3, ""),
-        Metric("banding", "banding", "down", (0, 255), "/255", 3, ""),
+        Metric("grid", "grid", "down", (0, 255), "/255", 3, "", negligible=0.25),
+        Metric("seam", "seam", "down", (0, 510), "/255", 3, "", negligible=1),
+        Metric("banding", "banding", "down", (0, 255), "/255", 3, "", negligible=0.25),
     )
 }
