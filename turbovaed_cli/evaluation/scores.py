@@ -174,7 +174,7 @@ def _kept(name: str, means: Mapping[str, Scores]) -> float:
 
 
 def _seen(name: str, score: float) -> float:
-    """Return a score whose lower values are better, at least what is negligible: nobody sees a difference below that."""
+    """Return a score whose lower values are better, at least what is negligible: differences below that are not visible."""
     return max(score, METRICS[name].negligible)
 
 
