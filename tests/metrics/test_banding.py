@@ -97,6 +97,9 @@ def test_a_part_of_a_gradient_counts_by_its_share_and_a_tiny_gradient_by_less():
     half = smooth.clone()
     half[..., 48:, :] = quantised(half[..., 48:, :], 8)
     assert banding(rounded(half), rounded(smooth)) == pytest.approx(4, rel=0.15)
+    flat = smooth.clone()
+    flat[..., :80] = 90
+    assert banding(rounded(quantised(flat, 8)), rounded(flat)) == pytest.approx(8, rel=0.15)  # the flat half does not count
     tiny = noise(torch.zeros(3, 1, 128, 128), 30) + 128
     tiny[..., :6, :20] = torch.arange(20) * 1.0 + 100
     coarse = tiny.clone()

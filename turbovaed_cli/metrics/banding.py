@@ -24,19 +24,19 @@ _HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
 
 
 def banding(video: Tensor, source: Tensor) -> float:
-    """Return the mean height of bands where the source is a smooth gradient, in levels of 255, beyond the source's own.
+    """Return the mean height of bands where the source is a smooth gradient, in levels of 255.
 
     Both (3, T, H, W) in [-1, 1], rounded to 8 bits; from 0 (none) to 255, lower is better. A smooth gradient that is rounded to
-    every fourth level counts 3 to 4. Noise, dither, blur, a constant error and flat areas count 0, and so does a source without
-    a smooth gradient.
+    every fourth level counts 4, and less where its bands are narrow. Noise, dither, blur, a constant error and flat areas
+    count 0, and so does a source without a smooth gradient.
 
     Definition, for R, G and B of up to 8 frames, along rows and columns, after a median of 3x3 pixels (of both clips): the source
     is a smooth gradient at a pixel if it changes over the 8 pixels on each side, and its differences there stay within one
     level of each other. The height at such a pixel is the mean of the steps at the ends of its plateau. A plateau is 3 or
     more equal pixels; a step is 2 levels or more, between two plateaus, in the direction of the source's gradient, where the
-    median changes the 5x5 pixels on each side by at most an eighth of the step (dither changes more). The source's height, found
-    in the same way, is subtracted; of rows and columns the larger counts. The sum is divided by the number of pixels where
-    the source is smooth, or by 1 % of all if that is more. Raises ShapeError below 16x16 pixels.
+    median changes the 5x5 pixels on each side by at most an eighth of the step (dither changes more). Of rows and columns the
+    larger counts. The sum is divided by the number of pixels where the source is smooth, or by 1 % of all if that is more.
+    A smooth source has no such steps itself. Raises ShapeError below 16x16 pixels.
     """
     height, width = video.shape[-2:]
     if min(height, width) < MIN_SIDE:
@@ -45,8 +45,8 @@ def banding(video: Tensor, source: Tensor) -> float:
     total, area = 0.0, 0
     for frame in chosen:
         decoded, original = _Picture.of(video[:, frame]), _Picture.of(source[:, frame])
-        along_rows, is_smooth = _beyond(decoded, original)
-        along_columns, is_smooth_down = _beyond(decoded.turned, original.turned)
+        along_rows, is_smooth = _bands(decoded, original)
+        along_columns, is_smooth_down = _bands(decoded.turned, original.turned)
         total += float(torch.maximum(along_rows, along_columns.mT).sum(dtype=torch.float64))
         area += int((is_smooth | is_smooth_down.mT).sum())
     return total / max(area, _LEAST_SHARE * 3 * len(chosen) * height * width)
@@ -87,8 +87,8 @@ def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.minimum(low, c), torch.maximum(low, torch.minimum(high, c)), torch.maximum(high, c)
 
 
-def _beyond(decoded: _Picture, original: _Picture) -> tuple[Tensor, Tensor]:
-    """Return the height of bands beyond the source's (3, H, W) along the last dimension, and where the source is smooth."""
+def _bands(decoded: _Picture, original: _Picture) -> tuple[Tensor, Tensor]:
+    """Return the height of bands (3, H, W) along the last dimension, and where the source is smooth; 0 elsewhere."""
     levels = original.levels
     steps = levels.diff(dim=-1).float()
     size = 2 * _REACH
@@ -102,7 +102,7 @@ def _beyond(decoded: _Picture, original: _Picture) -> tuple[Tensor, Tensor]:
     if not is_smooth.any():
         return torch.zeros_like(largest), is_smooth
     direction = slope.sign() * is_smooth
-    return (_heights(decoded, direction) - _heights(original, direction)).clamp(min=0), is_smooth
+    return _heights(decoded, direction), is_smooth
 
 
 def _heights(picture: _Picture, direction: Tensor) -> Tensor:

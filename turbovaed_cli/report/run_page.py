@@ -160,7 +160,7 @@ def _by(result: EvalResult) -> str:
 def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
     """Return (role, clip) of the student's worst clips, worst first, the median one, and the one with the most grid; each once.
 
-    A grid that nobody sees is left out. The list is empty if only the set as a whole was measured (rFVD).
+    A grid that is not visible is left out. The list is empty if only the set as a whole was measured (rFVD).
     """
     if not result.clips[0].student:
         return []
