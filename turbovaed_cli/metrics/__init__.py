@@ -63,7 +63,7 @@ METRICS: dict[str, Metric] = {
         Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
         Metric("grid", "grid", "down", (0, 255), "/255", 3, "", negligible=0.25),
-        Metric("seam", "seam", "down", (0, 510), "/255", 3, "", negligible=1),
+        Metric("seam", "seam", "down", (0, 510), "/255", 3, "", negligible=1.5),
         Metric("banding", "banding", "down", (0, 255), "/255", 3, "", negligible=0.25),
     )
 }

@@ -18,8 +18,8 @@ MIN_SIDE = 32  # pixels
 _PARTS = 16  # of a line, each averaged alone; _BLOCKS x _BLOCKS of a frame
 _BLOCKS = 8
 _FRAMES = 8  # averaged before jumps are squared: tiles stay where they are
-_MARGIN = 1.5  # a line counts by its squared jump over this many times the next lines': the ratio that chance does not reach
-_SKIPPED = 2  # lines on both sides of one that are not compared with it: a jump bends their slope
+_MARGIN = 2  # a line counts by its squared jump over this many times the next lines': the ratio that chance does not reach
+_LEAST_NEAR = 2  # lines that a line must be compared with: fewer say nothing of chance
 _HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
 
 
@@ -36,14 +36,15 @@ class Borders:
 class _Search:
     """How lines of one direction are compared."""
 
-    near: int  # lines on each side that a seam must exceed
+    near: int  # lines on each side that a seam must exceed,
+    skipped: int  # without the nearest, an eighth of all at most: a tile's padding disturbs several lines
     edge: int  # lines at the ends that are not searched, a quarter at most: errors at a picture's own border are no seam
     reach: int  # lines around an edge of the source where a jump counts as content
     periods: tuple[int, ...]  # lattices of upsampling, in lines
 
 
-_IN_SPACE = _Search(near=8, edge=16, reach=2, periods=(2, 4, 8, 16, 32))
-_IN_TIME = _Search(near=4, edge=1, reach=4, periods=(2, 4, 8))
+_IN_SPACE = _Search(near=16, skipped=8, edge=16, reach=2, periods=(2, 4, 8, 16, 32))
+_IN_TIME = _Search(near=4, skipped=2, edge=1, reach=4, periods=(2, 4, 8))
 
 
 def seam(video: Tensor, source: Tensor, borders: Borders | None = None) -> float:
@@ -58,8 +59,9 @@ def seam(video: Tensor, source: Tensor, borders: Borders | None = None) -> float
     Definition: the error is averaged over 8 frames and each sixteenth of a line (over blocks of a frame, for jumps in time).
     A line's jump is the difference across it minus the mean of the differences one line before and after. It is squared; the
     source's own at a distance of up to 2 lines (4 frames) is subtracted; the median over parts is the line's value. What is
-    above 1.5 times the largest value of the 8 lines (4 frames) on each side, and above the median of the lines at the same place
-    of a lattice, counts; for known borders, what is above the median of the lines on each side. Raises ShapeError below 32x32 pixels, and for a border outside the clip.
+    above twice the largest value of the lines 9 to 16 away (frames: 3 and 4), and above the median of the lines at the same
+    place of a lattice, counts; for known borders, what is above the median of the former. Small clips compare with nearer
+    lines. Raises ShapeError below 32x32 pixels, and for a border outside the clip.
     """
     if min(video.shape[-2:]) < MIN_SIDE:
         height, width = video.shape[-2:]
@@ -72,7 +74,7 @@ def seam(video: Tensor, source: Tensor, borders: Borders | None = None) -> float
         length = of_error.shape[-1]
         if lines is not None and any(not 0 < line < length for line in lines):
             raise ShapeError(f"a border at {max(lines)} is outside the clip of {length}", "each is the first line after a border")
-        if length > 2 * _SKIPPED + 1:  # fewer have nothing to compare with
+        if length > 2:  # one jump has no slope next to it
             found.append(_strongest(of_error, of_source, search, lines))
     return max(found)
 
@@ -110,15 +112,18 @@ def _strongest(of_error: Tensor, of_source: Tensor, search: _Search, lines: Sequ
     values = (jumps - content).clamp(min=0).median(dim=0).values
     everything = jumps.median(dim=0).values  # a lattice has the same jumps where the source hides some of them
     places = torch.arange(len(values), device=values.device)
+    skipped = max(min(search.skipped, len(values) // 8), 1)  # a jump bends the slope of the next line at least
     if lines is not None:
         chosen = torch.tensor([line - 1 for line in lines], dtype=torch.long, device=values.device)
-        near = _near(values, torch.isin(places, chosen, invert=True), search.near)
+        near = _near(values, torch.isin(places, chosen, invert=True), search.near, skipped)
         limit = near.nanmedian(dim=1).values.nan_to_num(0)
         excess = (values - limit)[chosen]
     else:
         edge = min(search.edge, len(values) // 4)
         inside = (places >= edge) & (places < len(places) - edge)
-        limit = _MARGIN * _near(values, inside, search.near).nan_to_num(0).amax(dim=1)
+        near = _near(values, inside, search.near, skipped)
+        limit = _MARGIN * near.nan_to_num(0).amax(dim=1)
+        limit[(~near.isnan()).sum(dim=1) < _LEAST_NEAR] = torch.inf
         excess = (values - torch.maximum(limit, _of_lattice(everything, inside, search)))[inside]
     return float(excess.max().clamp(min=0).sqrt()) if len(excess) else 0.0
 
@@ -130,11 +135,11 @@ def _jumps(profile: Tensor) -> Tensor:
     return (steps - (around[..., :-2] + around[..., 2:]) / 2).square().mean(dim=0)
 
 
-def _near(values: Tensor, allowed: Tensor, near: int) -> Tensor:
-    """Return for each line the values of lines up to `near` away, (L, 2 near + 1): NaN for itself, the next two and others."""
+def _near(values: Tensor, allowed: Tensor, near: int, skipped: int) -> Tensor:
+    """Return for each line the values of lines up to `near` away, (L, 2 near + 1): NaN for itself, the next `skipped` and others."""
     padded = functional.pad(torch.where(allowed, values, torch.nan), (near, near), value=torch.nan)
     windows = padded.unfold(0, 2 * near + 1, 1).clone()
-    windows[:, near - _SKIPPED : near + _SKIPPED + 1] = torch.nan
+    windows[:, near - skipped : near + skipped + 1] = torch.nan
     return windows
 
 
