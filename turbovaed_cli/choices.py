@@ -8,7 +8,9 @@ from turbovaed_cli.errors import SettingsError
 
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-METRIC_NAMES = ("psnr", "ssim", "lpips", "lpips_vgg", "st_lpips", "st_lpips_vgg", "rfvd", "vmaf", "flicker")
+METRIC_NAMES = (
+    "psnr", "ssim", "lpips", "lpips_vgg", "st_lpips", "st_lpips_vgg", "rfvd", "vmaf", "flicker", "grid", "seam", "banding",
+)  # fmt: skip
 APPLE_DEVICES = ("iphone", "ipad")  # attached ones, for Core ML alone
 # What people call these elsewhere. Only suggested, never taken for it.
 OTHER_WORDS = {

@@ -141,7 +141,7 @@ def test_eval_compares_several_models_in_one_table_of_80_columns(turbovaed, ltx_
     for name in ("mine", "other"):
         shutil.copytree(MODELS["tiny"].teacher.path.parent / "student", tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    pixels = ("--data", videos, *SMALL, "--metrics", "psnr,ssim,vmaf,flicker")
+    pixels = ("--data", videos, *SMALL, "--metrics", "psnr,ssim,vmaf,flicker,grid,seam,banding")
     code, out, err = turbovaed("eval", *pixels, "--compare", "mine", "other")
     assert code == 0, err
     lines = out.splitlines()

@@ -159,8 +159,8 @@ def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, mon
 @pytest.mark.parametrize(
     ("size", "protocol", "measured"),
     [
-        (8, "standard", {"psnr", "flicker"}),
-        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg"}),
+        (8, "standard", {"psnr", "flicker", "grid"}),
+        (16, "standard", {"psnr", "ssim", "flicker", "lpips_vgg", "grid", "banding"}),
         (8, "paper", {"psnr", "ssim"}),
     ],
 )
@@ -168,13 +168,13 @@ def test_clips_too_small_for_a_metric_leave_out_that_metric_alone(videos, tmp_pa
     for name in ("alex", "vgg"):
         torch.save(random_trunk(name), tmp_path / f"{name}.pth")
     weights = (tmp_path / "alex.pth", tmp_path / "vgg.pth")
-    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg")
+    names = ("psnr", "ssim", "flicker", "vmaf", "lpips", "lpips_vgg", "grid", "seam", "banding")
     settings = EvalSettings(frames=5, size=(size, 32), metrics=names, protocol=protocol, lpips_weights=weights)
     tiny = load_pair("tiny")
     result = evaluate(tiny, videos / "a.mp4", settings)
     assert set(result.means["student"]) == measured and all(map(math.isfinite, result.means["student"].values()))
     reasons = {name: reason for name, reason in result.not_measured.items() if "the published script" not in reason}
-    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16}
+    least = {"ssim": 11, "vmaf": 17, "lpips": 31, "lpips_vgg": 16, "seam": 32, "banding": 16}
     for name, reason in reasons.items():
         assert f"needs {least[name]}x{least[name]} pixels at least; these clips are 32x{size}" in reason
         assert reason.startswith("not measured: ") and "a larger `size`" in reason
@@ -279,6 +279,34 @@ def test_thresholds_are_shares_of_the_teachers_quality_whichever_way_the_metric_
     assert summary.kept == pytest.approx({"psnr": 0.9, "lpips": 0.5})
     same = [ClipScores("a", 0, {"lpips": 0.0}, {"lpips": 0.0}), ClipScores("b", 0, {"lpips": 0.0}, {"lpips": 0.0})]
     assert summarise(same).kept == {"lpips": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "kept", "ratio"),
+    [(0, 0, 1, 1), (0, 0.2, 1, math.nan), (0, 2, 0.125, math.nan), (0.1, 0, 1, 0), (1, 0, 4, 0), (0.5, 1, 0.5, 2)],
+)
+def test_a_defect_that_nobody_sees_keeps_everything(teacher, student, kept, ratio):
+    """The scores of clean decoders are 0 or next to it, where a ratio says nothing: up to 0.25 levels all grids are equal."""
+    assert METRICS["grid"].negligible == 0.25
+    summary = summarise([ClipScores("a", 0, {"grid": teacher}, {"grid": student})])
+    assert summary.kept["grid"] == kept
+    assert summary.means["ratio"]["grid"] == pytest.approx(ratio, nan_ok=True)
+
+
+def test_a_threshold_for_a_defect_is_missed_by_levels_beyond_what_is_seen(result):
+    seen = replace(result, kept={"grid": 0.125}, means={"teacher": {"grid": 0.0}, "student": {"grid": 2.0}})
+    (miss,) = find_misses(seen, {"grid": 0.5})
+    assert miss.short_by == 1.5 and "grid: 0.1250 of the teacher's, 0.5 asked: short by 0.3750 (1.500 /255)" in str(miss)
+    assert find_misses(replace(seen, kept={"grid": 1.0}), {"grid": 0.9}) == []
+
+
+def test_clips_to_look_at_leave_out_defects_that_nobody_sees(result):
+    clips = [replace(clip, student={"psnr": 30.0, "grid": 0.24 + i}, teacher={"psnr": 31.0, "grid": 0.0}) for i, clip in
+             enumerate(result.clips)]  # fmt: skip
+    table = as_tables([replace(result, clips=clips)], Path())[-1]
+    assert [row[0] for row in table.rows if row[0]] == ["PSNR", "grid"]
+    hidden = as_tables([replace(result, clips=clips[:1])], Path())[-1]
+    assert [row[0] for row in hidden.rows if row[0]] == ["PSNR"]
 
 
 def test_a_miss_says_by_how_much(result):

@@ -70,7 +70,7 @@ def evaluate(
     settings: EvalSettings,
     show: Show,
 ) -> None:
-    """Student and teacher against the source, and their ratio: PSNR, SSIM, LPIPS, ST-LPIPS, rFVD, VMAF, flicker. See docs/metrics.md."""
+    """Student and teacher against the source: PSNR, SSIM, LPIPS, ST-LPIPS, rFVD, VMAF, flicker, grid, seam, banding. See docs/metrics.md."""
     check_system("eval")
     others = [*task.compare, *(more or ())]
     _check_task(task, data)

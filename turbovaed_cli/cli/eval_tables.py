@@ -53,7 +53,7 @@ def _scores_table(results: Sequence[EvalResult]) -> Table:
     size = f"{first.size[1]}x{first.size[0]}"
     model = first.model if len(results) == 1 else f"{len(results)} models"
     title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
-    return Table(title, ["", *(_heading(metric) for metric in metrics)], rows)
+    return Table(title, ["", *(_heading(metric, "\n" if len(metrics) > _MOST_INLINE else " ") for metric in metrics)], rows)
 
 
 def _own_side(result: EvalResult) -> str:
@@ -61,8 +61,8 @@ def _own_side(result: EvalResult) -> str:
     return "student" if result.family in ("", "turbo-vaed") else "decoder"
 
 
-def _heading(metric: Metric) -> str:
-    name = metric.label.replace("-", "\n") if "-" in metric.label else f"{metric.label} {metric.unit}".strip()
+def _heading(metric: Metric, join: str) -> str:
+    name = metric.label.replace("-", "\n") if "-" in metric.label else f"{metric.label}{join}{metric.unit}".strip()
     return f"{name}\n({'higher' if metric.better == 'up' else 'lower'})"
 
 
@@ -143,6 +143,8 @@ def _worst_clips(result: EvalResult, data: Path) -> Table:
     rows: list[tuple[str, ...]] = []
     for name in result.clips[0].student:
         (worst,) = worst_clips(result.clips, name, 1)
+        if METRICS[name].better == "down" and worst.student[name] < METRICS[name].negligible:
+            continue  # there is nothing to see in any clip
         (furthest,) = furthest_behind(result.clips, name, 1) or (None,)
         role = f"worst, {_how_far(worst, name)}" if worst == furthest else "worst"
         rows.append((METRICS[name].label, role, *_clip_cells(worst, name, data)))

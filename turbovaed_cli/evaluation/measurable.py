@@ -11,9 +11,15 @@ from turbovaed_cli.errors import MissingError, VideoError, WeightFileError
 from turbovaed_cli.evaluation import paper
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.metrics import METRICS, fvd, metric_name
+from turbovaed_cli.metrics.banding import MIN_SIDE as BANDING_MIN_SIDE
+from turbovaed_cli.metrics.banding import banding
 from turbovaed_cli.metrics.features import FeatureDistance, mean_distances
+from turbovaed_cli.metrics.grid import MIN_SIDE as GRID_MIN_SIDE
+from turbovaed_cli.metrics.grid import grid
 from turbovaed_cli.metrics.lpips import lpips_files, read_lpips
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
+from turbovaed_cli.metrics.seam import MIN_SIDE as SEAM_MIN_SIDE
+from turbovaed_cli.metrics.seam import seam
 from turbovaed_cli.metrics.stlpips import LAYOUTS, read_st_lpips
 from turbovaed_cli.metrics.vmaf import MIN_SIDE as VMAF_MIN_SIDE
 from turbovaed_cli.metrics.vmaf import MODEL as VMAF_MODEL
@@ -24,6 +30,12 @@ from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import ffmpeg
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
+# Metrics of one kind of defect each, and the least side in pixels that each needs.
+_DEFECTS: dict[str, tuple[Measure, int]] = {
+    "grid": (grid, GRID_MIN_SIDE),
+    "seam": (seam, SEAM_MIN_SIDE),
+    "banding": (banding, BANDING_MIN_SIDE),
+}
 
 
 @dataclass(frozen=True)
@@ -99,6 +111,10 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         if settings.frames < 2:
             raise MissingError("a clip of one frame does not change", "`frames` 2 or more")
         return flicker
+    if name in _DEFECTS:
+        measure, least = _DEFECTS[name]
+        _check_side(name, least, settings)
+        return measure
     if name == "vmaf":
         check_vmaf()
         _check_side(name, VMAF_MIN_SIDE, settings)

@@ -78,7 +78,7 @@ class Summary:
 
     means: dict[str, Scores]  # "teacher", "student", "ratio": metric -> value
     intervals: dict[str, dict[str, Interval]]  # the same keys: 95 % intervals over videos
-    kept: Scores  # share of the teacher's quality: 1 is as good, more is better, for every metric
+    kept: Scores  # share of the teacher's quality: 1 is as good, more is better; scores below Metric.negligible count as that
     worst: dict[str, list[ClipScores]]  # metric -> the clips with the student's worst scores, worst first
     num_videos: int
 
@@ -158,16 +158,24 @@ def _weights(clips: Sequence[ClipScores]) -> list[float]:
 
 
 def _ratio(student: float, teacher: float) -> float:
+    if student == teacher:
+        return 1.0
     return student / teacher if teacher else math.nan
 
 
 def _kept(name: str, means: Mapping[str, Scores]) -> float:
     student, teacher = means["student"][name], means["teacher"][name]
-    if student == teacher:
-        return 1.0
     if METRICS[name].better == "up":
         return _ratio(student, teacher)
+    student, teacher = (_seen(name, score) for score in (student, teacher))
+    if student == teacher:
+        return 1.0
     return teacher / student if student else math.inf
+
+
+def _seen(name: str, score: float) -> float:
+    """Return a score whose lower values are better, at least what is negligible: differences below that are not visible."""
+    return max(score, METRICS[name].negligible)
 
 
 def worst_clips(clips: Sequence[ClipScores], name: str, num: int = NUM_WORST) -> list[ClipScores]:
@@ -241,7 +249,7 @@ def find_misses(result: EvalResult, thresholds: Mapping[str, float]) -> list[Mis
             scores.get(name, math.nan) for scores in (result.kept, result.means["teacher"], result.means["student"])
         )
         if not kept >= wanted:  # NaN reaches nothing
-            needed = teacher * wanted if METRICS[name].better == "up" else teacher / wanted
+            needed = teacher * wanted if METRICS[name].better == "up" else _seen(name, teacher) / wanted
             misses.append(Miss(result.model, name, wanted, kept, abs(student - needed)))
     return misses
 

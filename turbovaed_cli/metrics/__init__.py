@@ -6,14 +6,20 @@ stlpips.py  ST-LPIPS, which tolerates shifts
 features.py  the comparison of features that both share
 fvd.py     rFVD
 vmaf.py    VMAF
+grid.py    error that repeats at the lattice of upsampling
+seam.py    error that jumps at borders of tiles and windows
+banding.py steps in smooth gradients
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from turbovaed_cli.choices import metric_name
+from turbovaed_cli.metrics.banding import banding
+from turbovaed_cli.metrics.grid import grid
 from turbovaed_cli.metrics.lpips import Lpips, load_lpips, lpips_video
 from turbovaed_cli.metrics.pixels import MAX_PSNR_DB, flicker, psnr, ssim, ssim_value
+from turbovaed_cli.metrics.seam import seam
 from turbovaed_cli.metrics.stlpips import StLpips, load_st_lpips
 
 __all__ = [
@@ -22,12 +28,15 @@ __all__ = [
     "Lpips",
     "Metric",
     "StLpips",
+    "banding",
     "flicker",
+    "grid",
     "load_lpips",
     "load_st_lpips",
     "lpips_video",
     "metric_name",
     "psnr",
+    "seam",
     "ssim",
     "ssim_value",
 ]
@@ -46,6 +55,7 @@ class Metric:
     needs: str  # requirements besides the clips; may be empty
     per_clip: bool = True  # False: one value for the whole set of clips
     on_request: bool = False  # measured only if asked for by name
+    negligible: float = 0  # of a metric that is 0 for most clips: scores up to this are as good as 0, and count as equal
 
 
 METRICS: dict[str, Metric] = {
@@ -60,5 +70,8 @@ METRICS: dict[str, Metric] = {
         Metric("rfvd", "rFVD", "down", (0, None), "", 2, "the I3D detector, and 256 clips", per_clip=False),
         Metric("vmaf", "VMAF", "up", (0, 100), "", 2, "an ffmpeg with libvmaf"),
         Metric("flicker", "flicker", "down", (0, 510), "/255", 3, "two frames"),
+        Metric("grid", "grid", "down", (0, 255), "/255", 3, "", negligible=0.25),
+        Metric("seam", "seam", "down", (0, 510), "/255", 3, "", negligible=1.5),
+        Metric("banding", "banding", "down", (0, 255), "/255", 3, "", negligible=0.25),
     )
 }

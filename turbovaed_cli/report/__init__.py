@@ -8,5 +8,6 @@ tables.py      figures and tables
 curves.py      curves of a run
 card.py        the model card of a student
 clips.py       clips in the form that a page can show
+grids.py       drawings of the error that repeats at the lattice of upsampling
 assets.py      the files that pages are made of: page.html page.css page.js bench.html bench.css plot.html clip.html compare.html compare.css
 """

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,6 +23,7 @@ from turbovaed_cli.models.pair import Pair, short_names
 from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.bench_page import Dot, Plot, apart, line_of_best, plot_of
 from turbovaed_cli.report.clips import data_of_clip, heat_stops
+from turbovaed_cli.report.grids import drawn_tiles
 from turbovaed_cli.report.run_page import noteworthy_clips
 from turbovaed_cli.report.side_by_side import SharedClip, encode_shared, shared_scale
 from turbovaed_cli.report.tables import Cell, cell_of, not_measured, score_text
@@ -63,6 +64,7 @@ class Comparison:
     missing: Sequence[tuple[str, str]]  # metrics that were not measured, and why
     device: str  # of the times
     clips: Sequence[SharedClip]
+    lattice: int = 0  # pixels of one latent, a side: the period that grids are drawn with; 0 is the largest
 
 
 def write_comparison(
@@ -92,7 +94,8 @@ def write_comparison(
 
     rows = decoder_rows(results, pairs)
     clips = [_shared(role, clip, results, rows, frames_of) for role, clip in noteworthy_clips(results[0])]
-    text = render(comparison_of(results, rows, clips, _named(data, results[0])))
+    lattice = max(pair.teacher.spec.space_ratio for pair in pairs if pair.teacher is not None)
+    text = render(replace(comparison_of(results, rows, clips, _named(data, results[0])), lattice=lattice))
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -238,6 +241,9 @@ def render(comparison: Comparison) -> str:
     """Return the page as HTML. Its videos are embedded, and it loads nothing from elsewhere."""
     scale = shared_scale(comparison.clips)
     videos = [encode_shared(clip, scale) for clip in comparison.clips]
+    grid_tiles, grid_scale = drawn_tiles(
+        [clip.pictures for clip in comparison.clips], [clip.scores for clip in comparison.clips], comparison.lattice
+    )
     style = asset("page.css") + asset("bench.css") + asset("compare.css")
     script = asset("page.js")
     words = {"source": "Source" if comparison.reference == "source" else "Teacher's decode"}
@@ -251,6 +257,8 @@ def render(comparison: Comparison) -> str:
         words=words,
         clip_data=[data_of_clip(video) for video in videos],
         scale=scale,
+        grid_tiles=grid_tiles,
+        grid_scale=grid_scale,
         heat_stops=heat_stops(),
         version=__version__,
         written=time.strftime("%Y-%m-%d %H:%M"),

@@ -32,6 +32,7 @@ from turbovaed_cli.report import tables
 from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.clips import ShownClip, data_of_clip, encode, error_scale, heat_stops
 from turbovaed_cli.report.curves import Curves, draw
+from turbovaed_cli.report.grids import drawn_tiles
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
@@ -67,6 +68,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     next_command: str = "turbovaed eval --data DIR"  # the command that fills the empty parts
+    lattice: int = 0  # pixels of one latent, a side: the period that grids are drawn with; 0 is the largest
 
 
 # --- its contents -------------------------------------------------------------------------------------------------
@@ -91,7 +93,9 @@ def model_facts(student: Decoder, teacher: Teacher) -> dict[str, str]:
     }
 
 
-def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "") -> Report:
+def report_of_run(
+    run: RunDir, facts: Mapping[str, str], *, clips: Sequence[ShownClip] = (), clips_note: str = "", lattice: int = 0
+) -> Report:
     """Return the report of a run folder of `distill`: curves, settings, its newest evaluation, and `clips` if there are any."""
     newest = max(whole_files(run.eval, "*.json"), key=lambda path: path.stat().st_mtime, default=None)
     return Report(
@@ -106,6 +110,7 @@ def report_of_run(run: RunDir, facts: Mapping[str, str], *, clips: Sequence[Show
         settings=names_only({name: value for name, value in _config(run).items() if name != "schema_version"}),
         environment=_read(run.env),
         next_command=f"turbovaed eval --model {names_only(str(run.root))} --data DIR",
+        lattice=lattice,
     )
 
 
@@ -133,6 +138,7 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
             {"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_config(pair.run) if pair.run else {})
         ),
         environment=environment(pair.device),
+        lattice=pair.teacher.spec.space_ratio,
     )
 
 
@@ -152,9 +158,9 @@ def _by(result: EvalResult) -> str:
 
 
 def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
-    """Return (role, clip) of the student's worst clips, worst first, and of the median one; each clip once.
+    """Return (role, clip) of the student's worst clips, worst first, the median one, and the one with the most grid; each once.
 
-    The list is empty if only the set as a whole was measured (rFVD).
+    A grid that is not visible is left out. The list is empty if only the set as a whole was measured (rFVD).
     """
     if not result.clips[0].student:
         return []
@@ -162,7 +168,12 @@ def noteworthy_clips(result: EvalResult) -> list[tuple[str, ClipScores]]:
     roles = ["worst", *(f"{_ORDINALS[i]} worst" for i in range(1, NUM_WORST))]
     median = order[len(order) // 2]
     chosen = [(role, clip) for role, clip in zip(roles, order, strict=False) if clip is not median or len(order) < 3]
-    return chosen if len(order) < 3 else [*chosen, ("median", median)]
+    chosen = chosen if len(order) < 3 else [*chosen, ("median", median)]
+    if "grid" in result.clips[0].student:
+        (textured,) = worst_clips(result.clips, "grid", 1)
+        if textured.student["grid"] > METRICS["grid"].negligible and all(clip is not textured for _, clip in chosen):
+            chosen = [*chosen, ("most grid", textured)]
+    return chosen
 
 
 _ORDINALS = ("first", "second", "third", "fourth")
@@ -219,6 +230,8 @@ def render(report: Report) -> str:
     clips = [encode(clip, scale) for clip in report.clips]
     settings = report.settings.get("settings", {})
     curves = draw(tables.with_data_size(report.metrics))
+    pictures = [{"source": clip.source, "teacher": clip.teacher, "student": clip.student} for clip in report.clips]
+    grid_tiles, grid_scale = drawn_tiles(pictures, [clip.scores for clip in report.clips], report.lattice)
     style, script = asset("page.css"), asset("page.js")
     return template("page.html").render(
         report=report,
@@ -229,6 +242,8 @@ def render(report: Report) -> str:
         clip_data=[data_of_clip(clip) for clip in clips],
         shown=SHOWN,
         scale=scale,
+        grid_tiles=grid_tiles,
+        grid_scale=grid_scale,
         heat_stops=heat_stops(),
         curves=curves,
         curve_data=_curve_data(curves),

@@ -102,7 +102,9 @@ def write_run_report(folder: RunDir, trainer: Trainer, clips: Sequence[ShownClip
     """Write report.html with the curves so far, and `clips` if there are any."""
     facts = model_facts(trainer.state.student, trainer.teacher)
     note = "One clip of the training data; it does not show how other data decode." if clips else ""
-    write_report(folder.report, report_of_run(folder, facts, clips=clips, clips_note=note))
+    write_report(
+        folder.report, report_of_run(folder, facts, clips=clips, clips_note=note, lattice=trainer.teacher.spec.space_ratio)
+    )
 
 
 def _shown(videos: Mapping[str, Tensor]) -> ShownClip:

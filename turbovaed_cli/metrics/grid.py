@@ -1,0 +1,121 @@
+"""Grid: the error that repeats at the lattice of a decoder's upsampling, which PSNR hardly counts and which eyes see first.
+
+An upsampling decoder of space ratio r can leave the same little pattern in every r x r pixels. In the spectrum of the error
+such a pattern is lines: all its energy is at multiples of 1/r of the sampling rate, horizontally, vertically and both. Noise
+and errors that follow the content fill the spectrum smoothly. So a line counts by how far it stands above its neighbours.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.errors import ShapeError
+
+MIN_SIDE = 8  # pixels: four periods of the smallest lattice
+_BLOCK = 128  # pixels a side, at most: local enough for a pattern in a part of the picture
+_PERIODS = 4  # of a lattice in a block at least: a window of Hann spreads a line over the next frequency, so lines need room
+_MARGIN = 2  # a line counts by its power over this many times its neighbours': the ratio that chance does not reach
+_HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
+
+
+def grid(video: Tensor, source: Tensor) -> float:
+    """Return the periodic error at the upsampling lattice: its root mean square over pixels and channels, in levels of 255.
+
+    Both (3, T, H, W) in [-1, 1]; from 0 (none) to 255, lower is better. A pattern that repeats every 2, 4, 8, 16 or 32
+    pixels in all of the picture counts its root mean square, in a part of it less by the root of that share, at any offset. Still
+    and flickering patterns count alike. A constant error, noise and errors without a period count 0. So does
+    an error that follows a pattern of the source with the same period. Lattices go up to a quarter of the shorter side.
+
+    Definition: blocks of up to 128 pixels, half overlapping, with a Hann window; the power of the error's discrete Fourier
+    transform, mean over blocks, frames and channels. The sum over lattice frequencies, without the constant, of what
+    is above twice the mean of the two neighbours in a row or a column, whichever is larger. Raises ShapeError below 8x8 pixels.
+    """
+    power, source_power, explained = _spectra(video, source)
+    # What the error has in common with the source counts as content only where the source has a line of its own.
+    is_content = source_power > _MARGIN * _neighbours(source_power)
+    lines = torch.where(is_content, power - explained, power) - _MARGIN * _neighbours(power)
+    lattice = lines[::2, ::2].clamp(min=0)
+    lattice[0, 0] = 0
+    return float(lattice.sum().sqrt())
+
+
+def grid_of(video: Tensor, source: Tensor, period: int = 0) -> Tensor:
+    """Return the error folded over the lattice: (3, T, P, P) fp64 in levels of 255, the mean over all tiles of P x P pixels.
+
+    Both clips (3, T, H, W) in [-1, 1]. `period` is P; 0 takes `lattice_of`. Each channel of each frame has mean 0. Tiles are
+    counted from the top left; rows and columns that do not fill a tile are left out. Repeated over a picture this is its
+    periodic error, for pages; `grid` says how much of it stands above chance. Raises ShapeError for a picture smaller than P.
+    """
+    period = period or lattice_of(video)
+    rows, columns = (side // period for side in video.shape[-2:])
+    if not rows or not columns:
+        raise ShapeError(f"no tile of {period}x{period} pixels fits into {_size(video)}", "use a larger `size`")
+    area = (..., slice(rows * period), slice(columns * period))
+    error = (video[area].double() - source[area].double()) * _HALF_RANGE
+    tile = error.unflatten(-1, (columns, period)).unflatten(-3, (rows, period)).mean(dim=(-4, -2))  # (3, T, P, P)
+    return tile - tile.mean(dim=(-2, -1), keepdim=True)
+
+
+def lattice_of(video: Tensor) -> int:
+    """Return the largest period that `grid` sees in a clip (3, T, H, W), in pixels: 2, 4, 8, 16 or 32.
+
+    Raises ShapeError below 8x8 pixels.
+    """
+    side = min(video.shape[-2:])
+    if side < MIN_SIDE:
+        raise ShapeError(f"grid needs {MIN_SIDE}x{MIN_SIDE} pixels at least; this is {_size(video)}", "use a larger `size`")
+    return min(_BLOCK, 2 ** (side.bit_length() - 1)) // _PERIODS
+
+
+def _size(video: Tensor) -> str:
+    return f"{video.shape[-1]}x{video.shape[-2]}"
+
+
+def _spectra(video: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the power of the error, that of the source, and the part of the former that is a multiple of the source.
+
+    Each (2P, 2P), mean over blocks, frames and channels, at multiples of 1/2P of the sampling rate: lattice frequencies are at
+    even places, and the neighbours that the window keeps free of them at odd ones.
+    """
+    period = lattice_of(video)
+    block, bins = period * _PERIODS, period * 2
+    window = torch.hann_window(block, dtype=torch.float64).to(video.device)
+    window = window / window.sum()
+    power, source_power = torch.zeros(2, bins, bins, dtype=torch.float64).to(video.device)
+    common = torch.zeros(bins, bins, dtype=torch.complex128).to(video.device)
+    count = 0
+    for rows, columns in _blocks(video.shape[-2], video.shape[-1], block):
+        original = source[..., rows, columns].double()
+        both = torch.stack([video[..., rows, columns].double() - original, original]) * _HALF_RANGE
+        both = both * window[:, None] * window
+        # Every second frequency of a block is the transform of its halves' sum.
+        folded = both.unflatten(-1, (2, bins)).unflatten(-3, (2, bins)).sum(dim=(-4, -2))  # (2, 3, T, 2P, 2P)
+        of_error, of_source = torch.fft.fft2(folded).flatten(1, 2)  # each (3T, 2P, 2P)
+        power += of_error.abs().square().sum(0)
+        source_power += of_source.abs().square().sum(0)
+        common += (of_error * of_source.conj()).sum(0)
+        count += len(of_error)
+    explained = common.abs().square() / source_power.clamp(min=torch.finfo(torch.float64).tiny)
+    return power / count, source_power / count, explained / count
+
+
+def _blocks(height: int, width: int, block: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the blocks that cover a picture, each overlapping the next by half or more."""
+    for top in _starts(height, block):
+        for left in _starts(width, block):
+            yield slice(top, top + block), slice(left, left + block)
+
+
+def _starts(side: int, block: int) -> list[int]:
+    steps = -(-2 * (side - block) // block)
+    return [i * (side - block) // steps for i in range(steps + 1)] if steps else [0]
+
+
+def _neighbours(power: Tensor) -> Tensor:
+    """Return the mean power of the two neighbours in the row or in the column, whichever is larger.
+
+    A hard edge in the error leaves a line of energy along one axis of the spectrum, so only neighbours on it are like it.
+    """
+    in_row, in_column = ((power.roll(1, dim) + power.roll(-1, dim)) / 2 for dim in (1, 0))
+    return torch.maximum(in_row, in_column)
