@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.evaluation.decoding import decode_clip
 from turbovaed_cli.evaluation.evaluate import fit_teacher, measuring_device, with_shared_teachers
@@ -25,27 +26,37 @@ COLOUR_FRAMES = 5  # of a clip, evenly spread, that the colour error is measured
 _HALF_RANGE = 127.5  # levels of 255 per unit of [-1, 1]
 
 
-def measure_testcard(pair: Pair, settings: EvalSettings = EvalSettings(), *, report: Reporter = quiet) -> CardResult:
+def measure_testcard(
+    pair: Pair, settings: EvalSettings = EvalSettings(), *, only: Sequence[str] = (), report: Reporter = quiet
+) -> CardResult:
     """Measure teacher and student of `pair` on the test card; see measure_testcards."""
-    return measure_testcards([pair], settings, report=report)[0]
+    return measure_testcards([pair], settings, only=only, report=report)[0]
 
 
 def measure_testcards(
-    pairs: Sequence[Pair], settings: EvalSettings = EvalSettings(), *, report: Reporter = quiet
+    pairs: Sequence[Pair], settings: EvalSettings = EvalSettings(), *, only: Sequence[str] = (), report: Reporter = quiet
 ) -> list[CardResult]:
     """Measure several decoders, each with its own teacher, on the test card, which needs no data.
 
     Of `settings`, `frames` and `size` bound the clips, and `memory` the encoder's memory. Both decode the posterior mean as
-    `reconstruct` does, rounded to 8 bits. A teacher that several pairs share decodes once. Raises FrameCountError or ShapeError for
-    frames or a size that one of the teachers would silently change.
+    `reconstruct` does, rounded to 8 bits. A teacher that several pairs share decodes once. `only` names patterns to measure; without
+    names it is all of them. Raises SettingsError for a name that is no pattern, FrameCountError or ShapeError for frames or a
+    size that one of the teachers would silently change.
     """
+    for name in only:
+        check_choice("`only`", name, (pattern.name for pattern in PATTERNS))
     pairs = with_shared_teachers(pairs)
     of_teacher: dict[int, list[PatternClip]] = {}
     for teacher in _teachers(pairs):
         of_teacher[id(teacher)] = patterns_for(teacher.spec, settings.frames, settings.size)
     for teacher in _teachers(pairs):
         fit_teacher(teacher, settings, report)
-    work = [(teacher, clip) for teacher in _teachers(pairs) for clip in of_teacher[id(teacher)]]
+    work = [
+        (teacher, clip)
+        for teacher in _teachers(pairs)
+        for clip in of_teacher[id(teacher)]
+        if clip.pattern.name in only or not only
+    ]
     found: list[list[PatternScores]] = [[] for _ in pairs]
     for teacher, clip in report.track(work, "test card"):
         members = [number for number, pair in enumerate(pairs) if pair.teacher is teacher]

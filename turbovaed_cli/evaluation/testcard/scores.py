@@ -101,8 +101,8 @@ class CardSummary:
     mean_psnr: Scores  # of "teacher" and "student": dB, the mean over patterns
     kept: float  # the student's mean PSNR over the teacher's
     num_low: dict[str, int]  # of "teacher" and "student": patterns below LOW_PSNR_DB
-    worst_flat: PatternScores  # the flat colour with the student's lowest PSNR
-    worst_colour: PatternScores  # the one with its largest mean colour error
+    worst_flat: PatternScores | None  # the flat colour with the student's lowest PSNR; None if none was measured
+    worst_colour: PatternScores | None  # the one with its largest mean colour error
     worst_grid: PatternScores | None  # the one with its strongest grid
 
 
@@ -115,8 +115,8 @@ def summarise_card(card: CardResult) -> CardSummary:
         mean_psnr=mean,
         kept=mean["student"] / mean["teacher"] if mean["teacher"] else math.nan,
         num_low={side: sum(getattr(one, side)["psnr"] < LOW_PSNR_DB for one in card.patterns) for side in SIDES},
-        worst_flat=min(flat, key=lambda one: one.student["psnr"]),
-        worst_colour=max(flat, key=lambda one: one.student["colour_mean"]),
+        worst_flat=min(flat, key=lambda one: one.student["psnr"], default=None),
+        worst_colour=max(flat, key=lambda one: one.student["colour_mean"], default=None),
         worst_grid=max((one for one in flat if "grid" in one.student), key=lambda one: one.student["grid"], default=None),
     )
 
@@ -204,8 +204,8 @@ def card_document(card: CardResult) -> dict[str, Any]:
         "mean_psnr": summary.mean_psnr,
         "kept": summary.kept if math.isfinite(summary.kept) else None,
         "low_psnr": {"bound_db": LOW_PSNR_DB, **summary.num_low},
-        "worst_flat": _scores_of(summary.worst_flat),
-        "worst_colour": _scores_of(summary.worst_colour),
+        "worst_flat": _scores_of(summary.worst_flat) if summary.worst_flat else None,
+        "worst_colour": _scores_of(summary.worst_colour) if summary.worst_colour else None,
         "worst_grid": _scores_of(summary.worst_grid) if summary.worst_grid else None,
         "patterns": [
             {
@@ -226,7 +226,7 @@ def whole_document(card: CardResult) -> dict[str, Any]:
 
 
 def _scores_of(one: PatternScores) -> dict[str, Any]:
-    return {"name": one.name, "teacher": one.teacher, "student": one.student}
+    return {"name": one.name, "teacher": dict(one.teacher), "student": dict(one.student)}
 
 
 def read_card(path: Path) -> CardResult:
@@ -237,8 +237,8 @@ def read_card(path: Path) -> CardResult:
     card = document["testcard"]
     check_fields(card, {"frames": int, "size": tuple[int, int], "patterns": list[dict[str, Any]]}, path, "testcard.")
     patterns = [_pattern_of(one, path, f"testcard.patterns.{number}.") for number, one in enumerate(card["patterns"])]
-    if not any(one.colour is not None for one in patterns):
-        raise CorruptFileError(f"{path} has no flat colours", "remove it, and evaluate again: turbovaed eval --testcard")
+    if not patterns:
+        raise CorruptFileError(f"{path} has no patterns", "remove it, and evaluate again: turbovaed eval --testcard")
     return CardResult(document["model"], card["frames"], tuple(card["size"]), patterns, document.get("family") or "")
 
 
