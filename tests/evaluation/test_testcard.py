@@ -1,9 +1,7 @@
 """The test card: what it shows of the embedded pair, its figures on planted errors, and where it is kept and shown."""
 
 import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +28,7 @@ from turbovaed_cli.evaluation.testcard.scores import (
     worst_patterns,
 )
 from turbovaed_cli.models.pair import load_pair
-from turbovaed_cli.report.run_page import Report, keep_cards, report_of_run, write_report
+from turbovaed_cli.report.run_page import keep_cards, report_of_run, write_report
 from turbovaed_cli.report.testcard import card_view
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import to_model
@@ -320,12 +318,12 @@ def test_a_run_folder_keeps_the_figures_and_its_page_shows_them(pairs, cards, tm
     (run.root / "config.json").write_text(json.dumps({"schema_version": 1, "settings": {}}))
     keep_cards(cards[:1], [replace(pairs[0], run=run)], SMALL)
     (kept,) = run.testcards.iterdir()
-    assert kept.name == "9x32.json" or "32" in kept.name
+    assert kept.name == "9x32x32.json"
     assert read_card(kept) == cards[0]
     assert run.report.read_text().count("data:image/png") > 20
     write_report(run.report, report_of_run(run, {}))
     later = run.report.read_text()
-    assert "data:image/png" not in later and "Every pattern (10)" in later and "No pictures are kept" in later
+    assert "data:image/png" not in later and "Every pattern (10)" in later and "without its pictures" in later
 
 
 def test_pictures_of_the_page_show_the_decoded_pixels(cards):

@@ -43,7 +43,7 @@ class EvalTask:
         complete=complete_model,
     )  # fmt: skip
     fail_under: tuple[str, ...] = setting(
-        (), "Exit with 4 below this share of the teacher on clips: psnr=0.969.", "Measuring", metavar="NAME=X", many=True,
+        (), "Exit with 4 if clips keep less than this: psnr=0.969.", "Measuring", metavar="NAME=X", many=True,
         complete=lambda _: [f"{name}=" for name in METRIC_NAMES],
     )  # fmt: skip
     testcard: bool = setting(False, "Also the test card: drawn clips, which need no --data.", "Measuring")
@@ -55,10 +55,9 @@ class EvalTask:
 
 
 EXAMPLES = """\
-turbovaed eval --data videos
+turbovaed eval --data videos --testcard
 turbovaed eval --data videos --model runs/ltx --fail-under psnr=0.969
-turbovaed eval --data videos --compare runs/wan taew2_2.pth --report page.html
-turbovaed eval --testcard --model runs/ltx --report page.html"""
+turbovaed eval --data videos --compare runs/wan taew2_2.pth --report page.html"""
 
 
 @command
