@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,7 @@ class CardSummary:
 
 def summarise_card(card: CardResult) -> CardSummary:
     """Return the summary of a card."""
-    mean = {side: fmean(getattr(one, side)["psnr"] for one in card.patterns) for side in SIDES}
+    mean = {side: sum(getattr(one, side)["psnr"] for one in card.patterns) / len(card.patterns) for side in SIDES}
     flat = [one for one in card.patterns if one.colour is not None]
     return CardSummary(
         num_patterns=len(card.patterns),
