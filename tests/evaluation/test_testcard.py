@@ -15,6 +15,7 @@ from trio import write_trio
 from turbovaed_cli.cli.testcard_tables import card_tables
 from turbovaed_cli.errors import CorruptFileError, SettingsError
 from turbovaed_cli.evaluation.decoding import decode_clip
+from turbovaed_cli.evaluation.evaluate import evaluate_all
 from turbovaed_cli.evaluation.testcard import measure_testcard, measure_testcards, pattern_frames
 from turbovaed_cli.evaluation.testcard.measure import border_error, figures_of, still_flicker
 from turbovaed_cli.evaluation.testcard.patterns import PATTERNS
@@ -28,6 +29,7 @@ from turbovaed_cli.evaluation.testcard.scores import (
     worst_patterns,
 )
 from turbovaed_cli.models.pair import load_pair
+from turbovaed_cli.report.compare_page import write_comparison
 from turbovaed_cli.report.run_page import keep_cards, report_of_run, write_report
 from turbovaed_cli.report.testcard import card_view
 from turbovaed_cli.settings import EvalSettings
@@ -306,6 +308,14 @@ def test_what_it_cannot_answer_is_refused(words, says, turbovaed):
     assert (code, out) == (2, "") and is_two_lines(err) and says in err
 
 
+def test_a_run_folder_that_cannot_keep_it_is_refused_before_anything_is_measured(turbovaed, tmp_path):
+    (tmp_path / "run/eval").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text(json.dumps({"schema_version": 1, "settings": {}}))
+    (tmp_path / "run/eval/testcard").touch()
+    code, out, err = turbovaed("eval", "--testcard", "--model", tmp_path / "run")
+    assert code != 0 and out == "" and is_two_lines(err) and "testcard" in err
+
+
 # --- pages and run folders ----------------------------------------------------------------------------------------
 
 
@@ -324,6 +334,16 @@ def test_a_run_folder_keeps_the_figures_and_its_page_shows_them(pairs, cards, tm
     write_report(run.report, report_of_run(run, {}))
     later = run.report.read_text()
     assert "data:image/png" not in later and "Every pattern (10)" in later and "without its pictures" in later
+
+
+def test_the_page_of_a_comparison_has_a_card_for_each_decoder(pairs, cards, videos, tmp_path):
+    settings = replace(SMALL, metrics=("psnr",))
+    results = evaluate_all(pairs, videos / "a.mp4", settings)
+    write_comparison(tmp_path / "page.html", results, pairs, settings, videos, cards=cards)
+    html = (tmp_path / "page.html").read_text()
+    assert html.count('class="swatches"') == 3 and 'href="#testcard"' in html and "<h3>flash.safetensors</h3>" in html
+    write_comparison(tmp_path / "page.html", results, pairs, settings, videos)
+    assert "testcard-title" not in (tmp_path / "page.html").read_text()
 
 
 def test_pictures_of_the_page_show_the_decoded_pixels(cards):

@@ -239,6 +239,7 @@ def _check_run_folder(path: Path) -> None:
     run = RunDir(path)
     try:
         check_place(run.eval, folder=True)
+        check_place(run.testcards, folder=True)
         check_place(run.report)
     except UnwritableError as error:
         hint = f"`model={run.model}` measures the same student and keeps nothing in the run folder"
