@@ -111,7 +111,8 @@ def _check_task(task: EvalTask, data: Path | None, settings: EvalSettings) -> No
             raise SettingsError("there is nothing to measure", "`data` DIR of videos, `latents` FILE, or `testcard=True`")
         asked = {"fail_under": task.fail_under, "speed": task.speed, "metrics": settings.metrics}
         for name in (name for name, value in asked.items() if value):
-            raise SettingsError(f"`{name}` is about clips of videos; the test card always has the same figures", "add `data` DIR")
+            what = f"`{name}` is about clips of videos; the test card always has the same figures"
+            raise SettingsError(what, "add `data` DIR")
     if task.testcard and settings.protocol == "paper":
         raise SettingsError("the published script has no test card", "`protocol` standard, or leave out `testcard=True`")
     if data is not None and task.latents:

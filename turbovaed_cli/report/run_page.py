@@ -123,8 +123,8 @@ def report_of_eval(
 ) -> Report:
     """Return the report of an evaluation of `pair` on `data`; for a run folder it includes the curves.
 
-    `frames_of` returns source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8. `card` is the test card that was
-    measured with it; without one a run folder's report has the newest that it keeps.
+    `frames_of` returns source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8. `card` is the test card that
+    was measured with it; without one a run folder's report has the newest that it keeps.
     """
     assert pair.teacher is not None
     document = eval_document(result)

@@ -39,8 +39,8 @@ def measure_testcards(
     """Measure several decoders, each with its own teacher, on the test card, which needs no data.
 
     Of `settings`, `frames` and `size` bound the clips, and `memory` the encoder's memory. Both decode the posterior mean as
-    `reconstruct` does, rounded to 8 bits. A teacher that several pairs share decodes once. `only` names patterns to measure; without
-    names it is all of them. Raises SettingsError for a name that is no pattern, FrameCountError or ShapeError for frames or a
+    `reconstruct` does, rounded to 8 bits. A teacher that several pairs share decodes once. `only` names patterns to measure;
+    without names it is all of them. Raises SettingsError for a name that is no pattern, FrameCountError or ShapeError for frames or a
     size that one of the teachers would silently change.
     """
     for name in only:
@@ -147,8 +147,8 @@ def border_error(video: Tensor, source: Tensor, cell: int) -> float | None:
 def still_flicker(video: Tensor, source: Tensor) -> float | None:
     """Return the root mean square change of the error from frame to frame, where the source does not change.
 
-    Both (3, T, H, W) in [-1, 1]; in levels of 255. A pixel counts between two frames if all its channels are equal in both. None
-    if there is no such pixel, as in a single frame.
+    Both (3, T, H, W) in [-1, 1]; in levels of 255. A pixel counts between two frames if all its channels are equal in both.
+    None if there is no such pixel, as in a single frame.
     """
     is_still = (source.diff(dim=1) == 0).all(dim=0)  # (T - 1, H, W)
     if not is_still.any():

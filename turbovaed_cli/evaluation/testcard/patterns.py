@@ -45,8 +45,8 @@ class PatternClip:
 def patterns_for(teacher: TeacherSpec, frames: int, size: tuple[int, int]) -> list[PatternClip]:
     """Return the clips of the card for a teacher; none has more than `frames` frames or is larger than `size`, (height, width).
 
-    A teacher of images gets one frame, and nothing that moves. Raises FrameCountError or ShapeError for frames or a size that the
-    teacher would silently change.
+    A teacher of images gets one frame, and nothing that moves. Raises FrameCountError or ShapeError for frames or a size that
+    the teacher would silently change.
     """
     teacher.check_frames(frames)
     teacher.check_size(*size)

@@ -172,7 +172,8 @@ def summary_rows(card: CardResult) -> list[tuple[str, str]]:
         *(
             (
                 name,
-                f"{one.label.removeprefix('flat ')}: teacher {_with_unit(figure, one.teacher)}, {own} {_with_unit(figure, one.student)}",
+                f"{one.label.removeprefix('flat ')}: "
+                f"teacher {_with_unit(figure, one.teacher)}, {own} {_with_unit(figure, one.student)}",
             )
             for name, one, figure in worst
             if one is not None
