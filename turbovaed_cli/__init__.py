@@ -34,6 +34,7 @@ _HOME_OF = {
     "reconstruct": "reconstruction.reconstruct",
     "reconstruct_folder": "reconstruction.folder",
     "evaluate": "evaluation.evaluate",
+    "measure_testcard": "evaluation.testcard",
     "export_student": "export.export",
     "bench": "benchmarking.bench",
     "push": "pipelines.push",
@@ -50,6 +51,7 @@ __all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604 - a list of names, spelt o
 if TYPE_CHECKING:
     from turbovaed_cli.benchmarking.bench import bench
     from turbovaed_cli.evaluation.evaluate import evaluate
+    from turbovaed_cli.evaluation.testcard import measure_testcard
     from turbovaed_cli.export.export import export_student
     from turbovaed_cli.latents.cache import LatentCache
     from turbovaed_cli.latents.caching import cache_latents

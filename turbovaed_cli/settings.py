@@ -242,7 +242,7 @@ class EvalSettings:
     frames: int = same(ClipSettings, "frames")
     size: tuple[int, int] = same(ClipSettings, "size")
     stride: int = same(ClipSettings, "stride")
-    clips_per_video: int = setting(1, "Clips, evenly spread; 1 takes the first frames, 0 all.", "Clips")
+    clips_per_video: int = setting(1, "Evenly spread; 1 takes the first, 0 all.", "Clips")
     protocol: str = setting(
         "standard", "standard, or paper: as the published script computes it.", "Measuring", choices=PROTOCOLS
     )

@@ -154,6 +154,15 @@ def evaluation(content: bytes) -> None:
     tables.key_figures(document, [], {})
 
 
+def testcard(content: bytes) -> None:
+    from turbovaed_cli.evaluation.testcard.scores import read_card, worst_patterns
+    from turbovaed_cli.report.testcard import card_view
+
+    card = read_card(laid("card.json", content))
+    worst_patterns(card)
+    card_view(card, "a")
+
+
 def export_document(content: bytes) -> None:
     from turbovaed_cli.export.readme import decoding_page, loading_instructions
     from turbovaed_cli.export.record import read_records
@@ -191,7 +200,7 @@ PARSERS: dict[str, Callable[[bytes], None]] = {
     parser.__name__: parser
     for parser in (
         recipe, run_config, checkpoint_manifest, cache_manifest, shard_manifest, student_config, teacher_config, latents_file,
-        weight_file, pickled_file, metrics, bench_document, evaluation, export_document, options,
+        weight_file, pickled_file, metrics, bench_document, evaluation, testcard, export_document, options,
     )
 }  # fmt: skip
 
@@ -255,6 +264,13 @@ DOCUMENTS: dict[str, Any] = {
         "clips": [_CLIP], "not_measured": {"rfvd": "why"}, "decoder_params": {"teacher": 5, "student": 1, "ratio": 0.2},
         "decode_times": {"ratio": 2.0, "student_s": [1.0], "teacher_s": [2.0], "device": "cpu"},
         "published": {"label": "published", "source": "a paper", "means": {"psnr": [30.0, 29.0]}},
+    },
+    "testcard": {
+        "schema_version": 1, "model": "tiny", "family": "turbo-vaed",
+        "testcard": {"frames": 9, "size": [64, 64], "patterns": [{
+            "name": "flat_000000", "label": "flat #000000", "frames": 3, "size": [64, 64], "colour": [0, 0, 0],
+            "teacher": {"psnr": 40.0, "colour_mean": 0.1, "grid": 0.5}, "student": {"psnr": 30.0, "colour_mean": 1.0, "grid": 1.5},
+        }]},
     },
     "export_document": {
         "artifacts": [{

@@ -9,7 +9,7 @@ console.py        notes, errors, JSON, progress; arguments as options
 table.py          one table that fits the terminal
 estimates.py      the words of a dry run
 models.py cache_latents.py distill.py reconstruct.py eval.py export.py bench.py push.py runs.py env.py    a command each
-eval_tables.py bench_tables.py    results as tables
+eval_tables.py testcard_tables.py bench_tables.py    results as tables
 """
 
 from turbovaed_cli.cli.app import main

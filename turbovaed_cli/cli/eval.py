@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ from turbovaed_cli.settings import ClipSettings, EvalSettings
 
 if TYPE_CHECKING:
     from turbovaed_cli.evaluation.scores import EvalResult
+    from turbovaed_cli.evaluation.testcard import CardResult
     from turbovaed_cli.models.pair import Pair
 
 
@@ -41,9 +43,10 @@ class EvalTask:
         complete=complete_model,
     )  # fmt: skip
     fail_under: tuple[str, ...] = setting(
-        (), "Exit with 4 below this share of the teacher: psnr=0.969.", "Measuring", metavar="NAME=X", many=True,
+        (), "Exit with 4 if clips keep less than this: psnr=0.969.", "Measuring", metavar="NAME=X", many=True,
         complete=lambda _: [f"{name}=" for name in METRIC_NAMES],
     )  # fmt: skip
+    testcard: bool = setting(False, "Also the test card: drawn clips, which need no --data.", "Measuring")
     speed: bool = setting(False, "Time both decoders in turns, and print the ratio.", "Measuring")
     report: Path | None = setting(
         None, "HTML page to write. A run folder gets one anyway.", "Input and output",
@@ -52,7 +55,7 @@ class EvalTask:
 
 
 EXAMPLES = """\
-turbovaed eval --data videos
+turbovaed eval --data videos --testcard
 turbovaed eval --data videos --model runs/ltx --fail-under psnr=0.969
 turbovaed eval --data videos --compare runs/wan taew2_2.pth --report page.html"""
 
@@ -73,42 +76,45 @@ def evaluate(
     """Student and teacher against the source: PSNR, SSIM, LPIPS, ST-LPIPS, rFVD, VMAF, flicker, grid, seam, banding. See docs/metrics.md."""
     check_system("eval")
     others = [*task.compare, *(more or ())]
-    _check_task(task, data)
+    _check_task(task, data, settings)
     check_file(task.report, "`report`", overwrite=overwrite)
     for name in filter(None, (model.model, *others)):
         _check_run_folder(Path(name))
     if others and not task.compare:
         raise SettingsError(f"unexpected: {' '.join(others)}", f"--model {others[0]}, or --compare A B for several models")
-    from turbovaed_cli.cli.eval_tables import as_tables
-    from turbovaed_cli.evaluation.evaluate import SPEED_REPEATS, check_eval_settings, eval_document, met_thresholds
+    from turbovaed_cli.evaluation.evaluate import SPEED_REPEATS, check_eval_settings, met_thresholds
     from turbovaed_cli.evaluation.evaluate import parse_thresholds as parsed
 
     warn_of_old_ffmpeg()
     thresholds = parsed(task.fail_under)
-    has_page = task.report is not None and (bool(others) or bool(task.latents))
+    has_page = task.report is not None and bool(task.latents or (others and data is not None))
     settings = replace(settings, speed_repeats=SPEED_REPEATS if task.speed or has_page else 0)
     check_eval_settings(settings)
     pairs = _pairs(model, others, settings, show)
     results = _measured(pairs, data, task, settings, thresholds, show)
+    cards = _cards(pairs, settings, show) if task.testcard else []
     if has_page:
         from turbovaed_cli.evaluation.costs import with_peaks
 
         results = with_peaks(results, pairs, settings.device, show.report)
-    if show.json:
-        documents = [eval_document(result) for result in results]
-        console.print_json(documents[0] | ({"comparisons": documents[1:]} if others else {}))
-    else:
-        print_tables(as_tables(results, data or Path(), every_clip=show.verbose))
-    _keep(results, pairs, data, task, settings, show, has_page=has_page)
+    _show(results, cards, data, show, is_comparison=bool(others))
+    _keep(results, cards, pairs, data, task, settings, show, has_page=has_page)
     for line in met_thresholds(results, thresholds):
         console.note(line)
-    finish(results[0].skipped, functools.partial(_check, results, thresholds))
+    finish(results[0].skipped if results else [], functools.partial(_check, results, thresholds))
 
 
-def _check_task(task: EvalTask, data: Path | None) -> None:
-    """Refuse input that is missing, and what latents without a source cannot answer."""
+def _check_task(task: EvalTask, data: Path | None, settings: EvalSettings) -> None:
+    """Refuse input that is missing, and what latents without a source or the test card alone cannot answer."""
     if data is None and not task.latents:
-        raise SettingsError("there is nothing to measure", "`data` DIR of videos, or `latents` FILE")
+        if not task.testcard:
+            raise SettingsError("there is nothing to measure", "`data` DIR of videos, `latents` FILE, or `testcard=True`")
+        asked = {"fail_under": task.fail_under, "speed": task.speed, "metrics": settings.metrics}
+        for name in (name for name, value in asked.items() if value):
+            what = f"`{name}` is about clips of videos; the test card always has the same figures"
+            raise SettingsError(what, "add `data` DIR")
+    if task.testcard and settings.protocol == "paper":
+        raise SettingsError("the published script has no test card", "`protocol` standard, or leave out `testcard=True`")
     if data is not None and task.latents:
         raise SettingsError("`data` and `latents` cannot be combined: both choose what is decoded", "give one of them")
     if task.latents and task.fail_under:
@@ -125,11 +131,13 @@ def _measured(
     thresholds: Mapping[str, float],
     show: Show,
 ) -> "list[EvalResult]":
-    """Measure on the videos of --data, or on --latents."""
+    """Measure on the videos of --data, or on --latents; nothing without either."""
     if data is not None:
         from turbovaed_cli.evaluation.evaluate import evaluate_all
 
         return evaluate_all(pairs, data, settings, required=thresholds, report=show.report)
+    if not task.latents:
+        return []
     from turbovaed_cli.evaluation.from_latents import evaluate_latents
 
     return evaluate_latents(
@@ -137,8 +145,34 @@ def _measured(
     )
 
 
+def _cards(pairs: "Sequence[Pair]", settings: EvalSettings, show: Show) -> "list[CardResult]":
+    from turbovaed_cli.evaluation.testcard import measure_testcards
+
+    return measure_testcards(pairs, settings, report=show.report)
+
+
+def _show(
+    results: "Sequence[EvalResult]", cards: "Sequence[CardResult]", data: Path | None, show: Show, *, is_comparison: bool
+) -> None:
+    """Print the tables of clips and those of test cards, or both as one JSON document."""
+    from turbovaed_cli.cli.eval_tables import as_tables
+    from turbovaed_cli.cli.testcard_tables import card_tables
+    from turbovaed_cli.evaluation.evaluate import eval_document
+    from turbovaed_cli.evaluation.testcard.scores import card_document, whole_document
+
+    if not show.json:
+        print_tables(as_tables(results, data or Path(), every_clip=show.verbose) if results else [])
+        print_tables(card_tables(cards, every_pattern=show.verbose))
+        return
+    documents = [eval_document(result) for result in results] or [whole_document(card) for card in cards]
+    for document, card in zip(documents, cards, strict=False):  # no cards unless they were asked for
+        document["testcard"] = card_document(card)
+    console.print_json(documents[0] | ({"comparisons": documents[1:]} if is_comparison else {}))
+
+
 def _keep(
     results: "Sequence[EvalResult]",
+    cards: "Sequence[CardResult]",
     pairs: "Sequence[Pair]",
     data: Path | None,
     task: EvalTask,
@@ -151,13 +185,25 @@ def _keep(
     if data is not None:
         from turbovaed_cli.report.run_page import keep_evaluation
 
-        for pair, result in zip(pairs, results, strict=True):
-            keep_evaluation(result, pair, settings, data, None if has_page else task.report, show.report)
+        of_pairs = zip_longest(pairs, results, cards)  # no cards unless they were asked for
+        for pair, result, card in of_pairs:
+            keep_evaluation(result, pair, settings, data, None if has_page else task.report, show.report, card=card)
+    elif cards:
+        from turbovaed_cli.report.run_page import keep_cards
+
+        keep_cards(cards, pairs, settings, task.report if not results else None, show.report)
     if has_page and task.report is not None:
         from turbovaed_cli.report.compare_page import write_comparison
 
         write_comparison(
-            task.report, results, pairs, settings, data, latents_are=task.latents_are, latents_shape=task.latents_shape
+            task.report,
+            results,
+            pairs,
+            settings,
+            data,
+            latents_are=task.latents_are,
+            latents_shape=task.latents_shape,
+            cards=cards,
         )
         console.note(f"to look at: {task.report}")
 
@@ -194,6 +240,7 @@ def _check_run_folder(path: Path) -> None:
     run = RunDir(path)
     try:
         check_place(run.eval, folder=True)
+        check_place(run.testcards, folder=True)
         check_place(run.report)
     except UnwritableError as error:
         hint = f"`model={run.model}` measures the same student and keeps nothing in the run folder"

@@ -120,11 +120,10 @@ def evaluate_all(
         raise MissingError(
             f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other `metrics`"
         )
-    tallies = [_Tally(pair) for pair in _with_shared_teachers(pairs)]
+    tallies = [_Tally(pair) for pair in with_shared_teachers(pairs)]
     for teacher in dict.fromkeys(tally.pair.teacher for tally in tallies):
         assert teacher is not None
-        window = window_frames(teacher.spec, *settings.size, AS_RECONSTRUCT.window, AS_RECONSTRUCT.overlap)
-        fit_encoder(teacher, min(settings.frames, window), settings.size, budget=settings.memory, report=report)
+        fit_teacher(teacher, settings, report)
     first, unread = _measure_clips(planned, videos, tallies, gauges, settings, ranks, report)
     skipped = skipped + [item for found in ranks.gather(unread) for item in found]
     if ranks.count > 1:
@@ -189,6 +188,12 @@ def _plan(videos: Sequence[VideoInfo], settings: EvalSettings) -> list[ClipSourc
     return [clip for info in videos for clip in plan_clips(info, cut)]
 
 
+def fit_teacher(teacher: Teacher, settings: EvalSettings, report: Reporter) -> None:
+    """Let the teacher encode clips of these frames and this size within the memory of `settings`; see fit_encoder."""
+    window = window_frames(teacher.spec, *settings.size, AS_RECONSTRUCT.window, AS_RECONSTRUCT.overlap)
+    fit_encoder(teacher, min(settings.frames, window), settings.size, budget=settings.memory, report=report)
+
+
 def measuring_device(device: torch.device, protocol: str) -> torch.device:
     """Return the device that computes PSNR, SSIM and flicker in fp64: CUDA or the CPU; for the `paper` protocol the CPU."""
     return device if device.type == "cuda" and protocol == "standard" else torch.device("cpu")
@@ -232,7 +237,7 @@ class _Tally:
         }
 
 
-def _with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
+def with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs with one teacher object for all that have the same weights, so that it decodes once for them."""
     if len(pairs) == 1:
         return list(pairs)

@@ -4,6 +4,7 @@ pixels.py  PSNR, SSIM, flicker
 lpips.py   LPIPS
 stlpips.py  ST-LPIPS, which tolerates shifts
 features.py  the comparison of features that both share
+colour.py  CIEDE2000
 fvd.py     rFVD
 vmaf.py    VMAF
 grid.py    error that repeats at the lattice of upsampling

@@ -58,6 +58,7 @@ class Family:
     required: ClassVar[tuple[RequiredSetting, ...]] = ()
     in_pieces: ClassVar[str] = "windows that fade into each other"  # how a long video is encoded without `piecewise`
     comfyui_latents: ClassVar[str | None] = "raw"  # what ComfyUI's LATENT holds: "raw" or "normalised" latents; None: neither
+    is_of_images: ClassVar[bool] = False  # each frame is encoded and decoded alone
     decode_timestep: float | None = None  # the fixed timestep of a decoder that takes one
 
     # --- a local folder ---

@@ -25,6 +25,7 @@ class ImageVAE(Family):
     """A VAE whose class takes images (B, 3, H, W) and latents (B, C, h, w), and computes each of a batch alone."""
 
     required: ClassVar[tuple[RequiredSetting, ...]] = _WHOLE
+    is_of_images: ClassVar[bool] = True
 
     def check_config(self, config: Mapping[str, Any]) -> None:
         if (colours := {config.get(name, 3) for name in ("in_channels", "out_channels")}) != {3}:

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from jinja2 import DictLoader, Environment, StrictUndefined, Template
 
-_MACROS = ("plot.html", "clip.html")
+_MACROS = ("plot.html", "clip.html", "testcard.html")
 
 
 def asset(name: str) -> str:

@@ -16,6 +16,7 @@ from turbovaed_cli.benchmarking.results import number
 from turbovaed_cli.evaluation.decoding import clip_frames
 from turbovaed_cli.evaluation.from_latents import latents_frames
 from turbovaed_cli.evaluation.scores import REFERENCES, ClipScores, EvalResult, eval_document, interval_note
+from turbovaed_cli.evaluation.testcard.scores import CardResult
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.metrics import METRICS, Metric
@@ -27,6 +28,7 @@ from turbovaed_cli.report.grids import drawn_tiles
 from turbovaed_cli.report.run_page import noteworthy_clips
 from turbovaed_cli.report.side_by_side import SharedClip, encode_shared, shared_scale
 from turbovaed_cli.report.tables import Cell, cell_of, not_measured, score_text
+from turbovaed_cli.report.testcard import CardView, card_view
 from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import probe
@@ -65,6 +67,7 @@ class Comparison:
     device: str  # of the times
     clips: Sequence[SharedClip]
     lattice: int = 0  # pixels of one latent, a side: the period that grids are drawn with; 0 is the largest
+    cards: Sequence[CardView] = ()  # test cards, in the order of the compared decoders
 
 
 def write_comparison(
@@ -76,8 +79,12 @@ def write_comparison(
     *,
     latents_are: str = "raw",
     latents_shape: Sequence[int] = (),
+    cards: Sequence[CardResult] = (),
 ) -> None:
-    """Write the page of a comparison to `path`. Clips are decoded again from their videos, or from their latents files."""
+    """Write the page of a comparison to `path`. Clips are decoded again from their videos, or from their latents files.
+
+    `cards` are the test cards of the decoders, if they were measured.
+    """
 
     def frames_of(clip: ClipScores) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
         if data is None:
@@ -95,7 +102,10 @@ def write_comparison(
     rows = decoder_rows(results, pairs)
     clips = [_shared(role, clip, results, rows, frames_of) for role, clip in noteworthy_clips(results[0])]
     lattice = max(pair.teacher.spec.space_ratio for pair in pairs if pair.teacher is not None)
-    text = render(replace(comparison_of(results, rows, clips, _named(data, results[0])), lattice=lattice))
+    names = short_names([card.model for card in cards])
+    views = [card_view(card, name) for card, name in zip(cards, names, strict=True)]
+    page = comparison_of(results, rows, clips, _named(data, results[0]))
+    text = render(replace(page, lattice=lattice, cards=views))
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -244,7 +254,7 @@ def render(comparison: Comparison) -> str:
     grid_tiles, grid_scale = drawn_tiles(
         [clip.pictures for clip in comparison.clips], [clip.scores for clip in comparison.clips], comparison.lattice
     )
-    style = asset("page.css") + asset("bench.css") + asset("compare.css")
+    style = asset("page.css") + asset("bench.css") + asset("compare.css") + asset("testcard.css")
     script = asset("page.js")
     words = {"source": "Source" if comparison.reference == "source" else "Teacher's decode"}
     words |= {row.key: row.name for row in comparison.rows}

@@ -9,7 +9,7 @@ import functools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from turbovaed_cli.evaluation.evaluate import clip_frames
 from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, eval_document, worst_clips
+from turbovaed_cli.evaluation.testcard.scores import CardResult, read_card, whole_document
 from turbovaed_cli.files.documents import names_only
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import whole_files, write_json, write_whole
@@ -25,7 +26,7 @@ from turbovaed_cli.machine.devices import environment
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.decoding import num_params_of
-from turbovaed_cli.models.pair import Pair
+from turbovaed_cli.models.pair import Pair, short_names
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params
 from turbovaed_cli.report import tables
@@ -33,6 +34,7 @@ from turbovaed_cli.report.assets import asset, source_expression, template
 from turbovaed_cli.report.clips import ShownClip, data_of_clip, encode, error_scale, heat_stops
 from turbovaed_cli.report.curves import Curves, draw
 from turbovaed_cli.report.grids import drawn_tiles
+from turbovaed_cli.report.testcard import CardView, card_view
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
@@ -63,6 +65,7 @@ class Report:
     evaluation: Mapping[str, Any] | None = None  # the document of `eval --json`
     clips: Sequence[ShownClip] = ()
     clips_note: str = ""  # how these clips were chosen
+    cards: Sequence[CardView] = ()  # test cards; several of a comparison without other data
     metrics: Sequence[Mapping[str, Any]] = ()  # rows of metrics.jsonl
     no_metrics: str = "The model was not given as a run folder, so its training curves are not available."  # shown without rows
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +108,7 @@ def report_of_run(
         evaluation=names_only(tables.read_evaluation(newest)) if newest else None,
         clips=clips,
         clips_note=clips_note,
+        cards=_kept_cards(run),
         metrics=run.read_metrics(),
         no_metrics="No step has been logged yet.",
         settings=names_only({name: value for name, value in _config(run).items() if name != "schema_version"}),
@@ -114,10 +118,13 @@ def report_of_run(
     )
 
 
-def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings: EvalSettings, data: Path) -> Report:
+def report_of_eval(
+    result: EvalResult, pair: Pair, frames_of: FramesOf, settings: EvalSettings, data: Path, card: CardResult | None = None
+) -> Report:
     """Return the report of an evaluation of `pair` on `data`; for a run folder it includes the curves.
 
-    `frames_of` returns source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8.
+    `frames_of` returns source, teacher and student of an evaluated clip, each (T, H, W, 3) uint8. `card` is the test card that
+    was measured with it; without one a run folder's report has the newest that it keeps.
     """
     assert pair.teacher is not None
     document = eval_document(result)
@@ -133,6 +140,7 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
         clips_note=f"By the student's {METRICS[_by(result)].label}: {', '.join(role for role, _ in noteworthy)}."
         if noteworthy
         else "",
+        cards=[_view(card)] if card else _kept_cards(pair.run) if pair.run else (),
         metrics=pair.run.read_metrics() if pair.run else (),
         settings=names_only(
             {"eval": asdict(settings), "teacher": pair.teacher.identity()} | (_config(pair.run) if pair.run else {})
@@ -140,6 +148,41 @@ def report_of_eval(result: EvalResult, pair: Pair, frames_of: FramesOf, settings
         environment=environment(pair.device),
         lattice=pair.teacher.spec.space_ratio,
     )
+
+
+def report_of_cards(cards: Sequence[CardResult], pairs: Sequence[Pair], settings: EvalSettings) -> Report:
+    """Return the report of test cards that were measured without other data; that of one run includes its curves."""
+    first = pairs[0]
+    assert first.teacher is not None
+    names = short_names([card.model for card in cards])
+    facts = {"Model": names_only(first.name), **model_facts(first.student, first.teacher)}
+    if len(pairs) == 1 and first.run is not None:
+        return replace(report_of_run(first.run, facts), cards=[_view(cards[0])])
+    if len(pairs) > 1:
+        facts = {
+            f"{name}: {fact.lower() if fact != 'Model' else 'model'}": text
+            for name, pair in zip(names, pairs, strict=True)
+            if pair.teacher is not None
+            for fact, text in model_facts(pair.student, pair.teacher).items()
+        }
+    return Report(
+        title=names[0] if len(names) == 1 else f"Test card of {len(names)} decoders",
+        facts=facts,
+        lead="Measured on the test card alone: drawn clips, no videos",
+        cards=[card_view(card, name) for card, name in zip(cards, names, strict=True)],
+        settings=names_only({"eval": asdict(settings)}),
+        environment=environment(first.device),
+    )
+
+
+def _view(card: CardResult) -> CardView:
+    return card_view(card, short_names([card.model])[0])
+
+
+def _kept_cards(run: RunDir) -> list[CardView]:
+    """Return the newest test card that a run keeps; its pictures are not kept."""
+    newest = max(whole_files(run.testcards, "*.json"), key=lambda path: path.stat().st_mtime, default=None)
+    return [_view(read_card(newest))] if newest else []
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -190,18 +233,58 @@ def _shown(role: str, clip: ClipScores, frames_of: FramesOf, settings: EvalSetti
 
 
 def keep_evaluation(
-    result: EvalResult, pair: Pair, settings: EvalSettings, data: Path, page: Path | None = None, report: Reporter = quiet
+    result: EvalResult,
+    pair: Pair,
+    settings: EvalSettings,
+    data: Path,
+    page: Path | None = None,
+    report: Reporter = quiet,
+    *,
+    card: CardResult | None = None,
 ) -> None:
-    """Write the document and report.html into the run folder, if the model is one, and the page also to `page`."""
+    """Write the document and report.html into the run folder, if the model is one, and the page also to `page`.
+
+    `card` is the test card that was measured with it, if there is one.
+    """
+    if card is not None:
+        _keep_document(card, pair, report)
     if pair.run is not None:
         name = f"{_short(data.name) or 'data'}-{settings.frames}x{format_size(settings.size)}-{settings.protocol}.json"
         write_json(pair.run.eval / name, eval_document(result))
         report.note(f"kept in {pair.run.eval / name}")
     pages = [path for path in (page, pair.run.report if pair.run else None) if path is not None]
     if pages:
-        shown = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data)
+        shown = report_of_eval(result, pair, functools.partial(clip_frames, pair, settings=settings), settings, data, card)
         write_report(pages, shown)
         report.note(f"to look at: {', '.join(map(str, pages))}")
+
+
+def keep_cards(
+    cards: Sequence[CardResult],
+    pairs: Sequence[Pair],
+    settings: EvalSettings,
+    page: Path | None = None,
+    report: Reporter = quiet,
+) -> None:
+    """Write test cards that were measured without videos: each into the run folder that its model is, and all to `page`."""
+    pages = [] if page is None else [(page, cards, pairs)]
+    for card, pair in zip(cards, pairs, strict=True):
+        if pair.run is not None:
+            _keep_document(card, pair, report)
+            pages.append((pair.run.report, [card], [pair]))
+    for place, shown, of in pages:
+        write_report(place, report_of_cards(shown, of, settings))
+    if pages:
+        report.note(f"to look at: {', '.join(str(place) for place, _, _ in pages)}")
+
+
+def _keep_document(card: CardResult, pair: Pair, report: Reporter) -> None:
+    """Write the figures of a test card into the run folder, if the model is one."""
+    if pair.run is None:
+        return
+    path = pair.run.testcards / f"{card.frames}x{format_size(card.size)}.json"
+    write_json(path, whole_document(card))
+    report.note(f"kept in {path}")
 
 
 _MOST_NAME_BYTES = 160  # of the data's name in the file name of an evaluation
@@ -232,11 +315,11 @@ def render(report: Report) -> str:
     curves = draw(tables.with_data_size(report.metrics))
     pictures = [{"source": clip.source, "teacher": clip.teacher, "student": clip.student} for clip in report.clips]
     grid_tiles, grid_scale = drawn_tiles(pictures, [clip.scores for clip in report.clips], report.lattice)
-    style, script = asset("page.css"), asset("page.js")
+    style, script = asset("page.css") + asset("testcard.css"), asset("page.js")
     return template("page.html").render(
         report=report,
         tables=tables,
-        figures=tables.key_figures(report.evaluation, report.metrics, settings),
+        figures=[*tables.key_figures(report.evaluation, report.metrics, settings), *_card_figures(report.cards)],
         stages=tables.stage_table(settings),
         clips=clips,
         clip_data=[data_of_clip(clip) for clip in clips],
@@ -254,6 +337,11 @@ def render(report: Report) -> str:
         style_hash=source_expression(style),
         script_hash=source_expression(script),
     )
+
+
+def _card_figures(cards: Sequence[CardView]) -> list[tuple[str, str]]:
+    """Return the key figure of a test card, as (value, description)."""
+    return [(f"{100 * cards[0].kept:.1f} %", "of the teacher's mean PSNR on the test card")] if len(cards) == 1 else []
 
 
 def _curve_data(curves: Curves | None) -> dict[str, Any]:

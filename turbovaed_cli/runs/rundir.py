@@ -39,6 +39,7 @@ class RunDir:
         self.checkpoints = root / "checkpoints"
         self.samples = root / "samples"
         self.eval = root / "eval"
+        self.testcards = self.eval / "testcard"
         self.model = root / "model"
         self.report = root / "report.html"
 

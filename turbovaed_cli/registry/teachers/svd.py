@@ -25,6 +25,7 @@ class TemporalDecoder(ImageVAE):
 
     class_name: ClassVar[str] = "AutoencoderKLTemporalDecoder"
     required: ClassVar[tuple[RequiredSetting, ...]] = ()
+    is_of_images: ClassVar[bool] = False
 
     def decodes(self, vae: Any, latents: "Tensor") -> "Iterator[Callable[[], Tensor]]":
         images = latents.transpose(1, 2).flatten(0, 1)
