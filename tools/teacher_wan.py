@@ -26,7 +26,9 @@ from torch.nn import functional
 
 FRAMES = 9  # of the clips that the start looks at
 NUM_VIDEOS = 300
-_RIDGE = 1e-3  # keeps the start from learning its clips by heart
+# RMS norm divides the size of a signal away, unless a constant outweighs it; and there SiLU is nearly linear.
+_SHIFT = 5.0
+_RIDGE = 3e-4  # keeps the start from learning its clips by heart
 LATENTS = 16
 CONFIG = {
     "base_dim": 24,
@@ -221,12 +223,12 @@ def _start_encoder(encoder: nn.Module, videos: Sequence[Tensor], latents: Compon
     entering = _start_down(first, entering, videos, lambda video: of_two(video, still(2, 4)), of_two)
     alone = _both(lambda video: of_four(video, mean(2, 8)), Components(videos, change(2, 8), 12))
     together = _both(of_four, Components(videos, change(4, 8), 8), Components(videos, changes(4, 8), 4))
-    entering = _start_down(second, entering, videos, alone, together)
+    entering = _start_down(second, entering, videos, alone, together, shift=_SHIFT)
     for bias in (second.downsampler.time_conv.bias, second.downsampler.resample[1].bias):
-        bias[-8:] = 4.0  # RMS norm divides the size of the signal away, unless constant channels outweigh it
+        bias[-8:] = _SHIFT
     fit = Regression()
     for x, video in zip(entering, videos, strict=True):
-        x[:, -8:] += 4.0
+        x[:, -8:] += _SHIFT
         hidden = encoder.mid_block(encoder.down_blocks[2](x))
         fit.add(_seen(functional.silu(encoder.norm_out(hidden))), rows_of(latents(video)))
     _set(encoder.conv_out, *fit.solve(_RIDGE))
@@ -234,9 +236,12 @@ def _start_encoder(encoder: nn.Module, videos: Sequence[Tensor], latents: Compon
 
 
 def _start_down(
-    block: nn.Module, entering: Sequence[Tensor], videos: Sequence[Tensor], alone: Cut, together: Cut
+    block: nn.Module, entering: Sequence[Tensor], videos: Sequence[Tensor], alone: Cut, together: Cut, shift: float = 0
 ) -> list[Tensor]:
-    """Fit a block's downsampler in space, to what is wanted of each step `alone`, as of a clip's first, then in time; return its outputs."""
+    """Fit a block's downsampler in space, to what is wanted of each step `alone`, as of a clip's first, then in time; return its outputs.
+
+    `shift` is added to what is fitted.
+    """
     down, space, time = block.downsampler, Regression(), Regression()
     for x, video in zip(entering, videos, strict=True):
         below = _frames(block.resnets[0](x)).unfold(2, 2, 2).unfold(3, 2, 2)  # (T, C, h, w, 2, 2)
@@ -248,10 +253,10 @@ def _start_down(
     down.resample[1].weight.zero_()
     down.resample[1].bias.zero_()
     down.resample[1].weight[:count, :, :2, :2] = weight.unflatten(1, (-1, 2, 2))
-    down.resample[1].bias[:count] = bias
+    down.resample[1].bias[:count] = bias + shift
     for x, video in zip(entering, videos, strict=True):
         frames = down.resample(_frames(block.resnets[0](x)))[None].transpose(1, 2).unfold(2, 3, 2)  # (1, C, t, h, w, 3)
-        rest = together(video) - block.avg_shortcut(x)[:, :count]
+        rest = together(video) + shift - block.avg_shortcut(x)[:, :count]
         time.add(frames.movedim(1, 4).flatten(4).flatten(0, 3), rows_of(rest[:, :, 1:]))
     _set(down.time_conv, *time.solve(_RIDGE))
     return [block(x) for x in entering]
