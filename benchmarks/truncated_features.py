@@ -1,8 +1,8 @@
 """What stopping the teacher's decode behind the last tap saves: seconds and FLOPs beside the full decode, in the same run.
 
-    python benchmarks/truncated_features.py [ltx hunyuan cogvideox video-dc-ae tiny] [--frames 17] [--size 128]
+    python benchmarks/truncated_features.py [ltx hunyuan cogvideox video-dc-ae tiny FOLDER] [--frames 17] [--size 128]
 
-Full-size teachers with random weights; the embedded one with its own. Needs a few GB of memory for the large ones.
+Full-size teachers with random weights; the embedded one, and one in a folder, with their own. Needs a few GB of memory for the large ones.
 """
 
 import argparse
@@ -13,12 +13,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 
 
 def random_teacher(spec: ModelSpec) -> Teacher:
-    if spec.embedded:
+    if spec.teacher.path is not None:
         return load_teacher(spec)
     return Teacher(spec.teacher.family.build(spec.teacher.config), spec.teacher)
 
@@ -37,12 +37,12 @@ def cost(call: Callable[[], object]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["tiny", "ltx"], choices=[*MODELS])
+    parser.add_argument("names", nargs="*", default=["tiny", "ltx"])
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--size", type=int, default=128)
     options = parser.parse_args()
     for name in options.names:
-        spec = MODELS[name]
+        spec = find_model(name)
         teacher = random_teacher(spec)
         frames = spec.teacher.latent_frames(spec.teacher.frames.at_least(options.frames))
         cells = options.size // spec.teacher.space_ratio

@@ -25,6 +25,7 @@ import numpy as np
 import teacher_ltx
 import teacher_wan
 import torch
+from matplotlib import pyplot
 from teacher_clips import batch_at, load_all, made
 from torch import Tensor, nn
 
@@ -99,6 +100,7 @@ def main() -> None:
     final.half().save_pretrained(options.out / "teacher")
     rounded = evaluate(kind, final.float().state_dict(), options.val)
     note(curve, {"step": step, "minutes": round(trained_s / 60, 1), "val_fp16": rounded})
+    draw(curve, options.out / "curve.svg")
 
 
 def parse() -> argparse.Namespace:
@@ -123,6 +125,16 @@ def note(curve: Path, row: dict[str, object]) -> None:
     print(json.dumps(row), flush=True)
     with curve.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+def draw(curve: Path, path: Path) -> None:
+    """Draw the PSNR on the validation clips over the minutes of training."""
+    rows = [row for row in map(json.loads, curve.read_text().splitlines()) if "val" in row]
+    figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
+    axes.plot([row["minutes"] for row in rows], [row["val"]["psnr"] for row in rows], marker="o", markersize=3)
+    axes.set(xlabel="minutes of training", ylabel="PSNR in dB, five clips not trained on")
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
 
 
 def start_from(model: nn.Module, folder: Path) -> None:
