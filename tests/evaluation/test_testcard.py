@@ -186,6 +186,9 @@ def test_a_teacher_of_images_gets_pictures_that_stand_still(tmp_path):
     assert card.frames == 1 and {one.frames for one in card.patterns} == {1}
     assert not {"cuts", "edges"} & {one.name for one in card.patterns}
     assert all("flicker" not in one.student for one in card.patterns)
+    view = card_view(card, "sdxl")
+    assert view.lead == f"{len(card.patterns)} drawn clips of at most 1 frame at 16x16"
+    assert view.large[0].rows[0][0] == "The picture"  # of one frame, which needs no number
 
 
 def test_only_some_patterns_can_be_measured(pairs):

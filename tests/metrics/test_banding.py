@@ -139,3 +139,9 @@ def test_small_frames_are_refused_and_equal_input_gives_equal_output():
         banding(torch.zeros(3, 1, 15, 20), torch.zeros(3, 1, 15, 20))
     smooth = gradient()
     assert len({banding(rounded(quantised(smooth, 8)), rounded(smooth)) for _ in range(3)}) == 1
+
+
+def test_a_clip_with_nan_has_no_banding_value_rather_than_the_best_one():
+    broken = torch.zeros(3, 3, 64, 64)
+    broken[0, 1, 5, 5] = torch.nan
+    assert math.isnan(banding(broken, torch.zeros_like(broken)))

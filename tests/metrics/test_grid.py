@@ -172,3 +172,15 @@ def test_the_embedded_student_leaves_a_texture_of_8_pixels_in_plain_blue():
     inside = (..., slice(32, 96), slice(32, 96))
     fine, coarse = (grid_of(by_student[inside], source[inside], period).square().mean() for period in (8, 32))
     assert coarse < 1.1 * fine  # the period is 8: a longer one adds nothing
+
+
+def test_memory_does_not_grow_with_the_length_of_a_clip(monkeypatch):
+    torch.manual_seed(0)
+    source = torch.rand(3, 40, 16, 16) * 2 - 1
+    video = (source + torch.randn_like(source) / 50).clamp(-1, 1)
+    transform, lengths = torch.fft.fft2, []
+    monkeypatch.setattr(torch.fft, "fft2", lambda x: lengths.append(x.shape[2]) or transform(x))
+    value = grid(video, source)
+    assert max(lengths) <= 16 and sum(lengths) == 40
+    monkeypatch.setitem(grid.__globals__, "_FRAMES_AT_ONCE", 40)
+    assert grid(video, source) == pytest.approx(value, rel=1e-9, abs=1e-9)

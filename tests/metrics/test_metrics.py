@@ -572,7 +572,8 @@ def test_the_table_says_which_way_is_better():
 def test_the_documents_contrast_example_prints_what_it_says(capsys):
     """The first number to its digit; the second is rounding noise, which another processor may place a little elsewhere."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
-    ((snippet, quoted),) = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", text, re.DOTALL)
+    # The python block that output follows: no other one is before it inside the match.
+    ((snippet, quoted),) = re.findall(r"```python\n((?:(?!```).)*)```\n```text\n(.*?)```", text, re.DOTALL)
     exec(compile(snippet, "docs/metrics.md", "exec"), {})
     printed = capsys.readouterr().out
     standard, as_published = (float(number) for number in re.findall(r"[\d.]+(?= dB)", printed))

@@ -1,5 +1,7 @@
 """`seam` finds a planted step of the error and reads its height in levels of 255; content, noise and lattices are no seams."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -174,3 +176,10 @@ def test_clips_that_are_too_small_and_borders_outside_are_refused():
             seam(source, source, Borders(rows=(outside,)))
     large = content()
     assert len({seam(with_step(large, 3, "rows", 50), large) for _ in range(3)}) == 1
+
+
+def test_a_clip_with_nan_has_no_seam_value_rather_than_the_best_one():
+    broken = torch.zeros(3, 3, 64, 64)
+    broken[0, 1, 5, 5] = torch.nan
+    assert math.isnan(seam(broken, torch.zeros_like(broken)))
+    assert math.isnan(seam(broken, torch.zeros_like(broken), Borders(columns=(32,))))

@@ -16,13 +16,13 @@ from conftest import make_video
 from PIL import Image
 from safetensors.torch import save_file
 
-from turbovaed_cli.errors import OutputExistsError, SettingsError, ShapeError, VideoError
+from turbovaed_cli.errors import NonFiniteError, OutputExistsError, SettingsError, ShapeError, VideoError
 from turbovaed_cli.models.memory import Pieces
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.reconstruction.folder import plan_folder, reconstruct_folder
 from turbovaed_cli.reconstruction.reconstruct import reconstruct, reconstructed_frames
-from turbovaed_cli.reconstruction.windows import crossfade, pad_to_valid, window_frames, windows_of
+from turbovaed_cli.reconstruction.windows import check_finite, crossfade, pad_to_valid, window_frames, windows_of
 from turbovaed_cli.settings import ReconstructSettings
 from turbovaed_cli.video import ffmpeg, probe, read_frames, to_model, to_uint8
 
@@ -455,3 +455,12 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
     assert [probe(Path(f"{source}.out{number}.mp4")).num_frames for number, source in enumerate(sources, 1)] == list(lengths)
     assert peaks[1] < 1.1 * peaks[0], peaks
     assert peaks[1] - peaks[0] < 0.4 * (450 * width * height * 3 / 2**20), peaks
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [(torch.float16, "use `dtype` fp32"), (torch.float32, "check the weights, and that ")]
+)
+def test_values_that_are_not_finite_get_a_hint_that_can_help(dtype, hint):
+    with pytest.raises(NonFiniteError, match=f"decoding in {dtype} gave values") as error:
+        check_finite([torch.zeros(2), torch.tensor([1, torch.inf], dtype=dtype)])
+    assert error.value.hint.startswith(hint)

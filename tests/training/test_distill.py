@@ -304,6 +304,13 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(change
     assert not (tmp_path / "run").exists()
 
 
+def test_clips_too_small_for_the_perceptual_loss_leave_no_run_that_only_the_same_size_resumes(videos, tmp_path):
+    small = RECIPES["fast"].with_changes(steps=2, frames=9, size=(8, 8), sample_every=0, dtype="fp32", perceptual="ssim")
+    with pytest.raises(ShapeError, match="`perceptual` ssim needs 11x11 pixels at least; stage reconstruct compares 8x8"):
+        distill(find_model("tiny"), tmp_path / "run", data=videos, settings=small)
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_or_latents_but_not_both(ltx_teacher, videos, cache, tmp_path):
     for given in ({}, {"data": videos, "latents": cache}):
         with pytest.raises(SettingsError, match="one of the two"):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.metrics.lpips import Lpips
 from turbovaed_cli.metrics.stlpips import LAYOUTS, StLpips
 from turbovaed_cli.models.loading import load_student
@@ -15,7 +17,7 @@ from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training import losses
 from turbovaed_cli.training.distill import distill
-from turbovaed_cli.training.losses import perceptual_loss
+from turbovaed_cli.training.losses import PerceptualLoss, check_perceptual_size, perceptual_loss
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -170,3 +172,22 @@ def test_a_step_of_distill_learns_from_st_lpips(ltx_teacher, cache, small_studen
         assert ("perceptual" in result.losses) == (weight > 0) and (not weight or result.losses["perceptual"] > 0)
         learnt[weight] = load_student(str(result.model)).state_dict()
     assert any(not torch.equal(learnt[1.0][key], learnt[0.0][key]) for key in learnt[0.0])
+
+
+@pytest.mark.parametrize(
+    ("crop", "has_margin", "compared"),
+    [
+        (None, True, "64x16"),
+        (Crop(1, 2, 16, margin=0), True, "32x16"),
+        (Crop(1, 2, 16, margin=0), False, "32x16"),
+        (Crop(1, 3, 16, margin=1), True, "16x16"),  # the height is not cut, so it has no margin
+    ],
+)
+def test_pictures_too_small_for_the_perceptual_loss_are_refused_by_what_losses_see(crop, has_margin, compared):
+    loss, stage = PerceptualLoss(lambda video, source: video.mean(), 1, min_side=17), Stage("first", perceptual="ssim")
+    said = f"`perceptual` ssim needs 17x17 pixels at least; stage first compares {compared}"
+    with pytest.raises(ShapeError, match=said) as error:
+        check_perceptual_size(stage, loss, crop, (16, 64), has_margin=has_margin)
+    assert error.value.hint == ("use a larger `size`" if crop is None else "use a larger `crop`")
+    check_perceptual_size(stage, loss, Crop(3, 3, 16, margin=1), (64, 64), has_margin=False)  # losses use all of a crop of pixels
+    check_perceptual_size(replace(stage, perceptual_weight=0.0), loss, crop, (16, 64), has_margin=has_margin)

@@ -4,6 +4,7 @@ Coarse numbers in a decoder (8-bit weights, bf16) make contours in a sky. The er
 show; so plateaus and steps are what is counted. A source of 8 bits has steps of one level itself, which are no defect.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,11 +37,13 @@ def banding(video: Tensor, source: Tensor) -> float:
     more equal pixels; a step is 2 levels or more, between two plateaus, in the direction of the source's gradient, where the
     median changes the 5x5 pixels on each side by at most an eighth of the step (dither changes more). Of rows and columns the
     larger counts. The sum is divided by the number of pixels where the source is smooth, or by 1 % of all if that is more.
-    A smooth source has no such steps itself. Raises ShapeError below 16x16 pixels.
+    A smooth source has no such steps itself. NaN for clips with values that are not finite. Raises ShapeError below 16x16 pixels.
     """
     height, width = video.shape[-2:]
     if min(height, width) < MIN_SIDE:
         raise ShapeError(f"banding needs {MIN_SIDE}x{MIN_SIDE} pixels at least; this is {width}x{height}", "use a larger `size`")
+    if not bool((video - source).isfinite().all()):
+        return math.nan  # which integers cannot hold
     chosen = _spread(video.shape[1], _FRAMES)
     total, area = 0.0, 0
     for frame in chosen:

@@ -5,6 +5,7 @@ straight line: between two rows, two columns or two frames. The place need not b
 to it, from the lines at the same place of the upsampling lattice, and from what the source does there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def seam(video: Tensor, source: Tensor, borders: Borders | None = None) -> float
     source's own at a distance of up to 2 lines (4 frames) is subtracted; the median over parts is the line's value. What is
     above twice the largest value of the lines 9 to 16 away (frames: 3 and 4), and above the median of the lines at the same
     place of a lattice, counts; for known borders, what is above the median of the former. Small clips compare with nearer
-    lines. Raises ShapeError below 32x32 pixels, and for a border outside the clip.
+    lines. NaN for clips with values that are not finite. Raises ShapeError below 32x32 pixels, and for a border outside the clip.
     """
     if min(video.shape[-2:]) < MIN_SIDE:
         height, width = video.shape[-2:]
@@ -76,7 +77,7 @@ def seam(video: Tensor, source: Tensor, borders: Borders | None = None) -> float
             raise ShapeError(f"a border at {max(lines)} is outside the clip of {length}", "each is the first line after a border")
         if length > 2:  # one jump has no slope next to it
             found.append(_strongest(of_error, of_source, search, lines))
-    return max(found)
+    return max(found) if bool((video - source).isfinite().all()) else math.nan  # a median passes over NaN
 
 
 def _profiles(video: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

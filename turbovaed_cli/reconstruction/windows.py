@@ -74,7 +74,9 @@ def check_finite(videos: Iterable[Tensor]) -> None:
     """Raise NonFiniteError if a decoded video, of any shape, has a value that is not finite."""
     for video in videos:
         if not bool(torch.isfinite(video).all()):
-            raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", "use `dtype` fp32")
+            is_widest = video.dtype == torch.float32
+            hint = "check the weights, and that the latents are those of this decoder" if is_widest else "use `dtype` fp32"
+            raise NonFiniteError(f"decoding in {video.dtype} gave values that are not finite", hint)
 
 
 def crossfade(windows: Iterable[tuple[Tensor, bool]], overlap: int) -> Iterator[Tensor]:

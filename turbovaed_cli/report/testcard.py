@@ -87,7 +87,7 @@ def card_view(card: CardResult, name: str) -> CardView:
     return CardView(
         name=name,
         own=own,
-        lead=f"{len(card.patterns)} drawn clips of at most {card.frames} frames at {width}x{height}",
+        lead=f"{len(card.patterns)} drawn clips of at most {card.frames} frame{'s' if card.frames != 1 else ''} at {width}x{height}",
         kept=summarise_card(card).kept,
         summary=summary_rows(card),
         headings=[(figure.label, figure.unit, figure.name != "psnr_to_teacher") for figure in FIGURES.values()],
@@ -129,9 +129,9 @@ def _large(roles: str, one: PatternScores, shown: Pictures, own: str) -> LargePa
     close = [enlarged(picture[area][None], factor)[0] for picture in pictures]
     maps = [enlarged(heat(error[area], scale)[None], factor)[0] for error in errors]
     where = f"{side}×{side} pixels at {left}, {top}"
-    frame = f"frame {shown.index + 1} of {one.frames}" if one.frames > 1 else "the frame"
+    frame = f": frame {shown.index + 1} of {one.frames}, that with the largest error" if one.frames > 1 else ""
     rows = [
-        (f"The picture: {frame}, that with the largest error", _shots(whole, names, one.label, "the picture")),
+        (f"The picture{frame}", _shots(whole, names, one.label, "the picture")),
         (f"Enlarged {factor} times: {where}", _shots(close, names, one.label, f"enlarged {factor} times")),
         (
             f"Its error: black is 0, the lightest is {scale} levels of 255 or more",

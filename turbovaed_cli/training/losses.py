@@ -10,8 +10,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from turbovaed_cli.choices import check_choice
+from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.metrics import load_lpips, load_st_lpips, ssim_value
+from turbovaed_cli.metrics.pixels import SSIM_WINDOW
 from turbovaed_cli.registry.backbones import trunk_path
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.stage import PERCEPTUAL, Stage
@@ -33,6 +36,7 @@ class PerceptualLoss:
 
     distance: Callable[[Tensor, Tensor], Tensor]
     pixels_at_once: int
+    min_side: int = 1  # pixels, of what is compared
 
     def __call__(self, video: Tensor, source: Tensor) -> Tensor:
         batch, _, frames, height, width = video.shape
@@ -103,7 +107,7 @@ def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.
     if name == "none":
         return None
     if name == "ssim":
-        return PerceptualLoss(lambda video, source: 1 - ssim_value(video, source), SSIM_PIXELS)
+        return PerceptualLoss(lambda video, source: 1 - ssim_value(video, source), SSIM_PIXELS, SSIM_WINDOW)
     load, backbone, pixels = {
         "lpips": (load_lpips, "vgg", LPIPS_PIXELS),
         "st-lpips": (load_st_lpips, "alex", ST_LPIPS_PIXELS),
@@ -117,7 +121,29 @@ def perceptual_loss(name: str, device: torch.device, dtype: torch.dtype = torch.
             distances = network(video.movedim(2, 1).flatten(0, 1), source.movedim(2, 1).flatten(0, 1))
         return distances.float().mean()
 
-    return PerceptualLoss(by_features, pixels * torch.bfloat16.itemsize // precision.itemsize)
+    return PerceptualLoss(by_features, pixels * torch.bfloat16.itemsize // precision.itemsize, network.min_side)
+
+
+def check_perceptual_size(
+    stage: Stage, loss: PerceptualLoss | None, crop: Crop | None, size: tuple[int, int], *, has_margin: bool
+) -> None:
+    """Raise ShapeError if the pictures that a stage compares are too small for its perceptual loss.
+
+    `size` is that of the clips, (height, width) pixels. Of a crop with a margin, as those of cached latents are, losses use
+    the part inside.
+    """
+    if loss is None or not stage.perceptual_weight:
+        return
+    height, width = size
+    if crop is not None:
+        margins = 2 * crop.margin * crop.ratio if has_margin else 0
+        height, width = (cut if cut == whole else cut - margins for cut, whole in zip(crop.pixels, size, strict=True))
+    if min(height, width) < loss.min_side:
+        raise ShapeError(
+            f"`perceptual` {stage.perceptual} needs {loss.min_side}x{loss.min_side} pixels at least; "
+            f"stage {stage.name} compares {width}x{height}",
+            "use a larger `size`" if crop is None else "use a larger `crop`",
+        )
 
 
 def reconstruction_losses(

@@ -31,7 +31,7 @@ from turbovaed_cli.training.checks import check_distill_settings, check_hours, c
 from turbovaed_cli.training.estimate import fitted_stages
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
 from turbovaed_cli.training.loop import memory_in_words
-from turbovaed_cli.training.losses import perceptual_loss, resolve_perceptual
+from turbovaed_cli.training.losses import check_perceptual_size, perceptual_loss, resolve_perceptual
 from turbovaed_cli.training.schedule import crop_of
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import check_trackers
@@ -90,6 +90,9 @@ def prepare(
     else:
         streams, skipped = _cached_streams(cache, spec, teacher, settings, ranks, report), []
     crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
+    for stage, crop, stream in zip(settings.stages, crops, streams, strict=True):  # before the run folder exists
+        loss = perceptual[stage.perceptual if stage.perceptual_weight else "none"]
+        check_perceptual_size(stage, loss, crop, stream.size, has_margin=cache is not None)
 
     student = _new_student(asked, settings, teacher, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
