@@ -80,7 +80,9 @@ ARTEFACTS: dict[str, Artefact] = {
     "seam": Artefact(_seam, 20),
     "banding": Artefact(lambda clip, strength: np.rint(clip / max(strength, 1)) * max(strength, 1), 40, is_gradient=True),
     "colour": Artefact(lambda clip, strength: clip + strength * np.array((1.0, -0.4, -0.8)), 20),
-    "flicker": Artefact(lambda clip, strength: clip + strength * np.array((1, -1, 1, -1))[:, None, None, None], 20, of_change=True),
+    "flicker": Artefact(
+        lambda clip, strength: clip + strength * np.array((1, -1, 1, -1))[:, None, None, None], 20, of_change=True
+    ),
     "blur": Artefact(lambda clip, strength: gaussian_filter(clip, (0, strength, strength, 0)), 8),
     "border": Artefact(_border, 60, corner=(0, 0)),
     "shift": Artefact(lambda _, __: photograph(1), 1),

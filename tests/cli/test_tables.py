@@ -64,7 +64,9 @@ def test_more_metrics_than_fit_are_tables_below_one_another(printed, videos):
     means = {side: dict.fromkeys(names, 90.0) for side in intervals}
     many = replace(few, clips=clips, means=means, intervals=intervals)
     for results, counts in (([many], [4, 4]), ([many, many], [3, 3, 2]), ([few], [1])):
-        scores = [table for table in eval_tables.as_tables(results, videos) if "teacher" in {row[0].strip() for row in table.rows}]
+        scores = [
+            table for table in eval_tables.as_tables(results, videos) if "teacher" in {row[0].strip() for row in table.rows}
+        ]
         assert [len(table.columns) - 1 for table in scores] == counts
         assert [bool(table.title) for table in scores] == [True] + [False] * (len(counts) - 1)
         lines = printed(80, lambda tables=scores: print_tables(tables))
