@@ -5,11 +5,12 @@ import re
 import artefacts
 import numpy as np
 import pytest
-from pages import ROOT
+from pages import README, ROOT
 from PIL import Image
 from test_stlpips import needs_package
 
 from turbovaed_cli import load_pair, measure_testcard
+from turbovaed_cli.metrics import METRICS
 
 TEXT = (ROOT / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
 KEYS = dict(zip(artefacts.HEADINGS, artefacts.DIGITS, strict=True))
@@ -59,7 +60,7 @@ def test_the_card_in_the_guide_is_that_of_the_embedded_pair():
     """The blue, the bars and the grid; another processor may differ in the last digit, so the page is compared with some room."""
     card = {one.name: one for one in measure_testcard(load_pair("tiny"), only=artefacts.CARD_ROWS).patterns}
     blue, bars, green = (card[name] for name in artefacts.CARD_ROWS)
-    lines = {start: TEXT[TEXT.index(f"- **The {start}**") :].partition("\n- ")[0] for start in ("blue", "bars", "grid")}
+    lines = {start: re.split(r"\n(?:- |\n)", TEXT[TEXT.index(f"- **The {start}**") :])[0] for start in ("blue", "bars", "grid")}
     wanted = {
         "blue": [blue.teacher["psnr"], blue.teacher["colour_mean"], blue.student["psnr"], blue.student["colour_mean"],
                  blue.student["grid"]],
@@ -69,3 +70,13 @@ def test_the_card_in_the_guide_is_that_of_the_embedded_pair():
     for start, figures in wanted.items():
         assert [float(text) for text in re.findall(r"\d+\.\d+", lines[start])] == pytest.approx(figures, abs=0.06), start
     assert blue.student["psnr"] < blue.teacher["psnr"] - 10 and green.student["grid"] > 5 * green.teacher["grid"]
+
+
+def test_the_figures_of_real_clips_are_those_of_readme_and_the_bounds_those_of_the_metrics():
+    readme, measured = (path.read_text(encoding="utf-8") for path in (README, ROOT / "docs" / "measurements.md"))
+    assert "33.40 ± 5.28" in TEXT and "33.40 ± 5.28" in readme and "98.3 %" in TEXT and "98.3 %" in measured
+    bounds = {name: metric.negligible for name, metric in METRICS.items() if metric.negligible}
+    assert bounds == {"grid": 0.25, "seam": 1.5, "banding": 0.25}
+    assert "0.25 levels of grid and banding and 1.5 of seam" in TEXT
+    for figure in ("32.16 dB", "25.58 dB", "79.6 %", "33.7 dB", "15.7 dB", "10.65"):
+        assert figure in TEXT and figure in readme and figure in measured

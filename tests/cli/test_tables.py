@@ -59,9 +59,9 @@ def test_more_metrics_than_fit_are_tables_below_one_another(printed, videos):
     settings = EvalSettings(frames=3, size=(32, 32), clips_per_video=1, metrics=("psnr",))
     few = evaluate(load_pair("tiny"), videos, settings)
     names = ["psnr", "ssim", "st_lpips", "vmaf", "flicker", "grid", "seam", "banding"]
-    intervals = {side: dict.fromkeys(names, (0.0, 21.0)) for side in ("teacher", "student", "ratio")}
-    clips = [replace(clip, **{side: dict.fromkeys(names, 90.0) for side in ("teacher", "student")}) for clip in few.clips]
-    means = {side: dict.fromkeys(names, 90.0) for side in intervals}
+    intervals = {side: dict.fromkeys(names, (0.0, 0.8)) for side in ("teacher", "student", "ratio")}
+    clips = [replace(clip, **{side: dict.fromkeys(names, 0.9) for side in ("teacher", "student")}) for clip in few.clips]
+    means = {side: dict.fromkeys(names, 0.9) for side in intervals}
     many = replace(few, clips=clips, means=means, intervals=intervals)
     for results, counts in (([many], [4, 4]), ([many, many], [3, 3, 2]), ([few], [1])):
         scores = [
