@@ -61,6 +61,7 @@ docs: install          ## the documentation site: site/index.html; fails on a br
 CLIPS ?= demo-out/val
 pictures: install      ## the pictures of README and docs/ from the videos in CLIPS; a Chromium, some ten minutes, and a machine left alone
 	$(BIN)/python tools/pictures.py $(CLIPS)
+	$(BIN)/python tools/artefacts.py --write
 
 reference: install     ## docs/reference/cli.md and recipes.md, from the code
 	$(BIN)/python tools/reference.py --write

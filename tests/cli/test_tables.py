@@ -54,6 +54,26 @@ def test_the_tables_of_an_evaluation_fit(printed, videos):
             assert not [line for line in lines if line.rstrip().endswith("±")]
 
 
+def test_more_metrics_than_fit_are_tables_below_one_another(printed, videos):
+    """With intervals beside the values; names of models leave less room."""
+    settings = EvalSettings(frames=3, size=(32, 32), clips_per_video=1, metrics=("psnr",))
+    few = evaluate(load_pair("tiny"), videos, settings)
+    names = ["psnr", "ssim", "st_lpips", "vmaf", "flicker", "grid", "seam", "banding"]
+    intervals = {side: dict.fromkeys(names, (0.0, 0.8)) for side in ("teacher", "student", "ratio")}
+    clips = [replace(clip, **{side: dict.fromkeys(names, 0.9) for side in ("teacher", "student")}) for clip in few.clips]
+    means = {side: dict.fromkeys(names, 0.9) for side in intervals}
+    many = replace(few, clips=clips, means=means, intervals=intervals)
+    for results, counts in (([many], [4, 4]), ([many, many], [3, 3, 2]), ([few], [1])):
+        scores = [
+            table for table in eval_tables.as_tables(results, videos) if "teacher" in {row[0].strip() for row in table.rows}
+        ]
+        assert [len(table.columns) - 1 for table in scores] == counts
+        assert [bool(table.title) for table in scores] == [True] + [False] * (len(counts) - 1)
+        lines = printed(80, lambda tables=scores: print_tables(tables))
+        assert max(map(len, lines)) <= 80 and len(lines) == 1 + sum(2 + len(table.rows) for table in scores)
+    assert [name for table in scores for name in table.columns] == ["", "PSNR dB\n(higher)"]
+
+
 def _row(target: str, network: str, ms: float, **more) -> BenchRow:
     """As a run on two cores measured it, at 9 frames of 64x64."""
     times = {"first_ms": 2 * ms, "p50_ms": ms, "p90_ms": 1.27 * ms, "fps": 9000 / ms, "realtime": 375 / ms, "samples_ms": [ms]}

@@ -54,6 +54,12 @@ def result(pair, videos):
     return evaluate(pair, videos, SMALL)
 
 
+def scores_and_facts(results, *, every_clip=False):
+    """The first table of scores, and the list of facts, which has no headings."""
+    tables = as_tables(results, Path(), every_clip=every_clip)
+    return tables[0], next(table for table in tables if not any(table.columns))
+
+
 def test_metrics_are_computed_on_a_gpu_that_has_fp64_and_the_published_ones_on_the_cpu():
     where = {
         (device, protocol): measuring_device(torch.device(device), protocol).type
@@ -85,14 +91,14 @@ def test_intervals_are_over_clips_and_paired_for_the_ratio(result):
         assert result.intervals[who]["psnr"] == pytest.approx(ratio_interval(values, [1.0] * 5, range(5)))
     assert result.intervals["ratio"]["psnr"] == pytest.approx(ratio_interval(scores["student"], scores["teacher"], range(5)))
     assert result.num_videos == 5
-    scores_table, facts, *_ = as_tables([result], Path())
+    scores_table, facts = scores_and_facts([result])
     assert "±" in scores_table.rows[0][1] and dict(facts.rows)["±"].startswith("95 % confidence")
     assert eval_document(result)["intervals"]["reason"] is None
 
 
 def test_fewer_than_five_videos_have_no_interval_and_that_is_said_once(result):
     """Of two, Student's t is 12.7: the half width is nearly seven times the whole spread."""
-    scores_table, facts, *_ = as_tables([result], Path())
+    scores_table, facts = scores_and_facts([result])
     assert not any("±" in cell for row in scores_table.rows for cell in row)
     assert [text for row in facts.rows for text in row if "interval" in text] == ["3 videos: too few for an interval"]
     intervals = eval_document(result)["intervals"]
@@ -263,7 +269,7 @@ def test_models_of_one_teacher_are_compared_on_the_same_clips_and_it_decodes_onc
     assert second.clips == evaluate(other, videos, PIXELS).clips
     assert [clip.teacher for clip in first.clips] == [clip.teacher for clip in second.clips]
     assert first.means["student"] != second.means["student"]
-    scores, facts, *_ = as_tables([first, second], videos)
+    scores, facts = scores_and_facts([first, second])
     assert [row[0].strip() for row in scores.rows] == [first.model, "teacher", "student", "ratio"] * 2
     assert sum("decoder" in label for label, _ in facts.rows) == 2
 
@@ -355,7 +361,7 @@ def test_lpips_is_measured_with_weights_from_a_path_whose_sha256_is_recorded(pai
     trunk, linear = result.weights["lpips"]
     assert trunk == {"file": "my-alexnet.pth", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     assert linear["file"] == "alex.pth" and len(linear["sha256"]) == 64
-    assert trunk["sha256"][:16] in "".join(text for _, text in as_tables([result], videos)[1].rows)
+    assert trunk["sha256"][:16] in "".join(text for _, text in scores_and_facts([result])[1].rows)
     assert "lpips_vgg" in result.not_measured
 
 
@@ -454,7 +460,7 @@ def test_paper_is_labelled_wherever_its_numbers_are(pair, videos):
     result = evaluate(pair, videos / "a.mp4", replace(PIXELS, protocol="paper"))
     document = eval_document(result)
     assert document["protocol"] == "paper" and "published script" in document["protocol_label"]
-    scores, facts, *_ = as_tables([result], videos)
+    scores, facts = scores_and_facts([result])
     assert "protocol paper" in scores.title
     assert "published script" in dict(facts.rows)["protocol"] and "hides contrast errors" in dict(facts.rows)["protocol"]
 
@@ -494,7 +500,7 @@ def test_published_figures_stand_beside_ours_where_model_and_data_match(protocol
     document = eval_document(result)
     assert document["dataset"] == "ucf101"
     assert document["published"]["label"] == label and document["published"]["means"]["psnr"] == [32.40, 31.68]
-    scores, facts, *_ = as_tables([result], tmp_path)
+    scores, facts = scores_and_facts([result])
     rows = [row[0].strip() for row in scores.rows]
     assert rows == ["ltx", "teacher", "student", "ratio", label, "teacher", "student", "ratio"]
     assert scores.rows[5][1] == "32.40" and scores.rows[6][1] == "31.68"
@@ -520,22 +526,22 @@ def test_decoders_are_timed_in_turns_and_only_their_ratio_is_shown(pair, videos,
     assert 0 < low <= high and times.ratio == pytest.approx(np.median(times.teacher_s) / np.median(times.student_s))
     result = evaluate(pair, videos / "a.mp4", replace(PIXELS, speed_repeats=1))
     assert eval_document(result)["decode_times"]["ratio"] > 0
-    assert "times as fast as the teacher" in dict(as_tables([result], videos)[1].rows)["speed"]
+    assert "times as fast as the teacher" in dict(scores_and_facts([result])[1].rows)["speed"]
 
 
 # --- what people read ---------------------------------------------------------------------------------------------
 
 
 def test_what_was_not_measured_is_one_line_and_a_line_each_with_v(result):
-    (_, facts, *_), (_, long, *_) = as_tables([result], Path()), as_tables([result], Path(), every_clip=True)
+    (_, facts), (_, long) = scores_and_facts([result]), scores_and_facts([result], every_clip=True)
     named = ", ".join(("LPIPS-Alex", "LPIPS-VGG", "rFVD"))
     assert [row for row in facts.rows if "measured" in row[0]] == [("not measured", f"{named} (-v says why, and what to run)")]
     assert [label for label, text in long.rows if text in result.not_measured.values()] == ["LPIPS-Alex", "LPIPS-VGG", "rFVD"]
     one = replace(result, not_measured={"vmaf": "not measured: because"})
-    assert ("VMAF", "not measured: because") in as_tables([one], Path())[1].rows
+    assert ("VMAF", "not measured: because") in scores_and_facts([one])[1].rows
     unpublished = [name for name, metric in METRICS.items() if name not in paper.IN_PAPER and not metric.on_request]
     others = dict.fromkeys(unpublished, "not measured: the published script has no such metric")
-    paper_table = as_tables([replace(result, protocol="paper", not_measured=others)], Path())[1]
+    paper_table = scores_and_facts([replace(result, protocol="paper", not_measured=others)])[1]
     assert not any("published script has no" in text or label == "not measured" for label, text in paper_table.rows)
 
 
@@ -551,11 +557,11 @@ def test_why_no_published_figures_stand_beside_ours_is_said(result):
     why = why_not_published(MODELS["tiny"], "ucf101", ucf)
     assert why.startswith("none for this model; the paper has ltx, hunyuan, cogvideox, video-dc-ae on UCF-101")
     assert why_not_published(MODELS["ltx"], "ucf101", SMALL) == "none for these clips: the paper measured 17 frames of 256x256"
-    table = as_tables([replace(result, published_missing=why)], Path())[1]
+    table = scores_and_facts([replace(result, published_missing=why)])[1]
     assert ("published", why) in table.rows and eval_document(replace(result, published_missing=why))["published_missing"] == why
 
 
 def test_the_student_is_behind_or_ahead_of_its_teacher(result):
     better = [replace(clip, student={name: value + 1 for name, value in clip.teacher.items()}) for clip in result.clips]
-    told = {row[1] for table in as_tables([replace(result, clips=better)], Path())[2:] for row in table.rows}
+    told = {row[1] for table in as_tables([replace(result, clips=better)], Path())[-1:] for row in table.rows}
     assert any("least ahead of teacher" in text for text in told) and any("furthest behind teacher" in text for text in told)

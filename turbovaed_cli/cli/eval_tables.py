@@ -1,5 +1,6 @@
 """The results of `eval` as tables of text."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from turbovaed_cli.evaluation.scores import (
 )
 from turbovaed_cli.metrics import METRICS, Metric
 
-_MOST_INLINE = 4  # metrics that fit 80 columns with their intervals beside them rather than below
+_MOST_BESIDE = 4  # metrics that fit 80 columns with their intervals; more of them are tables below one another
+_MOST_IN_GROUPS = 3  # next to names of models
 _RATIO_DIGITS = 4
 _NOT_IN_PAPER = {name for name, metric in METRICS.items() if not metric.on_request} - IN_PAPER
 
@@ -28,32 +30,41 @@ def as_tables(results: Sequence[EvalResult], data: Path, *, every_clip: bool = F
     """The scores of every model, what should be known about them, and the worst clips (or every clip) of each."""
     clips = _every_clip if every_clip else _worst_clips
     return [
-        _scores_table(results),
+        *_scores_tables(results),
         _facts_table(results, every_reason=every_clip),
         *(clips(result, data) for result in results if result.clips[0].student),
     ]
 
 
-def _scores_table(results: Sequence[EvalResult]) -> Table:
+def _scores_tables(results: Sequence[EvalResult]) -> list[Table]:
+    """The scores in as many tables as 80 columns need, about equally wide; the first has the title."""
     first = results[0]
     published = {name for result in results if result.published for name in result.published.means}
     metrics = [metric for name, metric in METRICS.items() if name in first.means["student"] or name in published]
-    join = " ± " if len(metrics) <= _MOST_INLINE else "\n± "
     has_groups = len(results) > 1 or bool(published)
+    count = max(-(-len(metrics) // (_MOST_IN_GROUPS if has_groups else _MOST_BESIDE)), 1)
+    cuts = [-(-part * len(metrics) // count) for part in range(count + 1)]
+    size = f"{first.size[1]}x{first.size[0]}"
+    model = first.model if len(results) == 1 else f"{len(results)} models"
+    title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
+    return [
+        _scores_table(title if start == 0 else "", results, metrics[start:end], has_groups=has_groups)
+        for start, end in itertools.pairwise(cuts)
+    ]
+
+
+def _scores_table(title: str, results: Sequence[EvalResult], metrics: Sequence[Metric], *, has_groups: bool) -> Table:
     rows: list[tuple[str, ...]] = []
     for result in results:
         if has_groups:
             rows.append((result.model, *("" for _ in metrics)))
         for side in (*SIDES, "ratio") if result.means["teacher"] else ("student",):
             shown = _own_side(result) if side == "student" else side
-            rows.append((f"  {shown}" if has_groups else shown, *(_cell(result, side, metric, join) for metric in metrics)))
+            rows.append((f"  {shown}" if has_groups else shown, *(_cell(result, side, metric) for metric in metrics)))
         if result.published:
             rows.append((result.published.label, *("" for _ in metrics)))
             rows += _published_rows(result, metrics)
-    size = f"{first.size[1]}x{first.size[0]}"
-    model = first.model if len(results) == 1 else f"{len(results)} models"
-    title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
-    return Table(title, ["", *(_heading(metric, "\n" if len(metrics) > _MOST_INLINE else " ") for metric in metrics)], rows)
+    return Table(title, ["", *map(_heading, metrics)], rows)
 
 
 def _own_side(result: EvalResult) -> str:
@@ -61,21 +72,20 @@ def _own_side(result: EvalResult) -> str:
     return "student" if result.family in ("", "turbo-vaed") else "decoder"
 
 
-def _heading(metric: Metric, join: str) -> str:
-    name = metric.label.replace("-", "\n") if "-" in metric.label else f"{metric.label}{join}{metric.unit}".strip()
-    return f"{name}\n({'higher' if metric.better == 'up' else 'lower'})"
+def _heading(metric: Metric) -> str:
+    return f"{f'{metric.label} {metric.unit}'.strip()}\n({'higher' if metric.better == 'up' else 'lower'})"
 
 
-def _cell(result: EvalResult, side: str, metric: Metric, join: str) -> str:
+def _cell(result: EvalResult, side: str, metric: Metric) -> str:
     value = result.means[side].get(metric.name)
     if value is None or not math.isfinite(value):
         return "-"
     digits = _RATIO_DIGITS if side == "ratio" else metric.digits
-    return f"{value:.{digits}f}" + _half_width(result.intervals[side][metric.name], digits, join)
+    return f"{value:.{digits}f}" + _half_width(result.intervals[side][metric.name], digits)
 
 
-def _half_width(interval: Interval, digits: int, join: str) -> str:
-    return f"{join}{(interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
+def _half_width(interval: Interval, digits: int) -> str:
+    return f" ± {(interval[1] - interval[0]) / 2:.{digits}f}" if interval else ""
 
 
 def _published_rows(result: EvalResult, metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
