@@ -158,7 +158,7 @@ def test_without_libvmaf_there_is_no_vmaf_and_the_rest_goes_on(pair, videos, mon
     result = evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("psnr", "vmaf")))
     assert result.not_measured["vmaf"].startswith("not measured: this ffmpeg has no libvmaf")
     assert list(result.means["student"]) == ["psnr"]
-    with pytest.raises(MissingError, match="nothing can be measured"):
+    with pytest.raises(MissingError, match=r"nothing can be measured: (?!not measured)"):
         evaluate(pair, videos / "a.mp4", replace(SMALL, metrics=("vmaf",)))
 
 

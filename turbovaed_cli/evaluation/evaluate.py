@@ -20,7 +20,7 @@ from turbovaed_cli.evaluation.decoding import (
     decode_sampled,
     decode_times_of,
 )
-from turbovaed_cli.evaluation.measurable import Gauges, open_gauges
+from turbovaed_cli.evaluation.measurable import Gauges, nothing_measured, open_gauges
 from turbovaed_cli.evaluation.published import published_scores, recognise, why_not_published
 from turbovaed_cli.evaluation.scores import (
     PROTOCOLS,
@@ -117,9 +117,7 @@ def evaluate_all(
     gauges = open_gauges(settings, ranks.device, len(planned))
     _check_required(required, gauges)
     if not gauges.per_clip and gauges.detector is None:
-        raise MissingError(
-            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other `metrics`"
-        )
+        raise nothing_measured(gauges)
     tallies = [_Tally(pair) for pair in with_shared_teachers(pairs)]
     for teacher in dict.fromkeys(tally.pair.teacher for tally in tallies):
         assert teacher is not None

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from turbovaed_cli.errors import MissingError, SettingsError
+from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluation.decoding import decode_times_of
 from turbovaed_cli.evaluation.evaluate import check_eval_settings, measuring_device
-from turbovaed_cli.evaluation.measurable import Gauges, open_gauges
+from turbovaed_cli.evaluation.measurable import Gauges, nothing_measured, open_gauges
 from turbovaed_cli.evaluation.scores import ClipScores, EvalResult, summarise
 from turbovaed_cli.latents.latent_files import read_latents
 from turbovaed_cli.models.decoding import check_same_space, decode_without_gradients, num_params_of
@@ -54,9 +54,7 @@ def evaluate_latents(
     settings = _with_shape(settings, list(clips.values()), teacher)
     gauges = open_gauges(settings, pairs[0].device, len(clips))
     if not gauges.per_clip:
-        raise MissingError(
-            f"nothing can be measured: {'; '.join(gauges.not_measured.values())}", "give what is missing, or other `metrics`"
-        )
+        raise nothing_measured(gauges)
     device = measuring_device(pairs[0].device, settings.protocol)
     scores: list[list[ClipScores]] = [[] for _ in pairs]
     for path, latents in report.track(clips.items(), "evaluating", total=len(clips)):

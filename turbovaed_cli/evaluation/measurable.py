@@ -95,6 +95,12 @@ def open_gauges(settings: EvalSettings, device: torch.device, num_clips: int) ->
     return Gauges(gauges.per_clip, detector, gauges.not_measured, gauges.weights)
 
 
+def nothing_measured(gauges: Gauges) -> MissingError:
+    """Return the error of a machine that can measure none of the metrics that were asked for."""
+    reasons = "; ".join(reason.removeprefix("not measured: ") for reason in gauges.not_measured.values())
+    return MissingError(f"nothing can be measured: {reasons}", "give what is missing, or other `metrics`")
+
+
 def _asked(metrics: Sequence[str]) -> list[str]:
     asked = [metric_name(name) for name in metrics]
     return [name for name, metric in METRICS.items() if name in asked or not (asked or metric.on_request)]
