@@ -1,7 +1,10 @@
 """The tools that train small teachers: what they compute is what the classes compute, and their start is close to linear."""
 
+import json
 import math
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +12,17 @@ import teacher_clips
 import teacher_ltx
 import teacher_wan
 import torch
+import train_teacher
 from least_squares import Regression, principal
 from teacher_clips import batch_at, drawn
 
+from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.teachers.wan import Wan22
+from turbovaed_cli.video import to_model
+
+ROOT = Path(__file__).resolve().parents[1]
+SECOND = ROOT / "benchmarks" / "teachers" / "wan-48"
+VAL = ROOT.parent / "shared" / "videos" / "val"
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +106,38 @@ def test_least_squares_in_portions_is_numpys():
     vectors, values = principal(torch.from_numpy(x))
     assert (values.diff() <= 0).all()
     torch.testing.assert_close(vectors.T @ vectors, torch.eye(5), atol=1e-5, rtol=0)
+
+
+def test_the_second_teacher_is_small_and_compresses_as_real_ones_do(clips):
+    teacher = load_teacher(SECOND)
+    spec = teacher.spec
+    assert 3 * spec.time_ratio * spec.space_ratio**2 / spec.latent_channels >= 48
+    assert sum(path.stat().st_size for path in SECOND.iterdir()) < 12e6
+    video = to_model(clips[0][:9, :128, :128])[None]
+    with torch.no_grad():
+        latents = teacher.encode(video).mean
+        decoded = teacher.decode(latents)
+    assert latents.shape == (1, 16, 3, 16, 16)
+    assert -10 * math.log10((decoded - video).square().mean().item() / 4) > 20
+    config = teacher.vae.config
+    normal = (latents[0].flatten(1).std(dim=1) / torch.tensor(config.latents_std)).median()
+    assert 0.3 < normal < 3, "its config has the statistics of its latents"
+
+
+def test_the_card_of_the_second_teacher_has_the_figures_of_its_curve():
+    rows = [json.loads(row) for row in (SECOND / "curve.jsonl").read_text().splitlines()]
+    card, measured = (SECOND / "README.md").read_text(), rows[-1]["val_fp16"]
+    assert rows[0]["step"] == 0 and rows[0]["val"]["psnr"] < 27 <= measured["psnr"]
+    assert re.search(r"\*\*([\d.]+) dB\*\* PSNR, ([\d.]+) SSIM", card).groups() == (
+        f"{measured['psnr']:.2f}",
+        f"{measured['ssim']:.3f}",
+    )
+    assert f"Then {rows[-1]['step']} steps in {rows[-1]['minutes']:.0f} minutes" in card
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not VAL.is_dir(), reason="the five clips are not here")
+def test_the_second_teacher_reaches_its_figures():
+    measured = train_teacher.evaluate(teacher_wan, load_teacher(SECOND).vae.state_dict(), VAL)
+    rows = (SECOND / "curve.jsonl").read_text().splitlines()
+    assert measured["psnr"] == pytest.approx(json.loads(rows[-1])["val_fp16"]["psnr"], abs=0.02)
