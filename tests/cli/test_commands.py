@@ -145,7 +145,8 @@ def test_eval_compares_several_models_in_one_table_of_80_columns(turbovaed, ltx_
     code, out, err = turbovaed("eval", *pixels, "--compare", "mine", "other")
     assert code == 0, err
     lines = out.splitlines()
-    assert [line.strip() for line in lines if line.strip() in ("mine", "other")] == ["mine", "other"] * 3  # seven metrics are three tables
+    names = [line.strip() for line in lines if line.strip() in ("mine", "other")]
+    assert names == ["mine", "other"] * 3  # seven metrics are three tables
     assert sum(line.startswith("  student") for line in lines) == 6
     table = lines[: next(i for i, line in enumerate(lines) if line.startswith("protocol"))]
     assert max(len(line.rstrip()) for line in table) <= 80

@@ -395,8 +395,8 @@ def test_decoders_that_are_compared_share_the_features_of_the_source(pair, video
     with torch.no_grad():
         for parameter in other.student.parameters():
             parameter.mul_(0.9)
-    frames, directions = [], FeatureDistance.directions
-    monkeypatch.setattr(FeatureDistance, "directions", lambda network, x: frames.append(1) or directions(network, x))
+    frames, standardised = [], FeatureDistance.standardised
+    monkeypatch.setattr(FeatureDistance, "standardised", lambda network, x: frames.append(1) or standardised(network, x))
     settings = replace(SMALL, frames=1, metrics=("st_lpips",))
     first, second = evaluate_all([pair, other], videos / "a.mp4", settings)
     assert len(frames) == 4  # the source, the teacher and two students

@@ -1,6 +1,6 @@
 """The comparison that LPIPS and ST-LPIPS share: features of a network, their directions, learned weights on the channels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -32,18 +32,17 @@ class FeatureDistance(nn.Module):
         `spatial` resizes every layer to the size of the image before its mean is taken. Raises ShapeError for small images.
         """
         with torch.no_grad():
-            compared_with = self.directions(others)
-        return self.between(self.directions(images), compared_with, tuple(images.shape[2:]) if spatial else None)
+            compared_with = list(self.features(others))
+        # No direction outlives its difference, as those of a layer take more memory than what a gradient needs of it.
+        layers = zip(list(self.features(images)), compared_with, strict=True)
+        differences = (_unit_length(a) - _unit_length(b) for a, b in layers)
+        return self.weighted(differences, tuple(images.shape[2:]) if spatial else None)
 
-    def directions(self, images: Tensor) -> list[Tensor]:
-        """Return the compared layers of images (N, 3, H, W), each (N, C, h, w), of unit length over channels."""
-        return [_unit_length(x) for x in self.features(images)]
-
-    def between(self, directions: Sequence[Tensor], others: Sequence[Tensor], size: tuple[int, ...] | None = None) -> Tensor:
-        """Return the distance (N,) of two results of `directions`; `size` resizes every layer before its mean is taken."""
-        distance = torch.zeros(directions[0].shape[0], device=directions[0].device)
-        for i, (a, b) in enumerate(zip(directions, others, strict=True)):
-            weighted = functional.conv2d((a - b) ** 2, cast(Tensor, getattr(self, f"linear_{i}")))
+    def weighted(self, differences: Iterable[Tensor], size: tuple[int, ...] | None = None) -> Tensor:
+        """Return the distance (N,) by the differences of directions, (N, C, h, w) of each layer; `size` resizes every layer before its mean."""
+        distance = torch.zeros((), device=cast(Tensor, self.shift).device)
+        for i, difference in enumerate(differences):
+            weighted = functional.conv2d(difference**2, cast(Tensor, getattr(self, f"linear_{i}")))
             if size is not None:
                 weighted = functional.interpolate(weighted, size=size, mode="bilinear", align_corners=False)
             distance = distance + weighted.mean(dim=(1, 2, 3))
@@ -79,7 +78,8 @@ def mean_distances(network: FeatureDistance, videos: Sequence[Tensor], source: T
     size = tuple(source.shape[2:]) if spatial else None
     distances: list[list[Tensor]] = [[] for _ in videos]
     for i in range(source.shape[1]):
-        compared_with = network.directions(source[:, i][None].to(device))
+        compared_with = [_unit_length(x) for x in network.features(source[:, i][None].to(device))]
         for video, found in zip(videos, distances, strict=True):
-            found.append(network.between(network.directions(video[:, i][None].to(device)), compared_with, size)[0])
+            layers = zip(network.features(video[:, i][None].to(device)), compared_with, strict=True)
+            found.append(network.weighted((_unit_length(a) - b for a, b in layers), size)[0])
     return [float(torch.stack(found).mean()) for found in distances]
