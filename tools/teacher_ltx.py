@@ -21,7 +21,7 @@ CONFIG = {
     "spatio_temporal_scaling": (True,),
     "downsample_type": ("spatiotemporal",),
     "decoder_block_out_channels": (128,),
-    "decoder_layers_per_block": (4, 2),  # output first: four resnets behind the upsampling, two before it
+    "decoder_layers_per_block": (4, 2),  # from the output back: four resnets after the upsampling, two before it
     "decoder_spatio_temporal_scaling": (True,),
     "decoder_inject_noise": (False, False),
     # Residual down- and upsampling learns about ten times faster, and lets the network start linear.

@@ -16,6 +16,7 @@ from turbovaed_cli.evaluation.scores import (
     Interval,
     furthest_behind,
     interval_note,
+    own_side,
     worst_clips,
 )
 from turbovaed_cli.metrics import METRICS, Metric
@@ -59,17 +60,12 @@ def _scores_table(title: str, results: Sequence[EvalResult], metrics: Sequence[M
         if has_groups:
             rows.append((result.model, *("" for _ in metrics)))
         for side in (*SIDES, "ratio") if result.means["teacher"] else ("student",):
-            shown = _own_side(result) if side == "student" else side
+            shown = own_side(result.family) if side == "student" else side
             rows.append((f"  {shown}" if has_groups else shown, *(_cell(result, side, metric) for metric in metrics)))
         if result.published:
             rows.append((result.published.label, *("" for _ in metrics)))
             rows += _published_rows(result, metrics)
     return Table(title, ["", *map(_heading, metrics)], rows)
-
-
-def _own_side(result: EvalResult) -> str:
-    """Return the word for the side of the model: a decoder of another family is no student."""
-    return "student" if result.family in ("", "turbo-vaed") else "decoder"
 
 
 def _heading(metric: Metric) -> str:

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from turbovaed_cli.cli.table import Table
+from turbovaed_cli.evaluation.scores import own_side
 from turbovaed_cli.evaluation.testcard.scores import (
     CardResult,
     PatternScores,
     figure_text,
-    own_side,
     summary_rows,
     worst_patterns,
 )
@@ -36,7 +36,7 @@ def card_tables(cards: Sequence[CardResult], *, every_pattern: bool = False) -> 
 def _tables(card: CardResult, every_pattern: bool) -> list[Table]:
     worst = worst_patterns(card)
     named = {one.name for _, one in worst}
-    own = own_side(card)
+    own = own_side(card.family)
     rows = [_row(one) for one in card.patterns if every_pattern or one.colour is None or one.name in named]
     height, width = card.size
     of = f"{card.frames} frame{'s' if card.frames != 1 else ''}"

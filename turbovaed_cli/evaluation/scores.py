@@ -144,6 +144,11 @@ def summarise(clips: Sequence[ClipScores], of_the_set: Mapping[str, Scores] | No
     return Summary(means, intervals, kept, worst, len(set(groups)))
 
 
+def own_side(family: str) -> str:
+    """Return the word for the side of the model: a decoder of another family is no student."""
+    return "student" if family in ("", "turbo-vaed") else "decoder"
+
+
 def interval_note(num_videos: int) -> str:
     """Return why there is no interval; "" if there is one."""
     videos = f"{num_videos} video{'s' if num_videos != 1 else ''}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.metrics.pixels import HALF_RANGE
 
 MIN_SIDE = 16  # pixels
 _REACH = 8  # pixels on each side that must be smooth
@@ -21,7 +22,6 @@ _LEAST_STEP = 2  # levels
 _CALM = 8  # a step is this many times the mean change that the median makes next to it
 _LEAST_SHARE = 0.01  # of all pixels: a smaller smooth area counts as if it had this share
 _FRAMES = 8  # frames that are looked at, evenly spread: gradients last longer than a frame
-_HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
 
 
 def banding(video: Tensor, source: Tensor) -> float:
@@ -69,7 +69,7 @@ class _Picture:
     @classmethod
     def of(cls, frame: Tensor) -> "_Picture":
         """Return the picture of a frame (3, H, W) in [-1, 1]."""
-        levels = ((frame.float() + 1) * _HALF_RANGE).round()
+        levels = ((frame.float() + 1) * HALF_RANGE).round()
         height, width = levels.shape[-2:]
         padded = functional.pad(levels, (1, 1, 1, 1), mode="replicate").to(torch.int16)
         low, middle, high = _sorted(*(padded[:, i : i + height] for i in range(3)))  # of each column of three

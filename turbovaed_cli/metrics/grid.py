@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.metrics.pixels import HALF_RANGE
 
 MIN_SIDE = 8  # pixels: four periods of the smallest lattice
 _BLOCK = 128  # pixels a side, at most: local enough for a pattern in a part of the picture
 _PERIODS = 4  # of a lattice in a block at least: a window of Hann spreads a line over the next frequency, so lines need room
 _FRAMES_AT_ONCE = 16  # of a block: in fp64 all steps of a frame take 2.5 MB
 _MARGIN = 2  # a line counts by its power over this many times its neighbours': the ratio that chance does not reach
-_HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
 
 
 def grid(video: Tensor, source: Tensor) -> float:
@@ -53,7 +53,7 @@ def grid_of(video: Tensor, source: Tensor, period: int = 0) -> Tensor:
     if not rows or not columns:
         raise ShapeError(f"no tile of {period}x{period} pixels fits into {_size(video)}", "use a larger `size`")
     area = (..., slice(rows * period), slice(columns * period))
-    error = (video[area].double() - source[area].double()) * _HALF_RANGE
+    error = (video[area].double() - source[area].double()) * HALF_RANGE
     tile = error.unflatten(-1, (columns, period)).unflatten(-3, (rows, period)).mean(dim=(-4, -2))  # (3, T, P, P)
     return tile - tile.mean(dim=(-2, -1), keepdim=True)
 
@@ -89,7 +89,7 @@ def _spectra(video: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for rows, columns in _blocks(video.shape[-2], video.shape[-1], block):
         for part, source_part in zip(video.split(_FRAMES_AT_ONCE, 1), source.split(_FRAMES_AT_ONCE, 1), strict=True):
             original = source_part[..., rows, columns].double()
-            both = torch.stack([part[..., rows, columns].double() - original, original]) * _HALF_RANGE
+            both = torch.stack([part[..., rows, columns].double() - original, original]) * HALF_RANGE
             both = both * window[:, None] * window
             # Every second frequency of a block is the transform of its halves' sum.
             folded = both.unflatten(-1, (2, bins)).unflatten(-3, (2, bins)).sum(dim=(-4, -2))  # (2, 3, T, 2P, 2P)

@@ -19,6 +19,7 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 _REACH = SSIM_WINDOW // 2
 _K1, _K2 = 0.01, 0.03
 _LEVELS = 255  # of a pixel of 8 bits
+HALF_RANGE = _LEVELS / 2  # levels of 8 bits per unit of [-1, 1]
 
 
 def psnr(video: Tensor, source: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.metrics.pixels import HALF_RANGE
 
 MIN_SIDE = 32  # pixels
 _PARTS = 16  # of a line, each averaged alone; _BLOCKS x _BLOCKS of a frame
@@ -21,7 +22,6 @@ _BLOCKS = 8
 _FRAMES = 8  # averaged before jumps are squared: tiles stay where they are
 _MARGIN = 2  # a line counts by its squared jump over this many times the next lines': the ratio that chance does not reach
 _LEAST_NEAR = 2  # lines that a line must be compared with: fewer say nothing of chance
-_HALF_RANGE = 127.5  # levels of 8 bits per unit of [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _profiles(video: Tensor, source: Tensor | None = None) -> tuple[Tensor, Tens
     rows, columns, frames = [], [], []
     for start, end in _pieces(video.shape[1], max(round(video.shape[1] / _FRAMES), 1)):
         group = video[:, start:end].double()
-        group = (group - (source[:, start:end].double() if source is not None else 0)) * _HALF_RANGE  # (3, t, H, W)
+        group = (group - (source[:, start:end].double() if source is not None else 0)) * HALF_RANGE  # (3, t, H, W)
         still = group.mean(dim=1)
         rows.append(_means(still, _PARTS).mT)
         columns.append(_means(still.mT, _PARTS).mT)

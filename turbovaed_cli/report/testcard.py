@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from turbovaed_cli.evaluation.scores import own_side
 from turbovaed_cli.evaluation.testcard.scores import (
     FIGURES,
     CardResult,
     PatternScores,
     Pictures,
     figure_text,
-    own_side,
     summarise_card,
     summary_rows,
     worst_patterns,
@@ -81,7 +81,7 @@ class CardView:
 
 def card_view(card: CardResult, name: str) -> CardView:
     """Return what a page shows of a card. A card that was read from a document has no pictures."""
-    own = own_side(card).capitalize()
+    own = own_side(card.family).capitalize()
     height, width = card.size
     flat = [one for one in card.patterns if one.colour is not None and one.pictures is not None]
     return CardView(

@@ -10,12 +10,13 @@ from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.evaluation.decoding import decode_clip
 from turbovaed_cli.evaluation.evaluate import fit_teacher, measuring_device, with_shared_teachers
+from turbovaed_cli.evaluation.scores import Scores
 from turbovaed_cli.evaluation.testcard.patterns import PATTERNS, PatternClip, patterns_for
-from turbovaed_cli.evaluation.testcard.scores import CardResult, PatternScores, Pictures, Scores
+from turbovaed_cli.evaluation.testcard.scores import CardResult, PatternScores, Pictures
 from turbovaed_cli.metrics.banding import banding
 from turbovaed_cli.metrics.colour import colour_errors
 from turbovaed_cli.metrics.grid import grid
-from turbovaed_cli.metrics.pixels import psnr
+from turbovaed_cli.metrics.pixels import HALF_RANGE, psnr
 from turbovaed_cli.models.pair import Pair
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.reporting import Reporter, quiet
@@ -23,7 +24,6 @@ from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import to_model
 
 COLOUR_FRAMES = 5  # of a clip, evenly spread, that the colour error is measured on: it costs more than all the rest
-_HALF_RANGE = 127.5  # levels of 255 per unit of [-1, 1]
 
 
 def measure_testcard(
@@ -46,17 +46,14 @@ def measure_testcards(
     for name in only:
         check_choice("`only`", name, (pattern.name for pattern in PATTERNS))
     pairs = with_shared_teachers(pairs)
-    of_teacher: dict[int, list[PatternClip]] = {}
-    for teacher in _teachers(pairs):
-        of_teacher[id(teacher)] = patterns_for(teacher.spec, settings.frames, settings.size)
-    for teacher in _teachers(pairs):
-        fit_teacher(teacher, settings, report)
     work = [
         (teacher, clip)
         for teacher in _teachers(pairs)
-        for clip in of_teacher[id(teacher)]
+        for clip in patterns_for(teacher.spec, settings.frames, settings.size)
         if clip.pattern.name in only or not only
     ]
+    for teacher in _teachers(pairs):
+        fit_teacher(teacher, settings, report)
     found: list[list[PatternScores]] = [[] for _ in pairs]
     for teacher, clip in report.track(work, "test card"):
         members = [number for number, pair in enumerate(pairs) if pair.teacher is teacher]
@@ -138,7 +135,7 @@ def border_error(video: Tensor, source: Tensor, cell: int) -> float | None:
     height, width = video.shape[-2:]
     if min(height, width) < 3 * cell:
         return None
-    squares = ((video.double() - source.double()) * _HALF_RANGE).square().mean(dim=(0, 1))
+    squares = ((video.double() - source.double()) * HALF_RANGE).square().mean(dim=(0, 1))
     inside = squares[cell:-cell, cell:-cell]
     outside = (squares.sum() - inside.sum()) / (squares.numel() - inside.numel())
     return float(outside.clamp(min=0).sqrt() - inside.mean().sqrt())
@@ -153,7 +150,7 @@ def still_flicker(video: Tensor, source: Tensor) -> float | None:
     is_still = (source.diff(dim=1) == 0).all(dim=0)  # (T - 1, H, W)
     if not is_still.any():
         return None
-    changes = video.double().diff(dim=1)[:, is_still] * _HALF_RANGE
+    changes = video.double().diff(dim=1)[:, is_still] * HALF_RANGE
     return float(changes.square().mean().sqrt())
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 
 from turbovaed_cli.errors import CorruptFileError
+from turbovaed_cli.evaluation.scores import SIDES, Scores, own_side
 from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.metrics import MAX_PSNR_DB
 
-Scores = dict[str, float]
 LOW_PSNR_DB = 30.0  # patterns below it are counted
 CARD_VERSION = 1
-SIDES = ("teacher", "student")
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def worst_patterns(card: CardResult) -> list[tuple[str, PatternScores]]:
 
 
 def in_order(patterns: Sequence[PatternScores]) -> list[PatternScores]:
-    """Return patterns, those on which the student falls furthest behind its teacher first."""
+    """Return patterns by how far the student's PSNR is below the teacher's, the largest gap first."""
     return sorted(patterns, key=lambda one: -one.shortfall_db)
 
 
@@ -159,7 +158,7 @@ def figure_text(name: str, value: float | None) -> str:
 
 def summary_rows(card: CardResult) -> list[tuple[str, str]]:
     """Return the summary of a card as (name, sentence)."""
-    summary, own = summarise_card(card), own_side(card)
+    summary, own = summarise_card(card), own_side(card.family)
     mean, low = summary.mean_psnr, summary.num_low
     worst = (
         ("worst flat colour", summary.worst_flat, "psnr"),
@@ -184,11 +183,6 @@ def summary_rows(card: CardResult) -> list[tuple[str, str]]:
 def _with_unit(name: str, scores: Scores) -> str:
     text, unit = figure_text(name, scores.get(name)), FIGURES[name].unit
     return f"{unit} {text}" if unit == "ΔE" else f"{text}{' of ' + unit[1:] if unit.startswith('/') else f' {unit}'}".rstrip()
-
-
-def own_side(card: CardResult) -> str:
-    """Return the word for the side of the model: a decoder of another family is no student."""
-    return "student" if card.family in ("", "turbo-vaed") else "decoder"
 
 
 # --- the document -------------------------------------------------------------------------------------------------
