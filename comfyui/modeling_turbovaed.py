@@ -12,6 +12,7 @@ A pipeline with this student as its VAE, saved by `pipe.save_pretrained`, loads 
 """
 
 import ctypes
+import difflib
 import errno
 import functools
 import inspect
@@ -204,6 +205,39 @@ class ShapeError(SettingsError):
 
 class FrameCountError(ShapeError):
     """A number of frames (or latent frames) that does not survive encode and decode."""
+
+
+# What people call these elsewhere. Only suggested, never taken for it.
+OTHER_WORDS = {
+    "float16": "fp16", "half": "fp16", "f16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32", "f32": "fp32",
+    "full": "fp32", "w8a8": "int8", "6-bit": "6bit", "palettized": "6bit",
+    "mlpackage": "coreml", "mlmodel": "coreml", "core-ml": "coreml", "tflite": "litert", "tensorflow-lite": "litert",
+    "pte": "executorch", "xnnpack": "executorch", "ort": "onnx", "onnxruntime": "onnx", "pt2": "torch-export",
+    "tensorrt": "onnx", "trt": "onnx", "pytorch": "torch", "eager": "torch", "gpu": "cuda", "metal": "mps", "adam": "adamw",
+}  # fmt: skip
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The one or two of `known` that `name` may have been meant for; none if nothing is like it."""
+    names, typed = list(known), name.strip().lower()
+    if OTHER_WORDS.get(typed) in names:
+        return [OTHER_WORDS[typed]]
+    return difflib.get_close_matches(typed, names, n=2, cutoff=0.6)
+
+
+def hint_for(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The hint below an unknown name: what was probably meant, and all there is."""
+    names = list(known)
+    every = otherwise or f"one of: {', '.join(names)}"
+    found = nearest(name, names)
+    return f"did you mean {' or '.join(found)}? {every}" if found else every
+
+
+def check_choice(option: str, name: str, known: Iterable[str], otherwise: str = "") -> None:
+    """Raise SettingsError unless `name`, the value of `option`, is one of `known`."""
+    names = list(known)
+    if name not in names:
+        raise SettingsError(f"{option} {name} is unknown", hint_for(name, names, otherwise))
 
 
 # Texts of errors that mean too little memory, besides the types of such errors: allocators of torch and onnxruntime, and
@@ -450,38 +484,41 @@ class ChannelLayerNorm(nn.LayerNorm):
         return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
-def pad_time(x: Tensor, kernel_size: int) -> Tensor:
-    """Repeat the first and last frame of (B, C, t, h, w), (kernel_size - 1) / 2 times each; only space is padded with zeros."""
+def pad_time(x: Tensor, kernel_size: int, *, causal: bool = False) -> Tensor:
+    """Repeat the first and last frame of (B, C, t, h, w), (kernel_size - 1) / 2 times each; only space is padded with zeros.
+
+    For a causal convolution the first frame is repeated kernel_size - 1 times, and the last one not at all.
+    """
     reach = (kernel_size - 1) // 2
     if reach == 0:
         return x
     first, last = x[:, :, :1], x[:, :, -1:]
-    return torch.cat([first] * reach + [x] + [last] * reach, dim=2)
+    return torch.cat([first] * (2 * reach) + [x] if causal else [first] * reach + [x] + [last] * reach, dim=2)
 
 
 class TimeReplicatedConv3d(nn.Module):
-    """A k x k x k convolution, stride 1, not causal: (B, C, t, h, w) to (B, O, t, h, w).
+    """A k x k x k convolution, stride 1: (B, C, t, h, w) to (B, O, t, h, w). A causal one sees no frame after its own.
 
     Two cases are computed in another way, several times faster (benchmarks/plain_vs_fast.py). With few outputs, as in the last
     layer, one 2-D convolution per frame makes the outputs of all three taps; these are added up, shifted by a frame. With an
     input so small that torch would take its slow path on a CPU, a 2-D convolution runs over the channels of three frames.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, causal: bool = False) -> None:
         super().__init__()
         reach = kernel_size // 2
-        self.kernel_size = kernel_size
+        self.kernel_size, self.causal = kernel_size, causal
         self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, padding=(0, reach, reach))
 
     def forward(self, x: Tensor) -> Tensor:
         if is_hooked(self.conv):
-            return cast(Tensor, self.conv(pad_time(x, self.kernel_size)))
-        if self._has_few_outputs:
-            before, same, after = self._taps(x)
-            before = torch.cat([before[:, :, :1], before[:, :, :-1]], dim=2)  # repeats few outputs, not many inputs
-            after = torch.cat([after[:, :, 1:], after[:, :, -1:]], dim=2)
-            return before + same + after
-        padded = pad_time(x, self.kernel_size)
+            return cast(Tensor, self.conv(pad_time(x, self.kernel_size, causal=self.causal)))
+        if self._has_few_outputs:  # repeats few outputs, not many inputs
+            first, second, third = self._taps(x)
+            if self.causal:
+                return _later(_later(first) + second) + third
+            return _later(first) + second + torch.cat([third[:, :, 1:], third[:, :, -1:]], dim=2)
+        padded = pad_time(x, self.kernel_size, causal=self.causal)
         slow = padded.device.type == "cpu" and padded.shape[0] == 1 and padded[0, ..., 0].numel() <= SLOW_PATH
         if self.kernel_size == 3 and slow and padded.numel() >= WORTH_COPYING:
             return self._taps_as_channels(padded)
@@ -497,13 +534,18 @@ class TimeReplicatedConv3d(nn.Module):
         return unfold_time(functional.conv2d(fold_time(frames), weight, self.conv.bias, padding=1), 1)
 
     def _taps(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return what each frame adds to the next output, to its own (with the bias) and to the one before: (B, O, T, H, W)."""
+        """Return what each frame gives by each of the three taps in time, the second with the bias: (B, O, T, H, W) each."""
         num_outputs, bias = self.conv.out_channels, self.conv.bias
         assert bias is not None
         weight = self.conv.weight.movedim(2, 0).flatten(0, 1)  # (3 * O, C, 3, 3), tap by tap
         once = functional.pad(bias, (num_outputs, num_outputs))
         taps = unfold_time(functional.conv2d(fold_time(x), weight, once, padding=1), x.shape[0])  # (B, 3 * O, T, H, W)
         return taps[:, :num_outputs], taps[:, num_outputs : 2 * num_outputs], taps[:, 2 * num_outputs :]
+
+
+def _later(x: Tensor) -> Tensor:
+    """Return (B, C, T, H, W) a frame later; its first frame is there twice."""
+    return torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -527,20 +569,86 @@ def unfold_time(x: Tensor, batch: int) -> Tensor:
 class DepthwiseSeparableConv3d(nn.Module):
     """A depthwise k x k x k convolution, then a pointwise one, both with bias: (B, C, t, h, w) to (B, O, t, h, w)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 5) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 5, *, causal: bool = False) -> None:
         super().__init__()
         reach = kernel_size // 2
-        self.kernel_size = kernel_size
+        self.kernel_size, self.causal = kernel_size, causal
         self.depthwise_conv = nn.Conv3d(in_channels, in_channels, kernel_size, padding=(0, reach, reach), groups=in_channels)
         self.pointwise_conv = nn.Conv3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise_conv(pad_time(x, self.kernel_size))
+        x = self.depthwise_conv(pad_time(x, self.kernel_size, causal=self.causal))
         if is_hooked(self.pointwise_conv):
             return cast(Tensor, self.pointwise_conv(x))
         # Over (T * H, W) in 2-D: as fast as in 3-D, and its gradient twice as fast.
         weight, bias = self.pointwise_conv.weight.squeeze(2), self.pointwise_conv.bias
         return functional.conv2d(x.flatten(2, 3), weight, bias).unflatten(2, x.shape[2:4])
+
+
+class SpaceThenTimeConv3d(nn.Module):
+    """A full 1 x 3 x 3 convolution in space, then a depthwise 3 x 1 x 1 one in time, (2+1)-D: (B, C, t, h, w) to (B, O, t, h, w).
+
+    The first one has the bias. In time, the second one begins as the identity.
+    """
+
+    kernel_size = 3  # in time
+
+    def __init__(self, in_channels: int, out_channels: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.causal = causal
+        self.spatial_conv = nn.Conv3d(in_channels, out_channels, (1, 3, 3), padding=(0, 1, 1))
+        self.temporal_conv = nn.Conv3d(out_channels, out_channels, (3, 1, 1), groups=out_channels, bias=False)
+        with torch.no_grad():
+            self.temporal_conv.weight.zero_()[:, :, 2 if causal else 1] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = pad_time(self.spatial_conv(x), self.kernel_size, causal=self.causal)
+        if is_hooked(self.temporal_conv):
+            return cast(Tensor, self.temporal_conv(padded))
+        frames = padded.shape[2] - 2
+        taps = self.temporal_conv.weight.unbind(2)  # three products and sums: several times faster than the convolution
+        return sum_of(padded[:, :, i : i + frames] * tap.view(1, -1, 1, 1, 1) for i, tap in enumerate(taps))
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, from the first one on."""
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
+
+
+# A convolution of a student by the name of its type in the config.
+CONV_TYPES = ("3d", "depthwise", "2+1d")
+
+
+StudentConv = TimeReplicatedConv3d | DepthwiseSeparableConv3d | SpaceThenTimeConv3d
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """How the convolutions and activations of a block are made."""
+
+    conv: str = "3d"  # of CONV_TYPES
+    depthwise_kernel: int = 5
+    causal: bool = False
+    activation: str | None = None  # "relu" or "silu" everywhere; None: as published
+
+    def make_conv(self, in_channels: int, out_channels: int) -> StudentConv:
+        """Return a convolution of a resnet."""
+        if self.conv == "depthwise":
+            return DepthwiseSeparableConv3d(in_channels, out_channels, self.depthwise_kernel, causal=self.causal)
+        return self.make_full_conv(in_channels, out_channels)
+
+    def make_full_conv(self, in_channels: int, out_channels: int) -> TimeReplicatedConv3d | SpaceThenTimeConv3d:
+        """Return the convolution of an upsampler, which is never depthwise-separable."""
+        if self.conv == "2+1d":
+            return SpaceThenTimeConv3d(in_channels, out_channels, causal=self.causal)
+        return TimeReplicatedConv3d(in_channels, out_channels, causal=self.causal)
+
+    def make_activation(self, published: str = "silu") -> nn.Module:
+        """Return the activation at a place where the published student has `published`."""
+        return nn.ReLU() if (self.activation or published) == "relu" else nn.SiLU()
 
 
 def pixel_shuffle_3d(x: Tensor, time: int, space: int = 2) -> Tensor:
@@ -563,11 +671,13 @@ class Upsampler3d(nn.Module):
     causal teacher is one pixel frame. Video DC-AE is not causal and keeps it.
     """
 
-    def __init__(self, channels: int, *, upsample_space: bool, upsample_time: bool, drop_first_frame: bool) -> None:
+    def __init__(
+        self, channels: int, style: BlockStyle, *, upsample_space: bool, upsample_time: bool, drop_first_frame: bool
+    ) -> None:
         super().__init__()
         self.time, self.space = 2 if upsample_time else 1, 2 if upsample_space else 1
         self.drop_first_frame = drop_first_frame and upsample_time
-        self.conv = TimeReplicatedConv3d(channels, channels * self.time * self.space**2)
+        self.conv = style.make_full_conv(channels, channels * self.time * self.space**2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pixel_shuffle_3d(self.conv(x), self.time, self.space)
@@ -591,14 +701,14 @@ class ResnetBlock(nn.Module):
     (B, C, t, h, w) to (B, O, t, h, w).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, depthwise_kernel: int | None, relu_first: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, style: BlockStyle, *, relu_first: bool = False) -> None:
         super().__init__()
         self.norm1 = ChannelRMSNorm()
-        self.act1 = nn.ReLU() if relu_first else nn.SiLU()
-        self.conv1 = _conv(in_channels, out_channels, depthwise_kernel)
+        self.act1 = style.make_activation("relu" if relu_first else "silu")
+        self.conv1 = style.make_conv(in_channels, out_channels)
         self.norm2 = ChannelRMSNorm()
-        self.act2 = nn.SiLU()
-        self.conv2 = _conv(out_channels, out_channels, depthwise_kernel)
+        self.act2 = style.make_activation()
+        self.conv2 = style.make_conv(out_channels, out_channels)
         if in_channels != out_channels:
             self.norm3 = ChannelLayerNorm(in_channels)
             self.conv_shortcut = TimeReplicatedConv3d(in_channels, out_channels, kernel_size=1)
@@ -610,20 +720,12 @@ class ResnetBlock(nn.Module):
         return x + residual
 
 
-def _conv(in_channels: int, out_channels: int, depthwise_kernel: int | None) -> nn.Module:
-    if depthwise_kernel is None:
-        return TimeReplicatedConv3d(in_channels, out_channels)
-    return DepthwiseSeparableConv3d(in_channels, out_channels, depthwise_kernel)
-
-
 class MidBlock(nn.Module):
     """Resnets at the resolution of the latents: (B, C, t, h, w) to the same shape."""
 
-    def __init__(self, channels: int, num_layers: int, *, depthwise_kernel: int | None) -> None:
+    def __init__(self, channels: int, num_layers: int, style: BlockStyle) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock(channels, channels, depthwise_kernel=depthwise_kernel, relu_first=False) for _ in range(num_layers)
-        )
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, style) for _ in range(num_layers))
 
     def forward(self, x: Tensor) -> Tensor:
         for resnet in self.resnets:
@@ -634,8 +736,8 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
 
-    After an upsampler, the first activation of each resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w) to
-    (B, O, T, H, W), of the same or the doubled size in time, space or both.
+    After an upsampler, the first activation of each published resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w)
+    to (B, O, T, H, W), of the same or the doubled size in time, space or both.
     """
 
     def __init__(
@@ -643,24 +745,27 @@ class UpBlock(nn.Module):
         in_channels: int,
         out_channels: int,
         num_layers: int,
+        style: BlockStyle,
         *,
-        depthwise_kernel: int | None,
         upsample_space: bool,
         upsample_time: bool,
         drop_first_frame: bool,
     ) -> None:
         super().__init__()
         if in_channels != out_channels:
-            self.conv_in = ResnetBlock(in_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=False)
+            self.conv_in = ResnetBlock(in_channels, out_channels, style)
         upsamples = upsample_space or upsample_time
         if upsamples:
             upsampler = Upsampler3d(
-                out_channels, upsample_space=upsample_space, upsample_time=upsample_time, drop_first_frame=drop_first_frame
+                out_channels,
+                style,
+                upsample_space=upsample_space,
+                upsample_time=upsample_time,
+                drop_first_frame=drop_first_frame,
             )
             self.upsamplers = nn.ModuleList([upsampler])
         self.resnets = nn.ModuleList(
-            ResnetBlock(out_channels, out_channels, depthwise_kernel=depthwise_kernel, relu_first=upsamples)
-            for _ in range(num_layers)
+            ResnetBlock(out_channels, out_channels, style, relu_first=upsamples) for _ in range(num_layers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -884,6 +989,23 @@ class Convolution:
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
+class TimeConvolution:
+    """A depthwise 3 x 1 x 1 convolution over frames, without bias: three products and sums. Time is already padded."""
+
+    reach_time, reach = 1, 0
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.taps = weight.detach().to(dtype).flatten(1).unbind(1)  # of (O, 1, 3, 1, 1): three of (O,)
+
+    def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
+        """Convolve `x` (n, O, H, W) to (n - 2, O, H, W); there is nothing to pad."""
+        rows, frames = x.permute(0, 2, 3, 1), max(x.shape[0] - 2, 0)
+        made = rows[:frames] * self.taps[0]
+        for i, tap in enumerate(self.taps[1:], start=1):
+            made.addcmul_(rows[i : i + frames], tap)
+        return made.permute(0, 3, 1, 2)
+
+
 _reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # newer than its type stub
 
 
@@ -1034,6 +1156,12 @@ class FrameRule:
         return f"{text}, at most {self.maximum}" if self.maximum else text
 
 
+ACTIVATIONS = ("relu", "silu")
+
+
+TAILS = {"convs": (1, 2, 4), "patches": (1, 2, 4, 8)}  # what makes pixels at the end: the sizes of patches that it can have
+
+
 class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The decoder of latents (B, C, t, h, w), in the teacher's raw latent space, to video (B, 3, T, H, W) in [-1, 1].
 
@@ -1074,6 +1202,9 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         teacher: str | None = None,
         decoder_temporal_only: Sequence[bool] | None = None,
         timestep_conditioning: bool = False,
+        decoder_conv_types: Sequence[str] | None = None,
+        decoder_tail: str = "convs",
+        decoder_activation: str | None = None,
     ) -> None:
         super().__init__()
         plan = plan_blocks(
@@ -1083,22 +1214,25 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             spatio_temporal_scaling,
             decoder_spatio_only,
             decoder_temporal_only,
+            decoder_conv_types,
         )
-        _check_tail(patch_size, plan[-1].channels)
-        if decoder_causal or patch_size_t != 1:
-            raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+        _check_tail(decoder_tail, patch_size, plan[-1].channels)
+        if decoder_activation is not None:
+            check_choice("decoder_activation", decoder_activation, ACTIVATIONS)
+        if patch_size_t != 1:
+            raise SettingsError("patch_size_t > 1 was never part of the published student")
         if timestep_conditioning:  # pipelines add noise to the latents of a decoder that has it
             raise SettingsError("timestep_conditioning is on: a student takes latents alone")
 
-        kernel = decoder_dw_kernel_size
-        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)
-        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, depthwise_kernel=kernel if plan[0].depthwise else None)
+        style = BlockStyle(depthwise_kernel=decoder_dw_kernel_size, causal=decoder_causal, activation=decoder_activation)
+        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels, causal=decoder_causal)
+        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, replace(style, conv=plan[0].conv))
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 before.channels,
                 block.channels,
                 block.num_layers,
-                depthwise_kernel=kernel if block.depthwise else None,
+                replace(style, conv=block.conv),
                 upsample_space=block.upsample_space,
                 upsample_time=block.upsample_time,
                 drop_first_frame=not is_video_dc_ae,
@@ -1106,13 +1240,17 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             for before, block in pairwise(plan)
         )
         self.norm_out = ChannelRMSNorm()
-        self.act_out = nn.SiLU()
-        channels = plan[-1].channels
-        if patch_size > 1:
-            self.upsampler2d_1 = Upsampler2d(channels)
-        if patch_size > 2:
-            self.upsampler2d_2 = Upsampler2d(channels // 4)
-        self.conv_out = TimeReplicatedConv3d(channels // patch_size**2, out_channels)
+        self.act_out = style.make_activation()
+        channels, pixels = plan[-1].channels, out_channels
+        if decoder_tail == "patches":
+            pixels = out_channels * patch_size**2
+        else:
+            if patch_size > 1:
+                self.upsampler2d_1 = Upsampler2d(channels)
+            if patch_size > 2:
+                self.upsampler2d_2 = Upsampler2d(channels // 4)
+            channels //= patch_size**2
+        self.conv_out = TimeReplicatedConv3d(channels, pixels, causal=decoder_causal)
 
         num_space = sum(block.upsample_space for block in plan)
         num_time = sum(block.upsample_time for block in plan)
@@ -1126,6 +1264,11 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def tail_upsamplers(self) -> list[Upsampler2d]:
         """The 2-D upsamplings of the tail in running order; each doubles the height and width of single frames."""
         return [getattr(self, name) for name in ("upsampler2d_1", "upsampler2d_2") if hasattr(self, name)]
+
+    @property
+    def patch_out(self) -> int:
+        """The side of the patches of pixels that the last convolution makes; 1: it makes pixels."""
+        return int(self.config.patch_size) if self.config.decoder_tail == "patches" else 1
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Return T, the number of pixel frames that the student makes of t latent frames."""
@@ -1221,19 +1364,20 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Its end and `conv_out` keep the precision of their weights under autocast. Rounding to bf16 would shift colours by up
         to 1 in 255, and the student would learn to compensate for that.
         """
-        if self.config.patch_size > 1:
-            x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+        first, others = self.tail_upsamplers[:1], self.tail_upsamplers[1:]
+        for upsampler in first:
+            x = upsampler(self.act_out(self.norm_out(x)))
         last = self.conv_out.conv  # layerwise casting stores its weights in fewer bits than it computes in
         x = x.to(self.dtype if is_hooked(last) else last.weight.dtype)
         with _no_autocast(x.device):
-            if self.config.patch_size > 2:
-                x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+            for upsampler in others:
+                x = upsampler(self.act_out(self.norm_out(x)))
             return cast(Tensor, self.act_out(self.norm_out(x)))
 
     def _tail(self, x: Tensor) -> Tensor:
         x = self.before_last(x)
         with _no_autocast(x.device):
-            return cast(Tensor, self.conv_out(x))
+            return pixel_shuffle_3d(self.conv_out(x), 1, self.patch_out) if self.patch_out > 1 else cast(Tensor, self.conv_out(x))
 
 
 # Keys of a saved config that follow from the others: pipelines read them from the configs of VAE classes.
@@ -1264,11 +1408,16 @@ def facts_for_pipelines(latent_channels: int, time_ratio: int, space_ratio: int)
     }
 
 
-def _check_tail(patch_size: int, channels: int) -> None:
+def _check_tail(tail: str, patch_size: int, channels: int) -> None:
     """Raise SettingsError for a tail that does not exist, or one whose upsamplings cannot divide the last block's channels."""
-    if patch_size not in (1, 2, 4):
-        raise SettingsError(f"patch_size is {patch_size}; it can be 1, 2 or 4", "other ratios come from blocks that upsample")
-    if channels % patch_size**2:
+    check_choice("decoder_tail", tail, tuple(TAILS))
+    if patch_size not in TAILS[tail]:
+        *sizes, largest = map(str, TAILS[tail])
+        raise SettingsError(
+            f"patch_size is {patch_size}; with decoder_tail {tail} it can be {', '.join(sizes)} or {largest}",
+            "other ratios come from blocks that upsample",
+        )
+    if tail == "convs" and channels % patch_size**2:
         raise SettingsError(
             f"decoder_block_out_channels begins with {channels}, which patch_size {patch_size} divides by {patch_size**2}",
             f"give a multiple of {patch_size**2}",
@@ -1287,7 +1436,7 @@ class BlockPlan:
 
     channels: int
     num_layers: int
-    depthwise: bool
+    conv: str  # of CONV_TYPES
     upsample_space: bool
     upsample_time: bool
 
@@ -1299,10 +1448,12 @@ def plan_blocks(
     scaling: Sequence[bool],
     spatio_only: Sequence[bool] | None,
     temporal_only: Sequence[bool] | None = None,
+    conv_types: Sequence[str] | None = None,
 ) -> list[BlockPlan]:
     """Return the blocks of a published config in running order; its lists are output-first.
 
-    Raises SettingsError if the lengths of the lists disagree, or if a block is to upsample only space and only time.
+    Raises SettingsError if the lengths of the lists disagree, if a block is to upsample only space and only time, or for an
+    unknown type of convolution.
     """
     num_up = len(channels)
     spatio_only = spatio_only or [False] * num_up
@@ -1313,6 +1464,7 @@ def plan_blocks(
         "spatio_temporal_scaling": (len(scaling), num_up),
         "decoder_spatio_only": (len(spatio_only), num_up),
         "decoder_temporal_only": (len(temporal_only), num_up),
+        "decoder_conv_types": (num_up + 1 if conv_types is None else len(conv_types), num_up + 1),
     }
     for name, (found, wanted) in lengths.items():
         if found != wanted:
@@ -1322,12 +1474,15 @@ def plan_blocks(
             raise SettingsError(
                 f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
             )
-    mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
+    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
+    for one in convs:
+        check_choice("decoder_conv_types", one, CONV_TYPES)
+    mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
     return [mid] + [
         BlockPlan(
             channels[i],
             layers[i],
-            bool(depthwise[i]),
+            convs[i],
             upsample_space=scaling[i] and not temporal_only[i],
             upsample_time=scaling[i] and not spatio_only[i],
         )
@@ -1352,8 +1507,11 @@ class StreamStage(Protocol):
         """Take new frames (n, C, h, W) of a stripe; return the frames and rows (m, C', h', W') that are determined by now."""
         ...
 
-    def frames_out(self, frames: int) -> int:
-        """Return the number of frames that are out after `frames` have come in, if more follow."""
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
+        """Return the number of frames that are out after `frames` have come in, if more follow.
+
+        Without `pads`, those are not counted that see frames repeated before the first one.
+        """
         ...
 
 
@@ -1400,15 +1558,18 @@ class _Framewise:
     def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         return self.layer(x)
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         return frames * self.time
 
 
 class StreamConvolution:
     """A convolution that keeps the prepared frames, and within a piece the rows, that its next output needs."""
 
-    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
+    def __init__(
+        self, kernel: Convolution | TimeConvolution, prepare: Preparation, scratch: Scratch, kept: Memory, *, causal: bool = False
+    ) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
+        self.ahead = 0 if causal else kernel.reach_time  # frames after an output's own that it needs
         self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
 
@@ -1431,9 +1592,9 @@ class StreamConvolution:
         frames, channels, height, width = x.shape
         reach_time, reach = self.kernel.reach_time, self.kernel.reach
         kept = self.kept.get(at.stripe)
-        head = kept.shape[0] if kept is not None else reach_time if frames else 0
+        head = kept.shape[0] if kept is not None else 2 * reach_time - self.ahead if frames else 0
         known = head + frames
-        tail = reach_time if at.end and known else 0
+        tail = self.ahead if at.end and known else 0
         top = bottom = 0
         if reach and not (at.top and at.bottom):
             top = self.above.shape[2] if self.above is not None else reach
@@ -1451,8 +1612,8 @@ class StreamConvolution:
             padded[:, :, -bottom:] = 0
         return padded, top
 
-    def frames_out(self, frames: int) -> int:
-        return frames - self.kernel.reach_time
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
+        return frames - (self.ahead if pads else 2 * self.kernel.reach_time)
 
 
 class StreamShortcut:
@@ -1490,9 +1651,9 @@ class StreamResidual:
             self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
         return y.add_(straight[:, :, : y.shape[2]])
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         for stage in self.branch:
-            frames = stage.frames_out(frames)
+            frames = stage.frames_out(frames, pads=pads)
         return frames
 
 
@@ -1508,7 +1669,7 @@ class WithoutFirst:
         self.dropped.add(at.stripe)
         return x[1:]
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         return frames - 1
 
 
@@ -1631,7 +1792,7 @@ class FastDecoder:
         return video
 
     def _makers_of(self, student: StudentNetwork) -> Iterator[StageMaker]:
-        yield self._convolution(student.conv_in)
+        yield from self._convolution(student.conv_in)
         for block in (student.mid_block, *student.up_blocks):
             if hasattr(block, "conv_in"):
                 yield self._residual(cast(ResnetBlock, block.conv_in))
@@ -1639,14 +1800,18 @@ class FastDecoder:
                 yield from self._upsampling(cast(Upsampler3d, block.upsamplers[0]))
             for resnet in block.resnets:
                 yield self._residual(cast(ResnetBlock, resnet))
+        activation = _name_of(student.act_out)
         for upsampler in student.tail_upsamplers:
-            yield self._convolution(upsampler.conv, "silu", shuffled=(1, 2))
+            yield from self._convolution(upsampler.conv, activation, shuffled=(1, 2))
             yield framewise(partial(shuffle, time=1))
-        yield self._convolution(student.conv_out, "silu")
+        patch = student.patch_out
+        yield from self._convolution(student.conv_out, activation, shuffled=(1, patch) if patch > 1 else None)
+        if patch > 1:
+            yield framewise(partial(shuffle, time=1, space=patch))
 
     def _kernel(self, convolution: nn.Module, shuffled: tuple[int, int] | None = None) -> Convolution:
         """Return the kernel of a convolution; if a shuffle by the factors `shuffled` (time, space) follows, in its order."""
-        inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
+        inner = cast(nn.Conv3d, convolution)
         weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
         if shuffled:
             order = shuffle_order(len(bias), *shuffled).to(bias.device)
@@ -1657,31 +1822,47 @@ class FastDecoder:
 
     def _convolution(
         self, convolution: nn.Module, activation: str | None = None, shuffled: tuple[int, int] | None = None
-    ) -> StageMaker:
-        kernel, prepare, scratch = self._kernel(convolution, shuffled), Preparation(activation), self.scratch
-        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep())
+    ) -> Iterator[StageMaker]:
+        """Yield the stages of a convolution, after norm and activation if one is named."""
+        causal = bool(getattr(convolution, "causal", False))
+        if isinstance(convolution, DepthwiseSeparableConv3d):
+            yield self._stage(self._kernel(convolution.depthwise_conv), activation, causal=causal)
+            yield framewise(partial(self._kernel(convolution.pointwise_conv), pad_height=True))
+        elif isinstance(convolution, SpaceThenTimeConv3d):
+            yield self._stage(self._kernel(convolution.spatial_conv, shuffled), activation)
+            weight = convolution.temporal_conv.weight
+            if shuffled:
+                weight = weight[shuffle_order(len(weight), *shuffled).to(weight.device)]
+            yield self._stage(TimeConvolution(weight, self.dtype), causal=causal)
+        else:
+            inner = convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution
+            yield self._stage(self._kernel(inner, shuffled), activation, causal=causal)
 
-    def _branch(self, convolution: nn.Module, activation: str) -> list[StageMaker]:
-        if not isinstance(convolution, DepthwiseSeparableConv3d):
-            return [self._convolution(convolution, activation)]
-        pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
-        return [self._convolution(convolution.depthwise_conv, activation), framewise(pointwise)]
+    def _stage(self, kernel: Convolution | TimeConvolution, activation: str | None = None, *, causal: bool = False) -> StageMaker:
+        prepare, scratch = Preparation(activation), self.scratch
+        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep(), causal=causal)
 
     def _residual(self, resnet: ResnetBlock) -> StageMaker:
-        first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
-        makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
+        makers = [
+            *self._convolution(resnet.conv1, _name_of(resnet.act1)),
+            *self._convolution(resnet.conv2, _name_of(resnet.act2)),
+        ]
         shortcut = None
         if hasattr(resnet, "conv_shortcut"):
-            pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
+            pointwise = partial(self._kernel(resnet.conv_shortcut.conv), pad_height=True)
             shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
         return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
 
     def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
         time, space = upsampler.time, upsampler.space
-        yield self._convolution(upsampler.conv, shuffled=(time, space))
+        yield from self._convolution(upsampler.conv, shuffled=(time, space))
         yield framewise(partial(shuffle, time=time, space=space), time)
         if upsampler.drop_first_frame:
             yield lambda _keep: WithoutFirst()
+
+
+def _name_of(activation: nn.Module) -> str:
+    return "relu" if isinstance(activation, nn.ReLU) else "silu"
 
 
 def fast_form(student: StudentNetwork) -> FastDecoder:
@@ -1724,10 +1905,18 @@ class StreamingDecoder:
     @property
     def lookahead_frames(self) -> int:
         """The number of pixel frames by which the output lags; `finish` returns them."""
+        return self._frames_short(pads=True)
+
+    @property
+    def context_frames(self) -> int:
+        """The number of pixel frames, before and after it, on whose latents a pixel frame depends."""
+        return self._frames_short(pads=False)
+
+    def _frames_short(self, *, pads: bool) -> int:
         many = 1000
         frames = many
         for stage in self.fast.stages():
-            frames = stage.frames_out(frames)
+            frames = stage.frames_out(frames, pads=pads)
         return self.student.pixel_frames(many) - frames
 
     @torch.no_grad()
@@ -1851,9 +2040,9 @@ def decode_as_memory_allows(
     """
     fast = student if isinstance(student, FastDecoder) else fast_form(student)
     ratio = int(fast.student.temporal_compression_ratio)
-    lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
-    # Frames that are not out yet depend on this many latents before the newest: the delay, and as many again for the past.
-    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
+    context = -(-StreamingDecoder(fast).context_frames // ratio)
+    # Frames that are not out yet depend on this many latents before the newest.
+    tape, done = _Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already

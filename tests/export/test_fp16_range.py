@@ -5,20 +5,24 @@ import copy
 import pytest
 import torch
 from golden import NAMES, load_golden, write_student
+from members import NAMED, built
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from turbovaed_cli.export.export_form import export_form
 from turbovaed_cli.export.fp16_range import keep_in_range
-from turbovaed_cli.models.layers import DepthwiseSeparableConv3d, ResnetBlock
+from turbovaed_cli.models.layers import ResnetBlock
 from turbovaed_cli.models.loading import load_student
 
 LAYOUTS = ("4d-cat", "4d-sum")
+SPLIT = "causal, in space then time, patches of 8"
 
 
-@pytest.fixture(scope="module", params=[*NAMES, "tiny"])
+@pytest.fixture(scope="module", params=[*NAMES, "tiny", SPLIT])
 def student(request, tmp_path_factory):
     if request.param == "tiny":
         return load_student("tiny")
+    if request.param == SPLIT:
+        return built(NAMED[SPLIT], dtype=torch.float32)
     return load_student(*write_student(load_golden(request.param), tmp_path_factory.mktemp(request.param)))
 
 
@@ -59,7 +63,9 @@ def test_residuals_times_4000_need_it(student):
     student = copy.deepcopy(student)
     for module in student.modules():
         if isinstance(module, ResnetBlock):
-            conv = module.conv2.pointwise_conv if isinstance(module.conv2, DepthwiseSeparableConv3d) else module.conv2.conv
+            conv = next(
+                getattr(module.conv2, name) for name in ("pointwise_conv", "spatial_conv", "conv") if hasattr(module.conv2, name)
+            )
             conv.weight *= 4000
             conv.bias *= 4000
     latents = latents_of(student)

@@ -1,14 +1,16 @@
-"""Random small students of every kind: tails, blocks that double time, space, both or nothing, with and without first frames."""
+"""Random small students of every kind: convolutions, tails, blocks that double time, space, both or nothing, causal and not."""
 
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 
+from turbovaed_cli.models.layers import CONV_TYPES, SpaceThenTimeConv3d
 from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.network import ACTIVATIONS, TAILS
 from turbovaed_cli.models.student import StudentDecoder
 
-BEFORE_TAIL = {1: 8, 2: 16, 4: 64}  # channels of the last block: a norm over one channel would be a step
+BEFORE_TAIL = {1: 8, 2: 16, 4: 64, 8: 16}  # channels of the last block: a norm over one channel would be a step
 KINDS = ("both", "space", "time", "none")
 
 
@@ -31,6 +33,10 @@ def members(draw: st.DrawFn, most_blocks: int = 3) -> dict[str, Any]:
         "decoder_layers_per_block": tuple(draw(st.lists(st.integers(0, 1), min_size=count + 1, max_size=count + 1))),
         "decoder_is_dw_conv": tuple(draw(st.lists(flags, min_size=count + 1, max_size=count + 1))),
         "decoder_dw_kernel_size": draw(st.sampled_from((3, 5))),
+        "decoder_conv_types": draw(st.none() | st.lists(st.sampled_from(CONV_TYPES), min_size=count + 1, max_size=count + 1)),
+        "decoder_causal": draw(flags),
+        "decoder_tail": draw(st.sampled_from(tuple(TAILS))),
+        "decoder_activation": draw(st.sampled_from((None, *ACTIVATIONS))),
     }
 
 
@@ -40,12 +46,20 @@ NAMED = {
     "8x8x8": member("time", "time", "both", "none", patch_size=4),
     "images": member("space", "space", "none", patch_size=2),
     "keeps first frames": member("time", "space", patch_size=1, dc=True),
-}
+    "causal, in space then time, patches of 8": member(
+        "both", "none", patch_size=8, decoder_tail="patches", decoder_conv_types=("2+1d",) * 3, decoder_causal=True,
+        decoder_activation="relu",
+    ),
+}  # fmt: skip
 
 
 def built(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float64) -> StudentDecoder:
     torch.manual_seed(seed)
-    return build_student(config).to(dtype).eval()
+    student = build_student(config).to(dtype).eval()
+    for module in student.modules():
+        if isinstance(module, SpaceThenTimeConv3d):  # it begins as the identity in time
+            torch.nn.init.normal_(module.temporal_conv.weight, std=0.6)
+    return student
 
 
 def latents_of(student: StudentDecoder, *shape: int, seed: int = 0) -> torch.Tensor:

@@ -21,13 +21,14 @@ UNKNOWN_END = 2**20  # latent frames: longer than any clip, used while its end i
 class Chunk:
     """A piece of a clip; x is (T, C, H, W).
 
-    Each convolution is handed the 2 * reach frames before it, so its output lags by `reach` frames.
+    Each convolution is handed the 2 * reach frames before it, so its output lags by `reach` frames, or not at all if causal.
 
     Frames are counted from the clip's first one. At a convolution, the new frames begin with frame rate * start - delay.
     Frames before the clip's first and after its last are replaced by that frame, wherever it is in the piece.
     """
 
-    def __init__(self, window: Tensor, kept: Sequence[Tensor] | None) -> None:
+    def __init__(self, window: Tensor, kept: Sequence[Tensor] | None, *, causal: bool) -> None:
+        self.causal = causal
         self.start, self.end = window[0:1], window[1:2]  # latent frames before this piece, and of the whole clip
         self.kept = None if kept is None else iter(kept)  # None: begin with zeros, to learn the shapes
         self.keeps: list[Tensor] = []  # the frames that the next piece is handed
@@ -43,7 +44,7 @@ class Chunk:
         where = torch.minimum(torch.maximum(where, first), last).clamp(0, count - 1)
         x = x.index_select(0, where)
         self.keeps.append(x[count - 2 * reach :])
-        self.delay += reach
+        self.delay += 0 if self.causal else reach
         return x
 
     def taps(self, x: Tensor, reach: int) -> list[Tensor]:
@@ -52,8 +53,8 @@ class Chunk:
 
     def beside(self, x: Tensor) -> Tensor:
         # Both convolutions of a resnet have the same reach, so its lag is the number of frames that the first was handed.
-        reach = self.keeps[-1].shape[0] // 2
-        return x[: x.shape[0] - 2 * reach]
+        handed = self.keeps[-1].shape[0]
+        return x[handed:] if self.causal else x[: x.shape[0] - handed]
 
     def shuffled(self, x: Tensor, factor: int, *, drop: bool) -> Tensor:
         lost = factor - 1 if drop else 0
@@ -121,7 +122,7 @@ class ChunkDecoder(nn.Module):
         piece = torch.zeros(1, *latents, dtype=form.conv_in.bias.dtype)
         # Only shapes matter, so trace one latent cell and multiply its rows and columns.
         with torch.no_grad():
-            chunk = Chunk(torch.tensor([0, 1], dtype=torch.int32), None)
+            chunk = Chunk(torch.tensor([0, 1], dtype=torch.int32), None, causal=form.causal)
             self.form.through(piece[:, :, :, :1, :1], chunk)
         _, _, height, width = latents
         kept = tuple(
@@ -130,7 +131,7 @@ class ChunkDecoder(nn.Module):
         self.plan = ChunkPlan((1, *latents), kept, chunk.rate, chunk.delay, chunk.dropped)
 
     def forward(self, latents: Tensor, window: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
-        chunk = Chunk(window, kept)
+        chunk = Chunk(window, kept, causal=self.form.causal)
         video = self.form.through(latents, chunk)
         return (video, *chunk.keeps)
 

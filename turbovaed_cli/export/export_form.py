@@ -20,9 +20,11 @@ from turbovaed_cli.models.layers import (
     ChannelLayerNorm,
     DepthwiseSeparableConv3d,
     ResnetBlock,
+    SpaceThenTimeConv3d,
     TimeReplicatedConv3d,
     UpBlock,
     Upsampler3d,
+    sum_of,
 )
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.settings import LAYOUTS
@@ -54,7 +56,10 @@ class Time(Protocol):
 
 
 class WholeClip:
-    """The frames of a whole clip at once; the first and last ones are repeated beyond the ends."""
+    """The frames of a whole clip at once; beyond the ends, the first and last ones are repeated, or only the first if causal."""
+
+    def __init__(self, *, causal: bool) -> None:
+        self.causal = causal
 
     def enter(self, x: Tensor, reach: int) -> Tensor:
         return x
@@ -63,7 +68,8 @@ class WholeClip:
         frames = x.shape[0]
         if frames == 1:  # a slice of everything would become an alias, which Core ML's converter cannot take
             return [x] * (2 * reach + 1)
-        padded = torch.cat([x[:1]] * reach + [x] + [x[-1:]] * reach)
+        before, after = (2 * reach, 0) if self.causal else (reach, reach)
+        padded = torch.cat([x[:1]] * before + [x] + [x[-1:]] * after)
         return [padded[i : i + frames] for i in range(2 * reach + 1)]
 
     def beside(self, x: Tensor) -> Tensor:
@@ -78,6 +84,7 @@ class FoldedDecoder(nn.Module):
 
     def __init__(self, student: StudentDecoder, *, concatenate: bool) -> None:
         super().__init__()
+        self.causal, self.patch = bool(student.config.decoder_causal), student.patch_out
         self.conv_in = FoldedConv(student.conv_in, concatenate=concatenate)
         modules: list[nn.Module] = [
             FoldedResnet(cast(ResnetBlock, m), concatenate=concatenate) for m in student.mid_block.resnets
@@ -85,6 +92,7 @@ class FoldedDecoder(nn.Module):
         for block in student.up_blocks:
             modules += _folded_up_block(cast(UpBlock, block), concatenate=concatenate)
         self.blocks = nn.ModuleList(modules)
+        self.act_out = copy.deepcopy(student.act_out)
         tail = student.tail_upsamplers
         for number, upsampler in enumerate(tail, start=1):
             self.add_module(f"upsampler2d_{number}", copy.deepcopy(upsampler.conv))
@@ -93,7 +101,7 @@ class FoldedDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped."""
-        return self.through(latents, WholeClip())
+        return self.through(latents, WholeClip(causal=self.causal))
 
     def through(self, latents: Tensor, time: Time) -> Tensor:
         """Decode latents (1, C, t, h, w) to video (1, 3, T, H, W), not clamped; `time` gives the neighbouring frames."""
@@ -103,8 +111,10 @@ class FoldedDecoder(nn.Module):
             x = block(x, time)
         *tail, last = self.norms_out
         for norm, upsampler in zip(tail, self.tail(), strict=True):
-            x = functional.pixel_shuffle(upsampler(functional.silu(norm(x))), 2)
-        x = self.conv_out(functional.silu(last(time.enter(x, self.conv_out.reach))), time)  # (T, 3, H, W)
+            x = functional.pixel_shuffle(upsampler(self.act_out(norm(x))), 2)
+        x = self.conv_out(self.act_out(last(time.enter(x, self.conv_out.reach))), time)
+        if self.patch > 1:
+            x = functional.pixel_shuffle(x, self.patch)  # (T, 3, H, W)
         return x.transpose(0, 1).unsqueeze(0)
 
     def tail(self) -> list[nn.Conv2d]:
@@ -153,6 +163,16 @@ class FoldedConv(nn.Module):
             weight.data *= by
         self.bias.data *= bias_by
 
+    def reorder(self, time: int) -> None:
+        """Move time, which is innermost in the output channels, outermost."""
+        for parameter in (*self.weights, self.bias):
+            parameter.data = _time_outermost(parameter.data, time)
+
+
+def _time_outermost(x: Tensor, time: int) -> Tensor:
+    """Return (O, ...) with the time of its channels outermost instead of innermost."""
+    return x.unflatten(0, (-1, time)).transpose(0, 1).flatten(0, 1).contiguous()
+
 
 class FoldedDepthwise(nn.Module):
     """A depthwise k x k x k convolution as the sum of k depthwise 2-D ones, without its bias, on (T, C, H, W)."""
@@ -199,6 +219,42 @@ class FoldedDepthwiseSeparable(nn.Module):
         self.weight.data /= by
 
 
+class FoldedSpaceThenTime(nn.Module):
+    """The 1 x 3 x 3 convolution of single frames, then the sum of three of them with factors per channel, on (T, C, H, W)."""
+
+    reach = 1
+
+    def __init__(self, source: SpaceThenTimeConv3d) -> None:
+        super().__init__()
+        spatial = source.spatial_conv
+        self.spatial = nn.Conv2d(spatial.in_channels, spatial.out_channels, 3, padding=1)
+        self.spatial.load_state_dict({"weight": spatial.weight[:, :, 0], "bias": cast(Tensor, spatial.bias)})
+        factors = source.temporal_conv.weight.detach()[:, 0, :, 0, 0]  # (O, 3)
+        self.factors = nn.ParameterList([factors[:, i].view(1, -1, 1, 1).clone() for i in range(3)])
+
+    def forward(self, x: Tensor, time: Time) -> Tensor:
+        taps = time.taps(self.spatial(x), self.reach)
+        return sum_of(tap * factor for tap, factor in zip(taps, self.factors, strict=True))
+
+    def scale(self, by: float, bias_by: float) -> None:
+        """Multiply the weights by `by` and the bias by `bias_by`, in place."""
+        self.spatial.weight.data *= by
+        cast(Tensor, self.spatial.bias).data *= bias_by
+
+    def scale_between(self, by: float) -> None:
+        """Multiply the values between space and time; the output stays the same."""
+        self.scale(by, by)
+        for factor in self.factors:
+            factor.data /= by
+
+    def reorder(self, time: int) -> None:
+        """Move time, which is innermost in the output channels, outermost."""
+        for parameter in self.spatial.parameters():
+            parameter.data = _time_outermost(parameter.data, time)
+        for factor in self.factors:
+            factor.data = _time_outermost(factor.data.flatten(), time).view(1, -1, 1, 1)
+
+
 class FoldedLayerNorm(nn.Module):
     """LayerNorm over the channels of (T, C, H, W) without permuting."""
 
@@ -219,7 +275,7 @@ class FoldedResnet(nn.Module):
 
     def __init__(self, source: ResnetBlock, *, concatenate: bool) -> None:
         super().__init__()
-        self.relu_first = isinstance(source.act1, nn.ReLU)
+        self.act1, self.act2 = copy.deepcopy(source.act1), copy.deepcopy(source.act2)
         self.norm1, self.norm2 = RMSNorm(), RMSNorm()
         self.conv1 = _folded_conv(source.conv1, concatenate=concatenate)
         self.conv2 = _folded_conv(source.conv2, concatenate=concatenate)
@@ -232,15 +288,24 @@ class FoldedResnet(nn.Module):
         x = time.enter(x, self.conv1.reach)
         beside = time.beside(x)
         residual = self.conv_shortcut(self.norm3(beside), time) if self.has_shortcut else beside
-        x = self.norm1(x)
-        x = self.conv1(functional.relu(x) if self.relu_first else functional.silu(x), time)
-        x = self.conv2(functional.silu(self.norm2(time.enter(x, self.conv2.reach))), time)
+        x = self.conv1(self.act1(self.norm1(x)), time)
+        x = self.conv2(self.act2(self.norm2(time.enter(x, self.conv2.reach))), time)
         return x + residual
 
 
-def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedConv | FoldedDepthwiseSeparable:
+FoldedAny = FoldedConv | FoldedDepthwiseSeparable | FoldedSpaceThenTime
+
+
+def _folded_conv(source: nn.Module, *, concatenate: bool) -> FoldedAny:
     if isinstance(source, DepthwiseSeparableConv3d):
         return FoldedDepthwiseSeparable(source)
+    return _folded_full(source, concatenate=concatenate)
+
+
+def _folded_full(source: nn.Module, *, concatenate: bool) -> FoldedConv | FoldedSpaceThenTime:
+    """Return the folded form of a convolution that may be an upsampler's."""
+    if isinstance(source, SpaceThenTimeConv3d):
+        return FoldedSpaceThenTime(source)
     assert isinstance(source, TimeReplicatedConv3d)
     return FoldedConv(source, concatenate=concatenate)
 
@@ -254,10 +319,8 @@ class FoldedUpsampler(nn.Module):
     def __init__(self, source: Upsampler3d, *, concatenate: bool) -> None:
         super().__init__()
         self.time, self.space, self.drop_first_frame = source.time, source.space, source.drop_first_frame
-        self.conv = FoldedConv(source.conv, concatenate=concatenate)
-        # Published weights have time innermost in the output channels. With time outermost, the time shuffle needs no permute.
-        for parameter in (*self.conv.weights, self.conv.bias):
-            parameter.data = parameter.data.unflatten(0, (-1, self.time)).transpose(0, 1).flatten(0, 1).contiguous()
+        self.conv = _folded_full(source.conv, concatenate=concatenate)
+        self.conv.reorder(self.time)  # so that the time shuffle needs no permute
 
     def forward(self, x: Tensor, time: Time) -> Tensor:
         x = self.conv(time.enter(x, self.conv.reach), time)

@@ -12,7 +12,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.export.export_form import FoldedDecoder, FoldedDepthwiseSeparable, FoldedResnet, FoldedUpsampler, RMSNorm
+from turbovaed_cli.export.export_form import (
+    FoldedDecoder,
+    FoldedDepthwiseSeparable,
+    FoldedResnet,
+    FoldedSpaceThenTime,
+    FoldedUpsampler,
+    RMSNorm,
+)
 from turbovaed_cli.models.layers import RMS_EPS
 
 LARGEST = 128.0  # of any value: 512 times below fp16's largest
@@ -44,14 +51,18 @@ def keep_in_range(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, i
             stream = exponent(name, *stretches[name])
         if isinstance(block, FoldedUpsampler):
             block.conv.scale(2.0 ** (before - stream), 2.0**-stream)
+            if isinstance(block.conv, FoldedSpaceThenTime):  # the values between were scaled with the output
+                block.conv.scale_between(2.0 ** (stream - exponent(f"{name}.conv.spatial")))
             continue
         assert isinstance(block, FoldedResnet)
         inside = exponent(f"{name}.conv1")
         block.conv1.scale(2.0**-inside, 2.0**-inside)
         block.conv2.scale(2.0**-stream, 2.0**-stream)
-        for which, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
+        for which, conv, outer in (("conv1", block.conv1, inside), ("conv2", block.conv2, stream)):
             if isinstance(conv, FoldedDepthwiseSeparable):
                 conv.scale_between(2.0 ** -exponent(f"{name}.{which}.depthwise"))
+            elif isinstance(conv, FoldedSpaceThenTime):
+                conv.scale_between(2.0 ** (outer - exponent(f"{name}.{which}.spatial")))
         block.norm1.eps, block.norm2.eps = _eps(block.norm1.eps, before), _eps(block.norm2.eps, inside)
         if block.has_shortcut:
             block.norm3.eps = _eps(block.norm3.eps, before)
@@ -109,7 +120,7 @@ def _ranges(form: FoldedDecoder, latents: Sequence[Tensor]) -> dict[str, tuple[f
     for index, block in enumerate(form.blocks):
         watch(block, f"blocks.{index}")
     for name, module in form.named_modules():
-        if name.endswith((".conv1", ".conv2", ".depthwise")):
+        if name.endswith((".conv1", ".conv2", ".depthwise", ".spatial")):
             watch(module, name)
     for index, conv in enumerate(form.tail()):
         watch(conv, f"tail.{index}")

@@ -275,52 +275,64 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
         config["spatio_temporal_scaling"],
         config["decoder_spatio_only"],
         config["decoder_temporal_only"],
+        config["decoder_conv_types"],
     )
-    kernel = config["decoder_dw_kernel_size"]
     frames, height, width = latents
-    count = _Count()
+    count = _Count(config["decoder_dw_kernel_size"])
     count.conv(config["latent_channels"], plan[0].channels, 3**3, frames * height * width)
-    count.resnets(plan[0], kernel, frames * height * width)
+    count.resnets(plan[0], frames * height * width)
     for before, block in pairwise(plan):
         if before.channels != block.channels:
             count.params += 2 * before.channels  # LayerNorm of the shortcut
             count.conv(before.channels, block.channels, 1, frames * height * width)
-            count.resnet(before.channels, block.channels, kernel if block.depthwise else None, frames * height * width)
+            count.resnet(block.conv, before.channels, block.channels, frames * height * width)
         if block.upsample_space or block.upsample_time:
             time, space = 2 if block.upsample_time else 1, 2 if block.upsample_space else 1
-            count.conv(block.channels, block.channels * time * space**2, 3**3, frames * height * width)
+            conv = "3d" if block.conv == "depthwise" else block.conv
+            count.layer(conv, block.channels, block.channels * time * space**2, frames * height * width)
             frames, height, width = frames * time, height * space, width * space
             frames -= block.upsample_time and not config["is_video_dc_ae"]
-        count.resnets(block, kernel, frames * height * width)
-    channels = plan[-1].channels
-    for _ in range(config["patch_size"] // 2):  # 1: none, 2: one, 4: two
-        count.conv(channels, channels, 3**2, frames * height * width)
-        channels, height, width = channels // 4, 2 * height, 2 * width
-    count.conv(channels, config["out_channels"], 3**3, frames * height * width)
+        count.resnets(block, frames * height * width)
+    channels, pixels = plan[-1].channels, config["out_channels"]
+    if config["decoder_tail"] == "patches":
+        pixels *= config["patch_size"] ** 2
+    else:
+        for _ in range(config["patch_size"] // 2):  # 1: none, 2: one, 4: two
+            count.conv(channels, channels, 3**2, frames * height * width)
+            channels, height, width = channels // 4, 2 * height, 2 * width
+    count.conv(channels, pixels, 3**3, frames * height * width)
     return StudentCost(count.params, 2 * count.multiply_adds / 1e9)
 
 
 class _Count:
     """Adds up parameters and multiply-adds, layer by layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, depthwise_kernel: int) -> None:
+        self.kernel = depthwise_kernel
         self.params = self.multiply_adds = 0
 
-    def conv(self, in_channels: int, out_channels: int, taps: int, positions: int) -> None:
-        """Add a convolution with bias of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
-        self.params += out_channels * (in_channels * taps + 1)
+    def conv(self, in_channels: int, out_channels: int, taps: int, positions: int, *, bias: bool = True) -> None:
+        """Add a convolution of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
+        self.params += out_channels * (in_channels * taps + bias)
         self.multiply_adds += out_channels * in_channels * taps * positions
 
-    def resnet(self, in_channels: int, out_channels: int, depthwise_kernel: int | None, positions: int) -> None:
-        """Add the two convolutions of a resnet, each plain 3x3x3 or depthwise and pointwise."""
-        for channels in (in_channels, out_channels):
-            if depthwise_kernel is None:
-                self.conv(channels, out_channels, 3**3, positions)
-            else:
-                self.conv(1, channels, depthwise_kernel**3, positions)
-                self.conv(channels, out_channels, 1, positions)
+    def layer(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
+        """Add a convolution of a type of CONV_TYPES. The time of "2+1d" is no convolution to a counter of FLOPs."""
+        if conv == "3d":
+            self.conv(in_channels, out_channels, 3**3, positions)
+        elif conv == "depthwise":
+            self.conv(1, in_channels, self.kernel**3, positions)
+            self.conv(in_channels, out_channels, 1, positions)
+        else:
+            self.conv(in_channels, out_channels, 3**2, positions)
+            self.params += 3 * out_channels
 
-    def resnets(self, block: BlockPlan, kernel: int, positions: int) -> None:
+    def resnet(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
+        """Add the two convolutions of a resnet."""
+        self.layer(conv, in_channels, out_channels, positions)
+        self.layer(conv, out_channels, out_channels, positions)
+
+    def resnets(self, block: BlockPlan, positions: int) -> None:
         """Add the resnets of a block, all of the block's width."""
         for _ in range(block.num_layers):
-            self.resnet(block.channels, block.channels, kernel if block.depthwise else None, positions)
+            self.resnet(block.conv, block.channels, block.channels, positions)

@@ -232,6 +232,23 @@ class Convolution:
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
+class TimeConvolution:
+    """A depthwise 3 x 1 x 1 convolution over frames, without bias: three products and sums. Time is already padded."""
+
+    reach_time, reach = 1, 0
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.taps = weight.detach().to(dtype).flatten(1).unbind(1)  # of (O, 1, 3, 1, 1): three of (O,)
+
+    def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
+        """Convolve `x` (n, O, H, W) to (n - 2, O, H, W); there is nothing to pad."""
+        rows, frames = x.permute(0, 2, 3, 1), max(x.shape[0] - 2, 0)
+        made = rows[:frames] * self.taps[0]
+        for i, tap in enumerate(self.taps[1:], start=1):
+            made.addcmul_(rows[i : i + frames], tap)
+        return made.permute(0, 3, 1, 2)
+
+
 _reorder: Callable[..., Tensor] = torch._C._nn.mkldnn_reorder_conv3d_weight  # newer than its type stub
 
 

@@ -1,4 +1,4 @@
-"""The student's network: the published Turbo-VAED decoder, and nothing else.
+"""The student's network: the published Turbo-VAED decoder, and cheaper, causal and smaller members of its family.
 
 Attribute names are the keys of the published weight files (which carry the decoder without a prefix). Training-only parts,
 the alignment heads, live in `training/alignment.py`; published files hold them too, and loading.py sets them aside.
@@ -6,7 +6,7 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -17,9 +17,23 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
-from turbovaed_cli.models.layers import ChannelRMSNorm, MidBlock, TimeReplicatedConv3d, UpBlock, Upsampler2d, is_hooked
+from turbovaed_cli.models.layers import (
+    CONV_TYPES,
+    BlockStyle,
+    ChannelRMSNorm,
+    MidBlock,
+    TimeReplicatedConv3d,
+    UpBlock,
+    Upsampler2d,
+    is_hooked,
+    pixel_shuffle_3d,
+)
 from turbovaed_cli.registry.specs import FrameRule
+
+ACTIVATIONS = ("relu", "silu")
+TAILS = {"convs": (1, 2, 4), "patches": (1, 2, 4, 8)}  # what makes pixels at the end: the sizes of patches that it can have
 
 
 class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -62,6 +76,9 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         teacher: str | None = None,
         decoder_temporal_only: Sequence[bool] | None = None,
         timestep_conditioning: bool = False,
+        decoder_conv_types: Sequence[str] | None = None,
+        decoder_tail: str = "convs",
+        decoder_activation: str | None = None,
     ) -> None:
         super().__init__()
         plan = plan_blocks(
@@ -71,22 +88,25 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             spatio_temporal_scaling,
             decoder_spatio_only,
             decoder_temporal_only,
+            decoder_conv_types,
         )
-        _check_tail(patch_size, plan[-1].channels)
-        if decoder_causal or patch_size_t != 1:
-            raise SettingsError("decoder_causal and patch_size_t > 1 were never part of the published student")
+        _check_tail(decoder_tail, patch_size, plan[-1].channels)
+        if decoder_activation is not None:
+            check_choice("decoder_activation", decoder_activation, ACTIVATIONS)
+        if patch_size_t != 1:
+            raise SettingsError("patch_size_t > 1 was never part of the published student")
         if timestep_conditioning:  # pipelines add noise to the latents of a decoder that has it
             raise SettingsError("timestep_conditioning is on: a student takes latents alone")
 
-        kernel = decoder_dw_kernel_size
-        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels)
-        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, depthwise_kernel=kernel if plan[0].depthwise else None)
+        style = BlockStyle(depthwise_kernel=decoder_dw_kernel_size, causal=decoder_causal, activation=decoder_activation)
+        self.conv_in = TimeReplicatedConv3d(latent_channels, plan[0].channels, causal=decoder_causal)
+        self.mid_block = MidBlock(plan[0].channels, plan[0].num_layers, replace(style, conv=plan[0].conv))
         self.up_blocks = nn.ModuleList(
             UpBlock(
                 before.channels,
                 block.channels,
                 block.num_layers,
-                depthwise_kernel=kernel if block.depthwise else None,
+                replace(style, conv=block.conv),
                 upsample_space=block.upsample_space,
                 upsample_time=block.upsample_time,
                 drop_first_frame=not is_video_dc_ae,
@@ -94,13 +114,17 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
             for before, block in pairwise(plan)
         )
         self.norm_out = ChannelRMSNorm()
-        self.act_out = nn.SiLU()
-        channels = plan[-1].channels
-        if patch_size > 1:
-            self.upsampler2d_1 = Upsampler2d(channels)
-        if patch_size > 2:
-            self.upsampler2d_2 = Upsampler2d(channels // 4)
-        self.conv_out = TimeReplicatedConv3d(channels // patch_size**2, out_channels)
+        self.act_out = style.make_activation()
+        channels, pixels = plan[-1].channels, out_channels
+        if decoder_tail == "patches":
+            pixels = out_channels * patch_size**2
+        else:
+            if patch_size > 1:
+                self.upsampler2d_1 = Upsampler2d(channels)
+            if patch_size > 2:
+                self.upsampler2d_2 = Upsampler2d(channels // 4)
+            channels //= patch_size**2
+        self.conv_out = TimeReplicatedConv3d(channels, pixels, causal=decoder_causal)
 
         num_space = sum(block.upsample_space for block in plan)
         num_time = sum(block.upsample_time for block in plan)
@@ -114,6 +138,11 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def tail_upsamplers(self) -> list[Upsampler2d]:
         """The 2-D upsamplings of the tail in running order; each doubles the height and width of single frames."""
         return [getattr(self, name) for name in ("upsampler2d_1", "upsampler2d_2") if hasattr(self, name)]
+
+    @property
+    def patch_out(self) -> int:
+        """The side of the patches of pixels that the last convolution makes; 1: it makes pixels."""
+        return int(self.config.patch_size) if self.config.decoder_tail == "patches" else 1
 
     def pixel_frames(self, latent_frames: int) -> int:
         """Return T, the number of pixel frames that the student makes of t latent frames."""
@@ -209,19 +238,20 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Its end and `conv_out` keep the precision of their weights under autocast. Rounding to bf16 would shift colours by up
         to 1 in 255, and the student would learn to compensate for that.
         """
-        if self.config.patch_size > 1:
-            x = self.upsampler2d_1(self.act_out(self.norm_out(x)))
+        first, others = self.tail_upsamplers[:1], self.tail_upsamplers[1:]
+        for upsampler in first:
+            x = upsampler(self.act_out(self.norm_out(x)))
         last = self.conv_out.conv  # layerwise casting stores its weights in fewer bits than it computes in
         x = x.to(self.dtype if is_hooked(last) else last.weight.dtype)
         with _no_autocast(x.device):
-            if self.config.patch_size > 2:
-                x = self.upsampler2d_2(self.act_out(self.norm_out(x)))
+            for upsampler in others:
+                x = upsampler(self.act_out(self.norm_out(x)))
             return cast(Tensor, self.act_out(self.norm_out(x)))
 
     def _tail(self, x: Tensor) -> Tensor:
         x = self.before_last(x)
         with _no_autocast(x.device):
-            return cast(Tensor, self.conv_out(x))
+            return pixel_shuffle_3d(self.conv_out(x), 1, self.patch_out) if self.patch_out > 1 else cast(Tensor, self.conv_out(x))
 
 
 # Keys of a saved config that follow from the others: pipelines read them from the configs of VAE classes.
@@ -252,11 +282,16 @@ def facts_for_pipelines(latent_channels: int, time_ratio: int, space_ratio: int)
     }
 
 
-def _check_tail(patch_size: int, channels: int) -> None:
+def _check_tail(tail: str, patch_size: int, channels: int) -> None:
     """Raise SettingsError for a tail that does not exist, or one whose upsamplings cannot divide the last block's channels."""
-    if patch_size not in (1, 2, 4):
-        raise SettingsError(f"patch_size is {patch_size}; it can be 1, 2 or 4", "other ratios come from blocks that upsample")
-    if channels % patch_size**2:
+    check_choice("decoder_tail", tail, tuple(TAILS))
+    if patch_size not in TAILS[tail]:
+        *sizes, largest = map(str, TAILS[tail])
+        raise SettingsError(
+            f"patch_size is {patch_size}; with decoder_tail {tail} it can be {', '.join(sizes)} or {largest}",
+            "other ratios come from blocks that upsample",
+        )
+    if tail == "convs" and channels % patch_size**2:
         raise SettingsError(
             f"decoder_block_out_channels begins with {channels}, which patch_size {patch_size} divides by {patch_size**2}",
             f"give a multiple of {patch_size**2}",
@@ -275,7 +310,7 @@ class BlockPlan:
 
     channels: int
     num_layers: int
-    depthwise: bool
+    conv: str  # of CONV_TYPES
     upsample_space: bool
     upsample_time: bool
 
@@ -287,10 +322,12 @@ def plan_blocks(
     scaling: Sequence[bool],
     spatio_only: Sequence[bool] | None,
     temporal_only: Sequence[bool] | None = None,
+    conv_types: Sequence[str] | None = None,
 ) -> list[BlockPlan]:
     """Return the blocks of a published config in running order; its lists are output-first.
 
-    Raises SettingsError if the lengths of the lists disagree, or if a block is to upsample only space and only time.
+    Raises SettingsError if the lengths of the lists disagree, if a block is to upsample only space and only time, or for an
+    unknown type of convolution.
     """
     num_up = len(channels)
     spatio_only = spatio_only or [False] * num_up
@@ -301,6 +338,7 @@ def plan_blocks(
         "spatio_temporal_scaling": (len(scaling), num_up),
         "decoder_spatio_only": (len(spatio_only), num_up),
         "decoder_temporal_only": (len(temporal_only), num_up),
+        "decoder_conv_types": (num_up + 1 if conv_types is None else len(conv_types), num_up + 1),
     }
     for name, (found, wanted) in lengths.items():
         if found != wanted:
@@ -310,12 +348,15 @@ def plan_blocks(
             raise SettingsError(
                 f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
             )
-    mid = BlockPlan(channels[-1], layers[-1], bool(depthwise[-1]), upsample_space=False, upsample_time=False)
+    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
+    for one in convs:
+        check_choice("decoder_conv_types", one, CONV_TYPES)
+    mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
     return [mid] + [
         BlockPlan(
             channels[i],
             layers[i],
-            bool(depthwise[i]),
+            convs[i],
             upsample_space=scaling[i] and not temporal_only[i],
             upsample_time=scaling[i] and not spatio_only[i],
         )

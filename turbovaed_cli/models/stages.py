@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch
+from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch, TimeConvolution
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ class StreamStage(Protocol):
         """Take new frames (n, C, h, W) of a stripe; return the frames and rows (m, C', h', W') that are determined by now."""
         ...
 
-    def frames_out(self, frames: int) -> int:
-        """Return the number of frames that are out after `frames` have come in, if more follow."""
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
+        """Return the number of frames that are out after `frames` have come in, if more follow.
+
+        Without `pads`, those are not counted that see frames repeated before the first one.
+        """
         ...
 
 
@@ -74,15 +77,18 @@ class _Framewise:
     def __call__(self, x: Tensor, at: Stripe) -> Tensor:
         return self.layer(x)
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         return frames * self.time
 
 
 class StreamConvolution:
     """A convolution that keeps the prepared frames, and within a piece the rows, that its next output needs."""
 
-    def __init__(self, kernel: Convolution, prepare: Preparation, scratch: Scratch, kept: Memory) -> None:
+    def __init__(
+        self, kernel: Convolution | TimeConvolution, prepare: Preparation, scratch: Scratch, kept: Memory, *, causal: bool = False
+    ) -> None:
         self.kernel, self.prepare, self.scratch = kernel, prepare, scratch
+        self.ahead = 0 if causal else kernel.reach_time  # frames after an output's own that it needs
         self.kept = kept  # the last frames of each stripe
         self.above: Tensor | None = None  # the last rows of the stripe above
 
@@ -105,9 +111,9 @@ class StreamConvolution:
         frames, channels, height, width = x.shape
         reach_time, reach = self.kernel.reach_time, self.kernel.reach
         kept = self.kept.get(at.stripe)
-        head = kept.shape[0] if kept is not None else reach_time if frames else 0
+        head = kept.shape[0] if kept is not None else 2 * reach_time - self.ahead if frames else 0
         known = head + frames
-        tail = reach_time if at.end and known else 0
+        tail = self.ahead if at.end and known else 0
         top = bottom = 0
         if reach and not (at.top and at.bottom):
             top = self.above.shape[2] if self.above is not None else reach
@@ -125,8 +131,8 @@ class StreamConvolution:
             padded[:, :, -bottom:] = 0
         return padded, top
 
-    def frames_out(self, frames: int) -> int:
-        return frames - self.kernel.reach_time
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
+        return frames - (self.ahead if pads else 2 * self.kernel.reach_time)
 
 
 class StreamShortcut:
@@ -164,9 +170,9 @@ class StreamResidual:
             self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
         return y.add_(straight[:, :, : y.shape[2]])
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         for stage in self.branch:
-            frames = stage.frames_out(frames)
+            frames = stage.frames_out(frames, pads=pads)
         return frames
 
 
@@ -182,7 +188,7 @@ class WithoutFirst:
         self.dropped.add(at.stripe)
         return x[1:]
 
-    def frames_out(self, frames: int) -> int:
+    def frames_out(self, frames: int, *, pads: bool = True) -> int:
         return frames - 1
 
 

@@ -18,10 +18,21 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
-from turbovaed_cli.models.kernels import Convolution, Kept, Preparation, Scratch, Speedups, packs, shuffle, shuffle_order
+from turbovaed_cli.models.kernels import (
+    Convolution,
+    Kept,
+    Preparation,
+    Scratch,
+    Speedups,
+    TimeConvolution,
+    packs,
+    shuffle,
+    shuffle_order,
+)
 from turbovaed_cli.models.layers import (
     DepthwiseSeparableConv3d,
     ResnetBlock,
+    SpaceThenTimeConv3d,
     TimeReplicatedConv3d,
     Upsampler3d,
 )
@@ -83,7 +94,7 @@ class FastDecoder:
         return video
 
     def _makers_of(self, student: StudentNetwork) -> Iterator[StageMaker]:
-        yield self._convolution(student.conv_in)
+        yield from self._convolution(student.conv_in)
         for block in (student.mid_block, *student.up_blocks):
             if hasattr(block, "conv_in"):
                 yield self._residual(cast(ResnetBlock, block.conv_in))
@@ -91,14 +102,18 @@ class FastDecoder:
                 yield from self._upsampling(cast(Upsampler3d, block.upsamplers[0]))
             for resnet in block.resnets:
                 yield self._residual(cast(ResnetBlock, resnet))
+        activation = _name_of(student.act_out)
         for upsampler in student.tail_upsamplers:
-            yield self._convolution(upsampler.conv, "silu", shuffled=(1, 2))
+            yield from self._convolution(upsampler.conv, activation, shuffled=(1, 2))
             yield framewise(partial(shuffle, time=1))
-        yield self._convolution(student.conv_out, "silu")
+        patch = student.patch_out
+        yield from self._convolution(student.conv_out, activation, shuffled=(1, patch) if patch > 1 else None)
+        if patch > 1:
+            yield framewise(partial(shuffle, time=1, space=patch))
 
     def _kernel(self, convolution: nn.Module, shuffled: tuple[int, int] | None = None) -> Convolution:
         """Return the kernel of a convolution; if a shuffle by the factors `shuffled` (time, space) follows, in its order."""
-        inner = cast(nn.Conv3d, convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution)
+        inner = cast(nn.Conv3d, convolution)
         weight, bias = inner.weight.detach(), cast(Tensor, inner.bias).detach()
         if shuffled:
             order = shuffle_order(len(bias), *shuffled).to(bias.device)
@@ -109,31 +124,47 @@ class FastDecoder:
 
     def _convolution(
         self, convolution: nn.Module, activation: str | None = None, shuffled: tuple[int, int] | None = None
-    ) -> StageMaker:
-        kernel, prepare, scratch = self._kernel(convolution, shuffled), Preparation(activation), self.scratch
-        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep())
+    ) -> Iterator[StageMaker]:
+        """Yield the stages of a convolution, after norm and activation if one is named."""
+        causal = bool(getattr(convolution, "causal", False))
+        if isinstance(convolution, DepthwiseSeparableConv3d):
+            yield self._stage(self._kernel(convolution.depthwise_conv), activation, causal=causal)
+            yield framewise(partial(self._kernel(convolution.pointwise_conv), pad_height=True))
+        elif isinstance(convolution, SpaceThenTimeConv3d):
+            yield self._stage(self._kernel(convolution.spatial_conv, shuffled), activation)
+            weight = convolution.temporal_conv.weight
+            if shuffled:
+                weight = weight[shuffle_order(len(weight), *shuffled).to(weight.device)]
+            yield self._stage(TimeConvolution(weight, self.dtype), causal=causal)
+        else:
+            inner = convolution.conv if isinstance(convolution, TimeReplicatedConv3d) else convolution
+            yield self._stage(self._kernel(inner, shuffled), activation, causal=causal)
 
-    def _branch(self, convolution: nn.Module, activation: str) -> list[StageMaker]:
-        if not isinstance(convolution, DepthwiseSeparableConv3d):
-            return [self._convolution(convolution, activation)]
-        pointwise = partial(self._kernel(convolution.pointwise_conv), pad_height=True)
-        return [self._convolution(convolution.depthwise_conv, activation), framewise(pointwise)]
+    def _stage(self, kernel: Convolution | TimeConvolution, activation: str | None = None, *, causal: bool = False) -> StageMaker:
+        prepare, scratch = Preparation(activation), self.scratch
+        return lambda keep: StreamConvolution(kernel, prepare, scratch, keep(), causal=causal)
 
     def _residual(self, resnet: ResnetBlock) -> StageMaker:
-        first = "relu" if isinstance(resnet.act1, nn.ReLU) else "silu"
-        makers = [*self._branch(resnet.conv1, first), *self._branch(resnet.conv2, "silu")]
+        makers = [
+            *self._convolution(resnet.conv1, _name_of(resnet.act1)),
+            *self._convolution(resnet.conv2, _name_of(resnet.act2)),
+        ]
         shortcut = None
         if hasattr(resnet, "conv_shortcut"):
-            pointwise = partial(self._kernel(resnet.conv_shortcut), pad_height=True)
+            pointwise = partial(self._kernel(resnet.conv_shortcut.conv), pad_height=True)
             shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
         return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
 
     def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
         time, space = upsampler.time, upsampler.space
-        yield self._convolution(upsampler.conv, shuffled=(time, space))
+        yield from self._convolution(upsampler.conv, shuffled=(time, space))
         yield framewise(partial(shuffle, time=time, space=space), time)
         if upsampler.drop_first_frame:
             yield lambda _keep: WithoutFirst()
+
+
+def _name_of(activation: nn.Module) -> str:
+    return "relu" if isinstance(activation, nn.ReLU) else "silu"
 
 
 def fast_form(student: StudentNetwork) -> FastDecoder:
@@ -176,10 +207,18 @@ class StreamingDecoder:
     @property
     def lookahead_frames(self) -> int:
         """The number of pixel frames by which the output lags; `finish` returns them."""
+        return self._frames_short(pads=True)
+
+    @property
+    def context_frames(self) -> int:
+        """The number of pixel frames, before and after it, on whose latents a pixel frame depends."""
+        return self._frames_short(pads=False)
+
+    def _frames_short(self, *, pads: bool) -> int:
         many = 1000
         frames = many
         for stage in self.fast.stages():
-            frames = stage.frames_out(frames)
+            frames = stage.frames_out(frames, pads=pads)
         return self.student.pixel_frames(many) - frames
 
     @torch.no_grad()
@@ -303,9 +342,9 @@ def decode_as_memory_allows(
     """
     fast = student if isinstance(student, FastDecoder) else fast_form(student)
     ratio = int(fast.student.temporal_compression_ratio)
-    lookahead = -(-StreamingDecoder(fast).lookahead_frames // ratio)
-    # Frames that are not out yet depend on this many latents before the newest: the delay, and as many again for the past.
-    tape, done = _Tape(latents, 2 * lookahead + 2 + 2 * frames if frames > 1 else 0), 0
+    context = -(-StreamingDecoder(fast).context_frames // ratio)
+    # Frames that are not out yet depend on this many latents before the newest.
+    tape, done = _Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already

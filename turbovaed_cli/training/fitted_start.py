@@ -11,7 +11,7 @@ from torch.nn import functional
 from turbovaed_cli.models.layers import (
     DepthwiseSeparableConv3d,
     ResnetBlock,
-    TimeReplicatedConv3d,
+    SpaceThenTimeConv3d,
     UpBlock,
     pad_time,
     pixel_shuffle_3d,
@@ -50,7 +50,7 @@ def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -
     for module in student.modules():
         if isinstance(module, ResnetBlock):
             last = cast(
-                Any, module.conv2.pointwise_conv if isinstance(module.conv2, DepthwiseSeparableConv3d) else module.conv2.conv
+                Any, module.conv2.pointwise_conv if isinstance(module.conv2, DepthwiseSeparableConv3d) else _full(module.conv2)
             )
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
@@ -72,7 +72,7 @@ def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -
 
     for upsampler2d in student.tail_upsamplers:
         fit.layer(upsampler2d.conv, ready, time=1, space=2)
-    fit.layer(student.conv_out, ready, time=1, space=1, last=True)
+    fit.layer(student.conv_out, ready, time=1, space=student.patch_out, last=True)
 
 
 class _Fit:
@@ -91,7 +91,7 @@ class _Fit:
 
     def layer(self, layer: nn.Module, before: Layer, *, time: int, space: int, last: bool = False) -> None:
         """Fit a convolution to the picture after it, which has `time` and `space` times its input's resolution; then run it."""
-        convolution = cast(nn.Conv2d | nn.Conv3d, layer.conv if isinstance(layer, TimeReplicatedConv3d) else layer)
+        convolution, causal = _full(layer), bool(getattr(layer, "causal", False))
         self.time, self.space = self.time // time, self.space // space
         channels = convolution.out_channels // (time * space * space)
         inputs = [before(x) for x in self.now]
@@ -99,9 +99,9 @@ class _Fit:
         if not last:
             targets = self._as_channels(targets, channels)
         targets = [_unshuffle(target, time, space) for target in targets]
-        _solve(convolution, inputs, targets)
+        _solve(convolution, inputs, targets, causal=causal)
         first = time - 1 if self.drops_first else 0
-        outputs = [_run(convolution, x) for x in inputs]
+        outputs = [_run(convolution, x, causal=causal) for x in inputs]
         self.now = outputs if time == space == 1 else [pixel_shuffle_3d(x, time, space)[:, :, first:] for x in outputs]
         self.first = False
 
@@ -155,14 +155,22 @@ def _unshuffle(x: Tensor, time: int, space: int) -> Tensor:
     return x.permute(0, 1, 5, 7, 3, 2, 4, 6).flatten(1, 4)
 
 
-def _run(convolution: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+def _full(layer: nn.Module) -> nn.Conv2d | nn.Conv3d:
+    """Return the convolution that is fitted: of one that takes space and time apart that of space, as time begins as the identity."""
+    inner = layer.spatial_conv if isinstance(layer, SpaceThenTimeConv3d) else getattr(layer, "conv", layer)
+    return cast(nn.Conv2d | nn.Conv3d, inner)
+
+
+def _run(convolution: nn.Conv2d | nn.Conv3d, x: Tensor, *, causal: bool) -> Tensor:
     if isinstance(convolution, nn.Conv3d):
-        return convolution(pad_time(x, convolution.kernel_size[0]))
+        return convolution(pad_time(x, convolution.kernel_size[0], causal=causal))
     frames = convolution(x.movedim(2, 1).flatten(0, 1))
     return frames.unflatten(0, (x.shape[0], x.shape[2])).movedim(2, 1)
 
 
-def _solve(convolution: nn.Conv2d | nn.Conv3d, inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
+def _solve(
+    convolution: nn.Conv2d | nn.Conv3d, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, causal: bool = False
+) -> None:
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` to `targets`, both (1, C, t, h, w)."""
     kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
     used = next(
@@ -175,7 +183,9 @@ def _solve(convolution: nn.Conv2d | nn.Conv3d, inputs: Sequence[Tensor], targets
     cross = torch.zeros(size, convolution.out_channels, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     for x, target in zip(inputs, targets, strict=True):
-        padded = functional.pad(pad_time(x, used[0]), [used[2] // 2] * 2 + [used[1] // 2] * 2)[0]  # (C, t + 2, h + 2, w + 2)
+        padded = functional.pad(pad_time(x, used[0], causal=causal), [used[2] // 2] * 2 + [used[1] // 2] * 2)[
+            0
+        ]  # (C, t + 2, h + 2, w + 2)
         padded = padded.cpu()
         places = torch.randperm(target[0, 0].numel(), generator=generator)[:_NUM_ROWS]
         _, frames, height, width = target[0].shape

@@ -106,7 +106,7 @@ class _Block(nn.Module):
 
     def __init__(self, in_channels: int, plan: BlockPlan, kernel: int) -> None:
         super().__init__()
-        channels, depthwise = plan.channels, kernel if plan.depthwise else None
+        channels, depthwise = plan.channels, kernel if plan.conv == "depthwise" else None
         if in_channels != channels:
             self.conv_in = _Resnet(in_channels, channels, depthwise)
         upsamples = plan.upsample_space or plan.upsample_time
