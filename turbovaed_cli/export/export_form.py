@@ -227,7 +227,7 @@ class FoldedSpaceThenTime(nn.Module):
     def __init__(self, source: SpaceThenTimeConv3d) -> None:
         super().__init__()
         spatial = source.spatial_conv
-        self.spatial = nn.Conv2d(spatial.in_channels, spatial.out_channels, 3, padding=1)
+        self.spatial = nn.Conv2d(spatial.in_channels, spatial.out_channels, 3, padding=1, dtype=spatial.weight.dtype)
         self.spatial.load_state_dict({"weight": spatial.weight[:, :, 0], "bias": cast(Tensor, spatial.bias)})
         factors = source.temporal_conv.weight.detach()[:, 0, :, 0, 0]  # (O, 3)
         self.factors = nn.ParameterList([factors[:, i].view(1, -1, 1, 1).clone() for i in range(3)])
