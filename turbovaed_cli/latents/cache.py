@@ -63,11 +63,15 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
+_NO_SHARES = {"augment": 0.0, "synthetic": 0.0, "seed": 0}  # what a manifest without these fields means
+
+
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return the differences of two manifests as options of `cache-latents`; fields of the document alone are left out."""
     a, b = (
         {name: value for name, value in one.items() if name not in ("schema_version", "seal", "teacher_name")} for one in (a, b)
     )
+    a, b = ({**one, "clip": {**_NO_SHARES, **one["clip"]}} if isinstance(one.get("clip"), dict) else one for one in (a, b))
     changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
     weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
     if weights is not None:

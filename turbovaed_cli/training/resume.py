@@ -30,6 +30,7 @@ from turbovaed_cli.training.recipes import RECIPES, RESUMABLE_CHANGES
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import reading_identity
+from turbovaed_cli.video.drawn import VERSION
 
 MOST_CHANGES = 5  # that an error lists
 # Settings that only a recipe file can set: messages use their names there.
@@ -260,6 +261,7 @@ def run_config(
         "data_fingerprint": trainer.streams[0].fingerprint,
         # For videos only: a cache records its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
+        **({"drawing": VERSION} if settings.augment or settings.synthetic else {}),
     }
 
 
