@@ -121,8 +121,8 @@ class DistillSettings:
     frames: int = same(ClipSettings, "frames", panel="Training")
     size: tuple[int, int] = same(ClipSettings, "size", panel="Training")  # of stages without their own
     stride: int = same(ClipSettings, "stride")  # with videos alone; cached clips have theirs
-    augment: float = same(CacheSettings, "augment", panel="Training")  # with videos alone, as the next one
-    synthetic: float = same(CacheSettings, "synthetic", panel="Training")
+    augment: float = same(CacheSettings, "augment", panel="Reading videos")  # with videos alone, as the next one
+    synthetic: float = same(CacheSettings, "synthetic", panel="Reading videos")
     hdr: str = same(ClipSettings, "hdr")
     optimizer: str = setting("adamw", "{choices}; muon needs larger learning rates.", "Schedule", choices=OPTIMIZERS)
     betas: tuple[float, float] = setting((0.9, 0.95), "Betas of AdamW; Muon takes the second as its momentum.")

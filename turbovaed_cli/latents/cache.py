@@ -78,7 +78,8 @@ def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str
         items = [arrow("weights of `teacher`", str(weights.before)[:12], str(weights.now)[:12])]
     else:
         items = ["the config of `teacher` differs"] * any(change.name.startswith("teacher") for change in changes)
-    others = [change for change in changes if not change.name.startswith("teacher")]
+    follows = [change for change in changes if change.name == "drawing" and None in (change.before, change.now)]  # from shares
+    others = [change for change in changes if not change.name.startswith("teacher") and change not in follows]
     for change in others:
         is_option = change.name.startswith("clip.") or change.name == "dtype"
         items.append(arrow(option_of(change.field) if is_option else change.field, change.before, change.now, change.field))

@@ -91,10 +91,7 @@ def estimate_cache(
         committed = {clip["key"] for record in committed_shards(Path(out)) for clip in record["clips"]} if made else set()
         look = partial(_look, videos, settings, known)
         planned = [plan for _, plan in read_ahead(look, report.track(sample, "looking into videos"), settings.workers)]
-        missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
-        clips = round(len(missing) * len(names) / max(len(sample), 1)) + _num_drawn_missing(
-            planned, names, parts, settings, committed
-        )
+        clips = _num_missing(planned, names, parts, settings, committed)
         timed: dict[str, Any] = {}
         download = missing_bytes(spec)
         if not download:
@@ -115,12 +112,14 @@ def estimate_cache(
     )  # fmt: skip
 
 
-def _num_drawn_missing(
+def _num_missing(
     planned: Sequence[PlannedVideo], names: Sequence[str], parts: int, settings: CacheSettings, committed: Set[str]
 ) -> int:
-    """Return how many drawn clips are to be encoded; exact if every video was planned, else as if all had as many clips."""
+    """Return how many clips are to be encoded; exact if every video was planned, else as if all had as many clips."""
+    missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
+    num_filmed = round(len(missing) * len(names) / max(len(planned), 1))
     if not settings.synthetic:
-        return 0
+        return num_filmed
     filmed: dict[int, float] = {}
     if len(planned) == len(names):
         keys = {(part_of(plan.name, parts), clip.key) for plan in planned for clip in plan.clips}
@@ -133,7 +132,7 @@ def _num_drawn_missing(
         for part, count in filmed.items()
         for number in range(num_drawn(part, round(count), settings.synthetic))
     )
-    return sum(key not in committed for key in wanted)
+    return num_filmed + sum(key not in committed for key in wanted)
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:

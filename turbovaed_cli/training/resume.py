@@ -114,7 +114,8 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
     lines = [str(config.get("command_line") or "") for config in (before, now)]
     recipes = [RECIPES.get(str(settings.get("recipe"))) for settings in (old, new)]
     of_recipe = [change for change in changes if _is_of_recipes(change, recipes)]
-    left = [change for change in changes if change not in of_recipe]
+    follows = [change for change in changes if change.name == "drawing" and None in (change.before, change.now)]  # from shares
+    left = [change for change in changes if change not in of_recipe and change not in follows]
     has_other_recipe = old.get("recipe") != new.get("recipe") and any(change.name.startswith("settings.") for change in changes)
     items = [arrow("recipe", old.get("recipe"), new.get("recipe"))] if has_other_recipe else []
     by_group: dict[str, list[Change]] = {}
