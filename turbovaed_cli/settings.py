@@ -83,6 +83,12 @@ class CacheSettings:
     size: tuple[int, int] = same(ClipSettings, "size")
     stride: int = same(ClipSettings, "stride")
     clips_per_video: int = setting(0, "At most this many clips, evenly spread; 0 takes all that fit without overlap.", "Clips")
+    # What teaches a student colours and edges that filmed clips hardly have; cached clips are changed before they are encoded.
+    augment: float = setting(0.0, "Share of the clips that get other colours and contrast, 0 to 1.", "Clips", shown="0")
+    synthetic: float = setting(
+        0.0, "Share of drawn clips (flat colours, ramps, shapes, text ...) among all, below 1.", "Clips", shown="0"
+    )
+    seed: int = same(ClipSettings, "seed", sentence="Random seed of --augment and --synthetic.", panel="Reading videos")
     batch_size: int = same(ClipSettings, "batch_size")
     shard_mb: int = setting(256, "Close a shard when it has grown to this many megabytes.", "Several workers")
     # Precision of the teacher's encoder; bf16 is not exact enough for the embedded one (benchmarks/cache_latents.py).
@@ -115,6 +121,8 @@ class DistillSettings:
     frames: int = same(ClipSettings, "frames", panel="Training")
     size: tuple[int, int] = same(ClipSettings, "size", panel="Training")  # of stages without their own
     stride: int = same(ClipSettings, "stride")  # with videos alone; cached clips have theirs
+    augment: float = same(CacheSettings, "augment", panel="Reading videos")  # with videos alone, as the next one
+    synthetic: float = same(CacheSettings, "synthetic", panel="Reading videos")
     hdr: str = same(ClipSettings, "hdr")
     optimizer: str = setting("adamw", "{choices}; muon needs larger learning rates.", "Schedule", choices=OPTIMIZERS)
     betas: tuple[float, float] = setting((0.9, 0.95), "Betas of AdamW; Muon takes the second as its momentum.")
@@ -181,6 +189,19 @@ def check_counts(settings: object, names: Sequence[str]) -> None:
     for name in names:
         if getattr(settings, name) < 1:
             raise SettingsError(f"`{name}` is {getattr(settings, name)}; it must be at least 1")
+
+
+def check_shares(settings: CacheSettings | DistillSettings) -> None:
+    """Raise SettingsError unless `augment` is in 0 to 1, and `synthetic` at least 0 and below 1."""
+    if not 0 <= settings.augment <= 1:
+        raise SettingsError(
+            f"`augment` is {settings.augment:g}; it must be 0 to 1", "a share of the clips, such as `augment` 0.3 for 30 %"
+        )
+    if not 0 <= settings.synthetic < 1:
+        raise SettingsError(
+            f"`synthetic` is {settings.synthetic:g}; it must be at least 0 and below 1",
+            "the share of drawn clips among all, such as `synthetic` 0.2 for 20 %",
+        )
 
 
 @dataclass(frozen=True)

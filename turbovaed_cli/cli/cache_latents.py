@@ -113,11 +113,11 @@ def _share(shard: str | None, settings: CacheSettings) -> "tuple[Shard | None, C
 def _show_result(result: "CacheResult", out: str, teacher: str, share: "Shard | None") -> None:
     """The table of a cache that was filled, and what comes next."""
     busy = None if result.encoder_busy is None else f"{100 * result.encoder_busy:.0f} %"
-    print_table(
-        "Latent cache",
-        ["encoded", "already there", "skipped", "encoder busy", "folder", *(["shard"] if share else [])],
-        [(result.encoded, result.found, len(result.skipped), busy, out, *([share] if share else []))],
-    )
+    facts = {
+        "encoded": result.encoded, **({"of them drawn": result.drawn} if result.drawn else {}), "already there": result.found,
+        "skipped": len(result.skipped), "encoder busy": busy, "folder": out, **({"shard": share} if share else {}),
+    }  # fmt: skip
+    print_table("Latent cache", list(facts), [tuple(facts.values())])
     for other in result.left_to_others:
         console.note(f"{other} is at work on the rest; turbovaed cache-latents --status --out {out} shows how far")
     if not result.left_to_others and share is None:
@@ -149,6 +149,8 @@ def _show_cache(out: str, merge: Sequence[Path], *, json: bool, report: console.
         ("clips", f"{found.clips}, {human_bytes(found.bytes)}"),
         ("at work", "; ".join(found.working) or "none"),
     ]
+    if found.drawn_clips:
+        rows.append(("drawn", f"{found.drawn_clips} of {found.clips} clips"))
     if found.tf32_clips:
         rows.append(("in TF32", f"{found.tf32_clips} of {found.clips} clips"))
     if found.clips_per_s is not None:

@@ -36,7 +36,7 @@ from turbovaed_cli.evaluation.scores import (
     summarise,
 )
 from turbovaed_cli.latents.cache import ClipSource
-from turbovaed_cli.latents.caching import read_clip_of
+from turbovaed_cli.latents.pixels import read_clip_of
 from turbovaed_cli.latents.planning import plan_clips
 from turbovaed_cli.machine.devices import num_readers, resolve_device
 from turbovaed_cli.machine.ranks import Ranks, alone

@@ -2,6 +2,7 @@
 
 caching.py       the command: one process's share of the work
 planning.py      which clips are cut from a video
+pixels.py        the pixels of a clip, and which clips are drawn
 parts.py         which process works on which part of the videos
 status.py        `--status`: the progress of a job
 estimate.py      `--dry-run`: the time, disk and memory that a job would take

@@ -63,18 +63,23 @@ def check_manifest(root: Path, made_by: Mapping[str, Any]) -> dict[str, Any]:
     return before
 
 
+_NO_SHARES = {"augment": 0.0, "synthetic": 0.0, "seed": 0}  # what a manifest without these fields means
+
+
 def manifest_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Return the differences of two manifests as options of `cache-latents`; fields of the document alone are left out."""
     a, b = (
         {name: value for name, value in one.items() if name not in ("schema_version", "seal", "teacher_name")} for one in (a, b)
     )
+    a, b = ({**one, "clip": {**_NO_SHARES, **one["clip"]}} if isinstance(one.get("clip"), dict) else one for one in (a, b))
     changes = [change for change in differences(a, b) if change.field != "licence"]  # its wording changes nothing
     weights = next((change for change in changes if change.name == "teacher.weights_sha256"), None)
     if weights is not None:
         items = [arrow("weights of `teacher`", str(weights.before)[:12], str(weights.now)[:12])]
     else:
         items = ["the config of `teacher` differs"] * any(change.name.startswith("teacher") for change in changes)
-    others = [change for change in changes if not change.name.startswith("teacher")]
+    follows = [change for change in changes if change.name == "drawing" and None in (change.before, change.now)]  # from shares
+    others = [change for change in changes if not change.name.startswith("teacher") and change not in follows]
     for change in others:
         is_option = change.name.startswith("clip.") or change.name == "dtype"
         items.append(arrow(option_of(change.field) if is_option else change.field, change.before, change.now, change.field))

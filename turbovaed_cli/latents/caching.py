@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbovaed_cli.errors import CheckFailedError, SettingsError, VideoError
+from turbovaed_cli.errors import CheckFailedError, SettingsError
 from turbovaed_cli.latents.cache import ClipSource, open_cache
 from turbovaed_cli.latents.parts import KnownVideo, Part, Shard, claim, num_parts, part_of, write_listing
+from turbovaed_cli.latents.pixels import drawn_clip, is_drawn, num_drawn, pixels_of
 from turbovaed_cli.latents.planning import (
     PlannedVideo,
     check_cache_settings,
@@ -36,7 +37,7 @@ from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings
-from turbovaed_cli.video import VideoInfo, as_text, notes_on, read_clip_uint8, to_model
+from turbovaed_cli.video import VideoInfo, as_text, notes_on, to_model
 from turbovaed_cli.video.sources import Videos, open_videos
 from turbovaed_cli.video.usable import Skipped, no_usable_video, too_short
 
@@ -52,6 +53,7 @@ class CacheResult:
     encoder_busy: float | None = None  # share of the time after the first batch; None if fewer than two were encoded
     shard: str | None = None  # this run's share of the videos, "3/8"
     left_to_others: list[str] = field(default_factory=list)  # the workers that held the parts this run skipped
+    drawn: int = 0  # of `encoded`, the clips that were drawn
 
 
 def cache_latents(
@@ -93,7 +95,7 @@ class _Clip:
     part: Part
     name: str
     source: ClipSource
-    info: VideoInfo
+    info: VideoInfo | None = None  # None: it is drawn
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ class _CachingRun:
         self.total = sum(map(len, self.names.values()))
         self.claimed: list[Part] = []
         self.others: dict[int, str] = {}  # the holders of the parts that this run could not claim
-        self.encoded = self.found = 0
+        self.encoded = self.found = self.drawn = 0
         self.skipped: list[Skipped] = []
         self.shown: list[VideoInfo] = []  # videos of which reading changes something
 
@@ -149,6 +151,7 @@ class _CachingRun:
                 with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # events are recorded there
                     write(_encode(teacher, batch))
                 self.encoded += len(batch)
+                self.drawn += sum(is_drawn(clip.source.video_sha256) for clip in batch)
         if self.found:
             self.report.note(f"{self.found} clips were cached already")
         for note in notes_on(self.shown):
@@ -157,7 +160,7 @@ class _CachingRun:
             raise no_usable_video(self.skipped)
         return CacheResult(
             out, self.encoded, self.found, self.skipped, busy.share, str(self.shard) if self.shard else None,
-            list(dict.fromkeys(self.others.values())),
+            list(dict.fromkeys(self.others.values())), self.drawn,
         )  # fmt: skip
 
     def _parts(self) -> Iterator[Part]:
@@ -177,6 +180,7 @@ class _CachingRun:
         """Yield all the work in order, with markers; videos are probed ahead."""
         for part in self._parts():
             committed = self.writer.committed(part.number)
+            drawn = 0
             queued: set[str] = set()  # the same bytes under two names are one clip
             for _, video in read_ahead(
                 self._look, self._named(part, committed), self.settings.workers, is_quick=lambda named: named[2] is not None
@@ -188,6 +192,13 @@ class _CachingRun:
                         assert video.info is not None
                         yield _Clip(part, video.name, clip, video.info)
                     queued.add(clip.key)
+                while drawn < num_drawn(part.number, len(queued), self.settings.synthetic):
+                    clip = drawn_clip(part.number, drawn, self.settings)
+                    drawn += 1
+                    if clip.key in committed:
+                        self.found += 1
+                    else:
+                        yield _Clip(part, clip.path, clip)
                 yield _Seen(part, video)
             yield _End(part)
 
@@ -235,7 +246,7 @@ class _CachingRun:
 
     def _read(self, item: _Clip | _Seen | _End) -> np.ndarray | str | None:
         """Return the frames of a clip, or the reason why it cannot be read; None for a marker."""
-        return read_clip_of((item.source, item.info)) if isinstance(item, _Clip) else None
+        return pixels_of(item.source, item.info, self.settings) if isinstance(item, _Clip) else None
 
     def _done_with(self, item: _Seen, failed: dict[str, str]) -> None:
         """Record a video and its unreadable clips. Raises CheckFailedError if there are too many failures."""
@@ -312,15 +323,6 @@ class _Encoded:
     std: Tensor
     began: float | torch.cuda.Event  # seconds, or an event in the stream
     ended: float | torch.cuda.Event
-
-
-def read_clip_of(clip_of: tuple[ClipSource, VideoInfo]) -> np.ndarray | str:
-    """Return the frames of a clip, (T, H, W, 3) uint8, or the reason why it cannot be read."""
-    clip, info = clip_of
-    try:
-        return read_clip_uint8(info, clip.frames, clip.size, start=clip.start, stride=clip.stride)
-    except VideoError as error:
-        return error.what
 
 
 def _encode(teacher: Teacher, clips: list[_Frames]) -> _Encoded:

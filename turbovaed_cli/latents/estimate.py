@@ -1,7 +1,8 @@
 """`cache-latents --dry-run`: the time, disk and memory that a caching job would take, from a sample of the videos."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,13 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from turbovaed_cli.files.remote import free_disk_bytes, is_url
 from turbovaed_cli.files.sealed import read_sealed
-from turbovaed_cli.latents.cache import check_manifest, committed_shards
-from turbovaed_cli.latents.caching import encode_clips, read_clip_of
+from turbovaed_cli.latents.cache import ClipSource, check_manifest, committed_shards
+from turbovaed_cli.latents.caching import encode_clips
 from turbovaed_cli.latents.parts import KnownVideo, Shard, known_videos, num_parts, part_of
+from turbovaed_cli.latents.pixels import drawn_clip, num_drawn, pixels_of
 from turbovaed_cli.latents.planning import (
     PlannedVideo,
     check_cache_settings,
@@ -33,6 +36,7 @@ from turbovaed_cli.registry.download import missing_bytes
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.settings import CacheSettings
+from turbovaed_cli.video import VideoInfo
 from turbovaed_cli.video.sources import Videos, open_videos
 from turbovaed_cli.video.usable import Skipped, too_short
 
@@ -87,8 +91,7 @@ def estimate_cache(
         committed = {clip["key"] for record in committed_shards(Path(out)) for clip in record["clips"]} if made else set()
         look = partial(_look, videos, settings, known)
         planned = [plan for _, plan in read_ahead(look, report.track(sample, "looking into videos"), settings.workers)]
-        missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
-        clips = round(len(missing) * len(names) / max(len(sample), 1))
+        clips = _num_missing(planned, names, parts, settings, committed)
         timed: dict[str, Any] = {}
         download = missing_bytes(spec)
         if not download:
@@ -97,7 +100,7 @@ def estimate_cache(
             settle_tiles(teacher, Path(out), settings, report)
             if made:
                 check_manifest(Path(out), made_by(teacher, settings))
-            if missing:
+            if clips:
                 timed = _time_some(teacher, [plan for plan in planned if plan.info], settings, device, report)
     seconds = timed.get("seconds")
     return CacheEstimate(
@@ -107,6 +110,29 @@ def estimate_cache(
         free_disk_bytes(Path(out)) if here else None,
         download, None if seconds is None else seconds * clips, timed.get("peak_mb"), device.type,
     )  # fmt: skip
+
+
+def _num_missing(
+    planned: Sequence[PlannedVideo], names: Sequence[str], parts: int, settings: CacheSettings, committed: Set[str]
+) -> int:
+    """Return how many clips are to be encoded; exact if every video was planned, else as if all had as many clips."""
+    missing = {clip.key for plan in planned for clip in plan.clips if str(clip.start) not in plan.known.failed} - committed
+    num_filmed = round(len(missing) * len(names) / max(len(planned), 1))
+    if not settings.synthetic:
+        return num_filmed
+    filmed: dict[int, float] = {}
+    if len(planned) == len(names):
+        keys = {(part_of(plan.name, parts), clip.key) for plan in planned for clip in plan.clips}
+        filmed = dict(Counter(part for part, _ in keys))
+    else:
+        each = sum(len(plan.clips) for plan in planned) / len(planned)
+        filmed = {part: count * each for part, count in Counter(part_of(name, parts) for name in names).items()}
+    wanted = (
+        drawn_clip(part, number, settings).key
+        for part, count in filmed.items()
+        for number in range(num_drawn(part, round(count), settings.synthetic))
+    )
+    return num_filmed + sum(key not in committed for key in wanted)
 
 
 def _look(videos: Videos, settings: CacheSettings, known: dict[str, KnownVideo], name: str) -> PlannedVideo:
@@ -130,7 +156,11 @@ def _time_some(
     clips = [(clip, plan.info) for plan in planned for clip in plan.clips if plan.info]
     wanted = (SAMPLE_BATCHES + 1) * settings.batch_size
     sample = clips[:: max(len(clips) // wanted, 1)][:wanted]
-    read = (frames for _, frames in read_ahead(read_clip_of, sample, settings.workers) if not isinstance(frames, str))
+
+    def pixels(clip: tuple[ClipSource, VideoInfo]) -> np.ndarray | str:
+        return pixels_of(*clip, settings)
+
+    read = (frames for _, frames in read_ahead(pixels, sample, settings.workers) if not isinstance(frames, str))
     began, done, bytes_of_clip = 0.0, 0, 0
     while batch := list(islice(read, settings.batch_size)):
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

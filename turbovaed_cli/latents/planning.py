@@ -9,13 +9,15 @@ from turbovaed_cli.files.documents import check_fields
 from turbovaed_cli.files.sealed import read_sealed
 from turbovaed_cli.latents.cache import ClipSource
 from turbovaed_cli.latents.parts import KnownVideo
+from turbovaed_cli.latents.pixels import recorded_shares
 from turbovaed_cli.models.memory import fit_encoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.tiles import Tiles
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.reporting import Reporter, quiet
-from turbovaed_cli.settings import CacheSettings, check_counts
+from turbovaed_cli.settings import CacheSettings, check_counts, check_shares
 from turbovaed_cli.video import VideoInfo, as_text, probe, reading_identity, sha256_of_video
+from turbovaed_cli.video.drawn import VERSION
 from turbovaed_cli.video.sources import Videos
 
 
@@ -28,6 +30,7 @@ def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
         raise SettingsError(f"`clips_per_video` is {settings.clips_per_video}; 0 takes all")
     if settings.max_failures is not None and settings.max_failures < 0:
         raise SettingsError(f"`max_failures` is {settings.max_failures}; 0 stops at the first")
+    check_shares(settings)
     spec.teacher.check_frames(settings.frames)
     spec.teacher.check_size(*settings.size)
 
@@ -35,12 +38,14 @@ def check_cache_settings(spec: ModelSpec, settings: CacheSettings) -> None:
 def made_by(teacher: Teacher, settings: CacheSettings) -> dict[str, object]:
     """Return the fields of a cache's manifest that record how its latents are made."""
     encoder = {name: value for name, value in teacher.identity().items() if name != "decoder_inputs"}
+    shares = recorded_shares(settings)
     return {
         "teacher": encoder,
         "teacher_name": teacher.name,  # for messages that ask for the teacher that made these latents
-        "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride},
+        "clip": {"frames": settings.frames, "size": list(settings.size), "stride": settings.stride, **shares},
         "dtype": settings.dtype,
         "reading": reading_identity(settings.hdr),
+        **({"drawing": VERSION} if shares else {}),
         **({"tiles": _recorded(teacher.tiles)} if teacher.tiles else {}),
     }
 

@@ -13,6 +13,7 @@ from turbovaed_cli.latents.parts import (
     known_videos,
     read_listing,
 )
+from turbovaed_cli.latents.pixels import is_drawn
 from turbovaed_cli.video.usable import Skipped
 
 _WINDOW_S = 600.0  # over which --status measures the speed
@@ -32,6 +33,7 @@ class CacheStatus:
     clips_per_s: float | None = None  # over the last ten minutes; None if there is no active worker, or too few shards
     seconds_left: float | None = None
     parts: int = 1  # that the videos are divided into
+    drawn_clips: int = 0  # the clips among `clips` that were drawn
     tf32_clips: int = 0  # the clips among `clips` whose latents were computed in TF32
 
 
@@ -47,7 +49,7 @@ def cache_status(out: Path) -> CacheStatus:
         Skipped(f"{name} (from frame {start})", why) for name, facts in known.items() for start, why in facts.failed.items()
     ]
     finished = {path.stem for path in whole_files(out / "parts", "part-*.json")}
-    clips = num_bytes = of_known = tf32_clips = 0
+    clips = num_bytes = of_known = drawn = tf32_clips = 0
     recent: list[tuple[float, int]] = []
     now = time.time()
     for path in whole_files(out / "shards", "*.json"):
@@ -55,6 +57,7 @@ def cache_status(out: Path) -> CacheStatus:
         count = len(record["clips"])
         clips, num_bytes = clips + count, num_bytes + int(record["bytes"])
         tf32_clips += count if record.get("tf32") else 0
+        drawn += sum(is_drawn(str(clip.get("video_sha256"))) for clip in record["clips"])
         of_known += count if path.name[: len("part-000")] in finished else 0
         if now - path.stat().st_mtime < _WINDOW_S:
             recent.append((path.stat().st_mtime, count))
@@ -66,4 +69,4 @@ def cache_status(out: Path) -> CacheStatus:
         if videos and known and rate:
             left = max(videos * of_known / len(known) - clips, 0.0) / rate
     parts = int(manifest.get("parts", 1))
-    return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, parts, tf32_clips)
+    return CacheStatus(str(out), videos, len(known), clips, num_bytes, failed, working, rate, left, parts, drawn, tf32_clips)

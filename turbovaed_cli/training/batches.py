@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -11,11 +11,20 @@ from torch import Tensor
 
 from turbovaed_cli.errors import VideoError
 from turbovaed_cli.latents.batch import ALL_CLIPS, Batch, Crop, item_at
-from turbovaed_cli.video import VideoInfo, read_clip, sha256_of_video
+from turbovaed_cli.video import VideoInfo, read_clip_uint8, sha256_of_video, to_model
+from turbovaed_cli.video.drawn import draw_clip, kind_of, recoloured
+
+
+@dataclass(frozen=True)
+class Mix:
+    """What becomes of the clips of videos: the share that get other colours, and the share of drawn clips among all."""
+
+    augment: float = 0.0
+    synthetic: float = 0.0
 
 
 class VideoClips:
-    """Random clips from videos, without a cache: place, start and flip are functions of (seed, index)."""
+    """Random clips from videos, without a cache: place, start, flip, colours and drawn clips are functions of (seed, index)."""
 
     is_encoded = False  # its batches are for the teacher to encode
 
@@ -26,9 +35,10 @@ class VideoClips:
         size: tuple[int, int],
         stride: int,
         damaged: dict[str, str] | None = None,
+        mix: Mix = Mix(),
     ) -> None:
         self.videos = sorted(videos, key=lambda info: str(info.path))
-        self.frames, self.size, self.stride = frames, size, stride
+        self.frames, self.size, self.stride, self.mix = frames, size, stride, mix
         self.damaged = {} if damaged is None else damaged  # videos that could not be read, and why; streams may share it
 
     @property
@@ -52,9 +62,15 @@ class VideoClips:
         """Return the names of the clips that `batch_at` returns for the same arguments, for messages."""
         names = []
         for i in range(index * batch_size, (index + 1) * batch_size)[part]:
+            if self._is_drawn(seed, i):
+                names.append(f"drawn clip {i} ({kind_of(f'{seed}/{i}')})")
+                continue
             turns = [(info, start) for info, start, _ in self._turns(seed, i) if str(info.path) not in self.damaged]
             names += [f"{info.path} from frame {start}" for info, start in turns[:1]]
         return names
+
+    def _is_drawn(self, seed: int, i: int) -> bool:
+        return random.Random(f"synthetic/{seed}/{i}").random() < self.mix.synthetic
 
     def _turns(self, seed: int, i: int) -> Iterator[tuple[VideoInfo, int, random.Random]]:
         """Yield candidates for clip `i`, of which the first readable one is used: video, first frame, random generator."""
@@ -65,14 +81,20 @@ class VideoClips:
             yield info, rng.randrange(info.num_frames - (self.frames - 1) * self.stride), rng
 
     def _clip_at(self, seed: int, i: int) -> Tensor:
+        """Return clip number `i`, (3, T, H, W) in [-1, 1]."""
+        if self._is_drawn(seed, i):
+            return to_model(draw_clip(f"{seed}/{i}", self.frames, self.size))
         for info, start, rng in self._turns(seed, i):
             crop = (rng.random(), rng.random())
             try:
-                clip = read_clip(info, self.frames, self.size, start=start, stride=self.stride, crop=crop)
+                clip = read_clip_uint8(info, self.frames, self.size, start=start, stride=self.stride, crop=crop)
             except VideoError as error:
                 self.damaged[str(info.path)] = error.what
                 continue
-            return clip.flip(-1) if rng.random() < 0.5 else clip
+            clip = clip[:, :, ::-1] if rng.random() < 0.5 else clip
+            if random.Random(f"augment/{seed}/{i}").random() < self.mix.augment:
+                clip = recoloured(f"{seed}/{i}", clip)
+            return to_model(clip)
         raise VideoError("no video can be read any more", "; ".join(list(self.damaged.values())[:3]))
 
 

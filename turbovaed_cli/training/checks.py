@@ -10,14 +10,14 @@ from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
-from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts
+from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts, check_shares
 from turbovaed_cli.stage import PERCEPTUAL
 from turbovaed_cli.training.fitted_start import STARTS
 from turbovaed_cli.training.schedule import position_at
 
 
-def check_distill_settings(settings: DistillSettings) -> None:
-    """Raise SettingsError naming the first value that makes no sense."""
+def check_distill_settings(settings: DistillSettings, *, is_cached: bool = False) -> None:
+    """Raise SettingsError naming the first value that makes no sense, or that `is_cached` clips cannot take."""
     if not settings.stages:
         raise SettingsError("the schedule has no stage", "give at least one")
     names = [stage.name for stage in settings.stages]
@@ -26,6 +26,9 @@ def check_distill_settings(settings: DistillSettings) -> None:
     if not 0 < settings.stall_seconds < math.inf:
         raise SettingsError(f"stall_seconds is {settings.stall_seconds}; it must be above 0")
     check_counts(settings, ("frames", "stride", "save_every", "keep_checkpoints", "discriminator_channels"))
+    check_shares(settings)
+    if is_cached:
+        _check_no_shares(settings)
     if settings.discriminator_channels % 4:
         raise SettingsError(f"discriminator_channels is {settings.discriminator_channels}; it must be a multiple of 4")
     if not 0 <= settings.ema_decay < 1:
@@ -121,6 +124,16 @@ def check_clips_per_pass(folder: RunDir, settings: DistillSettings, processes: i
 
 def _in_words(counts: Sequence[int]) -> str:
     return str(counts[0]) if len(set(counts)) == 1 else ", ".join(map(str, counts))
+
+
+def _check_no_shares(settings: DistillSettings) -> None:
+    """Raise SettingsError for shares of changed or drawn clips, which cached clips cannot take: they are encoded already."""
+    for name in ("augment", "synthetic"):
+        if share := getattr(settings, name):
+            raise SettingsError(
+                f"`{name}` is for `data`: cached clips are encoded already",
+                f"cache-latents --{name} {share:g} makes such a cache; then leave it out here",
+            )
 
 
 def check_sizes(settings: DistillSettings, cache: LatentCache) -> None:

@@ -26,7 +26,7 @@ from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import build_heads
-from turbovaed_cli.training.batches import ClipStream, VideoClips
+from turbovaed_cli.training.batches import ClipStream, Mix, VideoClips
 from turbovaed_cli.training.checks import check_distill_settings, check_hours, check_ratios, check_sizes
 from turbovaed_cli.training.estimate import fitted_stages
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
@@ -67,7 +67,7 @@ def prepare(
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
         )
-    check_distill_settings(asked.settings)
+    check_distill_settings(asked.settings, is_cached=asked.latents is not None)
     spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
         check_trackers(settings.log)
@@ -221,7 +221,8 @@ def _video_streams(
     span = (settings.frames - 1) * settings.stride + 1
     videos, skipped = ranks.share(lambda: usable_videos(folder, span, report, first=first, hdr=settings.hdr))
     damaged: dict[str, str] = {}
-    return [VideoClips(videos, settings.frames, size, settings.stride, damaged) for size in sizes], skipped
+    mix = Mix(settings.augment, settings.synthetic)
+    return [VideoClips(videos, settings.frames, size, settings.stride, damaged, mix) for size in sizes], skipped
 
 
 def cache_for(latents: str | Path, spec: ModelSpec) -> LatentCache:

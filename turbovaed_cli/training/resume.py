@@ -30,6 +30,7 @@ from turbovaed_cli.training.recipes import RECIPES, RESUMABLE_CHANGES
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trainer import Trainer
 from turbovaed_cli.video import reading_identity
+from turbovaed_cli.video.drawn import VERSION
 
 MOST_CHANGES = 5  # that an error lists
 # Settings that only a recipe file can set: messages use their names there.
@@ -113,7 +114,8 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
     lines = [str(config.get("command_line") or "") for config in (before, now)]
     recipes = [RECIPES.get(str(settings.get("recipe"))) for settings in (old, new)]
     of_recipe = [change for change in changes if _is_of_recipes(change, recipes)]
-    left = [change for change in changes if change not in of_recipe]
+    follows = [change for change in changes if change.name == "drawing" and None in (change.before, change.now)]  # from shares
+    left = [change for change in changes if change not in of_recipe and change not in follows]
     has_other_recipe = old.get("recipe") != new.get("recipe") and any(change.name.startswith("settings.") for change in changes)
     items = [arrow("recipe", old.get("recipe"), new.get("recipe"))] if has_other_recipe else []
     by_group: dict[str, list[Change]] = {}
@@ -260,6 +262,7 @@ def run_config(
         "data_fingerprint": trainer.streams[0].fingerprint,
         # For videos only: a cache records its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
+        **({"drawing": VERSION} if settings.augment or settings.synthetic else {}),
     }
 
 

@@ -5,6 +5,7 @@ probing.py input_streams.py frame_times.py   the facts about a video: tracks, pi
 reading.py colour.py      frames as arrays and tensors
 pixels.py                 the only conversion between uint8 and [-1, 1]
 writing.py tracks.py timing.py codecs.py     write a file with sound, chapters and exact times
+drawn/                    clips that are drawn for training, and other colours for filmed ones
 images.py                 folders of numbered pictures
 ffmpeg.py messages.py     the ffmpeg child process, and the meaning of its messages
 """
