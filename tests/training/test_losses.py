@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.latents.batch import Crop
@@ -17,7 +18,13 @@ from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training import losses
 from turbovaed_cli.training.distill import distill
-from turbovaed_cli.training.losses import PerceptualLoss, check_perceptual_size, perceptual_loss
+from turbovaed_cli.training.losses import (
+    PerceptualLoss,
+    check_perceptual_size,
+    lattice_loss,
+    perceptual_loss,
+    reconstruction_losses,
+)
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -191,3 +198,19 @@ def test_pictures_too_small_for_the_perceptual_loss_are_refused_by_what_losses_s
     assert error.value.hint == ("use a larger `size`" if crop is None else "use a larger `crop`")
     check_perceptual_size(stage, loss, Crop(3, 3, 16, margin=1), (64, 64), has_margin=False)  # losses use all of a crop of pixels
     check_perceptual_size(replace(stage, perceptual_weight=0.0), loss, crop, (16, 64), has_margin=has_margin)
+
+
+def test_the_lattice_loss_counts_what_repeats_in_every_tile_and_nothing_else():
+    torch.manual_seed(0)
+    source = torch.rand(2, 3, 2, 19, 16) - 0.5
+    pattern = torch.zeros(4, 4)
+    pattern[0, 0], pattern[1, 2] = 0.1, -0.1
+    repeated = functional.pad(pattern.repeat(4, 4), (0, 0, 0, 3))  # three rows are no whole tile
+    assert lattice_loss(source + repeated, source, 4) == pytest.approx(0.2 / 16, rel=1e-4)
+    assert lattice_loss(source + 0.3, source, 4) < 1e-6  # a constant error
+    assert lattice_loss(source + repeated, source, 8) == pytest.approx(0.2 / 16, rel=1e-4)
+    noise = 0.1 * torch.randn(2, 3, 2, 64, 64)
+    assert lattice_loss(noise, torch.zeros_like(noise), 4) < 0.01
+    stage = Stage("only", lattice_weight=2.0, perceptual="none")
+    losses = reconstruction_losses(source + repeated, source, stage, {}, None, period=4)
+    assert losses.total == pytest.approx(float(losses.parts["l1"] + 2 * losses.parts["lattice"]))

@@ -116,6 +116,7 @@ def losses_in_words(stage: Stage) -> str:
         stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
         "features": stage.feature_weight,
         "teacher L1": stage.teacher_weight,
+        "lattice": stage.lattice_weight,
         "adversarial": stage.adversarial_weight,
     }
     return " + ".join(["L1", *(f"{weight} {name}" for name, weight in weighted.items() if weight)])

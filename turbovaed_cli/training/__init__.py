@@ -11,6 +11,7 @@ schedule.py      the position of a step in a schedule
 losses.py alignment.py discriminator.py muon.py   the parts of a step
 validation.py    `--val`: measure the finished run
 fitted_start.py  initial weights by least squares
+causal_start.py  those of a causal student from one that is not
 state.py         everything that a resume needs
 checks.py        settings and runs that are refused
 estimate.py      time and memory in advance

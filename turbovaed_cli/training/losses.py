@@ -154,11 +154,13 @@ def reconstruction_losses(
     perceptual: PerceptualLoss | None,
     taught: Tensor | None = None,
     looked_at: Sequence[int] | None = None,
+    period: int = 1,
 ) -> Losses:
     """Return the losses of a decode: L1 to the source, perceptual distance, features, and L1 to the teacher's decode `taught`.
 
     `decoded`, `source` and `taught` are videos (B, 3, T, H, W) in [-1, 1]; `features` are scalar losses by block. The perceptual
-    distance uses the frames `looked_at`; None: all. Losses are fp32; LPIPS and the features may be computed in other precisions.
+    distance uses the frames `looked_at`; None: all. `period` is the side in pixels of the student's lattice, its space ratio.
+    Losses are fp32; LPIPS and the features may be computed in other precisions.
     """
     decoded = decoded.float()
     parts = {"l1": functional.l1_loss(decoded, source)}
@@ -173,4 +175,19 @@ def reconstruction_losses(
     if taught is not None:
         parts["teacher"] = functional.l1_loss(decoded, taught.float())
         total = total + stage.teacher_weight * parts["teacher"]
+    if stage.lattice_weight:
+        parts["lattice"] = lattice_loss(decoded, source, period)
+        total = total + stage.lattice_weight * parts["lattice"]
     return Losses(total, parts)
+
+
+def lattice_loss(decoded: Tensor, source: Tensor, period: int) -> Tensor:
+    """Return how much of the error repeats in every tile of `period` x `period` pixels: its mean magnitude, a scalar.
+
+    Videos are (B, 3, T, H, W) in [-1, 1], whose first pixel is the first one of a tile; pixels beyond whole tiles are left out.
+    The mean tile of every frame's error counts, without its own mean: a constant error is none of the lattice's.
+    """
+    rows, columns = (side // period for side in decoded.shape[-2:])
+    error = (decoded - source)[..., : rows * period, : columns * period]
+    tile = error.unflatten(-1, (columns, period)).unflatten(-3, (rows, period)).mean(dim=(-4, -2))  # (B, 3, T, P, P)
+    return (tile - tile.mean(dim=(-2, -1), keepdim=True)).abs().mean()

@@ -27,6 +27,7 @@ from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import build_heads
 from turbovaed_cli.training.batches import ClipStream, Mix, VideoClips
+from turbovaed_cli.training.causal_start import causal_weights
 from turbovaed_cli.training.checks import check_distill_settings, check_hours, check_ratios, check_sizes
 from turbovaed_cli.training.estimate import fitted_stages
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
@@ -140,7 +141,11 @@ def _new_student(asked: Distillation, settings: DistillSettings, teacher: Teache
     spec = asked.spec
     student = build_student(_complete_config(asked.student_config or spec.student.config, spec, teacher))
     if asked.init is not None and ranks.is_first:  # the other ranks get every weight from the first
-        load_strictly(student, load_student(asked.init, consent=asked.consent).state_dict(), Path(asked.init))
+        init = load_student(asked.init, consent=asked.consent)
+        weights = init.state_dict()
+        if student.config.decoder_causal and not init.config.decoder_causal:
+            weights = causal_weights(weights, student)
+        load_strictly(student, weights, Path(asked.init))
     check_ratios(student, spec)
     return student
 

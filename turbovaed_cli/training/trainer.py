@@ -198,7 +198,9 @@ class Trainer:
         assert decoded is not None
         decoded, source = batch.counted(decoded), batch.counted(source)
         taught = None if taught is None else batch.counted(taught)
-        losses = reconstruction_losses(decoded, source, stage, features, self.perceptual_of(stage), taught, batch.looked_at)
+        losses = reconstruction_losses(
+            decoded, source, stage, features, self.perceptual_of(stage), taught, batch.looked_at, self.teacher.spec.space_ratio
+        )
         return self.judged(losses, decoded, source, stage) if stage.adversarial_weight else losses
 
     def perceptual_of(self, stage: Stage) -> PerceptualLoss | None:
