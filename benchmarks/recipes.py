@@ -1,161 +1,246 @@
-"""What each choice of a recipe is worth on the embedded teacher: equal compute, several seeds, PSNR and SSIM on clips never seen.
+"""What each part of a recipe is worth, on one of the two small teachers: equal time and equal steps, on clips never seen.
 
-    turbovaed cache-latents --teacher tiny --data ../shared/videos/train --out build/latents
-    turbovaed cache-latents --teacher tiny --data ../shared/videos/val --out build/val --clips-per-video 1
-    python benchmarks/recipes.py --latents build/latents --val build/val --seconds 90 --seeds 0 1 2
+    turbovaed cache-latents --teacher tiny --data train --out build/tiny
+    turbovaed cache-latents --teacher tiny --data train --out build/tiny-mixed --augment 0.4 --synthetic 0.4
+    turbovaed cache-latents --teacher tiny --data val --out build/tiny-val --clips-per-video 1
+    python benchmarks/recipes.py --teacher tiny --latents build/tiny --mixed build/tiny-mixed --val build/tiny-val --minutes 5
 
-Every variant gets the same training time: a few steps of each are timed first, and its schedule is as long as fits. What
-is done is kept in --out (one JSON line a run), so the command goes on where it stopped. Prints a table of differences to `base`.
+and the same with `--teacher benchmarks/teachers/wan-48 --student lite`. An arm differs from `base` in one thing. Some steps of
+every arm are timed first, in turns. Then each arm trains for the steps that `base` makes in --minutes (equal steps), and, if
+its steps take longer or shorter, once more for as many as fit in that time (equal time). Each run is scored on its last two
+checkpoints: a ranking that both share is one that lasts. What is done is kept in --out, a JSON line a run, so the command goes
+on where it stopped. Prints a table of differences to `base`.
 """
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from turbovaed_cli.registry.members import member_of
 
+from turbovaed_cli.evaluation.testcard.patterns import patterns_for
+from turbovaed_cli.files.tensors import load_strictly
 from turbovaed_cli.latents.cache import LatentCache
-from turbovaed_cli.metrics import psnr, ssim
-from turbovaed_cli.models.loading import load_student
-from turbovaed_cli.models.network import num_params
+from turbovaed_cli.metrics import flicker, grid, load_st_lpips, psnr, ssim
+from turbovaed_cli.metrics.features import mean_distances
+from turbovaed_cli.models.decoder import Decoder
+from turbovaed_cli.models.decoders import FAMILIES, load_decoder
+from turbovaed_cli.models.decoding import num_params_of
+from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.distill import distill
-from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.video import to_model, to_uint8
 
-# The first stage of recipe fast, made short: a smaller rate, and an average that a hundred steps can follow.
-BASE = RECIPES["fast"].with_changes(
-    stages=(replace(RECIPES["fast"].stages[0], lr=2e-3, lr_end=0.02, perceptual="ssim"),),
-    recipe="study", ema_decay=0.99, sample_every=0, save_every=10**9, keep_checkpoints=1,
+BASE = Stage(
+    "crops", accumulation=1, batch_size=2, crop_latents=12, crop_margin=2, lr=2e-3, lr_schedule="cosine", lr_end=0.02,
+    perceptual="ssim", perceptual_weight=0.1, feature_weight=0.0,
 )  # fmt: skip
-# What each variant changes: fields of the settings, of the stage, or `student` (fields of its config), `pairs` (which blocks are aligned).
-VARIANTS: dict[str, dict[str, Any]] = {
+# What each arm changes: fields of the settings or the stage; `then`: (share of the steps, changes in a stage of its own at the
+# end); `init`, `mixed`, `student`: what distill starts from, the cache it reads, and a member of the family or "taehv".
+ARMS: dict[str, dict[str, Any]] = {
     "base": {},
-    "start: plain": {"start": "plain"},
-    "AdamW, lr 3e-4": {"optimizer": "adamw", "lr": 3e-4},
     "AdamW, lr 1e-3": {"optimizer": "adamw", "lr": 1e-3},
-    "lr 1e-3": {"lr": 1e-3},
-    "lr 4e-3": {"lr": 4e-3},
-    "constant rate": {"lr_schedule": "constant"},
-    "posterior mean": {"posterior": "mean"},
-    "EMA 0.9": {"ema_decay": 0.9},
-    "EMA 0.999": {"ema_decay": 0.999},
+    "plain start": {"start": "plain"},
+    "pruned start": {"init": "prune:0.5", "start": "plain"},
+    "feature alignment 0.1": {"feature_weight": 0.1},
+    "feature alignment 0.1, stopped after 40 %": {"feature_weight": 0.1, "then": (0.6, {"feature_weight": 0.0})},
     "L1 alone": {"perceptual": "none"},
-    "SSIM 1.0": {"perceptual_weight": 1.0},
-    "features 0.1, both": {"feature_weight": 0.1},
-    "features 0.01, both": {"feature_weight": 0.01},
-    "features 0.1, mid": {"feature_weight": 0.1, "pairs": ("mid_block",)},
-    "features 0.1, up": {"feature_weight": 0.1, "pairs": ("up_blocks.1",)},
-    "teacher pixels 1.0": {"teacher_weight": 1.0},
-    "adversarial 0.05": {"adversarial_weight": 0.05},
-    "crops of 8 latents, no margin, batch 4": {"crop_latents": 8, "crop_margin": 0, "batch_size": 4},
-    "crops of 12 latents, no margin, batch 2": {"crop_margin": 0},
-    "crops of 16 latents, margin 2, batch 1": {"crop_latents": 16, "batch_size": 1},
-    "whole clips, batch 1": {"crop_latents": 0, "batch_size": 1},
-    "channels 64, 40, more layers": {"student": {"decoder_block_out_channels": (64, 40), "decoder_layers_per_block": (0, 0, 3)}},
-    "channels 64, 32, more layers": {"student": {"decoder_block_out_channels": (64, 32), "decoder_layers_per_block": (1, 0, 2)}},
+    "ST-LPIPS 0.1 in place of SSIM": {"perceptual": "st-lpips"},
+    "adversarial 0.05 in the last 30 %": {"then": (0.3, {"adversarial_weight": 0.05})},
+    "whole clips in the last 30 %": {"then": (0.3, {"crop_latents": 0, "batch_size": 1})},
+    "other colours, drawn clips": {"mixed": True},
+    "lattice loss 0.5": {"lattice_weight": 0.5},
 }
+_SAME = 0.05  # step times that differ by less count as equal: one run is both of equal time and of equal steps
+SCORES = {"psnr": 2, "ssim": 4, "st_lpips": 4, "flicker": 3, "grid": 3, "card_psnr": 2}  # and their decimal places
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="tiny")
+    parser.add_argument("--student", default="full", help="a member of the teacher's family")
     parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=90, help="of training per run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--minutes", type=float, default=5, help="of training per run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("build/recipes"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    record = options.out / "runs.jsonl"
-    done = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    known = {(run["variant"], run["seed"]) for run in done if run["seconds_wanted"] == options.seconds}
-    speed = dict(steps_per_second(options))
-    for seed in options.seeds:
-        for name in options.variants:
-            if (name, seed) in known:
+    study = Study(parser.parse_args(), ARMS)
+    study.make()
+    print(study.table())
+
+
+class Study:
+    """The runs of one teacher: what is done, and what each arm's step takes."""
+
+    def __init__(self, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) -> None:
+        self.options, self.arms = options, arms
+        self.base = next(iter(arms))
+        torch.set_num_threads(options.threads)
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.spec = find_model(options.teacher)
+        self.record = options.out / "runs.jsonl"
+        self.done = [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
+        self.scorer = Scorer(options, self.spec)
+        times = options.out / "seconds_per_step.json"
+        if not times.exists():
+            times.write_text(json.dumps(self._seconds_per_step()))
+        self.seconds: dict[str, float] = json.loads(times.read_text())
+
+    def make(self) -> None:
+        """Make the runs that are missing, seed by seed, and print the record of each."""
+        for seed in self.options.seeds:
+            for name in self.options.arms:
+                for result in self.results_of(name, seed):
+                    print(json.dumps(result), flush=True)
+
+    def results_of(self, name: str, seed: int) -> Iterator[dict[str, Any]]:
+        """Make the runs of one arm that are missing, of equal steps and of equal time, and yield their records."""
+        equal = round(self.options.minutes * 60 / self.seconds[self.base])
+        fitting = round(self.options.minutes * 60 / self.seconds[name])
+        lengths = {"steps": equal} if abs(fitting / equal - 1) < _SAME else {"steps": equal, "time": fitting}
+        for what, steps in lengths.items():
+            if any((run["arm"], run["seed"], run["equal"]) == (name, seed, what) for run in self.done):
                 continue
-            result = {"variant": name, "seed": seed, "seconds_wanted": options.seconds, **run(name, seed, speed[name], options)}
-            done.append(result)
-            with record.open("a") as file:
+            scores = self._run(name, seed, steps)
+            result = {"arm": name, "seed": seed, "equal": what, "steps": steps, **scores}
+            self.done.append(result)
+            with self.record.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-            print(json.dumps(result), flush=True)
-    print(table([entry for entry in done if entry["seconds_wanted"] == options.seconds]))
+            yield result
 
-
-def settings_of(name: str, seed: int, steps: int) -> tuple[ModelSpec, DistillSettings]:
-    changes = dict(VARIANTS[name])
-    spec = find_model("tiny")
-    student = replace(spec.student, config=spec.student.config | changes.pop("student", {}))
-    blocks = changes.pop("pairs", None)
-    if blocks is not None:
-        student = replace(student, pairs=tuple(pair for pair in student.pairs if pair.student_block in blocks))
-    changes["warmup_steps"] = max(steps // 20, 1)
-    return replace(spec, student=student), BASE.with_changes(steps=steps, seed=seed, **changes)
-
-
-def steps_per_second(options: argparse.Namespace, num_steps: int = 8, rounds: int = 3) -> Iterator[tuple[str, float]]:
-    """Time a few steps of every variant, in turns, so that a busy moment hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in options.variants}
-    for _ in range(rounds):
-        for name in options.variants:
-            folder = options.out / "timing"
-            spec, settings = settings_of(name, 0, num_steps)
-            distill(spec, folder, latents=options.latents, settings=replace(settings, start="plain"))
-            lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            times[name].append(statistics.median(line["seconds"] for line in lines[2:]))
-            shutil.rmtree(folder)
-    for name, seconds in times.items():
-        yield name, 1 / min(seconds)
-
-
-def run(name: str, seed: int, speed: float, options: argparse.Namespace) -> dict[str, Any]:
-    folder = options.out / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    spec, settings = settings_of(name, seed, max(round(speed * options.seconds), 10))
-    started = time.monotonic()
-    distill(spec, folder, latents=options.latents, settings=settings)
-    seconds = time.monotonic() - started
-    return {"steps": settings.steps, "seconds": round(seconds, 1), **evaluate(folder, options.val)}
-
-
-@torch.no_grad()
-def evaluate(folder: Path, val: Path) -> dict[str, float]:
-    """Means over the clips of a latent cache, decoded from the posterior mean and rounded to uint8."""
-    student, cache = load_student(folder), LatentCache(val)
-    scores: dict[str, list[float]] = {"psnr": [], "ssim": []}
-    for index in range(len(cache)):
-        mean, _, video = cache.read(index)
-        decoded = to_model(to_uint8(student(mean[None])[0]))
-        for metric, measure in (("psnr", psnr), ("ssim", ssim)):
-            scores[metric].append(float(measure(decoded, video)))
-    return {"params": num_params(student), **{metric: round(statistics.fmean(values), 4) for metric, values in scores.items()}}
-
-
-def table(runs: list[dict[str, Any]]) -> str:
-    """A Markdown table: means over seeds, and the difference to base seed by seed."""
-    base = {run["seed"]: run for run in runs if run["variant"] == "base"}
-    lines = ["| variant | seeds | steps | PSNR dB | against base | SSIM | against base |", "|---|---|---|---|---|---|---|"]
-    for name in dict.fromkeys(run["variant"] for run in runs):
-        own = [run for run in runs if run["variant"] == name]
-        cells = [name, str(len(own)), str(own[0]["steps"])]
-        for metric, digits in (("psnr", 2), ("ssim", 4)):
-            gains = [run[metric] - base[run["seed"]][metric] for run in own if run["seed"] in base]
-            spread = f" ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})" if len(gains) > 1 else ""
-            cells += [
-                f"{statistics.fmean(run[metric] for run in own):.{digits}f}",
-                f"{statistics.fmean(gains):+.{digits}f}{spread}" if gains and name != "base" else "",
+    def _job(self, name: str, seed: int, steps: int, *, every: int) -> tuple[ModelSpec, dict[str, Any]]:
+        changes = dict(self.arms[name])
+        share, later = changes.pop("then", (0.0, {}))
+        mixed, init = changes.pop("mixed", False), changes.pop("init", None)
+        student = changes.pop("student", self.options.student)
+        of_stage = {key: changes.pop(key) for key in list(changes) if hasattr(BASE, key)}
+        stage = replace(BASE, warmup_steps=max(steps // 20, 1), **of_stage)
+        stages = [replace(stage, steps=max(round(steps * (1 - share)), 1))]
+        if share:  # the cosine goes on where it was: from the middle of the rate to its end
+            stages = [
+                replace(stages[0], lr_end=0.3),
+                replace(stage, **later, name="then", steps=steps - stages[0].steps, lr=0.3 * stage.lr, lr_end=0.06),
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        settings = DistillSettings(
+            tuple(stages), recipe="study", optimizer=changes.pop("optimizer", "muon"), start=changes.pop("start", "fitted"),
+            ema_decay=0.99, dtype="fp32", seed=seed, sample_every=0, save_every=every, keep_checkpoints=2,
+        )  # fmt: skip
+        job = {"latents": self.options.mixed if mixed else self.options.latents, "settings": settings, "init": init}
+        if student in FAMILIES:
+            return self.spec, {**job, "student_config": {"family": student}}
+        return member_of(self.spec, student), job
+
+    def _seconds_per_step(self, num_steps: int = 10) -> dict[str, float]:
+        """Time a few steps of every arm, in turns, so that a busy moment hits all alike; of stages by their shares."""
+        found: dict[str, list[float]] = {}
+        for _ in range(3):
+            for name in self.options.arms:
+                folder = self.options.out / "timing"
+                shutil.rmtree(folder, ignore_errors=True)
+                spec, job = self._job(name, 0, num_steps, every=10**6)
+                job["settings"] = replace(job["settings"], start="plain")
+                distill(spec, folder, **job)
+                lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                first = job["settings"].stages[0].steps
+                parts = [part for part in (lines[1:first], lines[first + 1 :]) if part]
+                weights = [stage.steps for stage in job["settings"].stages]
+                medians = [statistics.median(line["seconds"] for line in part) for part in parts]
+                found.setdefault(name, []).append(sum(w * m for w, m in zip(weights, medians, strict=True)) / sum(weights))
+        return {name: min(seconds) for name, seconds in found.items()}
+
+    def _run(self, name: str, seed: int, steps: int) -> dict[str, Any]:
+        """Train, going on after an interruption, and score the averages of the last two checkpoints."""
+        folder = self.folder(name, seed, steps)
+        every = max(steps // 4, 1)
+        steps = every * 4
+        spec, job = self._job(name, seed, steps, every=every)
+        started = time.monotonic()
+        distill(spec, folder, **job)
+        seconds = time.monotonic() - started
+        student = load_decoder(folder)
+        last, before = self.scorer.scores(student), self._before(folder, student, steps - every)
+        shutil.rmtree(folder / "checkpoints")
+        return {"seconds": round(seconds, 1), "params": num_params_of(student), "last": last, "before": before}
+
+    def folder(self, name: str, seed: int, steps: int) -> Path:
+        """Return the run folder of an arm."""
+        return self.options.out / f"run-{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}-{steps}"
+
+    def _before(self, folder: Path, student: Decoder, step: int) -> dict[str, float]:
+        weights = folder / "checkpoints" / f"step_{step:07d}" / "ema.safetensors"
+        load_strictly(student, load_file(weights), weights)
+        return self.scorer.scores(student)
+
+    def table(self) -> str:
+        """Return a Markdown table: means over seeds of the last checkpoint, and the differences to base seed by seed."""
+        base = {(run["seed"], run["equal"]): run for run in self.done if run["arm"] == self.base}
+        lines = [f"| arm | equal | seeds | steps | {' | '.join(SCORES)} |", "|---|---|---|---|" + "---|" * len(SCORES)]
+        for name, what in dict.fromkeys((run["arm"], run["equal"]) for run in self.done):
+            own = [run for run in self.done if (run["arm"], run["equal"]) == (name, what)]
+            cells = [name, what, str(len(own)), str(own[0]["steps"])]
+            for score, digits in SCORES.items():
+                gains = [
+                    run["last"][score] - base[run["seed"], "steps"]["last"][score]
+                    for run in own
+                    if (run["seed"], "steps") in base and run["arm"] != self.base
+                ]
+                spread = f" ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})" if len(gains) > 1 else ""
+                mean = statistics.fmean(run["last"][score] for run in own)
+                cells.append(f"{mean:.{digits}f}" + (f", {statistics.fmean(gains):+.{digits}f}{spread}" if gains else ""))
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+
+class Scorer:
+    """Scores a student on the clips of a cache, and on the test card, whose latents are encoded once."""
+
+    def __init__(self, options: argparse.Namespace, spec: ModelSpec) -> None:
+        cache = LatentCache(options.val)
+        self.clips = [(mean, video) for mean, _, video in map(cache.read, range(len(cache)))]
+        self.st_lpips = load_st_lpips("alex")
+        file = options.out / "card.pt"
+        if not file.exists():
+            torch.save(list(self._card(spec)), file)
+        self.card: list[tuple[Tensor, Tensor]] = torch.load(file)
+
+    def _card(self, spec: ModelSpec) -> Iterator[tuple[Tensor, Tensor]]:
+        teacher = load_teacher(spec)
+        for clip in patterns_for(spec.teacher, 9, (128, 128)):
+            video = to_model(clip.draw())
+            yield teacher.encode(video[None]).mean[0], video
+
+    @torch.inference_mode()
+    def scores(self, student: Decoder) -> dict[str, float]:
+        """Return the means of SCORES, of decodes of the posterior mean rounded to 8 bits."""
+        found: dict[str, list[float]] = {name: [] for name in SCORES}
+        for mean, video in self.clips:
+            decoded = _decoded(student, mean)
+            found["st_lpips"] += mean_distances(self.st_lpips, [decoded], video)
+            for name, measure in (("psnr", psnr), ("ssim", ssim), ("flicker", flicker), ("grid", grid)):
+                found[name].append(float(measure(decoded, video)))
+        found["card_psnr"] = [float(psnr(_decoded(student, mean), video)) for mean, video in self.card]
+        return {name: round(statistics.fmean(values), 5) for name, values in found.items()}
+
+
+def _decoded(student: Decoder, mean: Tensor) -> Tensor:
+    """Return the video (3, T, H, W) of latents (C, t, h, w) as it is written: clamped, and rounded to 8 bits."""
+    return to_model(to_uint8(student.decode(mean[None]).sample[0]))
 
 
 if __name__ == "__main__":

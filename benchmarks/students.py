@@ -1,0 +1,90 @@
+"""Our students beside TAEHV's architecture, trained for equal time by the same recipe: quality against decode time.
+
+    python benchmarks/students.py --teacher tiny --latents build/tiny --mixed build/tiny-mixed --val build/tiny-val --minutes 15
+    python benchmarks/students.py --teacher benchmarks/teachers/wan-48 --latents ... --out build/students-wan
+
+The caches are those of benchmarks/recipes.py, which also has what a run is and how it goes on. `full` is the published layout.
+Then all decode the same latents in turns, each in the fastest form that it has here, in fp32: our fast form, plain torch, or
+ONNX Runtime. Prints a table, and writes students.json in --out, from which tools/pictures.py draws.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from recipes import SCORES, Study
+
+from turbovaed_cli.benchmarking.bench import bench
+from turbovaed_cli.settings import BenchSettings
+
+RECIPE = {"mixed": True, "lattice_weight": 0.5}
+ARMS = {
+    "full": {**RECIPE, "student": "full"},
+    "causal": {**RECIPE, "student": "causal"},
+    "lite": {**RECIPE, "student": "lite"},
+    "nano": {**RECIPE, "student": "nano"},
+    "TAEHV": {**RECIPE, "student": "taehv", "start": "plain"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="tiny")
+    parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--mixed", type=Path, required=True)
+    parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("build/students"))
+    options = parser.parse_args()
+    options.student = "full"
+    study = Study(options, ARMS)
+    study.make()
+    runs = [run for run in study.done if run["seed"] == options.seeds[0] and run["equal"] == run_kind(study, run["arm"])]
+    folders = {run["arm"]: study.folder(run["arm"], run["seed"], run["steps"]) for run in runs}
+    times = decode_ms(folders)
+    (options.out / "students.json").write_text(
+        json.dumps(
+            {run["arm"]: {**run["last"], "params": run["params"], "steps": run["steps"], **times[run["arm"]]} for run in runs}
+        )
+    )
+    print(table(json.loads((options.out / "students.json").read_text())))
+
+
+def run_kind(study: Study, arm: str) -> str:
+    """Return which run of an arm was of equal time: of steps as long as those of base it is that of equal steps."""
+    return "time" if any((run["arm"], run["equal"]) == (arm, "time") for run in study.done) else "steps"
+
+
+def decode_ms(folders: dict[str, Path]) -> dict[str, dict[str, float | str]]:
+    """Return the median milliseconds of a decode of 17x256x256 by each student, and the form that is fastest."""
+    (first, model), *others = folders.items()
+    settings = BenchSettings(targets=("torch", "onnx"), precisions=("fp32",), teacher=False)
+    result = bench(str(model), settings, against=[str(folder) for _, folder in others])
+    labels = {str(folder): name for name, folder in others}
+    found: dict[str, dict[str, float | str]] = {}
+    for row in result.rows:
+        name = next((arm for place, arm in labels.items() if place in row.network), first)
+        if row.p50_ms and row.p50_ms < found.get(name, {"decode_ms": float("inf")})["decode_ms"]:  # type: ignore[operator]
+            found[name] = {"decode_ms": row.p50_ms, "form": row.runtime}
+    return found
+
+
+def table(found: dict[str, dict[str, float | str]]) -> str:
+    """Return a Markdown table."""
+    lines = [
+        f"| student | parameters | decode ms | form | steps | {' | '.join(SCORES)} |",
+        "|---|---|---|---|---|" + "---|" * len(SCORES),
+    ]
+    for name, row in sorted(found.items(), key=lambda item: -float(item[1]["decode_ms"])):
+        scores = " | ".join(f"{row[score]:.{digits}f}" for score, digits in SCORES.items())
+        lines.append(
+            f"| {name} | {float(row['params']) / 1e6:.2f} M | {row['decode_ms']:.0f} | {row['form']} | {row['steps']} | {scores} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
