@@ -1,5 +1,6 @@
 """`distill --data` with shares of drawn and recoloured clips: functions of (seed, number), resumable, refused for a cache."""
 
+import json
 import shutil
 
 import pytest
@@ -84,6 +85,8 @@ def test_a_resume_with_other_shares_is_refused_and_a_run_of_an_earlier_version_h
     folder = RunDir(tmp_path / "run")
     config = folder.read_config()
     assert "drawing" not in config
+    first, of_mixed = (json.loads(RunDir(where).metrics_lines()[0])["loss"] for where in (folder.root, run))
+    assert first != of_mixed  # other clips
     for name in ("augment", "synthetic"):
         del config["settings"][name]
     older = RunDir(tmp_path / "older")

@@ -1,10 +1,13 @@
 """Drawn clips for training, and other colours for filmed ones: the same for a text, of every kind, and none of the test card."""
 
+import random
+
 import numpy as np
 import pytest
 
 from turbovaed_cli.evaluation.testcard import PATTERNS
 from turbovaed_cli.video.drawn import KINDS, draw_clip, kind_of, recoloured
+from turbovaed_cli.video.drawn.recolour import MOST_SATURATION, _mixing
 
 SIZE = (32, 48)
 
@@ -72,10 +75,11 @@ def test_recolouring_is_one_change_of_colours_for_all_frames_and_a_function_of_i
     assert np.array_equal(clip[0], frame)  # the clip itself is left alone
 
 
-def test_recolouring_saturates_and_pales_and_turns_greys_into_colours():
-    ramp = np.linspace(60, 190, 16)
-    clip = np.stack([np.broadcast_to(ramp, (16, 16)), np.broadcast_to(ramp[:, None], (16, 16)), np.full((16, 16), 120)], -1)
-    clip = clip.astype(np.uint8)[None]
-    spread = [float((one.max(-1) - one.min(-1).astype(int)).mean()) for one in (recoloured(str(n), clip) for n in range(200))]
-    before = float((clip.max(-1).astype(int) - clip.min(-1)).mean())
-    assert sum(value > 1.5 * before for value in spread) > 20 and sum(value < 0.5 * before for value in spread) > 20
+def test_the_channels_are_mixed_so_that_greys_stay_and_colours_get_stronger_or_paler_or_turn():
+    """The determinant of a saturation is its square; another order of channels or another hue has 1 or -1."""
+    matrices = [_mixing(random.Random(number)) for number in range(300)]
+    assert all(np.allclose(matrix.sum(axis=1), 1) for matrix in matrices)
+    strength = np.abs([np.linalg.det(matrix) for matrix in matrices]) ** 0.5
+    assert strength.max() <= MOST_SATURATION + 1e-6 and (strength > 1.5).sum() > 50 and (strength < 0.7).sum() > 20
+    turned = [matrix for matrix, value in zip(matrices, strength, strict=True) if abs(value - 1) < 1e-6]
+    assert sum(not np.allclose(matrix, np.eye(3)) for matrix in turned) > 30

@@ -20,13 +20,12 @@ def recoloured(text: str, clip: np.ndarray) -> np.ndarray:
     """
     rng = random.Random(f"recolour/{VERSION}/{text}")
     curves, mixing = _curves(rng), _mixing(rng)
-    levels = np.arange(256)
     if np.allclose(mixing, np.round(mixing)):  # at most another order of channels
         order = np.abs(mixing).argmax(axis=1)
         tables = np.rint(np.clip(curves, 0, 1) * 255).astype(np.uint8)
         changed = np.stack([tables[channel][clip[..., channel]] for channel in order], axis=-1)
     else:
-        parts = [(curves[channel] * 255).astype(np.float32)[levels][clip[..., channel]] for channel in range(3)]
+        parts = [(curves[channel] * 255).astype(np.float32)[clip[..., channel]] for channel in range(3)]
         rows = mixing.astype(np.float32)
         changed = np.empty_like(clip)
         for channel, row in enumerate(rows):
