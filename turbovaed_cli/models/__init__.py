@@ -19,4 +19,5 @@ memory.py              predicted memory of encoding and decoding, and pieces or 
 bounded.py             latents in memory to frames, within a memory limit
 pair.py                a student and its teacher
 design.py              a student for a budget
+trainable.py           what `distill` asks of a student, and the families that it can train
 """

@@ -8,8 +8,9 @@ from typing import Any
 from turbovaed_cli.choices import check_choice, hint_for
 from turbovaed_cli.errors import SettingsError, UnknownModelError, WeightFileError
 from turbovaed_cli.files.documents import parse_json, read_text
+from turbovaed_cli.files.sealed import verify_manifest
 from turbovaed_cli.models.decoder import Decoder
-from turbovaed_cli.models.loading import config_of, folder_in, load_student, read_config
+from turbovaed_cli.models.loading import config_inside, config_of, folder_in, load_student, read_config
 from turbovaed_cli.models.others.diffusers_vae import DiffusersDecoder
 from turbovaed_cli.models.others.family import OtherDecoder, Shapes, shapes_of
 from turbovaed_cli.models.others.flash_ltx import FlashLTX, is_flash_ltx, load_flash_ltx
@@ -17,6 +18,7 @@ from turbovaed_cli.models.others.flash_wan import FlashWan, is_flash_wan, load_f
 from turbovaed_cli.models.others.magihuman import MagiHuman, is_magihuman, load_magihuman
 from turbovaed_cli.models.others.spaces import registry_name, space_of
 from turbovaed_cli.models.others.taehv import TAEHV, LightTAE, is_taehv, load_lighttae, load_taehv
+from turbovaed_cli.models.others.taehv_student import CLASS_NAME, TaehvStudent, load_taehv_student
 from turbovaed_cli.models.others.turbo_vaed import (
     HummingbirdDecoder,
     has_hummingbird_config,
@@ -69,6 +71,16 @@ def _magihuman(request: _Request) -> OtherDecoder:
     return load_magihuman(request.weights, config if isinstance(config, Mapping) else read_config(Path(config)))
 
 
+def _taehv(request: _Request) -> OtherDecoder:
+    """Return the decoder in a file of TAEHV; one that `distill` trained has its config in the header."""
+    given, path = request.config, request.weights.path
+    if given is None and path.suffix.lower() == ".safetensors":
+        given = config_inside(path)
+    if given is None or (isinstance(given, Mapping) and given.get("family") != TAEHV.family):
+        return load_taehv(request.weights)
+    return load_taehv_student(request.weights, given if isinstance(given, Mapping) else read_config(Path(given)))
+
+
 def _student(request: _Request) -> StudentDecoder:
     config = config_of(request.weights.path, request.config)
     if has_hummingbird_config(config):
@@ -94,7 +106,7 @@ def _name_of_class(spec: ModelSpec, names: Sequence[str]) -> str | None:
 
 # The families of weight files. The first one that has a file's keys is taken, unless `family` names another.
 _FILES: dict[str, _FileFamily] = {
-    TAEHV.family: _FileFamily(is_taehv, lambda request: load_taehv(request.weights)),
+    TAEHV.family: _FileFamily(is_taehv, _taehv),
     LightTAE.family: _FileFamily(is_taehv, _lighttae),
     FlashWan.family: _FileFamily(is_flash_wan, lambda request: load_flash_wan(request.weights)),
     FlashLTX.family: _FileFamily(is_flash_ltx, lambda request: load_flash_ltx(request.weights)),
@@ -155,16 +167,33 @@ def _load(
     if path.is_file():
         decoder = _load_file(path, family, teacher, config, report)
         return _own_decoder(where, consent) if decoder is None else decoder
-    path = folder_in(path)
+    path = RunDir(path).model if RunDir.is_run(path) else folder_in(path)
     inside = _config_in(path)
-    if family == HummingbirdDecoder.family or (family is None and has_hummingbird_config(inside)):
-        decoder = _load_file(path / WEIGHTS_FILE, HummingbirdDecoder.family, teacher, config, report)
-        assert decoder is not None
-        return decoder
+    own = _family_in(inside)
+    if family == HummingbirdDecoder.family or (own is not None and family in (None, own)):
+        return _load_folder(path, family or own, teacher, config, report)
     _check_student(where, family, "is a folder, and this family is a file")
-    if family is None and not RunDir.is_run(path) and _is_vae(path):
+    if family is None and _is_vae(path):
         return _own_decoder(where, consent)
     return load_student(where, config, consent=consent)
+
+
+def _family_in(config: Mapping[str, Any]) -> str | None:
+    """Return the family that the config.json of a folder names; None for our students and for diffusers VAEs."""
+    if has_hummingbird_config(config):
+        return HummingbirdDecoder.family
+    return TaehvStudent.family if config.get("_class_name") == CLASS_NAME else None
+
+
+def _load_folder(
+    folder: Path, family: str | None, teacher: ModelSpec | None, config: ConfigSource, report: Reporter
+) -> StudentDecoder | OtherDecoder:
+    """Return the decoder of this family in a folder with one weight file; if it has a manifest, every file is checked."""
+    if (folder / "manifest.json").is_file():
+        verify_manifest(folder)
+    decoder = _load_file(folder / WEIGHTS_FILE, family, teacher, config, report)
+    assert decoder is not None
+    return decoder
 
 
 def _own_decoder(where: str | Path, consent: Consent) -> DiffusersDecoder:

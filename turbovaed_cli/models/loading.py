@@ -207,6 +207,11 @@ def _load_folder(folder: Path) -> StudentDecoder:
     if (folder / "manifest.json").is_file():  # of a run: every file has a recorded sha256
         verify_manifest(folder)
     config = read_config(config_path)
+    if family := config.get("family"):
+        raise SettingsError(
+            f"{folder} holds a decoder of the family {shown(family)}, which is no Turbo-VAED student",
+            "eval, bench, reconstruct and load_decoder take it",
+        )
     if config.get("_class_name") not in STUDENT_CLASSES:
         raise UnknownModelError(
             f"{folder} holds a {shown(config.get('_class_name'))}, not a student",
@@ -251,7 +256,7 @@ def config_of(weights: Path, config: str | Path | Mapping[str, Any] | None) -> M
     if isinstance(config, Mapping):
         return config
     if config is None and weights.suffix == ".safetensors":
-        inside = _config_inside(weights)
+        inside = config_inside(weights)
         if inside is not None:
             return inside
     path = Path(config) if config else weights.with_name("config.json")
@@ -267,7 +272,7 @@ def config_of(weights: Path, config: str | Path | Mapping[str, Any] | None) -> M
     return read_config(path)
 
 
-def _config_inside(weights: Path) -> dict[str, Any] | None:
+def config_inside(weights: Path) -> dict[str, Any] | None:
     """Return the config in the header of a file that `turbovaed export --format safetensors` wrote; None if there is none."""
     try:
         with safe_open(weights, framework="pt") as file:

@@ -80,6 +80,11 @@ class StudentDecoder(StudentNetwork):
         """The number of latent channels."""
         return int(self.config.latent_channels)
 
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last convolution."""
+        return self.conv_out.conv.weight
+
     def stream(self) -> StreamingDecoder:
         """Return a new stream of one clip."""
         return StreamingDecoder(self)

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.metrics import METRICS
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.licences import hub_licence
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.report.tables import score_text
@@ -87,6 +88,7 @@ class CardFacts:
     space_ratio: int
     name: str = "student"
     place: str = NO_PLACE  # what `load_student` takes
+    family: str = StudentDecoder.family
     training: Training | None = None
     evaluations: Sequence[Evaluation] = ()
     loads_alone: bool = False  # whether a modeling file is beside the weights
@@ -204,7 +206,12 @@ def _introduction(facts: CardFacts) -> str:
     beside = f"; the teacher's decoder has {teacher.decoder_params:,}" if teacher.decoder_params else ""
     inputs = ", ".join(f"`{name}` {value:g}" for name, value in teacher.inputs.items())
     fixed = f"\n- Besides latents, the teacher's decoder was given fixed inputs: {inputs}. The student takes latents alone."
-    return f"""A Turbo-VAED decoder (arXiv:2508.09136), distilled with turbovaed {__version__} from the decoder of {teacher.class_name}
+    what = (
+        "A Turbo-VAED decoder (arXiv:2508.09136)"
+        if facts.family == StudentDecoder.family
+        else f"A decoder of the family {facts.family}"
+    )
+    return f"""{what}, distilled with turbovaed {__version__} from the decoder of {teacher.class_name}
 ({teacher.origin}{digest}).
 
 - Parameters: {facts.student_params:,}{beside}.
@@ -220,6 +227,13 @@ Without turbovaed, diffusers loads it with the code that is beside the weights:
     from diffusers import AutoModel
     vae = AutoModel.from_pretrained("{place}", trust_remote_code=True)
 """
+    if facts.family != StudentDecoder.family:
+        return f"""## Use
+In Python, with turbovaed:
+
+    from turbovaed_cli import load_decoder
+    decoder = load_decoder("{place}")
+    video = decoder.decode(latents).sample"""
     typed = f"type `{place}` into `path_or_hub_id` of Load Turbo-VAED student and turn on `download`. Or write"
     return f"""## Use
 In Python, with turbovaed:

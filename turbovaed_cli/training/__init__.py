@@ -10,6 +10,7 @@ recipes.py       presets, and schedules from TOML
 schedule.py      the position of a step in a schedule
 losses.py alignment.py discriminator.py muon.py   the parts of a step
 validation.py    `--val`: measure the finished run
+first_clips.py   the clips for a fitted start and for statistics of latents
 fitted_start.py  initial weights by least squares
 causal_start.py  those of a causal student from one that is not
 state.py         everything that a resume needs

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.models.layers import TimeReplicatedConv3d
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.models.trainable import Trainable
 from turbovaed_cli.registry.specs import AlignmentPair
 
 _CHANNELS_PER_OUTPUT = {"none": 1, "shuffle2d": 4, "shuffle3d": 8}
@@ -78,7 +78,7 @@ def _shuffle_3d(x: Tensor) -> Tensor:
 _TRANSFORMS = {"none": lambda x: x, "shuffle2d": _shuffle_2d, "shuffle3d": _shuffle_3d}
 
 
-def build_heads(student: StudentDecoder, teacher: Teacher, pairs: Sequence[AlignmentPair]) -> AlignmentHeads:
+def build_heads(student: Trainable, teacher: Teacher, pairs: Sequence[AlignmentPair]) -> AlignmentHeads:
     """Return the heads for these two networks; their channels are taken from one small decode of each."""
     if not pairs:
         return AlignmentHeads((), ())

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from turbovaed_cli.models.student import StudentDecoder
-
 
 @torch.no_grad()
-def causal_weights(weights: Mapping[str, Tensor], student: StudentDecoder) -> dict[str, Tensor]:
+def causal_weights(weights: Mapping[str, Tensor], student: nn.Module) -> dict[str, Tensor]:
     """Return the state dict `weights` of a student that is not causal, moved to the past for `student`, a causal one of its shapes.
 
     The tap of a convolution on a frame itself stays on it, and what later frames would have given is given by that frame. So

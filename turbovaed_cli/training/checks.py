@@ -7,7 +7,7 @@ from dataclasses import replace
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
 from turbovaed_cli.latents.cache import LatentCache
-from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import OPTIMIZERS, DistillSettings, check_counts, check_shares
@@ -147,7 +147,7 @@ def check_sizes(settings: DistillSettings, cache: LatentCache) -> None:
             )
 
 
-def check_ratios(student: StudentDecoder, spec: ModelSpec) -> None:
+def check_ratios(student: Decoder, spec: ModelSpec) -> None:
     """Raise SettingsError for a student whose videos have other sizes than its teacher's."""
     made = (student.temporal_compression_ratio, student.spatial_compression_ratio)
     wanted = (spec.teacher.time_ratio, spec.teacher.space_ratio)

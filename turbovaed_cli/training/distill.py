@@ -12,7 +12,7 @@ from turbovaed_cli.machine.devices import (
     resolve_device,
 )
 from turbovaed_cli.machine.ranks import alone, join_ranks
-from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.registry.download import Consent, missing_bytes, no_consent
 from turbovaed_cli.registry.specs import ModelSpec
@@ -84,7 +84,7 @@ def distill(
     place: Any = str(run) if is_url(run) else Path(run)
     model: Any = f"{place}/{folder.model.name}" if is_url(run) else folder.model
     return DistillResult(
-        place, model, trainer.state.step, resumed_from, losses, num_params(student), decoder_params(teacher), skipped=skipped
+        place, model, trainer.state.step, resumed_from, losses, num_params_of(student), decoder_params(teacher), skipped=skipped
     )
 
 

@@ -17,9 +17,9 @@ from turbovaed_cli.models.layers import (
     pixel_shuffle_3d,
 )
 from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.trainable import Trainable
 
 STARTS = ("plain", "fitted")
-NUM_CLIPS = 10  # that a fit uses
 _NUM_ROWS = 4000  # places of each clip that a fit uses
 _MOST_FEATURES = 2048  # a larger neighbourhood is fitted without other frames, or by its middle alone
 _RIDGE = 1e-5  # share of the mean diagonal
@@ -35,6 +35,11 @@ def are_flat(videos: Sequence[Tensor]) -> bool:
     """Whether clips (1, 3, T, H, W) in [-1, 1] all show the same flat colour, so that a decoder cannot be fitted to them."""
     pixels = torch.cat([video.movedim(1, -1).reshape(-1, 3) for video in videos])
     return bool((pixels - pixels.mean(dim=0)).square().mean().sqrt() < _FLAT)
+
+
+def can_fit(student: Trainable) -> bool:
+    """Whether the start of this student can be fitted."""
+    return isinstance(student, StudentDecoder)
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from turbovaed_cli.files.whole import whole_folder, write_whole
 from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models.network import num_params
-from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.teacher import decoder_params
+from turbovaed_cli.models.trainable import Trainable, build_trainable
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.report.card import (
     CardFacts,
@@ -116,9 +116,9 @@ def _shown(videos: Mapping[str, Tensor]) -> ShownClip:
     )
 
 
-def ema_student(trainer: Trainer) -> StudentDecoder:
+def ema_student(trainer: Trainer) -> Trainable:
     """Return a copy of the student with the averaged weights, in eval mode."""
-    student = StudentDecoder.from_config(trainer.state.student.config)
+    student = build_trainable(trainer.state.student.config)
     student.load_state_dict(trainer.state.ema)
     return student.to(trainer.device).eval()
 
@@ -156,7 +156,8 @@ def card_facts(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any], *, 
         teacher=facts_of_teacher(
             spec, config["teacher"]["weights_sha256"], decoder_params(trainer.teacher), teacher.family.decoder_inputs()
         ),
-        student_params=num_params(trainer.state.student),
+        student_params=num_params_of(trainer.state.student),
+        family=trainer.state.student.family,
         latent_channels=teacher.latent_channels,
         time_ratio=teacher.time_ratio,
         space_ratio=teacher.space_ratio,

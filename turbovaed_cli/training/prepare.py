@@ -13,11 +13,12 @@ from turbovaed_cli.files.tensors import load_strictly
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.machine.devices import auto_dtype, check_compiler, num_readers, resolve_dtype, warn_of_cudnn
 from turbovaed_cli.machine.ranks import Ranks
+from turbovaed_cli.models.decoders import load_decoder
+from turbovaed_cli.models.decoding import module_of, num_params_of
 from turbovaed_cli.models.design import suggested_params
-from turbovaed_cli.models.loading import build_student, load_student
-from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
+from turbovaed_cli.models.trainable import Trainable, build_trainable, config_for, lacks_statistics
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import is_model_name
 from turbovaed_cli.registry.specs import ModelSpec
@@ -30,6 +31,7 @@ from turbovaed_cli.training.batches import ClipStream, Mix, VideoClips
 from turbovaed_cli.training.causal_start import causal_weights
 from turbovaed_cli.training.checks import check_distill_settings, check_hours, check_ratios, check_sizes
 from turbovaed_cli.training.estimate import fitted_stages
+from turbovaed_cli.training.first_clips import measured_statistics
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
 from turbovaed_cli.training.loop import memory_in_words
 from turbovaed_cli.training.losses import check_perceptual_size, perceptual_loss, resolve_perceptual
@@ -95,7 +97,7 @@ def prepare(
         loss = perceptual[stage.perceptual if stage.perceptual_weight else "none"]
         check_perceptual_size(stage, loss, crop, stream.size, has_margin=cache is not None)
 
-    student = _new_student(asked, settings, teacher, ranks)
+    student = _new_student(asked, settings, teacher, streams[0], folder, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
     heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
     _announce(spec, settings, teacher, student, ranks, report)
@@ -135,38 +137,50 @@ def _cached_streams(
     return [cache] * len(settings.stages)
 
 
-def _new_student(asked: Distillation, settings: DistillSettings, teacher: Teacher, ranks: Ranks) -> StudentDecoder:
+def _new_student(
+    asked: Distillation, settings: DistillSettings, teacher: Teacher, stream: ClipStream, folder: RunDir, ranks: Ranks
+) -> Trainable:
     """Return a student with random weights from the seed, or those of `init`. It seeds all later random numbers too."""
-    torch.manual_seed(settings.seed)
     spec = asked.spec
-    student = build_student(_complete_config(asked.student_config or spec.student.config, spec, teacher))
+    config = _complete_config(asked.student_config or spec.student.config, spec, teacher)
+    if lacks_statistics(config):
+        config |= ranks.share(lambda: _statistics_of(folder) or measured_statistics(teacher, stream, settings.seed))
+    torch.manual_seed(settings.seed)
+    student = build_trainable(config)
     if asked.init is not None and ranks.is_first:  # the other ranks get every weight from the first
-        init = load_student(asked.init, consent=asked.consent)
-        weights = init.state_dict()
-        if student.config.decoder_causal and not init.config.decoder_causal:
-            weights = causal_weights(weights, student)
-        load_strictly(student, weights, Path(asked.init))
+        init = load_decoder(asked.init, consent=asked.consent)
+        weights = module_of(init).state_dict()
+        if student.config.get("decoder_causal") and isinstance(init, StudentDecoder) and not init.config.decoder_causal:
+            weights = causal_weights(weights, module_of(student))
+        load_strictly(module_of(student), weights, Path(asked.init))
     check_ratios(student, spec)
     return student
 
 
+def _statistics_of(folder: RunDir) -> dict[str, Any]:
+    """Return the latents' statistics that a run was begun with; none of a new run."""
+    began = folder.read_config().get("student_config") if RunDir.is_run(folder.root) else None
+    names = ("latents_mean", "latents_std")
+    return {name: began[name] for name in names} if isinstance(began, dict) and all(began.get(name) for name in names) else {}
+
+
 def _announce(
-    spec: ModelSpec, settings: DistillSettings, teacher: Teacher, student: StudentDecoder, ranks: Ranks, report: Reporter
+    spec: ModelSpec, settings: DistillSettings, teacher: Teacher, student: Trainable, ranks: Ranks, report: Reporter
 ) -> None:
     """Report teacher, student, device and precision; warn of a student that is larger than its teacher's decoder."""
     report.note(
-        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params(student) / 1e6:.3f} M; "
+        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params_of(student) / 1e6:.3f} M; "
         f"on {ranks.device.type}, {settings.dtype}"
         + (", the teacher in TF32 (`precise`: fp32)" if teacher.uses_tf32 else "")
         + (f", {ranks.count} processes" if ranks.count > 1 else "")
     )
-    if ranks.is_first and num_params(student) > decoder_params(teacher):
+    if ranks.is_first and num_params_of(student) > decoder_params(teacher):
         report.note(_in_words_if_larger(student, teacher, spec), warning=True)
 
 
-def _in_words_if_larger(student: StudentDecoder, teacher: Teacher, spec: ModelSpec) -> str:
+def _in_words_if_larger(student: Trainable, teacher: Teacher, spec: ModelSpec) -> str:
     """Return the warning about a student that is larger than its teacher's decoder, with a remedy."""
-    ours, theirs = num_params(student), decoder_params(teacher)
+    ours, theirs = num_params_of(student), decoder_params(teacher)
     smaller = suggested_params(spec, theirs)
     cure = f"`params` {smaller} designs a smaller one" if smaller < ours else "`student_config` FILE takes a smaller one"
     return f"the student has {ours:,} parameters, more than its teacher's decoder, which has {theirs:,}: {cure}"
@@ -257,4 +271,4 @@ def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teache
         "teacher": spec.teacher.hub or spec.name,
         **teacher.family.statistics(teacher.vae),
     }
-    return {**config, **inherited}
+    return {**config_for(config, spec), **inherited}

@@ -16,9 +16,10 @@ from turbovaed_cli.files.remote import is_url
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import write_whole
 from turbovaed_cli.machine.devices import environment
+from turbovaed_cli.models.decoding import module_of
 from turbovaed_cli.models.network import DERIVED_KEYS
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import hash_of_state
+from turbovaed_cli.models.trainable import Trainable
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir, metrics_row
 from turbovaed_cli.settings import DistillSettings
@@ -258,7 +259,7 @@ def run_config(
             "where": spec.teacher.where or spec.name,
         },
         "student_config": _published_config(student),
-        "init_sha256": hash_of_state(student) if asked.init is not None else None,
+        "init_sha256": hash_of_state(module_of(student)) if asked.init is not None else None,
         "data_fingerprint": trainer.streams[0].fingerprint,
         # For videos only: a cache records its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
@@ -291,5 +292,5 @@ def _resume(folder: RunDir, state: TrainingState) -> int | None:
     return state.step if path is not None else None
 
 
-def _published_config(student: StudentDecoder) -> dict[str, Any]:
+def _published_config(student: Trainable) -> dict[str, Any]:
     return {name: value for name, value in student.config.items() if not name.startswith("_") and name not in DERIVED_KEYS}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import CorruptFileError
-from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.trainable import Trainable
 from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.alignment import AlignmentHeads
@@ -28,7 +28,7 @@ class TrainingState:
     If the schedule has an adversarial stage, there is a discriminator with its optimizer from the first step on.
     """
 
-    def __init__(self, student: StudentDecoder, heads: AlignmentHeads, settings: DistillSettings, device: torch.device) -> None:
+    def __init__(self, student: Trainable, heads: AlignmentHeads, settings: DistillSettings, device: torch.device) -> None:
         self.student = student.to(device).train()
         self.heads = heads.to(device).train()
         self.ema: dict[str, Tensor] = {}

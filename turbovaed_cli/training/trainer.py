@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,25 +14,26 @@ from turbovaed_cli.errors import NonFiniteError
 from turbovaed_cli.latents.batch import Batch, Crop
 from turbovaed_cli.machine.devices import autocast
 from turbovaed_cli.machine.ranks import Ranks, alone
+from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage
 from turbovaed_cli.training.batches import ClipStream, DeviceCopies
 from turbovaed_cli.training.discriminator import adaptive_weight, discriminator_loss, generator_loss
-from turbovaed_cli.training.fitted_start import NUM_CLIPS, are_flat, fit_start
+from turbovaed_cli.training.first_clips import NUM_CLIPS, first_clips
+from turbovaed_cli.training.fitted_start import are_flat, can_fit, fit_start
 from turbovaed_cli.training.losses import (
     Losses,
     PerceptualLoss,
     reconstruction_losses,
 )
-from turbovaed_cli.training.schedule import crop_of, learning_rate, position_at
+from turbovaed_cli.training.schedule import learning_rate, position_at
 from turbovaed_cli.training.state import TrainingState
 
 MIN_LOSS_SCALE = 2.0**-8  # it starts at 2 ** 16
 _MOST_NAMES = 4  # of clips in a message
 _NO_NORM = 1e-6  # added to a norm that is divided by, as in torch.nn.utils.clip_grad_norm_
-FIT_PIXELS = 256  # the longest side of the clips that a fitted start uses
 
 
 @dataclass
@@ -96,20 +97,19 @@ class Trainer:
 
         If all of them show the same flat colour, the random weights stay, with a warning.
         """
-        clips = []
-        side = Stage("", crop_latents=max(FIT_PIXELS // self.teacher.spec.space_ratio, 2))
-        crop = crop_of(side, self.teacher.spec, self.streams[0].size)
+        if not can_fit(self.state.student):
+            text = (
+                f"a student of the family {self.state.student.family} has no fitted start: its weights are random (`start` plain)"
+            )
+            report.note(text)
+            return
         report.note("fitting the start to some clips")
-        for number in range(NUM_CLIPS):
-            batch = self.streams[0].batch_at(self.settings.seed, number, 1, crop)
-            source = batch.video.to(self.device)
-            mean = batch.mean.to(self.device) if batch.mean is not None else self.teacher.encode(source).mean.float()
-            clips.append((mean, source))
+        clips = first_clips(self.teacher, self.streams[0], self.settings.seed)
         if are_flat([source for _, source in clips]):
             text = f"the first {NUM_CLIPS} clips show one flat colour: the start cannot be fitted to them and is random (`start` plain)"
             report.note(text, warning=True)
             return
-        fit_start(self.state.student, clips)
+        fit_start(cast(StudentDecoder, self.state.student), clips)
         self.state.forget_average()
 
     def learn(self, batches: Iterator[tuple[tuple[int, int], Batch]]) -> dict[str, float]:
@@ -216,7 +216,7 @@ class Trainer:
             adversarial = generator_loss(discriminator(decoded))
             discriminator.requires_grad_(True)
             judgement = discriminator_loss(discriminator(source), discriminator(decoded.detach()))
-        weight = adaptive_weight(losses.total, adversarial, self.state.student.conv_out.conv.weight, self.ranks.mean)
+        weight = adaptive_weight(losses.total, adversarial, self.state.student.last_weight, self.ranks.mean)
         parts = {"adversarial": adversarial, "adaptive_weight": weight, "discriminator": judgement}
         total = losses.total + stage.adversarial_weight * weight * adversarial
         return Losses(total, {**losses.parts, **parts}, judgement)

@@ -10,9 +10,10 @@ from turbovaed_cli.evaluation.evaluate import evaluate
 from turbovaed_cli.evaluation.scores import EvalResult
 from turbovaed_cli.latents.cache import LatentCache
 from turbovaed_cli.machine.ranks import Ranks, join_ranks
+from turbovaed_cli.models.decoding import module_of
 from turbovaed_cli.models.pair import Pair, load_pair
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import load_teacher
+from turbovaed_cli.models.trainable import Trainable, build_trainable
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.report.run_page import keep_evaluation
 from turbovaed_cli.reporting import Reporter, quiet
@@ -47,11 +48,12 @@ def measure_run(
 def trained_pair(run: Path, spec: ModelSpec, ranks: Ranks) -> Pair:
     """Return the student of a finished run and its teacher, on every rank; only the first needs the run folder."""
     pair = load_pair(str(run), device=ranks.device) if ranks.is_first else None
-    config = ranks.share(lambda: pair and dict(cast(StudentDecoder, pair.student).config))
+    config: dict[str, Any] = ranks.share(lambda: dict(cast(Trainable, pair.student).config) if pair else {})
     if pair is None:
-        student = nn.Module.to(StudentDecoder.from_config(config), ranks.device).eval()
+        student = build_trainable(config)
+        nn.Module.to(module_of(student), ranks.device).eval()
         pair = Pair(student, load_teacher(spec, device=ranks.device), spec, str(run), None)
     if ranks.count > 1:
-        student = cast(StudentDecoder, pair.student)
-        student.load_state_dict(ranks.broadcast({"student": student.state_dict()})["student"])
+        weights = module_of(pair.student)
+        weights.load_state_dict(ranks.broadcast({"student": weights.state_dict()})["student"])
     return pair

@@ -18,7 +18,7 @@ def fits_a_start(model: str) -> None:
     """The least squares of a start are solved in fp64: on the CPU."""
     with metered(), mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
         trainer = trainer_of(model, shipped("fast"))
-        with mock.patch("turbovaed_cli.training.trainer.NUM_CLIPS", 2):
+        with mock.patch("turbovaed_cli.training.first_clips.NUM_CLIPS", 2):
             trainer.fit_start(quiet)
         training.check_places_of_weights(trainer)
 
