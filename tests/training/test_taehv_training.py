@@ -169,6 +169,14 @@ def test_a_teacher_whose_latents_all_stand_for_as_many_frames_loses_none():
     assert video.shape[2] == student.pixel_frames(3) == 12
 
 
+def test_a_fresh_one_makes_frames_near_grey():
+    """With torch's own random weights they were black, and the first steps of AdamW diverged."""
+    student = small("tiny")
+    video = student(torch.randn(1, 32, 2, 4, 4, generator=torch.Generator().manual_seed(1)))
+    assert 0 < video.abs().mean() < 0.5
+    assert abs(video.mean()) < 0.2
+
+
 def test_gradients_are_equal_with_checkpointing():
     found = []
     for enable in (False, True):
