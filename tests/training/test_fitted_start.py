@@ -26,11 +26,15 @@ def linear_latents(video: torch.Tensor, channels: int, time: int, space: int, dr
     return torch.einsum("bcthw,kc->bkthw", blocks, mix)
 
 
-@pytest.mark.parametrize("name", ["tiny", "ltx", "hunyuan", "cogvideox", "video-dc-ae", *NAMED])
+@pytest.mark.parametrize("name", ["tiny", "tiny, ReLU", "ltx", "hunyuan", "cogvideox", "video-dc-ae", *NAMED])
 def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
     """In every architecture: what a plain start shows is noise."""
     if name == "tiny":
         config = dict(find_model("tiny").student.config)
+    elif name == "tiny, ReLU":  # cheap convolutions, and an activation that is linear above zero alone
+        config = find_model("tiny").student.config | {
+            "decoder_conv_types": ("2+1d",) * 3, "decoder_tail": "patches", "decoder_activation": "relu",
+        }  # fmt: skip
     elif name in NAMED:  # with latents that hold enough
         config = NAMED[name] | {"latent_channels": 32}
         channels = config["decoder_block_out_channels"]

@@ -25,6 +25,7 @@ _MOST_FEATURES = 2048  # a larger neighbourhood is fitted without other frames, 
 _RIDGE = 1e-5  # share of the mean diagonal
 # Signals small enough for SiLU to be nearly linear, with a constant that dominates the norms; the best of nine pairs tried.
 _SIGNAL, _CONSTANT = 0.25, 8.0
+_ABOVE_ZERO = 4.0  # standard deviations of a signal that are added to it where ReLU follows, which is linear there
 _LEAST_SPREAD = 1e-4  # of the signals' targets: less is rounding noise, which must not be scaled up to a signal
 _FLAT = 2 / 255  # standard deviation of pixels in [-1, 1]: one level of 8 bits
 
@@ -90,6 +91,7 @@ class _Fit:
         self.now = self.latents
         self.time, self.space = int(student.temporal_compression_ratio), int(student.spatial_compression_ratio)
         self.first = True
+        self.has_relu = student.config.decoder_activation == "relu"
 
     def pass_through(self, layer: nn.Module) -> None:
         self.now = [layer(x) for x in self.now]
@@ -126,10 +128,14 @@ class _Fit:
         rows = rows.double() if rows.shape[1] <= _MOST_FEATURES else rows[:: max(1, len(rows) // _MOST_FEATURES)]
         center = rows.mean(dim=0)
         basis = _principal(rows - center, num_signals)
-        scale = _SIGNAL / ((rows - center) @ basis).square().mean().sqrt().clamp(min=_LEAST_SPREAD)
+        squares = ((rows - center) @ basis).square().mean(dim=0)
+        scale = _SIGNAL / squares.mean().sqrt().clamp(min=_LEAST_SPREAD)
+        offset = (
+            (_ABOVE_ZERO * scale * squares.sqrt() if self.has_relu else torch.zeros(num_signals)).float().to(targets[0].device)
+        )
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
-            signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis)
+            signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis) + offset.view(1, -1, 1, 1, 1)
             constants = signals.new_full((1, channels - signals.shape[1], *signals.shape[2:]), _CONSTANT)
             made.append(torch.cat([signals, constants], dim=1))
         return made
