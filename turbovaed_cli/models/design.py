@@ -4,24 +4,20 @@ Costs are counted in closed form, so that thousands of candidates take a fractio
 convolutions, two per multiply-add, for one decode of one clip, as torch.utils.flop_counter counts them.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.network import BlockPlan, plan_blocks
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params_of
+from turbovaed_cli.registry.cost import StudentCost, cost_of
+from turbovaed_cli.registry.members import nearest, widths_of
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ClipSettings
 
-WIDTH_STEP = 8  # channels are multiples of this: the vector width of the kernels that will run them
 WIDEST, DEPTHS = 2.0, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # factors of the published channels and layers
 FILLED = 0.95  # a candidate uses the budget if it uses this share of the most that any candidate does
-_DEFAULTS = {name: one.default for name, one in inspect.signature(StudentDecoder.__init__).parameters.items()}
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Budget:
     frames: int = ClipSettings.frames
     size: tuple[int, int] = ClipSettings.size  # (height, width)
 
-    def share(self, cost: "StudentCost") -> float:
+    def share(self, cost: StudentCost) -> float:
         """Return the share of the budget that `cost` takes, by the tighter limit; above 1 it does not fit."""
         return max(cost.params / self.params if self.params else 0.0, cost.gflops / self.gflops if self.gflops else 0.0)
 
@@ -46,14 +42,6 @@ class Budget:
     def decode(self) -> str:
         """The decode whose GFLOPs are counted: 'one decode of 17 frames of 256x256'."""
         return f"one decode of {self.frames} frames of {self.size[1]}x{self.size[0]}"
-
-
-@dataclass(frozen=True)
-class StudentCost:
-    """The parameters of a student, and the GFLOPs (two FLOPs per multiply-add) of one decode."""
-
-    params: int
-    gflops: float
 
 
 @dataclass(frozen=True)
@@ -181,43 +169,13 @@ def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -
 
 
 def _widths(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Return channel lists from narrow to wide, output-first; a list narrows towards the latents only if the published one does.
-
-    Blocks at the resolution of the latents are no narrower than the latents, or part of these would be lost. The tail divides
-    the last block's channels by the square of patch_size. So with patch_size 4 these are multiples of 16, at least 48, and with
-    2 at least 16: the norm after the tail needs as many values as there are colours.
-    """
-    config = spec.student.config
-    published = config["decoder_block_out_channels"]
-    divided = config["patch_size"] ** 2
-    step = max(divided, WIDTH_STEP)
-    least = _up(3 * divided, step)
-    at_latents = min(spec.teacher.latent_channels, published[-1])
-    found = set()
-    for widest in range(WIDTH_STEP, int(WIDEST * published[-1]) + 1, WIDTH_STEP):
-        factor = widest / published[-1]
-        channels = [max(least, _nearest(published[0] * factor, step))]
-        for i in range(1, len(published)):
-            upsamples = config["spatio_temporal_scaling"][i] and i < len(published) - 1  # the mid block never does
-            floor = 1 if upsamples else at_latents
-            before = channels[-1] if published[i] >= published[i - 1] else 1
-            channels.append(max(before, _up(floor, WIDTH_STEP), _nearest(published[i] * factor, WIDTH_STEP)))
-        found.add(tuple(channels))
-    return sorted(found)
-
-
-def _nearest(value: float, step: int) -> int:
-    return math.floor(value / step + 0.5) * step
-
-
-def _up(value: int, step: int) -> int:
-    return math.ceil(value / step) * step
+    return widths_of(spec.student.config, spec.teacher.latent_channels, WIDEST)
 
 
 def _depths(spec: ModelSpec) -> list[tuple[int, ...]]:
     published = spec.student.config["decoder_layers_per_block"]
     return list(
-        dict.fromkeys(tuple(max(min(layers, 1), _nearest(layers * factor, 1)) for layers in published) for factor in DEPTHS)
+        dict.fromkeys(tuple(max(min(layers, 1), nearest(layers * factor, 1)) for layers in published) for factor in DEPTHS)
     )
 
 
@@ -260,79 +218,3 @@ def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
     if budget.gflops and smallest.gflops > budget.gflops:
         flags.append(f"`gflops` to {math.ceil(smallest.gflops * 10) / 10:g}")
     return flags
-
-
-def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> StudentCost:
-    """Return the parameters of the student that build_student makes of `config`, and the GFLOPs of one decode.
-
-    `latents` is (t, h, w) of the latents (1, C, t, h, w). The tests check that counting on the real network gives the same.
-    """
-    config = _DEFAULTS | dict(config)
-    plan = plan_blocks(
-        config["decoder_block_out_channels"],
-        config["decoder_layers_per_block"],
-        config["decoder_is_dw_conv"],
-        config["spatio_temporal_scaling"],
-        config["decoder_spatio_only"],
-        config["decoder_temporal_only"],
-        config["decoder_conv_types"],
-    )
-    frames, height, width = latents
-    count = _Count(config["decoder_dw_kernel_size"])
-    count.conv(config["latent_channels"], plan[0].channels, 3**3, frames * height * width)
-    count.resnets(plan[0], frames * height * width)
-    for before, block in pairwise(plan):
-        if before.channels != block.channels:
-            count.params += 2 * before.channels  # LayerNorm of the shortcut
-            count.conv(before.channels, block.channels, 1, frames * height * width)
-            count.resnet(block.conv, before.channels, block.channels, frames * height * width)
-        if block.upsample_space or block.upsample_time:
-            time, space = 2 if block.upsample_time else 1, 2 if block.upsample_space else 1
-            conv = "3d" if block.conv == "depthwise" else block.conv
-            count.layer(conv, block.channels, block.channels * time * space**2, frames * height * width)
-            frames, height, width = frames * time, height * space, width * space
-            frames -= block.upsample_time and not config["is_video_dc_ae"]
-        count.resnets(block, frames * height * width)
-    channels, pixels = plan[-1].channels, config["out_channels"]
-    if config["decoder_tail"] == "patches":
-        pixels *= config["patch_size"] ** 2
-    else:
-        for _ in range(config["patch_size"] // 2):  # 1: none, 2: one, 4: two
-            count.conv(channels, channels, 3**2, frames * height * width)
-            channels, height, width = channels // 4, 2 * height, 2 * width
-    count.conv(channels, pixels, 3**3, frames * height * width)
-    return StudentCost(count.params, 2 * count.multiply_adds / 1e9)
-
-
-class _Count:
-    """Adds up parameters and multiply-adds, layer by layer."""
-
-    def __init__(self, depthwise_kernel: int) -> None:
-        self.kernel = depthwise_kernel
-        self.params = self.multiply_adds = 0
-
-    def conv(self, in_channels: int, out_channels: int, taps: int, positions: int, *, bias: bool = True) -> None:
-        """Add a convolution of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
-        self.params += out_channels * (in_channels * taps + bias)
-        self.multiply_adds += out_channels * in_channels * taps * positions
-
-    def layer(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
-        """Add a convolution of a type of CONV_TYPES. The time of "2+1d" is no convolution to a counter of FLOPs."""
-        if conv == "3d":
-            self.conv(in_channels, out_channels, 3**3, positions)
-        elif conv == "depthwise":
-            self.conv(1, in_channels, self.kernel**3, positions)
-            self.conv(in_channels, out_channels, 1, positions)
-        else:
-            self.conv(in_channels, out_channels, 3**2, positions)
-            self.params += 3 * out_channels
-
-    def resnet(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
-        """Add the two convolutions of a resnet."""
-        self.layer(conv, in_channels, out_channels, positions)
-        self.layer(conv, out_channels, out_channels, positions)
-
-    def resnets(self, block: BlockPlan, positions: int) -> None:
-        """Add the resnets of a block, all of the block's width."""
-        for _ in range(block.num_layers):
-            self.resnet(block.conv, block.channels, block.channels, positions)
