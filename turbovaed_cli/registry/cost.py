@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-CONV_TYPES = ("3d", "depthwise", "2+1d")
 _DEFAULTS: dict[str, Any] = {  # those of StudentNetwork; a test compares them
     "out_channels": 3,
     "decoder_dw_kernel_size": 5,
@@ -121,7 +120,7 @@ class _Count:
         self.multiply_adds += out_channels * in_channels * taps * positions
 
     def layer(self, conv_type: str, in_channels: int, out_channels: int, positions: int) -> None:
-        """Add a convolution of a type of CONV_TYPES. The time of "2+1d" is no convolution to a counter of FLOPs."""
+        """Add a convolution of the type "3d", "depthwise" or "2+1d". The time of "2+1d" is no convolution to a counter of FLOPs."""
         if conv_type == "depthwise":
             self.conv(1, in_channels, self.depthwise_taps, positions)
             self.conv(in_channels, out_channels, 1, positions)
