@@ -93,7 +93,9 @@ def test_aligned_blocks_are_there_and_have_the_resolution_of_the_full_student(st
         with torch.device("meta"):
             network = build_student({**spec.student.config, "decoder_block_out_channels": widths(spec)})
         blocks = [pair.student_block for pair in student.student.pairs]
-        found = network.features(torch.empty(1, spec.teacher.latent_channels, 3, 2, 2, device="meta"), blocks, with_sample=False)[1]
+        found = network.features(torch.empty(1, spec.teacher.latent_channels, 3, 2, 2, device="meta"), blocks, with_sample=False)[
+            1
+        ]
         return {name: value.shape[2:] for name, value in found.items()}
 
     def widths(spec):

@@ -12,9 +12,9 @@ import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_model, complete_recipe
+from turbovaed_cli.cli.design_tables import show_design
 from turbovaed_cli.cli.estimates import download_in_words, free_in_words, time_in_words, warn_of_room
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.models import show_design
 from turbovaed_cli.cli.options import (
     DesignBudget,
     Downloads,

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_weights
+from turbovaed_cli.cli.design_tables import show_design
 from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option, read_field
 from turbovaed_cli.cli.table import print_table
@@ -21,9 +22,6 @@ from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import ClipSettings, DistillSettings
 from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.units import format_size, human_bytes
-
-if TYPE_CHECKING:
-    from turbovaed_cli.models.design import Design
 
 EXAMPLES = """\
 turbovaed models
@@ -208,51 +206,39 @@ def models_design(
     *,
     name: Name,
     budget: DesignBudget,
+    ms: Annotated[
+        float | None,
+        option(
+            "--ms", "Design the student: milliseconds at most for one decode on --device, timed here.", "Student", metavar="X"
+        ),
+    ] = None,
+    causal: Annotated[bool, option("--causal", "No frame depends on a later one.", "Student")] = False,
     frames: Annotated[
         int | None, option("--frames", "Pixel frames of a decode.", "Clips", metavar="N", shown="17, or the next that fits")
     ] = None,
     size: Annotated[str, field_option(ClipSettings, "size")] = format_size(DistillSettings.size),
+    device: Annotated[str, field_option(ClipSettings, "device")] = ClipSettings.device,
     json: Json = False,
 ) -> None:
-    """Show which student `distill` would build for a budget, and what it was chosen from."""
+    """Show which student fits a budget best, and what it was chosen from."""
     from turbovaed_cli.models.design import Budget, design_student
 
     spec = find_model(name)
     frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
-    design = design_student(spec, Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size)))
+    limits = Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size), ms)
+    causal = causal or spec.member == CAUSAL
+    if ms is None:
+        design = design_student(spec, limits, causal=causal)
+    else:
+        from turbovaed_cli.benchmarking.timed_design import design_in_time
+        from turbovaed_cli.machine.devices import resolve_device
+
+        report = console.ConsoleReporter()
+        design = design_in_time(spec, limits, resolve_device(device, report), causal=causal, report=report)
     if json:
         console.print_json(design)
     else:
         show_design(design)
-
-
-def show_design(design: "Design", *, on_stderr: bool = False) -> None:
-    """Print the candidates around the choice, on stderr if the result is another."""
-    from turbovaed_cli.models.design import as_sentence
-
-    title = f"Students of {design.model} for {design.budget}"
-    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
-    print_table(title, columns, _rows_of(design), spare=["of\npublished", "of\nteacher"], on_stderr=on_stderr)
-    console.note(as_sentence(design))
-
-
-def _rows_of(design: "Design") -> list[tuple[str, ...]]:
-    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
-    from turbovaed_cli.models.design import listed
-
-    return [
-        (
-            listed(one.channels),
-            listed(one.layers),
-            f"{one.params / 1e6:.3f}",
-            f"{one.gflops:.1f}",
-            f"{one.of_published:.1%}",
-            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
-            f"{2**one.change:.2f}x",
-            "chosen" if one == design.chosen else "yes" if one.fits else "no",
-        )
-        for one in design.table
-    ]
 
 
 @command
@@ -287,7 +273,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "design",
         models_design,
         "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
-        "turbovaed models design ./my-vae --params 800k --json",
+        "turbovaed models design ltx --ms 500 --causal\nturbovaed models design ./my-vae --params 800k --json",
     ),
     ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull user/name\nturbovaed models pull lpips-alex"),
 )

@@ -25,6 +25,7 @@ class StudentCost:
 
     params: int
     gflops: float
+    values: int = 0  # that its convolutions write: what the time of thin layers is in proportion to
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,19 @@ class _Count:
     """Adds up parameters and multiply-adds, layer by layer."""
 
     def __init__(self, depthwise_kernel: int) -> None:
-        self.params = self.multiply_adds = 0
+        self.params = self.multiply_adds = self.values = 0
         self.depthwise_taps = depthwise_kernel**3
 
     @property
     def cost(self) -> StudentCost:
         """What was added up."""
-        return StudentCost(self.params, 2 * self.multiply_adds / 1e9)
+        return StudentCost(self.params, 2 * self.multiply_adds / 1e9, self.values)
 
     def conv(self, in_channels: int, out_channels: int, taps: int, positions: int) -> None:
         """Add a convolution with bias of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
         self.params += out_channels * (in_channels * taps + 1)
         self.multiply_adds += out_channels * in_channels * taps * positions
+        self.values += out_channels * positions
 
     def layer(self, conv_type: str, in_channels: int, out_channels: int, positions: int) -> None:
         """Add a convolution of the type "3d", "depthwise" or "2+1d". The time of "2+1d" is no convolution to a counter of FLOPs."""
@@ -127,6 +129,7 @@ class _Count:
         elif conv_type == "2+1d":
             self.conv(in_channels, out_channels, 3**2, positions)
             self.params += 3 * out_channels
+            self.values += out_channels * positions
         else:
             self.conv(in_channels, out_channels, 3**3, positions)
 

@@ -35,7 +35,7 @@ class MemberRule:
     layers: float  # factor of the layers per block
 
 
-RULES = {"lite": MemberRule(gflops_share=0.25, layers=1.0), "nano": MemberRule(gflops_share=0.08, layers=0.5)}
+RULES = {"lite": MemberRule(gflops_share=0.18, layers=1.0), "nano": MemberRule(gflops_share=0.06, layers=0.5)}
 MEMBERS = (FULL, *RULES, CAUSAL)
 _CLEARLY_LESS = 0.8  # of the GFLOPs of `lite`: what `nano` takes at most
 
