@@ -17,7 +17,7 @@ from turbovaed_cli.benchmarking.timed_design import DecodeTimes
 from turbovaed_cli.cli.scatter import Point, scatter
 from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.design import FILLED, Budget, cost_of, design_student
-from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.loading import build_student, read_config
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.teacher import decoder_params, decoder_params_of, load_teacher
 from turbovaed_cli.registry.cost import StudentCost
@@ -254,6 +254,15 @@ def test_a_budget_of_milliseconds_gives_a_student_that_was_timed_and_fits(turbov
     assert "timing a student of" in err
     timed = [one for one in document["table"] if one["is_measured"]]
     assert chosen in timed and all(one["ms"] > 0 for one in document["table"])
+
+
+def test_the_config_of_a_design_is_a_file_for_distill(turbovaed, tmp_path):
+    command = ("models", "design", "ltx", "--gflops", "50", "--json", "--out", tmp_path / "student.json")
+    document = json.loads(turbovaed(*command)[1])
+    config = read_config(tmp_path / "student.json")
+    assert config == document["config"] and build_on_meta(config).config.decoder_tail == "patches"
+    code, _, err = turbovaed(*command)
+    assert code == 2 and is_two_lines(err) and "is there already" in err
 
 
 def test_a_time_that_no_student_meets_is_refused_with_the_smallest_time(turbovaed):

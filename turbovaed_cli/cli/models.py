@@ -11,8 +11,20 @@ from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_weights
 from turbovaed_cli.cli.design_tables import show_design
 from turbovaed_cli.cli.exits import command
-from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option, read_field
+from turbovaed_cli.cli.options import (
+    DesignBudget,
+    Downloads,
+    Json,
+    Name,
+    Overwrite,
+    Show,
+    check_file,
+    field_option,
+    option,
+    read_field,
+)
 from turbovaed_cli.cli.table import print_table
+from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.registry.cost import cost_of
 from turbovaed_cli.registry.download import embedded_student, how_to_distil
 from turbovaed_cli.registry.find import find_model
@@ -218,11 +230,17 @@ def models_design(
     ] = None,
     size: Annotated[str, field_option(ClipSettings, "size")] = format_size(DistillSettings.size),
     device: Annotated[str, field_option(ClipSettings, "device")] = ClipSettings.device,
+    out: Annotated[
+        Path | None,
+        option("--out", "Write the config of the chosen student, for --student-config.", "Input and output", metavar="FILE"),
+    ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Show which student fits a budget best, and what it was chosen from."""
     from turbovaed_cli.models.design import Budget, design_student
 
+    check_file(out, "`out`", overwrite=overwrite)
     spec = find_model(name)
     frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
     limits = Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size), ms)
@@ -235,6 +253,8 @@ def models_design(
 
         report = console.ConsoleReporter()
         design = design_in_time(spec, limits, resolve_device(device, report), causal=causal, report=report)
+    if out is not None:
+        write_json(out, design.config)
     if json:
         console.print_json(design)
     else:
@@ -273,7 +293,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "design",
         models_design,
         "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
-        "turbovaed models design ltx --ms 500 --causal\nturbovaed models design ./my-vae --params 800k --json",
+        "turbovaed models design ltx --ms 500 --causal --out student.json\nturbovaed models design ./my-vae --params 800k --json",
     ),
     ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull user/name\nturbovaed models pull lpips-alex"),
 )
