@@ -26,7 +26,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from turbovaed_cli.registry.members import member_of
 
 from turbovaed_cli.evaluation.testcard.patterns import patterns_for
 from turbovaed_cli.files.tensors import load_strictly
@@ -38,6 +37,7 @@ from turbovaed_cli.models.decoders import FAMILIES, load_decoder
 from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.teacher import load_teacher
 from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.members import member_of
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import DistillSettings
 from turbovaed_cli.stage import Stage

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from turbovaed_cli.registry.find import names_of_models
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.setting import Setting
@@ -29,8 +30,8 @@ def complete_model(incomplete: str) -> list[str]:
 
 
 def complete_teacher(incomplete: str) -> list[str]:
-    """Names of the registry, and paths."""
-    return [name for spec in MODELS.values() for name in (spec.name, *spec.aliases)] + _paths(incomplete)
+    """Names of the registry, of teachers and of their students, and paths."""
+    return names_of_models() + _paths(incomplete)
 
 
 def complete_family(incomplete: str) -> list[str]:

@@ -12,9 +12,9 @@ import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_model, complete_recipe
+from turbovaed_cli.cli.design_tables import show_design
 from turbovaed_cli.cli.estimates import download_in_words, free_in_words, time_in_words, warn_of_room
 from turbovaed_cli.cli.exits import command, finish
-from turbovaed_cli.cli.models import show_design
 from turbovaed_cli.cli.options import (
     DesignBudget,
     Downloads,
@@ -28,7 +28,8 @@ from turbovaed_cli.cli.table import print_table, print_tables
 from turbovaed_cli.errors import DifferentRunError, SettingsError, TurboVaedError
 from turbovaed_cli.files.system import check_system
 from turbovaed_cli.machine.launch import command_line, is_beside_another, launch
-from turbovaed_cli.registry.find import find_model, with_decode_timestep, with_licence
+from turbovaed_cli.registry.find import find_model, with_decode_timestep, with_licence, with_student
+from turbovaed_cli.registry.members import CAUSAL, FULL, MEMBERS
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.setting import same, setting
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from turbovaed_cli.training.estimate import DistillEstimate
 
 Result = TypeVar("Result")
+TAEHV = "taehv"  # the family of decoders that `--student taehv` asks for
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Schedule:
 class StudentChoice(DesignBudget):
     """Which student learns."""
 
+    student: str | None = setting(
+        None, "{choices}: the teacher's own student, a smaller or a causal one, or a decoder of TAEHV's kind.", "Student",
+        choices=(*MEMBERS, TAEHV), shown=FULL,
+    )  # fmt: skip
     student_config: Path | None = setting(
         None, "JSON with another student, in the published key names.", "Design of the student", metavar="FILE"
     )
@@ -98,15 +104,35 @@ class StudentChoice(DesignBudget):
     decode_timestep: float | None = same(ClipSettings, "decode_timestep", panel="Losses", shown="0.05")
 
     def own_config(self) -> dict[str, Any] | None:
-        """The config in --student-config; None for the published student."""
+        """The config in --student-config; None for the student of the teacher's row."""
         from turbovaed_cli.models.loading import read_config
 
+        if self.student == TAEHV:
+            return {"family": TAEHV}
         return read_config(self.student_config) if self.student_config else None
+
+    def of(self, spec: ModelSpec) -> ModelSpec:
+        """Return the row of `spec`'s teacher with the student of --student."""
+        if self.student is None:
+            self._check_design(spec.member)
+            return spec
+        if self.student_config is not None:
+            raise SettingsError("`student` and `student_config` both bring a student", "leave out one of the two")
+        self._check_design(self.student)
+        return with_student(spec, FULL if self.student == TAEHV else self.student)
+
+    def _check_design(self, student: str) -> None:
+        if student not in (FULL, CAUSAL) and (self.params is not None or self.gflops is not None):
+            raise SettingsError(
+                f"`params` and `gflops` design a student, and {student} is one already",
+                f"leave out one of the two: `params` and `gflops` go with {FULL} and {CAUSAL}",
+            )
 
 
 EXAMPLES = """\
 turbovaed distill --teacher ltx --data videos --dry-run
 turbovaed distill --teacher ltx --latents cache --run runs/ltx --val held-out
+turbovaed distill --teacher ltx --student lite --latents cache
 turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
 
 
@@ -116,9 +142,9 @@ def distill(
 ) -> None:
     """Teach a small decoder to do what a frozen teacher's decoder does; the same command resumes."""
     spec = with_decode_timestep(
-        with_licence(find_model(sources.teacher, downloads.consent), student.licence), student.decode_timestep
+        with_licence(student.of(find_model(sources.teacher, downloads.consent)), student.licence), student.decode_timestep
     )
-    run = sources.run or f"runs/{spec.name}"
+    run = sources.run or f"runs/{spec.name}{f'-{TAEHV}' if student.student == TAEHV else ''}"
     if not schedule.show_recipe:
         check_system("distill")
         if not is_beside_another():

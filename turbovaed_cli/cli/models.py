@@ -1,25 +1,39 @@
 """The commands `turbovaed models ...`: the registry."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from turbovaed_cli.cli import console
 from turbovaed_cli.cli.completion import complete_weights
+from turbovaed_cli.cli.design_tables import show_design
 from turbovaed_cli.cli.exits import command
-from turbovaed_cli.cli.options import DesignBudget, Downloads, Json, Name, Show, field_option, option, read_field
+from turbovaed_cli.cli.options import (
+    DesignBudget,
+    Downloads,
+    Json,
+    Name,
+    Overwrite,
+    Show,
+    check_file,
+    field_option,
+    option,
+    read_field,
+)
 from turbovaed_cli.cli.table import print_table
+from turbovaed_cli.files.whole import write_json
+from turbovaed_cli.registry.cost import cost_of
+from turbovaed_cli.registry.download import embedded_student, how_to_distil
 from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.members import CAUSAL, FULL, RULES, member_of, members_of
 from turbovaed_cli.registry.rows import MODELS, PROBLEMS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import ClipSettings, DistillSettings
 from turbovaed_cli.training.recipes import RECIPES
 from turbovaed_cli.units import format_size, human_bytes
-
-if TYPE_CHECKING:
-    from turbovaed_cli.models.design import Design
 
 EXAMPLES = """\
 turbovaed models
@@ -56,10 +70,66 @@ def _list_models(json: bool) -> None:
                 f"{teacher.time_ratio}x{teacher.space_ratio}x{teacher.space_ratio}",
                 str(teacher.frames),
                 f"{teacher.decoder_params_m:.1f}",
-                f"{spec.student.params_m:.1f}",
             )
         )
-    print_table("Models", ["name", "teacher", "ratio", "frames", "decoder M", "student M"], rows)
+    print_table("Teachers", ["name", "teacher", "ratio", "frames", "decoder M"], rows)
+    _list_students()
+
+
+def _list_students() -> None:
+    """Print a row with the costs of each teacher's family of students."""
+    shown = (FULL, *RULES)
+    rows = []
+    for spec in MODELS.values():
+        students = {student.member: student for student in _students(spec)}
+        costs = [students.get(member) for member in shown]
+        cells = [cell for one in costs for cell in ((f"{one.params / 1e6:.1f}", f"{one.gflops:.0f}") if one else ("", ""))]
+        rows.append((spec.name, *cells, "as full" if CAUSAL in students else ""))
+    columns = [
+        f"{'' if member == FULL else f'-{member} '}{unit}".replace(" ", "\n") for member in shown for unit in ("M", "GFLOPs")
+    ]
+    print_table(f"Students: NAME, {', '.join(f'NAME-{one}' for one in (*RULES, CAUSAL))}", ["name", *columns, "-causal"], rows)
+    console.note(f"M: millions of parameters; GFLOPs: of {_DECODE}; models show NAME-{next(iter(RULES))}: the whole config")
+
+
+@dataclass(frozen=True)
+class _Student:
+    """One student of a teacher, with its cost."""
+
+    name: str
+    member: str
+    params: int
+    gflops: float
+    published: bool  # whether its weights are in the package or on the hub
+
+
+# What GFLOPs in lists are of. A teacher may need other frames: the next that it takes.
+_FRAMES, _SIZE = ClipSettings.frames, ClipSettings.size
+_DECODE = f"a decode of {_FRAMES} frames of {_SIZE[1]}x{_SIZE[0]}"
+
+
+def _students(spec: ModelSpec) -> list[_Student]:
+    """Every member of the family of a full row's students; costs need no torch."""
+    teacher = spec.teacher
+    side = teacher.space_ratio
+    latents = (teacher.latent_frames(teacher.frames.at_least(_FRAMES)), max(_SIZE[0] // side, 1), max(_SIZE[1] // side, 1))
+    found = []
+    for member in members_of(spec):
+        one = member_of(spec, member)
+        cost = cost_of({**one.student.config, "latent_channels": teacher.latent_channels}, latents)
+        embedded = one.embedded and embedded_student(one).is_dir()
+        found.append(_Student(one.name, member, cost.params, cost.gflops, embedded or one.student.published is not None))
+    return found
+
+
+def _families(spec: ModelSpec) -> dict[str, str]:
+    """The students of a teacher in words, by their names."""
+    students = _students(spec)
+    return {
+        one.name: f"{one.params / 1e6:.3f} M, {one.gflops:.1f} GFLOPs ({one.gflops / students[0].gflops:.0%})"
+        + ("" if one.published else ", to be distilled")
+        for one in students
+    }
 
 
 @command
@@ -71,7 +141,10 @@ def models_show(*, name: Name, json: Json = False) -> None:
         console.print_json(description)
         return
     flat = [(f"{group} {key}", value) for group in ("teacher", "student") for key, value in description[group].items()]
-    print_table(f"{spec.name}: {spec.title}", ["", ""], [(key, _in_words(value)) for key, value in flat])
+    if spec.member == FULL:
+        flat += [(f"its students, for {_DECODE}", _families(spec))]
+    title = f"{spec.name}: {spec.title}" + ("" if spec.member == FULL else f", {spec.member} student")
+    print_table(title, ["", ""], [(key, _in_words(value)) for key, value in flat])
 
 
 def _in_words(value: object) -> str:
@@ -92,7 +165,10 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
         "name": spec.name,
         "aliases": list(spec.aliases),
         "title": spec.title,
+        "member": spec.member,
+        "students": [asdict(student) for student in _students(spec)] if spec.member == FULL else None,
         "teacher": {
+            "name": spec.teacher_name,
             "class": teacher.class_name,
             "weights": str(teacher.path)
             if teacher.path
@@ -121,7 +197,9 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
             else None,
             "published weights": f"{student.published.repo} {student.published.filename}, {student.published.licence}"
             if student.published
-            else None,
+            else None
+            if spec.member == FULL or (spec.embedded and embedded_student(spec).is_dir())
+            else how_to_distil(spec).replace("distil one", "none; distil it"),
             "config": {key: list(value) if isinstance(value, tuple) else value for key, value in student.config.items()},
         },
     }
@@ -129,7 +207,6 @@ def _describe(spec: ModelSpec) -> dict[str, Any]:
 
 def _counted(spec: ModelSpec) -> tuple[float | None, float]:
     """Millions of parameters: of a local teacher's decoder (None without its weights), and of its student."""
-    from turbovaed_cli.models.design import cost_of
     from turbovaed_cli.models.teacher import decoder_params_of
 
     found = decoder_params_of(spec)
@@ -141,51 +218,47 @@ def models_design(
     *,
     name: Name,
     budget: DesignBudget,
+    ms: Annotated[
+        float | None,
+        option(
+            "--ms", "Design the student: milliseconds at most for one decode on --device, timed here.", "Student", metavar="X"
+        ),
+    ] = None,
+    causal: Annotated[bool, option("--causal", "No frame depends on a later one.", "Student")] = False,
     frames: Annotated[
         int | None, option("--frames", "Pixel frames of a decode.", "Clips", metavar="N", shown="17, or the next that fits")
     ] = None,
     size: Annotated[str, field_option(ClipSettings, "size")] = format_size(DistillSettings.size),
+    device: Annotated[str, field_option(ClipSettings, "device")] = ClipSettings.device,
+    out: Annotated[
+        Path | None,
+        option("--out", "Write the config of the chosen student, for --student-config.", "Input and output", metavar="FILE"),
+    ] = None,
+    overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Show which student `distill` would build for a budget, and what it was chosen from."""
+    """Show which student fits a budget best, and what it was chosen from."""
     from turbovaed_cli.models.design import Budget, design_student
 
+    check_file(out, "`out`", overwrite=overwrite)
     spec = find_model(name)
     frames = frames or spec.teacher.frames.at_least(DistillSettings.frames)
-    design = design_student(spec, Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size)))
+    limits = Budget(budget.params, budget.gflops, frames, read_field(ClipSettings, "size", size), ms)
+    causal = causal or spec.member == CAUSAL
+    if ms is None:
+        design = design_student(spec, limits, causal=causal)
+    else:
+        from turbovaed_cli.benchmarking.timed_design import design_in_time
+        from turbovaed_cli.machine.devices import resolve_device
+
+        report = console.ConsoleReporter()
+        design = design_in_time(spec, limits, resolve_device(device, report), causal=causal, report=report)
+    if out is not None:
+        write_json(out, design.config)
     if json:
         console.print_json(design)
     else:
         show_design(design)
-
-
-def show_design(design: "Design", *, on_stderr: bool = False) -> None:
-    """Print the candidates around the choice, on stderr if the result is another."""
-    from turbovaed_cli.models.design import as_sentence
-
-    title = f"Students of {design.model} for {design.budget}"
-    columns = ["channels", "layers", "M params", "GFLOPs", "of\npublished", "of\nteacher", "change", "in\nbudget"]
-    print_table(title, columns, _rows_of(design), spare=["of\npublished", "of\nteacher"], on_stderr=on_stderr)
-    console.note(as_sentence(design))
-
-
-def _rows_of(design: "Design") -> list[tuple[str, ...]]:
-    """The table as text: channels, layers, M parameters, GFLOPs, shares of published and teacher, change, whether it is in the budget."""
-    from turbovaed_cli.models.design import listed
-
-    return [
-        (
-            listed(one.channels),
-            listed(one.layers),
-            f"{one.params / 1e6:.3f}",
-            f"{one.gflops:.1f}",
-            f"{one.of_published:.1%}",
-            f"{one.of_teacher:.1%}" if one.of_teacher is not None else "",
-            f"{2**one.change:.2f}x",
-            "chosen" if one == design.chosen else "yes" if one.fits else "no",
-        )
-        for one in design.table
-    ]
 
 
 @command
@@ -220,7 +293,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "design",
         models_design,
         "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
-        "turbovaed models design ./my-vae --params 800k --json",
+        "turbovaed models design ltx --ms 500 --causal --out student.json\nturbovaed models design ./my-vae --params 800k --json",
     ),
     ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull user/name\nturbovaed models pull lpips-alex"),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from turbovaed_cli.choices import hint_for
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluation.scores import PublishedScores
-from turbovaed_cli.registry.find import is_model_name
+from turbovaed_cli.registry.find import find_model, is_model_name
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import PUBLISHED_ON, ModelSpec
 from turbovaed_cli.settings import EvalSettings
@@ -78,6 +78,6 @@ def published_scores(spec: ModelSpec | None, model: str, dataset: str | None, se
         return None
     data = DATASETS[dataset]
     label = "published" if settings.protocol == "paper" else "published, other protocol"
-    if not is_model_name(model):
+    if not is_model_name(model) or find_model(model).name != spec.name:
         label += f", {spec.name}'s own student"
     return PublishedScores(dict(spec.published_results), label, f"{data.source}, {data.num_clips:,} clips")

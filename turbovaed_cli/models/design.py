@@ -1,59 +1,69 @@
-"""Design a student for a budget: choose channels and layers so that parameters and FLOPs stay below the user's limits.
+"""Design a student for a budget: choose convolutions, channels and layers so that its cost stays below the user's limits.
 
-Costs are counted in closed form, so that thousands of candidates take a fraction of a second. FLOPs are those of the
-convolutions, two per multiply-add, for one decode of one clip, as torch.utils.flop_counter counts them.
+Costs are counted in closed form (registry/cost.py), so that thousands of candidates take a fraction of a second. Times are
+predicted from costs by a function that `design_in_time` fits to measurements.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.network import BlockPlan, plan_blocks
-from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import decoder_params_of
+from turbovaed_cli.registry.cost import StudentCost, cost_of
+from turbovaed_cli.registry.members import (
+    FULL,
+    RULES,
+    causal_config,
+    light_config,
+    member_of,
+    members_of,
+    nearest,
+    widths_of,
+)
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ClipSettings
 
-WIDTH_STEP = 8  # channels are multiples of this: the vector width of the kernels that will run them
 WIDEST, DEPTHS = 2.0, (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # factors of the published channels and layers
 FILLED = 0.95  # a candidate uses the budget if it uses this share of the most that any candidate does
-_DEFAULTS = {name: one.default for name, one in inspect.signature(StudentDecoder.__init__).parameters.items()}
+LIGHT = "light"  # the layout of `lite` and `nano`: see registry/members.py; that of the published student is "full"
+LIGHT_CHANGE = 0.25  # octaves: the distance of the light layout from the published one
+
+Config = Mapping[str, Any]
+Timing = Callable[[Config, StudentCost], float]  # milliseconds of a decode by a student of this config and cost
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limits of a student: decoder parameters, GFLOPs of one decode of `frames` x `size` pixels, or both."""
+    """The limits of a student: its parameters, the GFLOPs of one decode of `frames` x `size` pixels, the milliseconds of it."""
 
     params: int | None = None
     gflops: float | None = None
     frames: int = ClipSettings.frames
     size: tuple[int, int] = ClipSettings.size  # (height, width)
+    ms: float | None = None
 
-    def share(self, cost: "StudentCost") -> float:
-        """Return the share of the budget that `cost` takes, by the tighter limit; above 1 it does not fit."""
-        return max(cost.params / self.params if self.params else 0.0, cost.gflops / self.gflops if self.gflops else 0.0)
+    def share(self, cost: StudentCost, ms: float | None = None) -> float:
+        """Return the share of the budget that a student takes, by the tightest limit; above 1 it does not fit."""
+        found = ((cost.params, self.params), (cost.gflops, self.gflops), (ms, self.ms))
+        return max(value / limit if value is not None and limit else 0.0 for value, limit in found)
+
+    @property
+    def limits(self) -> list[float]:
+        """The limits that there are."""
+        return [limit for limit in (self.params, self.gflops, self.ms) if limit is not None]
 
     def __str__(self) -> str:
         """Return the limits as text: '8 M parameters and 100 GFLOPs'."""
-        limits = [f"{count(self.params)} parameters"] if self.params else []
-        return " and ".join(limits + ([f"{self.gflops:g} GFLOPs"] if self.gflops else []))
+        texts = [f"{count(self.params)} parameters"] if self.params else []
+        texts += [f"{self.gflops:g} GFLOPs"] if self.gflops else []
+        return " and ".join(texts + ([f"{self.ms:g} ms"] if self.ms else []))
 
     @property
     def decode(self) -> str:
         """The decode whose GFLOPs are counted: 'one decode of 17 frames of 256x256'."""
         return f"one decode of {self.frames} frames of {self.size[1]}x{self.size[0]}"
-
-
-@dataclass(frozen=True)
-class StudentCost:
-    """The parameters of a student, and the GFLOPs (two FLOPs per multiply-add) of one decode."""
-
-    params: int
-    gflops: float
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,13 @@ class Candidate:
     of_published: float  # its parameters as a share of the published student's
     of_teacher: float | None  # and of the teacher's decoder; None if that is not on this machine
     change: float  # distance from the published one, see `change_of`
-    used: float  # share of the budget, by the tighter limit
+    used: float  # share of the budget, by the tightest limit
     fits: bool
+    layout: str = FULL  # or LIGHT
+    name: str | None = None  # of a member of the teacher's family of students
+    ms: float | None = None  # of one decode, for a budget in milliseconds
+    is_measured: bool = False  # or predicted from the times of others
+    config: dict[str, Any] = field(default_factory=dict)  # in the published key names: build_student takes it
 
 
 @dataclass(frozen=True)
@@ -77,171 +92,205 @@ class Design:
 
     model: str
     budget: Budget
-    config: dict[str, Any]  # of the chosen student, in the published key names: build_student takes it
+    config: dict[str, Any]  # of the chosen student
     chosen: Candidate
-    table: tuple[Candidate, ...]  # around the choice, by parameters; the published student among them
+    table: tuple[Candidate, ...]  # around the choice, by parameters; the family's own students among them
     published: Candidate
     smallest: Candidate  # the one that takes the smallest share of this budget
     num_candidates: int
 
 
-def design_student(spec: ModelSpec, budget: Budget) -> Design:
-    """Pick channels and layers of a student of `spec`'s teacher that costs no more than `budget`.
+def design_student(
+    spec: ModelSpec,
+    budget: Budget,
+    *,
+    causal: bool = False,
+    timing: Timing | None = None,
+    only: Callable[[Config], bool] | None = None,
+) -> Design:
+    """Pick convolutions, channels and layers of a student of `spec`'s teacher that costs no more than `budget`.
 
-    Candidates are the published student with all its channels scaled by one factor (up to 2x) and all its layers by another
-    (0.25x to 1.5x). Those larger than the teacher's decoder are left out, unless all are. Upsampling, depthwise blocks and
-    tail stay: the teacher's ratios and the published recipe fix them.
+    Candidates have the layout of the published student, or the light one: cheaper convolutions and a tail of patches
+    (registry/members.py). In each, all channels are scaled by one factor (up to 2x) and all layers by another (0.25x to 1.5x);
+    the students of the family are candidates too. Those larger than the teacher's decoder are left out, unless all are.
+    With `causal`, none sees a later frame, which changes no cost.
 
     The rule: of the candidates that fit, keep those that use the budget. They need at least 95 % of what the largest of them
-    uses, by the tighter limit. Of these, take the one that differs least from the published student; of equals, the one with
-    the most parameters. The reason: quality grows with cost, so unused budget is lost quality. The published proportions
-    between the blocks are the only ones with measured results, so they should change little. The last 5 % of the budget are
-    not worth a larger change.
+    uses, by the tightest limit. Of these, take the one that differs least from the published student; of equals, the one with
+    the most parameters. The light layout counts as a change of a quarter of an octave, so it is taken if the published layout would
+    have to become much narrower for the same cost. The reason: quality grows with cost, so unused budget is lost quality. The
+    published proportions between the blocks are the only ones with measured results, so they should change little. The last
+    5 % of the budget are not worth a larger change.
 
-    Raises SettingsError for a budget without limits above 0, or that no candidate meets (naming the smallest one and its
-    cost); FrameCountError or ShapeError if the teacher cannot make `budget.frames` or `budget.size`.
+    `timing` predicts milliseconds, for a budget with `ms`; `only` the configs for which it is true are chosen. Raises SettingsError for a budget without limits above 0, or that no
+    candidate meets (naming the smallest one and its cost), and for a row that is no full student's; FrameCountError or
+    ShapeError if the teacher cannot make `budget.frames` or `budget.size`.
     """
-    limits = [limit for limit in (budget.params, budget.gflops) if limit is not None]
-    if not limits or not all(0 < limit < math.inf for limit in limits):
-        raise SettingsError("a student is designed for a number of parameters or GFLOPs above 0", "such as `params` 8M")
-    spec.teacher.check_frames(budget.frames)
-    spec.teacher.check_size(*budget.size)
-    height, width = (pixels // spec.teacher.space_ratio for pixels in budget.size)
-    latents = (spec.teacher.latent_frames(budget.frames), height, width)
-
-    candidate = _candidates_for(spec, budget, latents)
-    published = candidate(spec.student.config["decoder_block_out_channels"], spec.student.config["decoder_layers_per_block"])
-    candidates = [candidate(channels, layers) for channels in _widths(spec) for layers in _depths(spec)]
-    candidates = [one for one in candidates if one.of_teacher is None or one.of_teacher < 1] or candidates
+    check_budget(spec, budget)
+    every = _candidates(spec, budget, timing, causal=causal)
+    published = every[0]
+    candidates = [one for one in every if one.of_teacher is None or one.of_teacher < 1] or every
     smallest = min(candidates, key=lambda one: (one.used, one.params))
     fitting = [one for one in candidates if one.fits]
     if not fitting:
+        raise _nothing_fits(spec, budget, smallest)
+    choice = [one for one in fitting if only is None or only(one.config)] or fitting
+    enough = FILLED * max(one.used for one in choice)
+    chosen = min((one for one in choice if one.used >= enough), key=lambda one: (one.change, -one.params))
+    table = _around(chosen, candidates, [one for one in every if one.name])
+    return Design(spec.name, budget, chosen.config, chosen, table, published, smallest, len(candidates))
+
+
+def smallest_of_each(spec: ModelSpec, budget: Budget, *, causal: bool, timing: Timing) -> list[Candidate]:
+    """Return the candidate of each layout with the fewest GFLOPs, whatever the limits."""
+    candidates = _candidates(spec, budget, timing, causal=causal)
+    return [min((one for one in candidates if one.layout == layout), key=lambda one: one.gflops) for layout in (FULL, LIGHT)]
+
+
+def check_budget(spec: ModelSpec, budget: Budget) -> None:
+    """Raise the errors of `design_student` that do not depend on candidates."""
+    if not budget.limits or not all(0 < limit < math.inf for limit in budget.limits):
         raise SettingsError(
-            f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
-            f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs for {budget.decode}",
-            "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another `student_config` FILE",
+            "a student is designed for a number of parameters, GFLOPs or milliseconds above 0", "such as `params` 8M"
         )
-    enough = FILLED * max(one.used for one in fitting)
-    chosen = min((one for one in fitting if one.used >= enough), key=lambda one: (one.change, -one.params))
-    table = _around(chosen, candidates, published)
-    return Design(
-        spec.name, budget, _config_of(spec, chosen.channels, chosen.layers), chosen, table, published, smallest, len(candidates)
-    )
+    if spec.member in RULES:
+        raise SettingsError(f"{spec.name} is a designed student already", f"design one of {spec.teacher_name}")
+    spec.teacher.check_frames(budget.frames)
+    spec.teacher.check_size(*budget.size)
 
 
-def _candidates_for(
-    spec: ModelSpec, budget: Budget, latents: tuple[int, int, int]
-) -> Callable[[Sequence[int], Sequence[int]], Candidate]:
-    """Return a function that makes a candidate of channels and layers, with its cost and its share of the budget."""
+def latents_of(spec: ModelSpec, budget: Budget) -> tuple[int, int, int]:
+    """Return (t, h, w) of the latents of the decode that a budget is for."""
+    height, width = (pixels // spec.teacher.space_ratio for pixels in budget.size)
+    return spec.teacher.latent_frames(budget.frames), height, width
+
+
+def _configs(spec: ModelSpec, base: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Return (layout, config) of every candidate."""
+    layouts = ((FULL, dict(base)), (LIGHT, light_config(base)))
+    return [
+        (
+            layout,
+            {**config, "decoder_block_out_channels": channels, "decoder_layers_per_block": layers},
+        )
+        for layout, config in layouts
+        for channels in widths_of(config, spec.teacher.latent_channels, WIDEST)
+        for layers in _depths(config)
+    ]
+
+
+def _family(spec: ModelSpec, base: Config) -> list[tuple[str, dict[str, Any]]]:
+    """Return (name, config) of the smaller students of the family, causal if `base` is."""
+    causal = {"decoder_causal": True} if base.get("decoder_causal") else {}
+    full = replace(spec, name=spec.teacher_name, member=FULL)
+    found = [member_of(full, member) for member in members_of(spec) if member in RULES]
+    return [(one.name, {**one.student.config, **causal}) for one in found]
+
+
+def _candidates(spec: ModelSpec, budget: Budget, timing: Timing | None, *, causal: bool) -> list[Candidate]:
+    """Return every candidate once: the published student, the smaller ones of the family, then all others."""
+    candidate = _candidates_for(spec, budget, timing)
+    base = causal_config(spec.student.config) if causal else dict(spec.student.config)
+    family = [(FULL, base, spec.teacher_name), *((LIGHT, config, name) for name, config in _family(spec, base))]
+    found: dict[tuple[object, ...], Candidate] = {}
+    for layout, config, name in [*family, *((layout, config, None) for layout, config in _configs(spec, base))]:
+        one = candidate(layout, base, config, name)
+        found.setdefault(_key(one), one)
+    return list(found.values())
+
+
+def _candidates_for(spec: ModelSpec, budget: Budget, timing: Timing | None) -> Callable[..., Candidate]:
+    """Return a function that makes a candidate of (layout, base, config, name), with its cost and its share of the budget."""
+    latents, teacher_params = latents_of(spec, budget), decoder_params_of(spec)
     published_cost = cost_of(spec.student.config, latents)
-    teacher_params = decoder_params_of(spec)
 
-    def candidate(channels: Sequence[int], layers: Sequence[int]) -> Candidate:
-        cost = cost_of(_config_of(spec, channels, layers), latents)
-        used = budget.share(cost)
+    def candidate(layout: str, base: Config, config: Config, name: str | None = None) -> Candidate:
+        config = {**config, "latent_channels": spec.teacher.latent_channels}
+        cost = cost_of(config, latents)
+        ms = timing(config, cost) if timing else None
+        used = budget.share(cost, ms)
         return Candidate(
-            tuple(channels),
-            tuple(layers),
+            tuple(config["decoder_block_out_channels"]),
+            tuple(config["decoder_layers_per_block"]),
             cost.params,
             cost.gflops,
             cost.params / published_cost.params,
             cost.params / teacher_params if teacher_params else None,
-            change_of(spec, channels, layers),
+            change_of(base if layout == FULL else light_config(base), config) + (LIGHT_CHANGE if layout == LIGHT else 0),
             used,
             used <= 1,
+            layout,
+            name,
+            ms,
+            config=config,
         )
 
     return candidate
 
 
-def suggested_params(spec: ModelSpec, teacher_params: int) -> int:
-    """Return a --params that works: half of the teacher's decoder, or the size of the smallest candidate if that is more."""
-    sizes = [
-        cost_of(_config_of(spec, channels, layers), (1, 1, 1)).params for channels in _widths(spec) for layers in _depths(spec)
-    ]
-    return max(teacher_params // 2, min(sizes))
-
-
-def _config_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> dict[str, Any]:
-    lists = {"decoder_block_out_channels": tuple(channels), "decoder_layers_per_block": tuple(layers)}
-    return {**spec.student.config, **lists, "latent_channels": spec.teacher.latent_channels}
-
-
-def change_of(spec: ModelSpec, channels: Sequence[int], layers: Sequence[int]) -> float:
-    """Return the distance from the published student in octaves: the root mean square of log2(ours / published).
-
-    It is taken over channels and over layers plus one.
-    """
-    config = spec.student.config
-    pairs = [
-        *zip(channels, config["decoder_block_out_channels"], strict=True),
-        *((ours + 1, layer + 1) for ours, layer in zip(layers, config["decoder_layers_per_block"], strict=True)),
-    ]
-    return math.sqrt(sum(math.log2(ours / published) ** 2 for ours, published in pairs) / len(pairs))
-
-
-def _widths(spec: ModelSpec) -> list[tuple[int, ...]]:
-    """Return channel lists from narrow to wide, output-first; a list narrows towards the latents only if the published one does.
-
-    Blocks at the resolution of the latents are no narrower than the latents, or part of these would be lost. The tail divides
-    the last block's channels by the square of patch_size. So with patch_size 4 these are multiples of 16, at least 48, and with
-    2 at least 16: the norm after the tail needs as many values as there are colours.
-    """
-    config = spec.student.config
-    published = config["decoder_block_out_channels"]
-    divided = config["patch_size"] ** 2
-    step = max(divided, WIDTH_STEP)
-    least = _up(3 * divided, step)
-    at_latents = min(spec.teacher.latent_channels, published[-1])
-    found = set()
-    for widest in range(WIDTH_STEP, int(WIDEST * published[-1]) + 1, WIDTH_STEP):
-        factor = widest / published[-1]
-        channels = [max(least, _nearest(published[0] * factor, step))]
-        for i in range(1, len(published)):
-            upsamples = config["spatio_temporal_scaling"][i] and i < len(published) - 1  # the mid block never does
-            floor = 1 if upsamples else at_latents
-            before = channels[-1] if published[i] >= published[i - 1] else 1
-            channels.append(max(before, _up(floor, WIDTH_STEP), _nearest(published[i] * factor, WIDTH_STEP)))
-        found.add(tuple(channels))
-    return sorted(found)
-
-
-def _nearest(value: float, step: int) -> int:
-    return math.floor(value / step + 0.5) * step
-
-
-def _up(value: int, step: int) -> int:
-    return math.ceil(value / step) * step
-
-
-def _depths(spec: ModelSpec) -> list[tuple[int, ...]]:
-    published = spec.student.config["decoder_layers_per_block"]
-    return list(
-        dict.fromkeys(tuple(max(min(layers, 1), _nearest(layers * factor, 1)) for layers in published) for factor in DEPTHS)
+def _nothing_fits(spec: ModelSpec, budget: Budget, smallest: Candidate) -> SettingsError:
+    time = f", {smallest.ms:.0f} ms" if smallest.ms is not None else ""
+    return SettingsError(
+        f"no student of {spec.name} fits {budget}; the smallest has channels {listed(smallest.channels)}, layers "
+        f"{listed(smallest.layers)}: {count(smallest.params)} parameters, {smallest.gflops:.1f} GFLOPs{time} for {budget.decode}",
+        "raise " + " and ".join(_least_flags(budget, smallest)) + ", or give another `student_config` FILE",
     )
 
 
-def _around(chosen: Candidate, candidates: Sequence[Candidate], published: Candidate) -> tuple[Candidate, ...]:
-    """Return the choice, two neighbours in width on each side, the fullest fit of every other depth, and the published one."""
-    siblings = [one for one in candidates if one.layers == chosen.layers]
+def suggested_params(spec: ModelSpec, teacher_params: int) -> int:
+    """Return a --params that works: half of the teacher's decoder, or the size of the smallest candidate if that is more."""
+    latent_channels = {"latent_channels": spec.teacher.latent_channels}
+    sizes = [cost_of({**config, **latent_channels}, (1, 1, 1)).params for _, config in _configs(spec, spec.student.config)]
+    return max(teacher_params // 2, min(sizes))
+
+
+def change_of(base: Config, config: Config) -> float:
+    """Return the distance of a config from `base` in octaves: the root mean square of log2(ours / base's).
+
+    It is taken over channels and over layers plus one.
+    """
+    names = ("decoder_block_out_channels", "decoder_layers_per_block")
+    pairs = [(ours + i, its + i) for i, name in enumerate(names) for ours, its in zip(config[name], base[name], strict=True)]
+    return math.sqrt(sum(math.log2(ours / its) ** 2 for ours, its in pairs) / len(pairs))
+
+
+def _depths(config: Config) -> list[tuple[int, ...]]:
+    layers_of_all = config["decoder_layers_per_block"]
+    return list(
+        dict.fromkeys(tuple(max(min(layers, 1), nearest(layers * factor, 1)) for layers in layers_of_all) for factor in DEPTHS)
+    )
+
+
+def _around(chosen: Candidate, candidates: Sequence[Candidate], named: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return the choice, two neighbours in width on each side, the fullest fit of every other depth and layout, and `named`."""
+    siblings = [one for one in candidates if (one.layout, one.layers) == (chosen.layout, chosen.layers)]
+    siblings.sort(key=lambda one: one.params)
     place = siblings.index(chosen)
     rows = siblings[max(place - 2, 0) : place + 3]
-    for layers in dict.fromkeys(one.layers for one in candidates):
-        fitting = [one for one in candidates if one.layers == layers and one.fits]
-        if fitting and layers != chosen.layers:
-            rows.append(max(fitting, key=lambda one: one.used))
-    if published not in rows:
-        rows.append(published)
-    return tuple(sorted(rows, key=lambda one: (one.params, one.gflops)))
+    fitting = [one for one in candidates if one.fits]
+    for layers in dict.fromkeys(one.layers for one in candidates if one.layout == chosen.layout):
+        alike = [one for one in fitting if (one.layout, one.layers) == (chosen.layout, layers)]
+        if alike and layers != chosen.layers:
+            rows.append(max(alike, key=lambda one: one.used))
+    if others := [one for one in fitting if one.layout != chosen.layout]:
+        enough = FILLED * max(one.used for one in others)
+        rows.append(min((one for one in others if one.used >= enough), key=lambda one: one.change))
+    shown = {_key(one): one for one in (*rows, *named)}
+    return tuple(sorted(shown.values(), key=lambda one: (one.params, one.gflops)))
+
+
+def _key(one: Candidate) -> tuple[object, ...]:
+    return one.layout, one.channels, one.layers
 
 
 def as_sentence(design: Design) -> str:
     """Return a sentence about the rule of the choice and the smallest possible student."""
     least = design.smallest
+    time = f", {least.ms:.0f} ms (~ before a time: predicted)" if least.ms is not None else ""
     return (
-        f"chosen from {design.num_candidates} candidates: of those that use the budget, the one whose channels and layers differ least "
-        f"from the published student's (by the factor in the column change, on average); GFLOPs are for {design.budget.decode}; "
-        f"the smallest possible has {count(least.params)} parameters, {least.gflops:.1f} GFLOPs"
+        f"chosen from {design.num_candidates} candidates: of those that use the budget, the one that differs least from the "
+        f"published student in channels and layers (by the factor in the column change, on average), and in its layout; GFLOPs are "
+        f"for {design.budget.decode}; the smallest possible has {count(least.params)} parameters, {least.gflops:.1f} GFLOPs{time}"
     )
 
 
@@ -259,80 +308,6 @@ def _least_flags(budget: Budget, smallest: Candidate) -> list[str]:
     flags = [f"`params` to {smallest.params}"] if budget.params and smallest.params > budget.params else []
     if budget.gflops and smallest.gflops > budget.gflops:
         flags.append(f"`gflops` to {math.ceil(smallest.gflops * 10) / 10:g}")
+    if budget.ms and smallest.ms and smallest.ms > budget.ms:
+        flags.append(f"`ms` to {math.ceil(smallest.ms * 1.1)}")
     return flags
-
-
-def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> StudentCost:
-    """Return the parameters of the student that build_student makes of `config`, and the GFLOPs of one decode.
-
-    `latents` is (t, h, w) of the latents (1, C, t, h, w). The tests check that counting on the real network gives the same.
-    """
-    config = _DEFAULTS | dict(config)
-    plan = plan_blocks(
-        config["decoder_block_out_channels"],
-        config["decoder_layers_per_block"],
-        config["decoder_is_dw_conv"],
-        config["spatio_temporal_scaling"],
-        config["decoder_spatio_only"],
-        config["decoder_temporal_only"],
-        config["decoder_conv_types"],
-    )
-    frames, height, width = latents
-    count = _Count(config["decoder_dw_kernel_size"])
-    count.conv(config["latent_channels"], plan[0].channels, 3**3, frames * height * width)
-    count.resnets(plan[0], frames * height * width)
-    for before, block in pairwise(plan):
-        if before.channels != block.channels:
-            count.params += 2 * before.channels  # LayerNorm of the shortcut
-            count.conv(before.channels, block.channels, 1, frames * height * width)
-            count.resnet(block.conv, before.channels, block.channels, frames * height * width)
-        if block.upsample_space or block.upsample_time:
-            time, space = 2 if block.upsample_time else 1, 2 if block.upsample_space else 1
-            conv = "3d" if block.conv == "depthwise" else block.conv
-            count.layer(conv, block.channels, block.channels * time * space**2, frames * height * width)
-            frames, height, width = frames * time, height * space, width * space
-            frames -= block.upsample_time and not config["is_video_dc_ae"]
-        count.resnets(block, frames * height * width)
-    channels, pixels = plan[-1].channels, config["out_channels"]
-    if config["decoder_tail"] == "patches":
-        pixels *= config["patch_size"] ** 2
-    else:
-        for _ in range(config["patch_size"] // 2):  # 1: none, 2: one, 4: two
-            count.conv(channels, channels, 3**2, frames * height * width)
-            channels, height, width = channels // 4, 2 * height, 2 * width
-    count.conv(channels, pixels, 3**3, frames * height * width)
-    return StudentCost(count.params, 2 * count.multiply_adds / 1e9)
-
-
-class _Count:
-    """Adds up parameters and multiply-adds, layer by layer."""
-
-    def __init__(self, depthwise_kernel: int) -> None:
-        self.kernel = depthwise_kernel
-        self.params = self.multiply_adds = 0
-
-    def conv(self, in_channels: int, out_channels: int, taps: int, positions: int, *, bias: bool = True) -> None:
-        """Add a convolution of `taps` kernel elements, at `positions` outputs; a depthwise one has 1 input channel."""
-        self.params += out_channels * (in_channels * taps + bias)
-        self.multiply_adds += out_channels * in_channels * taps * positions
-
-    def layer(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
-        """Add a convolution of a type of CONV_TYPES. The time of "2+1d" is no convolution to a counter of FLOPs."""
-        if conv == "3d":
-            self.conv(in_channels, out_channels, 3**3, positions)
-        elif conv == "depthwise":
-            self.conv(1, in_channels, self.kernel**3, positions)
-            self.conv(in_channels, out_channels, 1, positions)
-        else:
-            self.conv(in_channels, out_channels, 3**2, positions)
-            self.params += 3 * out_channels
-
-    def resnet(self, conv: str, in_channels: int, out_channels: int, positions: int) -> None:
-        """Add the two convolutions of a resnet."""
-        self.layer(conv, in_channels, out_channels, positions)
-        self.layer(conv, out_channels, out_channels, positions)
-
-    def resnets(self, block: BlockPlan, positions: int) -> None:
-        """Add the resnets of a block, all of the block's width."""
-        for _ in range(block.num_layers):
-            self.resnet(block.conv, block.channels, block.channels, positions)

@@ -131,7 +131,7 @@ def _loaded(where: str | Path, config: str | Path | Mapping[str, Any] | None, co
     if is_model_name(str(where)):  # before paths: a folder called tiny is ./tiny
         spec = find_model(where)
         path = student_weights(spec, consent)
-        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.name})
+        return _load_folder(path) if path.is_dir() else load_published(path, spec.student.config | {"teacher": spec.teacher_name})
     place = hub_id(where)
     path = Path(where) if place is None else hub_folder(place, consent)
     if path.is_dir():
@@ -168,7 +168,7 @@ def run_of(name: str) -> RunDir | None:
 def teacher_of(name: str, run: RunDir | None, student: Decoder) -> str | None:
     """Return the registry name or folder of the teacher of a decoder that was loaded as `name`; None if it is not known."""
     if is_model_name(name):
-        return name
+        return find_model(name).teacher_name
     if run is not None:
         config = read_json(run.config)
         check_fields(config, {"teacher": {"where": str}}, run.config)

@@ -23,6 +23,7 @@ from turbovaed_cli.models.teacher import decoder_params_of
 from turbovaed_cli.pipelines.private import private_texts
 from turbovaed_cli.registry.find import find_model, is_model_name
 from turbovaed_cli.registry.hub import parse_hub_id
+from turbovaed_cli.registry.members import member_in
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.registry.weight_files import WEIGHTS_FILE
 from turbovaed_cli.report.card import (
@@ -186,7 +187,15 @@ def _facts(source: Source, student: StudentDecoder, report: Reporter) -> CardFac
         time_ratio=int(student.temporal_compression_ratio),
         space_ratio=int(student.spatial_compression_ratio),
         training=_training(source.run, config) if source.run else None,
+        member=_member(config),
     )
+
+
+def _member(config: Mapping[str, Any]) -> str:
+    """Return the member of the teacher's family of students that a run's config names; "full" without a run."""
+    recorded = config.get("teacher")
+    where = recorded.get("where") if isinstance(recorded, dict) else None
+    return member_in(str(config.get("model") or ""), str(where or ""))
 
 
 def _teacher(config: Mapping[str, Any], student: StudentDecoder, report: Reporter) -> TeacherFacts:

@@ -85,19 +85,31 @@ def teacher_folder(spec: ModelSpec, consent: Consent = no_consent) -> Path:
 
 
 def student_weights(spec: ModelSpec, consent: Consent = no_consent) -> Path:
-    """Return the published weight file of a student, or the folder of the embedded one.
+    """Return the published weight file of a student, or the folder of an embedded one.
 
     Raises MissingWeightsError without a published student, consent or network.
     """
-    if spec.embedded:
-        return ASSETS / spec.name / "student"
+    if spec.embedded and (folder := embedded_student(spec)).is_dir():
+        return folder
     if spec.student.published is None:
-        raise MissingWeightsError(
-            f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
-        )
+        if spec.member == "full":
+            raise MissingWeightsError(
+                f"no student of {spec.name} was published", "distil one: turbovaed distill --teacher DIR --data DIR"
+            )
+        raise MissingWeightsError(f"no weights of {spec.name} were published", how_to_distil(spec))
     files, published = student_files(spec), spec.student.published
     offer = f"`consent=True` downloads these {published.num_bytes / 1e6:,.0f} MB ({published.licence})"
     return fetch(spec.name, files, consent, offer, student_by_hand(spec))[0]
+
+
+def embedded_student(spec: ModelSpec) -> Path:
+    """Return the folder of a student of the embedded teacher, which is there only if its weights come with the package."""
+    return ASSETS / spec.teacher_name / ("student" if spec.member == "full" else spec.member)
+
+
+def how_to_distil(spec: ModelSpec) -> str:
+    """Return the command that makes a member of a teacher's family of students."""
+    return f"distil one: turbovaed distill --teacher {spec.teacher_name} --student {spec.member} --data DIR"
 
 
 def teacher_by_hand(spec: ModelSpec) -> str:
@@ -118,7 +130,7 @@ def teacher_files(spec: ModelSpec) -> list[RemoteFile]:
     """Return the files of a registry row's teacher."""
     teacher = spec.teacher
     assert teacher.repo is not None and teacher.num_bytes is not None
-    label, prefix = f"teacher of {spec.name}", f"{teacher.folder}/" if teacher.folder else ""
+    label, prefix = f"teacher of {spec.teacher_name}", f"{teacher.folder}/" if teacher.folder else ""
     num_bytes = teacher.num_bytes - sum(teacher.beside.values())
     files = [RemoteFile(label, teacher.repo, prefix + teacher.weights_file, num_bytes, teacher.licence)]
     if teacher.folder:  # a diffusers VAE folder; Video DC-AE's file is alone in its repository

@@ -3,15 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turbovaed_cli.choices import hint_for
-from turbovaed_cli.errors import MissingError, SettingsError, UnknownModelError
+from turbovaed_cli.choices import check_choice, hint_for
+from turbovaed_cli.errors import MissingError, SettingsError, TurboVaedError, UnknownModelError
 from turbovaed_cli.files.documents import fits, parse_json, read_text, shown
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.family import Family
 from turbovaed_cli.registry.hub import HubId, also_on_hub, hub_folder, hub_id
+from turbovaed_cli.registry.members import CAUSAL, FULL, MEMBERS, member_of, members_of, name_of_member
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.registry.specs import MOST_BLOCKS, FrameRule, ModelSpec, TeacherSpec
 from turbovaed_cli.registry.teachers.refused import REFUSED
@@ -25,25 +27,60 @@ _BY_ANY_NAME = {name: spec for spec in MODELS.values() for name in (spec.name, *
 
 
 def is_model_name(name: str) -> bool:
-    """Whether `name` is a registry name or an alias."""
-    return name in _BY_ANY_NAME
+    """Whether `name` is a registry name or an alias, of a teacher with its full student or of another student: "ltx-lite"."""
+    return _row_named(name) is not None
 
 
 def names_of_models() -> list[str]:
-    """Return every registry name and alias."""
-    return list(_BY_ANY_NAME)
+    """Return every registry name and alias, each teacher's before those of its further students."""
+    return [
+        name_of_member(name, member)
+        for spec in MODELS.values()
+        for name in (spec.name, *spec.aliases)
+        for member in members_of(spec)
+    ]
+
+
+@cache
+def _row_named(name: str) -> ModelSpec | None:
+    """Return the row of a registry name, or of a name with a member of the family of its students; None for other names."""
+    if name in _BY_ANY_NAME:
+        return _BY_ANY_NAME[name]
+    teacher, _, member = name.rpartition("-")
+    row = _BY_ANY_NAME.get(teacher)
+    return None if row is None or member == FULL or member not in members_of(row) else member_of(row, member)
+
+
+def with_student(spec: ModelSpec, member: str) -> ModelSpec:
+    """Return the row with this member of its family of students; raises SettingsError if the family has no such member."""
+    if spec.member not in (FULL, member):
+        raise SettingsError(
+            f"`teacher` {spec.name} names the {spec.member} student, `student` the {member} one", f"`teacher` {spec.teacher_name}"
+        )
+    if spec.member == member:
+        return spec
+    check_choice("`student`", member, MEMBERS)
+    if member not in members_of(spec):
+        raise _no_member(spec, member, SettingsError)
+    return member_of(spec, member)
+
+
+def _no_member(spec: ModelSpec, member: str, kind: type[TurboVaedError]) -> TurboVaedError:
+    others = ", ".join(name_of_member(spec.name, one) for one in members_of(spec))
+    why = "its teacher is of images alone" if member == CAUSAL else "the lite one is as narrow as the latents allow"
+    return kind(f"{spec.name} has no {member} student: {why}", f"its students: {others}")
 
 
 def find_model(name: str | Path, consent: Consent = no_consent) -> ModelSpec:
-    """Return the row of a registry name or alias, or a row made for a local teacher folder (config.json names its class).
+    """Return the row of a registry name or alias ("ltx", or a student's, "ltx-lite"), or a row made for a local teacher folder (config.json names its class).
 
     A local teacher has the name of its folder. The path of a weight file selects its folder and that file. A hub id `user/name`
     is that repository, in the hub's cache or downloaded after `consent`; that of a registry row's teacher is the row. Raises
     UnknownModelError with the nearest names, SettingsError if the folder cannot be a teacher, and MissingWeightsError for a
     repository that is not on this machine.
     """
-    if str(name) in _BY_ANY_NAME:
-        return _BY_ANY_NAME[str(name)]
+    if (row := _row_named(str(name))) is not None:
+        return row
     where = Path(name)
     if where.is_dir():
         return _spec_of_folder(where)
@@ -52,9 +89,12 @@ def find_model(name: str | Path, consent: Consent = no_consent) -> ModelSpec:
     if (place := hub_id(name)) is not None:
         rows = [spec for spec in MODELS.values() if spec.teacher.repo == str(place)]
         return rows[0] if rows else _spec_on_hub(place, consent)
+    teacher, _, member = str(name).rpartition("-")
+    if teacher in _BY_ANY_NAME and member in MEMBERS and member != FULL:
+        raise _no_member(_BY_ANY_NAME[teacher], member, UnknownModelError)
     raise UnknownModelError(
         f"no model is called {str(name)!r}, and it is not a folder",
-        hint_for(str(name), _BY_ANY_NAME, f"known: {', '.join(MODELS)}{also_on_hub(name)}"),
+        hint_for(str(name), names_of_models(), f"known: {', '.join(MODELS)}{also_on_hub(name)}"),
     )
 
 
@@ -211,7 +251,7 @@ def with_licence(spec: ModelSpec, licence: str | None) -> ModelSpec:
     """
     if licence is None:
         return spec
-    if spec.name in MODELS:
+    if spec.teacher_name in MODELS:
         raise SettingsError(
             f"the licence of {spec.name} is known: {spec.teacher.licence}", "leave out `licence`, which is for local folders"
         )

@@ -17,6 +17,7 @@ from turbovaed_cli.registry.download import (
     fetch,
     student_by_hand,
     student_files,
+    student_weights,
     teacher_by_hand,
     teacher_files,
 )
@@ -63,16 +64,18 @@ def pull(name: str, consent: Consent, report: Reporter = quiet) -> PullResult:
     if not is_model_name(name) and not Path(name).exists() and (place := parse_hub_id(name)) is not None:
         return PullResult(name, [checked(path, again) for path in hub_files(place, consent)])
     spec = find_model(name)
-    if spec.name not in MODELS:
+    if spec.teacher_name not in MODELS:
         raise UnknownModelError(
             f"{name} is a local folder: there is nothing to pull", f"known: {', '.join((*MODELS, *METRIC_WEIGHTS))}"
         )
     if spec.embedded:
         report.note(f"{name} comes with the package")
-        paths = [ASSETS / spec.name / part / WEIGHTS_FILE for part in ("teacher", "student")]
+        paths = [ASSETS / spec.teacher_name / "teacher" / WEIGHTS_FILE, student_weights(spec) / WEIGHTS_FILE]
     else:
         files = teacher_files(spec) + student_files(spec)
-        by_hand = f"{teacher_by_hand(spec)}; or the student alone: {student_by_hand(spec)}"
+        by_hand = teacher_by_hand(spec)
+        if spec.student.published is not None:
+            by_hand += f"; or the student alone: {student_by_hand(spec)}"
         paths = fetch(spec.name, files, consent, _offer(again, files[0]), by_hand)
     return PullResult(name, [checked(path, again) for path in paths])
 

@@ -168,9 +168,9 @@ class StudentSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One row of the registry."""
+    """One row of the registry: a teacher with one of its students."""
 
-    name: str
+    name: str  # of the student: that of the teacher, and for another member than the full one "-lite" and the like after it
     title: str
     teacher: TeacherSpec
     student: StudentSpec
@@ -179,6 +179,12 @@ class ModelSpec:
     published_results: Mapping[str, tuple[float, float]] = field(
         default_factory=dict
     )  # metric: (teacher, student), on PUBLISHED_ON
+    member: str = "full"  # of the teacher's family of students; see members.py
+
+    @property
+    def teacher_name(self) -> str:
+        """The name of the row's teacher, which is that of its full student."""
+        return self.name if self.member == "full" else self.name.removesuffix(f"-{self.member}")
 
     @property
     def embedded(self) -> bool:

@@ -14,6 +14,7 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.metrics import METRICS
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.licences import hub_licence
+from turbovaed_cli.registry.members import FULL
 from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.report.tables import score_text
 from turbovaed_cli.stage import Stage
@@ -93,6 +94,7 @@ class CardFacts:
     evaluations: Sequence[Evaluation] = ()
     loads_alone: bool = False  # whether a modeling file is beside the weights
     sample: str | None = None  # the file name of a picture
+    member: str = FULL  # of the teacher's family of students
 
 
 def facts_of_teacher(
@@ -133,7 +135,7 @@ def card(facts: CardFacts) -> str:
     """Return the card as Markdown with a header in YAML."""
     parts = (
         f"---\n{header(facts).to_yaml()}\n---",
-        f"# Student decoder of {facts.teacher.title}",
+        f"# {'Student' if facts.member == FULL else f'{facts.member.capitalize()} student'} decoder of {facts.teacher.title}",
         _introduction(facts),
         f"![teacher, student and source]({facts.sample})" if facts.sample else "",
         _usage(facts),

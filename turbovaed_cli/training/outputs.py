@@ -163,6 +163,7 @@ def card_facts(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any], *, 
         space_ratio=teacher.space_ratio,
         training=Training(settings.recipe, trainer.state.step, how, stages),
         loads_alone=loads_alone,
+        member=spec.member,
     )
 
 

@@ -169,7 +169,8 @@ def _announce(
 ) -> None:
     """Report teacher, student, device and precision; warn of a student that is larger than its teacher's decoder."""
     report.note(
-        f"teacher {spec.name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; student {num_params_of(student) / 1e6:.3f} M; "
+        f"teacher {spec.teacher_name}: {decoder_params(teacher) / 1e6:.3f} M in its decoder; "
+        f"student {num_params_of(student) / 1e6:.3f} M; "
         f"on {ranks.device.type}, {settings.dtype}"
         + (", the teacher in TF32 (`precise`: fp32)" if teacher.uses_tf32 else "")
         + (f", {ranks.count} processes" if ranks.count > 1 else "")
@@ -261,14 +262,16 @@ def _made_by_another(cache: LatentCache, spec: ModelSpec) -> SettingsError:
         option = "`teacher` with the one that made them"
     else:
         option = f"`teacher` {name}" if is_model_name(str(name)) else f"`teacher` DIR, with the folder {name}"
-    return SettingsError(f"the latents in {cache.where} were made by {what}, not by {spec.name}", f"name their teacher: {option}")
+    return SettingsError(
+        f"the latents in {cache.where} were made by {what}, not by {spec.teacher_name}", f"name their teacher: {option}"
+    )
 
 
 def _complete_config(config: Mapping[str, Any], spec: ModelSpec, teacher: Teacher) -> dict[str, Any]:
     """Return the student's config with the values it inherits from this teacher: latent channels, scaling and statistics."""
     inherited = {
         "latent_channels": spec.teacher.latent_channels,
-        "teacher": spec.teacher.hub or spec.name,
+        "teacher": spec.teacher.hub or spec.teacher_name,
         **teacher.family.statistics(teacher.vae),
     }
     return {**config_for(config, spec), **inherited}

@@ -20,6 +20,7 @@ from turbovaed_cli.models.decoding import module_of
 from turbovaed_cli.models.network import DERIVED_KEYS
 from turbovaed_cli.models.teacher import hash_of_state
 from turbovaed_cli.models.trainable import Trainable
+from turbovaed_cli.registry.members import member_in
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir, metrics_row
 from turbovaed_cli.settings import DistillSettings
@@ -41,7 +42,7 @@ ONLY_IN_RECIPES = frozenset(
         "crop_side", "crop_margin", "perceptual_frames", "fit_batch", "lr_end", "keep_checkpoints", "stall_seconds", "stages", "recipe",
     }
 )  # fmt: skip
-_OF_STUDENTS = ("params", "gflops", "student_config", "init")  # arguments that determine the student
+_OF_STUDENTS = ("student", "params", "gflops", "student_config", "init")  # arguments that determine the student
 _OF_DATA = ("data", "latents")
 
 
@@ -123,8 +124,8 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
     for change in left:
         by_group.setdefault(change.name.partition(".")[0], []).append(change)
     if by_group.keys() & {"teacher", "model"}:
-        items += _of_teacher(before, now)
-        by_group.pop("student_config", None)  # it follows from the teacher
+        items += _of_teacher(before, now) if "teacher" in by_group else [_of_member(before, now)]
+        by_group.pop("student_config", None)  # it follows from the teacher, or from the name of the student
     if "data_fingerprint" in by_group:
         items += _by_options(lines, _OF_DATA) or ["the contents of `data` or `latents` differ"]
     items += _of_settings(by_group.get("settings", []), new)
@@ -166,6 +167,11 @@ def _of_teacher(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         return [arrow("`decode_timestep`", timesteps[0], timesteps[1])]
     prints = [str(teacher.get("weights_sha256"))[:12] for teacher in (old, new)]
     return [arrow("weights of the teacher", *prints) if prints[0] != prints[1] else "the config of the teacher differs"]
+
+
+def _of_member(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    named = [(str(config.get("model")), str((config.get("teacher") or {}).get("where"))) for config in (before, now)]
+    return arrow("`student`", *(member_in(*one) for one in named))
 
 
 def _by_options(lines: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -256,7 +262,7 @@ def run_config(
         "model": spec.name,
         "teacher": {
             **teacher.identity(),
-            "where": spec.teacher.where or spec.name,
+            "where": spec.teacher.where or spec.teacher_name,
         },
         "student_config": _published_config(student),
         "init_sha256": hash_of_state(module_of(student)) if asked.init is not None else None,

@@ -57,7 +57,7 @@ def registry_name(spec: ModelSpec) -> str | None:
     """Return the registry name of a teacher: of a row, or of a folder that is the hub's cached copy of a row; else None."""
     path = spec.teacher.path
     if path is None or path.is_relative_to(ASSETS):
-        return spec.name if spec.name in MODELS else None
+        return spec.teacher_name if spec.teacher_name in MODELS else None
     parts = path.absolute().parts
     for name, row in MODELS.items():
         cached = f"models--{row.teacher.repo.replace('/', '--')}" if row.teacher.repo else None

@@ -53,8 +53,8 @@ def load_hummingbird(weights: ForeignWeights, config: Mapping[str, Any]) -> Stud
 def load_turbo_vaed(weights: ForeignWeights, config: Mapping[str, Any], teacher: ModelSpec | None) -> StudentDecoder:
     """Return the student of a checkpoint's weights and config; `teacher` gives the scaling factor, which published configs lack."""
     known: dict[str, Any] = {}
-    if teacher is not None and teacher.name in MODELS and not config.get("teacher"):
-        known = {"teacher": teacher.name, "scaling_factor": teacher.student.config.get("scaling_factor", 1.0)}
+    if teacher is not None and teacher.teacher_name in MODELS and not config.get("teacher"):
+        known = {"teacher": teacher.teacher_name, "scaling_factor": teacher.student.config.get("scaling_factor", 1.0)}
     return student_of(_without_prefix(weights), {**config, **known}, weights.path)
 
 
