@@ -72,6 +72,7 @@ def member_of(spec: ModelSpec, member: str) -> ModelSpec:
     if member == FULL:
         return spec
     config = causal_config(spec.student.config) if member == CAUSAL else config_by(RULES[member], spec)
+    config |= spec.own_members.get(member, {})
     params = cost_of(config, _reference_latents(spec)).params
     return replace(
         spec,

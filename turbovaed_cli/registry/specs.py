@@ -180,6 +180,8 @@ class ModelSpec:
         default_factory=dict
     )  # metric: (teacher, student), on PUBLISHED_ON
     member: str = "full"  # of the teacher's family of students; see members.py
+    # Fields of the config of members, by their names, where the rule of members.py was measured not to be the best.
+    own_members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def teacher_name(self) -> str:

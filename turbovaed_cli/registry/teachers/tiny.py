@@ -29,6 +29,7 @@ TINY = ModelSpec(
         ),
         params_m=0.793,
     ),
+    own_members={"lite": {"decoder_block_out_channels": (40, 40)}},  # 0.30 of the full student's time; the rule's 32 have 0.22
 )
 
 ROWS = (TINY,)
