@@ -161,6 +161,7 @@ def test_the_card_says_what_it_is_and_how_well_it_does(run, hub):
 
 
 @pytest.mark.parametrize(("causal", "said"), [(True, "come out at once (look-ahead 0)"), (False, "frames after the latents")])
+@pytest.mark.usefixtures("hub")
 def test_the_card_states_how_long_a_stream_waits(causal, said, small_student, tmp_path):
     student = build_student(small_student | {"decoder_causal": causal})
     student.save_pretrained(tmp_path / "saved")
