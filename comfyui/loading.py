@@ -63,7 +63,7 @@ def load(weights: Path) -> tuple[StudentDecoder, dict[str, str]]:
         raise ValueError(f"{weights.name} cannot be read: {error}") from error
     try:
         return StudentDecoder.from_weights(config, state), metadata
-    except (RuntimeError, TypeError, TurboVaedError) as error:
+    except (AttributeError, RuntimeError, TypeError, TurboVaedError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{weights.name} does not hold the weights of its config: {reason}") from error
 

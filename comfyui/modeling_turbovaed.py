@@ -607,7 +607,8 @@ class SpaceThenTimeConv3d(nn.Module):
             return cast(Tensor, self.temporal_conv(padded))
         frames = padded.shape[2] - 2
         taps = self.temporal_conv.weight.unbind(2)  # three products and sums: several times faster than the convolution
-        return sum_of(padded[:, :, i : i + frames] * tap.view(1, -1, 1, 1, 1) for i, tap in enumerate(taps))
+        made = sum_of(padded[:, :, i : i + frames] * tap.view(1, -1, 1, 1, 1) for i, tap in enumerate(taps))
+        return made.to(padded.dtype)  # under autocast, weights in fp32 would make it fp32, unlike any convolution
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
@@ -633,6 +634,11 @@ class BlockStyle:
     depthwise_kernel: int = 5
     causal: bool = False
     activation: str | None = None  # "relu" or "silu" everywhere; None: as published
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a kernel without a middle."""
+        if self.depthwise_kernel % 2 == 0:
+            raise SettingsError(f"decoder_dw_kernel_size is {self.depthwise_kernel}", "give an odd number, such as 3 or 5")
 
     def make_conv(self, in_channels: int, out_channels: int) -> StudentConv:
         """Return a convolution of a resnet."""
@@ -2185,6 +2191,11 @@ class StudentDecoder(StudentNetwork):
     def latent_channels(self) -> int:
         """The number of latent channels."""
         return int(self.config.latent_channels)
+
+    @property
+    def last_weight(self) -> Tensor:
+        """The weight of the last convolution."""
+        return self.conv_out.conv.weight
 
     def stream(self) -> StreamingDecoder:
         """Return a new stream of one clip."""

@@ -17,9 +17,11 @@ from safetensors.torch import load_file
 
 from turbovaed_cli.errors import CorruptFileError, RunFolderError, TurboVaedError
 from turbovaed_cli.machine.signals import stop_requests
+from turbovaed_cli.models.loading import load_student
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings
+from turbovaed_cli.stage import Stage
 from turbovaed_cli.training import state as training_state
 from turbovaed_cli.training.distill import distill
 from turbovaed_cli.training.recipes import RECIPES, read_recipe
@@ -121,6 +123,23 @@ def uninterrupted(teach, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
     teach(run)
     return everything(run)
+
+
+def test_a_causal_student_that_is_aligned_with_its_teacher_resumes_to_the_same_bits(ltx_teacher, cache, small_student, tmp_path):
+    """One with cheap convolutions and patches at its end."""
+    kinds = {"decoder_conv_types": ("2+1d", "depthwise", "2+1d", "3d", "2+1d"), "decoder_tail": "patches"}
+    stage = Stage("only", steps=2, accumulation=1, lr=0.01, perceptual="none", feature_weight=0.1)
+    arguments = {
+        "latents": cache, "settings": DistillSettings((stage,), save_every=1, sample_every=0, dtype="fp32"),
+        "student_config": small_student | kinds | {"decoder_causal": True},
+    }  # fmt: skip
+    spec, whole, halves = find_model(ltx_teacher), tmp_path / "whole", tmp_path / "halves"
+    losses = distill(spec, whole, **arguments).losses
+    with pytest.raises(StopsAfter.Stopped):
+        distill(spec, halves, **arguments, report=StopsAfter(1))
+    distill(spec, halves, **arguments)
+    assert differing(everything(whole, 2), everything(halves, 2)) == []
+    assert load_student(whole).config.decoder_causal and any("feature" in name for name in losses)
 
 
 CARD = {"device": "cuda", "cuda": "NVIDIA L4", "cuda_runtime": "13.0", "cudnn": "9.19.0", "packages": {"torch": "2.13.0"}}

@@ -34,6 +34,7 @@ LTX = {**SMALL, "latent_channels": 128, "decoder_block_out_channels": (16, 16, 1
     "latents_mean": [0.1 * (i % 5) for i in range(128)], "latents_std": [0.5 + 0.01 * i for i in range(128)],
 }  # fmt: skip
 WAN = {**SMALL, "latent_channels": 16, "teacher": "wan2.1", "latents_mean": [0.3] * 16, "latents_std": [2.0] * 16}
+CAUSAL = {**WAN, "decoder_causal": True, "decoder_tail": "patches", "decoder_conv_types": ("2+1d", "depthwise", "3d")}
 IMAGE = {**SMALL, "latent_channels": 4, "decoder_spatio_only": (True, False), "teacher": "sdxl", "scaling_factor": 0.13}
 
 
@@ -94,7 +95,7 @@ def decode(pack, samples, vae, memory_gb=0.0):
     return images
 
 
-@pytest.mark.parametrize(("config", "shape"), [(LTX, (1, 128, 3, 2, 3)), (WAN, (2, 16, 3, 4, 6))], ids=["ltx", "wan"])
+@pytest.mark.parametrize(("config", "shape"), [(LTX, (1, 128, 3, 2, 3)), (WAN, (2, 16, 3, 4, 6)), (CAUSAL, (1, 16, 3, 2, 3))])
 def test_every_way_to_decode_gives_our_frames(config, shape, core, pack):
     """LTX's latents arrive normalised, those of other models raw; tiles of the core's node change nothing."""
     student, samples = student_of(config), torch.randn(shape)
@@ -275,6 +276,11 @@ def test_what_other_nodes_read_of_the_vae(core, pack):
 
 REFUSED = {
     "no student": ({"decoder.conv_in.weight": torch.zeros(1)}, {}, "x.safetensors is no Turbo-VAED student: write one with"),
+    "a value of another type": (
+        {"conv_in.conv.weight": torch.zeros(1)},
+        {"config": json.dumps({**WAN, "decoder_tail": 5})},
+        "does not hold the weights of its config",
+    ),
     "other weights": ({"conv_in.conv.weight": torch.zeros(1)}, None, "x.safetensors does not hold the weights of its config"),
 }
 

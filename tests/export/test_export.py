@@ -233,11 +233,18 @@ def check_python_lines(readme, latents, student, monkeypatch, blocks):
         assert (found.reshape(wanted.shape) - wanted).abs().max() < 1e-3
 
 
-def test_the_python_lines_of_the_readme_decode(one_block, tmp_path, monkeypatch):
+# A causal student, whose chunks make their own frames at once.
+CAUSAL = {"decoder_causal": True, "decoder_conv_types": ("2+1d", "depthwise"), "decoder_tail": "patches"}
+
+
+@pytest.mark.parametrize("changes", [{}, CAUSAL], ids=["published", "causal"])
+def test_the_python_lines_of_the_readme_decode(changes, one_block, tmp_path, monkeypatch):
+    student = build_student(dict(one_block.config) | changes).eval() if changes else one_block
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
-    export_student(one_block, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings)
-    out = tmp_path / "out"
-    check_python_lines(out / "README.md", out / "latents.safetensors", one_block, monkeypatch, blocks=4)
+    artifacts = export_student(student, ("onnx", "torch-export", "safetensors"), tmp_path / "out", settings).artifacts
+    out, chunks = tmp_path / "out", [one.chunk for one in artifacts if one.chunk]
+    assert chunks and all((chunk.delay == chunk.dropped) is bool(changes) for chunk in chunks)
+    check_python_lines(out / "README.md", out / "latents.safetensors", student, monkeypatch, blocks=4)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,14 @@ import torch
 from golden import load_golden, write_teacher
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from members import NAMED, built, latents_of, member, members
+from members import NAMED, built, latents_of, member, members, randomize_time
 from torch.utils.flop_counter import FlopCounterMode
 
 from turbovaed_cli.errors import FrameCountError, SettingsError
+from turbovaed_cli.models.decoding import lookahead_frames
 from turbovaed_cli.models.design import Budget, cost_of, design_student
 from turbovaed_cli.models.kernels import Speedups
+from turbovaed_cli.models.layers import CONV_TYPES, BlockStyle
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.memory import decoding_bytes
 from turbovaed_cli.models.network import num_params
@@ -72,6 +74,17 @@ def test_frames_come_out_when_they_are_determined_and_not_later(config):
         one, two = student(latents), student(other)
     assert torch.allclose(early, one[:, :, :ready], atol=1e-9) and torch.equal(one[:, :, :ready], two[:, :, :ready])
     assert not torch.equal(one[:, :, ready], two[:, :, ready])
+
+
+@settings(max_examples=6, deadline=None)
+@given(config=members())
+def test_a_causal_student_gives_the_frames_of_each_latent_frame_at_once(config):
+    student = built(config | {"decoder_causal": True})
+    stream, ratio = student.stream(), int(student.temporal_compression_ratio)
+    made = [stream.push(latent) for latent in latents_of(student, 3, 1, 1).split(1, dim=2)]
+    first = ratio if student.config.is_video_dc_ae else 1
+    assert [frames.shape[2] for frames in made] == [first, ratio, ratio]
+    assert stream.finish().shape[2] == stream.lookahead_frames == lookahead_frames(student) == 0
 
 
 @settings(max_examples=30, deadline=None)
@@ -155,9 +168,29 @@ def test_under_autocast_the_end_that_makes_pixels_stays_in_fp32():
     assert seen == [torch.bfloat16, torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("conv", CONV_TYPES)
+def test_under_autocast_every_convolution_gives_half_precision(conv):
+    layer = BlockStyle(conv).make_conv(8, 8)
+    randomize_time(layer)
+    x = torch.randn(1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        made = layer(x)
+    assert made.dtype == torch.bfloat16 and (made.float() - layer(x)).abs().max() < 0.1
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"patch_size": 8}, "it can be 1, 2 or 4"),
+        ({"patch_size": 16, "decoder_tail": "patches"}, "it can be 1, 2, 4 or 8"),
+        ({"decoder_tail": None}, "decoder_tail is missing"),
+        ({"decoder_tail": "patch"}, "decoder_tail"),
+        ({"decoder_causal": 1}, "decoder_causal is 1"),
+        ({"decoder_activation": "gelu"}, "decoder_activation"),
+        ({"decoder_conv_types": "3d"}, "decoder_conv_types is"),
+        ({"decoder_conv_types": ("3d", "2+1d")}, "decoder_conv_types has 2 entries"),
+        ({"decoder_conv_types": ("3d", "2d", "3d", "3d")}, "decoder_conv_types"),
+        ({"decoder_dw_kernel_size": 4}, "decoder_dw_kernel_size is 4"),
         ({"patch_size": 3}, "it can be 1, 2 or 4"),
         ({"patch_size": 2, "decoder_block_out_channels": (10, 8, 8)}, "which patch_size 2 divides by 4"),
         ({"decoder_temporal_only": (True, False)}, "decoder_temporal_only has 2 entries"),
@@ -166,8 +199,9 @@ def test_under_autocast_the_end_that_makes_pixels_stays_in_fp32():
     ],
 )
 def test_a_config_of_no_network_is_refused(change, said):
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=said) as error:
         build_student(member("space", "both", "none") | change)
+    assert "\n" not in str(error.value.what)
 
 
 def test_the_published_layouts_do_not_name_blocks_of_time_alone():

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given, settings
+from members import NAMED, built, latents_of, members
 from safetensors.torch import load_file, save_file
 
 from turbovaed_cli.files.sealed import verify_manifest, write_manifest
 from turbovaed_cli.models import self_contained
 from turbovaed_cli.models.loading import build_student, load_student
-from turbovaed_cli.models.self_contained import MODELING_FILE, modeling_source
+from turbovaed_cli.models.self_contained import MODELING_FILE, modeling_module, modeling_source
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.rows import MODELS
@@ -44,8 +46,7 @@ else:
         return AutoModel.from_pretrained(str(folder), trust_remote_code=True)
 
 latents = load_file(f"{where}/latents.safetensors")["latents"].clone()
-for patch_size in "124":
-    folder = Path(where, patch_size)
+for folder in [path.parent for path in Path(where).glob("*/config.json")]:
     student = load(folder)
     with torch.no_grad():
         whole = student.decode(latents).sample
@@ -96,9 +97,10 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_saved_folders_decode_without_turbovaed(blocked, tmp_path):
     """In the bits of our own decode and stream, with each patch size; also after the modeling file has saved it itself."""
-    students = {patch_size: small_student(patch_size) for patch_size in (1, 2, 4)}
-    for patch_size, student in students.items():
-        student.save_pretrained(tmp_path / str(patch_size))
+    students = {str(patch_size): small_student(patch_size) for patch_size in (1, 2, 4)}
+    students["causal"] = built(NAMED["causal, in space then time, patches of 8"] | {"teacher": "ltx"}, dtype=torch.float32)
+    for name, student in students.items():
+        student.save_pretrained(tmp_path / name)
     latents = torch.randn(1, 4, 4, 2, 3)
     save_file({"latents": latents}, tmp_path / "latents.safetensors")
     environment = {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PATH": ""}
@@ -106,13 +108,13 @@ def test_saved_folders_decode_without_turbovaed(blocked, tmp_path):
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "not expected" not in done.stderr  # diffusers' warning about keys of the config
-    for patch_size, student in students.items():
-        made = load_file(tmp_path / str(patch_size) / "made.safetensors")
+    for name, student in students.items():
+        made = load_file(tmp_path / name / "made.safetensors")
         wanted = decoded(student, latents)
-        assert {name: torch.equal(made[name], video) for name, video in wanted.items()} == dict.fromkeys(wanted, True)
+        assert {way: torch.equal(made[way], video) for way, video in wanted.items()} == dict.fromkeys(wanted, True)
         assert torch.allclose(made["bounded"], wanted["whole"], atol=1e-5, rtol=0)
-        facts = json.loads((tmp_path / str(patch_size) / "facts.json").read_text())
-        assert facts == ["turbo-vaed", "ltx", MODELS["ltx"].teacher.licence, 2, 4 * patch_size, False]
+        facts = json.loads((tmp_path / name / "facts.json").read_text())
+        assert facts == ["turbo-vaed", "ltx", MODELS["ltx"].teacher.licence, 2, student.spatial_compression_ratio, False]
 
 
 @torch.no_grad()
@@ -121,6 +123,21 @@ def decoded(student, latents):
     pieces = torch.cat([*map(stream.push, latents.split(1, dim=2)), stream.finish()], dim=2)
     rows = torch.cat(list(StreamingDecoder(student, rows=1).decode(latents.split(2, dim=2))), dim=2)
     return {"whole": whole, "plain": plain, "pieces": pieces, "rows": rows, "again": whole}
+
+
+@torch.no_grad()
+@settings(max_examples=6, deadline=None)
+@given(config=members())
+def test_every_member_of_the_family_is_the_same_in_the_generated_file(config):
+    """From the config and weights of a file, to the frames of our own decode and stream, in fp64."""
+    student = built(config)
+    alone = modeling_module().StudentDecoder.from_weights(json.loads(student.to_json_string()), student.state_dict())
+    latents, streams = latents_of(student, 3, 2, 1), (student.stream(), alone.stream())
+    assert torch.allclose(alone(latents), student(latents), atol=1e-9)
+    assert torch.allclose(alone.decode(latents).sample, student.decode(latents).sample, atol=1e-9)
+    assert streams[0].lookahead_frames == streams[1].lookahead_frames
+    pieces = [[*map(stream.push, latents.split(1, dim=2)), stream.finish()] for stream in streams]
+    assert all(torch.allclose(one, two, atol=1e-9) for one, two in zip(*pieces, strict=True))
 
 
 def test_a_saved_folder_names_its_modeling_file_and_loads_as_before(tmp_path):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_pipelines import PIPELINES, SELECTED, random, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
+from tiny_pipelines import CAUSAL, PIPELINES, SELECTED, random, sequentially_offloaded, shown, student_of, tiny_pipeline, vae_of
 
 from turbovaed_cli import attach_student
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
@@ -17,10 +17,10 @@ from turbovaed_cli.registry.rows import MODELS
 class Given:
     """One tiny pipeline with a student attached, and a copy of the student that nothing happens to."""
 
-    def __init__(self, name):
+    def __init__(self, name, changes):
         self.name, row = name, PIPELINES[name][0]
         self.vae = vae_of(row)
-        self.student = student_of(row, self.vae)
+        self.student = student_of(row, self.vae, changes)
         self.reference = copy.deepcopy(self.student)
         self.tiny = tiny_pipeline(name, self.vae)
         self.pipe = self.tiny.pipe
@@ -50,9 +50,10 @@ class Given:
         assert (frames - ours).abs().max() <= (1e-5 if frames.dtype == torch.float32 else 2**-8)
 
 
-@pytest.fixture(scope="module", params=SELECTED)
+@pytest.fixture(scope="module", params=[*SELECTED, "ltx, causal"])
 def given(request):
-    return Given(request.param)
+    name, _, causal = request.param.partition(", ")
+    return Given(name, CAUSAL if causal else {})
 
 
 def nothing(given):

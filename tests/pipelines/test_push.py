@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from turbovaed_cli import distill, evaluate, find_model, load_pair, load_student, push
 from turbovaed_cli.errors import OutputExistsError, SettingsError, TurboVaedError, UnknownModelError
+from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.report.run_page import keep_evaluation
 from turbovaed_cli.settings import DistillSettings, EvalSettings, Stage
 
@@ -157,6 +158,16 @@ def test_the_card_says_what_it_is_and_how_well_it_does(run, hub):
     assert f"--model {REPO} --format comfyui" in text and "| only | 2 |" in text and "9 frames of 64x64" in text
     assert "LPIPS-Alex was not measured" in text or "Not measured otherwise" in text
     assert "![teacher, student and source](sample.png)" in text
+
+
+@pytest.mark.parametrize(("causal", "said"), [(True, "come out at once (look-ahead 0)"), (False, "frames after the latents")])
+@pytest.mark.usefixtures("hub")
+def test_the_card_states_how_long_a_stream_waits(causal, said, small_student, tmp_path):
+    student = build_student(small_student | {"decoder_causal": causal})
+    student.save_pretrained(tmp_path / "saved")
+    push(tmp_path / "saved", REPO, dry_run=True, out=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert said in text and (causal or f"comes out {student.stream().lookahead_frames} frames" in text)
 
 
 def test_from_a_teacher_on_the_hub_to_a_student_there(hub, ltx_teacher, cache, small_student, tmp_path):

@@ -56,10 +56,15 @@ NAMED = {
 def built(config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float64) -> StudentDecoder:
     torch.manual_seed(seed)
     student = build_student(config).to(dtype).eval()
-    for module in student.modules():
-        if isinstance(module, SpaceThenTimeConv3d):  # it begins as the identity in time
-            torch.nn.init.normal_(module.temporal_conv.weight, std=0.6)
+    randomize_time(student)
     return student
+
+
+def randomize_time(network: torch.nn.Module) -> None:
+    """Give convolutions in time random weights; those after one in space begin as the identity."""
+    for module in network.modules():
+        if isinstance(module, SpaceThenTimeConv3d):
+            torch.nn.init.normal_(module.temporal_conv.weight, std=0.6)
 
 
 def latents_of(student: StudentDecoder, *shape: int, seed: int = 0) -> torch.Tensor:

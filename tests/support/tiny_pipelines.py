@@ -1,7 +1,7 @@
 """Tiny random diffusers pipelines of every class that a student serves, with prompts given as embeddings: no text encoder runs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from members import randomize_time
 from PIL import Image
 from small_teachers import SMALL
 
@@ -67,8 +68,18 @@ def vae_of(name: str) -> Any:
     return vae
 
 
-def student_of(name: str, vae: Any) -> StudentDecoder:
-    """A student of that VAE: the row's structure with few channels and layers, random weights, the VAE's statistics."""
+# A causal student of LTX with every kind of convolution, and patches of pixels at its end.
+CAUSAL = {
+    "decoder_causal": True, "decoder_conv_types": ("2+1d", "2+1d", "depthwise", "3d", "2+1d"), "decoder_tail": "patches",
+    "decoder_activation": "relu",
+}  # fmt: skip
+
+
+def student_of(name: str, vae: Any, changes: Mapping[str, Any] | None = None) -> StudentDecoder:
+    """A student of that VAE: the row's structure with few channels and layers, random weights, the VAE's statistics.
+
+    `changes` are made to its config.
+    """
     row = MODELS[name]
     config = {key: value for key, value in row.student.config.items() if key not in ("latents_mean", "latents_std")}
     first = {1: 8, 2: 16, 4: 48}[config["patch_size"]]
@@ -80,9 +91,12 @@ def student_of(name: str, vae: Any) -> StudentDecoder:
         "latent_channels": family.latent_channels({**vae.config}),
         "teacher": name,
         **family.statistics(vae),
+        **(changes or {}),
     }
     torch.manual_seed(1)
-    return build_student(config).eval()
+    student = build_student(config).eval()
+    randomize_time(student)
+    return student
 
 
 def _flow() -> Any:

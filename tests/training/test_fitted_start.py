@@ -5,9 +5,10 @@ import torch
 from golden import load_golden
 from members import NAMED
 
+from turbovaed_cli.models.layers import TimeReplicatedConv3d
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.fitted_start import _Fit, _principal, _unshuffle, are_flat, fit_start
+from turbovaed_cli.training.fitted_start import _Fit, _principal, _solve, _unshuffle, are_flat, fit_start
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -77,6 +78,17 @@ def test_a_start_fitted_to_clips_without_variance_is_finite(name, colours):
     with torch.no_grad():
         assert all(torch.isfinite(student(latents)).all() for latents, _ in clips)
     assert are_flat(videos) == (colours == (0.0,))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("channels", [8, 100, 300])
+def test_a_wide_convolution_is_fitted_to_frames_at_their_own_time(channels, causal):
+    """One too wide for a fit of all three frames looks at an output's own frame, which a causal one has under its last tap."""
+    layer = TimeReplicatedConv3d(channels, 4, causal=causal)
+    x = torch.randn(1, channels, 5, 16, 16, generator=torch.Generator().manual_seed(0))
+    _solve(layer.conv, [x], [x[:, :4]], causal=causal)
+    assert (layer(x) - x[:, :4]).abs().mean() < 0.05
 
 
 def test_clips_with_less_than_a_level_of_noise_are_flat():

@@ -11,6 +11,7 @@ from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.metering import metered
 from turbovaed_cli.models.network import StudentNetwork, num_params
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 
 _MOST_LATENT_FRAMES = 4096  # of a clip whose length in latent frames is looked for
 
@@ -55,6 +56,18 @@ def latent_shape(decoder: Decoder, frames: int, size: tuple[int, int]) -> tuple[
 def streams(decoder: Decoder) -> bool:
     """Whether a decoder decodes a clip piece by piece."""
     return isinstance(decoder, StudentNetwork) or decoder.stream() is not None
+
+
+def lookahead_frames(decoder: Decoder) -> int | None:
+    """Return the number of pixel frames by which a student's stream lags its input, 0 if it is causal; None for other decoders.
+
+    Only the config counts; weights are not read.
+    """
+    if not isinstance(decoder, StudentNetwork):
+        return None
+    with torch.device("meta"):
+        same = type(decoder).from_config(decoder.config).requires_grad_(False)
+    return StreamingDecoder(FastDecoder(same)).lookahead_frames
 
 
 def pixel_frames(decoder: Decoder, latent_frames: int) -> int | None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from turbovaed_cli.errors import SettingsError
+
 RMS_EPS = 1e-8
 LAYER_NORM_EPS = 1e-6
 MANY_OUTPUTS = 8  # channels; below, a 3-D convolution leaves most of a vector empty
@@ -161,7 +163,8 @@ class SpaceThenTimeConv3d(nn.Module):
             return cast(Tensor, self.temporal_conv(padded))
         frames = padded.shape[2] - 2
         taps = self.temporal_conv.weight.unbind(2)  # three products and sums: several times faster than the convolution
-        return sum_of(padded[:, :, i : i + frames] * tap.view(1, -1, 1, 1, 1) for i, tap in enumerate(taps))
+        made = sum_of(padded[:, :, i : i + frames] * tap.view(1, -1, 1, 1, 1) for i, tap in enumerate(taps))
+        return made.to(padded.dtype)  # under autocast, weights in fp32 would make it fp32, unlike any convolution
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
@@ -185,6 +188,11 @@ class BlockStyle:
     depthwise_kernel: int = 5
     causal: bool = False
     activation: str | None = None  # "relu" or "silu" everywhere; None: as published
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for a kernel without a middle."""
+        if self.depthwise_kernel % 2 == 0:
+            raise SettingsError(f"decoder_dw_kernel_size is {self.depthwise_kernel}", "give an odd number, such as 3 or 5")
 
     def make_conv(self, in_channels: int, out_channels: int) -> StudentConv:
         """Return a convolution of a resnet."""

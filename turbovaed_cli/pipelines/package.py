@@ -15,6 +15,7 @@ from turbovaed_cli.evaluation.published import DATASETS
 from turbovaed_cli.files.documents import fits, names_only
 from turbovaed_cli.files.sealed import write_manifest
 from turbovaed_cli.files.whole import whole_files, write_json
+from turbovaed_cli.models.decoding import lookahead_frames
 from turbovaed_cli.models.loading import folder_in, load_student
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.self_contained import MODELING_FILE
@@ -186,6 +187,7 @@ def _facts(source: Source, student: StudentDecoder, report: Reporter) -> CardFac
         latent_channels=student.latent_channels,
         time_ratio=int(student.temporal_compression_ratio),
         space_ratio=int(student.spatial_compression_ratio),
+        lookahead_frames=lookahead_frames(student),
         training=_training(source.run, config) if source.run else None,
         member=_member(config),
     )

@@ -92,6 +92,7 @@ class CardFacts:
     family: str = StudentDecoder.family
     training: Training | None = None
     evaluations: Sequence[Evaluation] = ()
+    lookahead_frames: int | None = None  # by which a stream lags its input; 0: a causal student. None: not stated
     loads_alone: bool = False  # whether a modeling file is beside the weights
     sample: str | None = None  # the file name of a picture
     member: str = FULL  # of the teacher's family of students
@@ -207,6 +208,7 @@ def _introduction(facts: CardFacts) -> str:
     digest = f", weights sha256 `{teacher.weights_sha256}`" if teacher.weights_sha256 else ""
     beside = f"; the teacher's decoder has {teacher.decoder_params:,}" if teacher.decoder_params else ""
     inputs = ", ".join(f"`{name}` {value:g}" for name, value in teacher.inputs.items())
+    stream = "" if facts.lookahead_frames is None else f"\n- {_stream_in_words(facts.lookahead_frames)}"
     fixed = f"\n- Besides latents, the teacher's decoder was given fixed inputs: {inputs}. The student takes latents alone."
     what = (
         "A Turbo-VAED decoder (arXiv:2508.09136)"
@@ -217,7 +219,13 @@ def _introduction(facts: CardFacts) -> str:
 ({teacher.origin}{digest}).
 
 - Parameters: {facts.student_params:,}{beside}.
-- Latents (B, {facts.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {facts.time_ratio}x in time, {facts.space_ratio}x in space.{fixed if inputs else ""}"""
+- Latents (B, {facts.latent_channels}, t, h, w) in the teacher's raw latent space; pixels in [-1, 1]; {facts.time_ratio}x in time, {facts.space_ratio}x in space.{stream}{fixed if inputs else ""}"""
+
+
+def _stream_in_words(lookahead_frames: int) -> str:
+    if not lookahead_frames:
+        return "Causal in time: in a stream, the frames of each latent frame come out at once (look-ahead 0)."
+    return f"In a stream, a frame comes out {lookahead_frames} frames after the latents of its own time (look-ahead)."
 
 
 def _usage(facts: CardFacts) -> str:

@@ -216,6 +216,8 @@ def _solve(
     whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
     whole.zero_()
     inner = [slice((side - part) // 2, (side + part) // 2) for side, part in zip(kernel, used, strict=True)]
+    if causal:  # an output's own frame is under the last tap
+        inner[0] = slice(kernel[0] - used[0], kernel[0])
     whole[:, :, inner[0], inner[1], inner[2]] = weight
     assert convolution.bias is not None
     convolution.bias.copy_(found[:, -1])

@@ -15,7 +15,7 @@ from turbovaed_cli.files.whole import whole_folder, write_whole
 from turbovaed_cli.latents.batch import Crop
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models.decoding import num_params_of
+from turbovaed_cli.models.decoding import lookahead_frames, num_params_of
 from turbovaed_cli.models.teacher import decoder_params
 from turbovaed_cli.models.trainable import Trainable, build_trainable
 from turbovaed_cli.registry.specs import ModelSpec
@@ -161,6 +161,7 @@ def card_facts(spec: ModelSpec, trainer: Trainer, config: Mapping[str, Any], *, 
         latent_channels=teacher.latent_channels,
         time_ratio=teacher.time_ratio,
         space_ratio=teacher.space_ratio,
+        lookahead_frames=lookahead_frames(trainer.state.student),
         training=Training(settings.recipe, trainer.state.step, how, stages),
         loads_alone=loads_alone,
         member=spec.member,
