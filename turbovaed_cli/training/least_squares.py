@@ -42,14 +42,15 @@ def fit_convolution(
     *,
     causal: bool = False,
     ridge: float = _RIDGE,
-    from_weights: bool = False,
+    adds: bool = False,
 ) -> None:
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` (1, C, t, h, w) to `targets` (places, O).
 
-    A target that is NaN is unknown, and its place does not count for any output that has an unknown target somewhere. With `from_weights` the change of the weights is fitted, so that what the clips do not show stays as it is.
+    A target that is NaN is unknown, and its place does not count for any output that has an unknown target somewhere. With `adds`
+    the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need.
     """
     kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
-    device = inputs[0].device if from_weights else torch.device("cpu")
+    device = inputs[0].device if adds else torch.device("cpu")
     most = MOST_FEATURES_GPU if device.type == "cuda" else MOST_FEATURES
     used = next(
         taps
@@ -60,8 +61,6 @@ def fit_convolution(
     gram = torch.zeros(2, size, size, dtype=torch.float64, device=device)  # of whole rows, and of rows with unknown targets
     cross = torch.zeros(2, size, convolution.out_channels, dtype=torch.float64, device=device)
     for x, where, target in zip(inputs, places, targets, strict=True):
-        if from_weights:
-            target = target - at_places(run_convolution(convolution, x, causal=causal), where)  # noqa: PLW2901
         features = _neighbourhoods(x.to(device), where.to(device), used, causal=causal)
         unknown = target.isnan().any(dim=1).to(device)
         for kind, rows in enumerate((~unknown, unknown)):
@@ -72,7 +71,7 @@ def fit_convolution(
     weight = found[:, :-1].reshape(convolution.out_channels, convolution.in_channels, *used)
     whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
     assert convolution.bias is not None
-    if not from_weights:
+    if not adds:
         whole.zero_()
         convolution.bias.zero_()
     # A causal kernel ends with its own frame, and others have it in the middle.

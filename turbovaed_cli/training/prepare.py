@@ -35,6 +35,7 @@ from turbovaed_cli.training.first_clips import measured_statistics
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
 from turbovaed_cli.training.loop import memory_in_words
 from turbovaed_cli.training.losses import check_perceptual_size, perceptual_loss, resolve_perceptual
+from turbovaed_cli.training.pruned_start import pruned_config, pruned_pairs, share_of
 from turbovaed_cli.training.schedule import crop_of
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import check_trackers
@@ -70,6 +71,12 @@ def prepare(
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
         )
+    share = share_of(asked.init)
+    if share is not None and asked.student_config is not None:
+        raise SettingsError(
+            f"`init` {asked.init} makes the student's config from its teacher, and another one is given",
+            "leave out `init`, or what brings the other student",
+        )
     check_distill_settings(asked.settings, is_cached=asked.latents is not None)
     spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
@@ -99,11 +106,13 @@ def prepare(
 
     student = _new_student(asked, settings, teacher, streams[0], folder, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
-    heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
+    pairs = spec.student.pairs if share is None else pruned_pairs(student, teacher, spec.student.pairs)
+    heads = build_heads(student.to(device), teacher, pairs if aligned else ())
     _announce(spec, settings, teacher, student, ranks, report)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
-    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
+    begins = "pruned" if share is not None else settings.start if asked.init is None else "plain"
+    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks, begins)
     if not ranks.share(lambda: RunDir.is_run(folder.root)):
         _measure(trainer, folder, report)
     return trainer, skipped
@@ -141,13 +150,14 @@ def _new_student(
     asked: Distillation, settings: DistillSettings, teacher: Teacher, stream: ClipStream, folder: RunDir, ranks: Ranks
 ) -> Trainable:
     """Return a student with random weights from the seed, or those of `init`. It seeds all later random numbers too."""
-    spec = asked.spec
-    config = _complete_config(asked.student_config or spec.student.config, spec, teacher)
+    spec, share = asked.spec, share_of(asked.init)
+    asked_config = asked.student_config or spec.student.config
+    config = _complete_config(asked_config if share is None else pruned_config(teacher, share), spec, teacher)
     if lacks_statistics(config):
         config |= ranks.share(lambda: _statistics_of(folder) or measured_statistics(teacher, stream, settings.seed))
     torch.manual_seed(settings.seed)
     student = build_trainable(config)
-    if asked.init is not None and ranks.is_first:  # the other ranks get every weight from the first
+    if asked.init is not None and share is None and ranks.is_first:  # the other ranks get every weight from the first
         init = load_decoder(asked.init, consent=asked.consent)
         weights = module_of(init).state_dict()
         if student.config.get("decoder_causal") and isinstance(init, StudentDecoder) and not init.config.decoder_causal:

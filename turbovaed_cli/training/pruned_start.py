@@ -17,7 +17,7 @@ from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.specs import AlignmentPair
 from turbovaed_cli.training.fitted_start import unshuffle
-from turbovaed_cli.training.least_squares import at_places, fit_convolution, places_in, run_convolution
+from turbovaed_cli.training.least_squares import at_places, fit_convolution, places_in
 
 PREFIX = "prune:"
 _MULTIPLE = 8  # of the numbers of channels that are kept
@@ -216,12 +216,12 @@ class _Pruning:
             targets = [rows if channels is None else rows[:, channels.to(rows.device)] for rows in self.rows[tap]]
             if scale is not None and channels is not None:
                 targets = [rows * scale[channels.to(scale.device)] for rows in targets]
+            there = [layer(x) for x in self.now]
             if passed is not None:
-                targets = [rows - at_places(x, where) for rows, x, where in zip(targets, passed, places, strict=True)]
-            fit_convolution(
-                convolution, self.now, places, targets, causal=layer.causal, ridge=_RIDGE, from_weights=True
-            )
-        self.now = [run_convolution(convolution, x, causal=layer.causal) for x in self.now]
+                there = [x + y for x, y in zip(there, passed, strict=True)]
+            missing = [rows - at_places(x, where) for rows, x, where in zip(targets, there, places, strict=True)]
+            fit_convolution(convolution, self.now, places, missing, causal=layer.causal, ridge=_RIDGE, adds=True)
+        self.now = [layer(x) for x in self.now]
 
 
 def _values(weights: Weights | None) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,120 @@
+"""A student cut from its teacher's decoder: whole, it is the decoder; with fewer channels, the fit brings it closer."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import Notes
+from small_teachers import SMALL, write_small_teacher
+
+from turbovaed_cli.errors import DifferentRunError, InterruptedRunError, SettingsError
+from turbovaed_cli.files.tensors import read_weights
+from turbovaed_cli.latents.caching import cache_latents
+from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.outline import outline_of
+from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.teacher import Teacher, load_teacher
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.rows import MODELS
+from turbovaed_cli.runs.rundir import RunDir
+from turbovaed_cli.settings import CacheSettings, DistillSettings, Stage
+from turbovaed_cli.training.alignment import build_heads
+from turbovaed_cli.training.distill import distill
+from turbovaed_cli.training.pruned_start import prune_start, pruned_config, pruned_pairs, share_of
+
+# Channels in multiples of 16, so that half of them are multiples of 8; by row, and what else the row's small instance needs.
+WIDE = {
+    "ltx": {"decoder_block_out_channels": [16, 32, 32, 32], "decoder_layers_per_block": [1, 0, 1, 1, 2]},
+    "ltx0.9.5": {"decoder_block_out_channels": [16, 32, 64]},
+    "ltx2": {"decoder_block_out_channels": [16, 32, 64]},
+    "ltx2.3": {"decoder_block_out_channels": [16, 32, 32, 64]},
+    "wan2.1": {"base_dim": 16, "dim_mult": [1, 1, 2, 2]},
+    "qwen-image": {"base_dim": 16, "dim_mult": [1, 1, 2, 2]},
+    "wan2.2": {"decoder_base_dim": 16, "dim_mult": [1, 2, 2, 2]},
+}
+EXACT = ("ltx", "ltx2.3")
+
+
+def wide_teacher(name: str) -> Teacher:
+    """A random teacher of the row's class, whose norms have gains and whose layers all matter."""
+    spec = MODELS[name].teacher
+    torch.manual_seed(0)
+    vae = spec.family.build({"_class_name": spec.class_name, **spec.config, **SMALL[name], **WIDE[name]})
+    for parameter_name, parameter in vae.decoder.named_parameters():
+        if parameter_name.endswith("gamma"):
+            torch.nn.init.uniform_(parameter, 0.5, 2.0)
+    return Teacher(vae, replace(spec, latent_channels=spec.family.latent_channels(vae.config)))
+
+
+def student_of(teacher: Teacher, share: float) -> StudentDecoder:
+    torch.manual_seed(1)
+    return build_student(pruned_config(teacher, share) | {"latent_channels": teacher.spec.latent_channels})
+
+
+def clips_of(teacher: Teacher, count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random latents, and the videos that the teacher makes of them."""
+    generator = torch.Generator().manual_seed(2)
+    latents = [torch.randn(1, teacher.spec.latent_channels, 3, 4, 5, generator=generator) for _ in range(count)]
+    return [(one, teacher.decode(one)) for one in latents]
+
+
+def error_of(student: StudentDecoder, clips: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    with torch.no_grad():
+        return sum((student(latents) - video).square().mean().item() for latents, video in clips) / len(clips)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_a_student_of_all_channels_is_the_decoder_it_was_cut_from(name):
+    teacher = wide_teacher(name)
+    student = student_of(teacher, 1.0)
+    clips = clips_of(teacher)
+    prune_start(student, teacher, clips)
+    for latents, video in clips:
+        made = student(latents)
+        assert made.shape == video.shape and torch.allclose(made, video, atol=1e-4 * video.abs().max())
+
+
+def test_the_embedded_teachers_decoder_is_a_student():
+    """Its upsampler changes the channels and adds copies of its input."""
+    teacher = load_teacher("tiny")
+    student = student_of(teacher, 1.0)
+    latents = torch.randn(1, 32, 2, 3, 4)
+    prune_start(student, teacher, [(latents, torch.zeros(1, 3, 3, 24, 32))])
+    assert torch.allclose(student(latents), teacher.decode(latents), atol=1e-4)
+    assert sum(p.numel() for p in student.parameters()) == sum(p.numel() for p in teacher.decoder.parameters())
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("name", WIDE)
+def test_the_fit_brings_a_cut_student_closer(name, share):
+    if share == 1.0 and name in EXACT:
+        pytest.skip("it is the teacher's decoder")
+    teacher = wide_teacher(name)
+    student = student_of(teacher, share)
+    clips = clips_of(teacher)
+    prune_start(student, teacher, clips, fits=False)
+    cut = error_of(student, clips)
+    prune_start(student, teacher, clips)
+    assert error_of(student, clips) < 0.7 * cut
+
+
+def test_a_wan_decoder_without_time_gains_or_attention_is_nearly_its_student():
+    """Of what is folded into one convolution, all is right away from the borders and the first frames."""
+    teacher = wide_teacher("wan2.2")
+    decoder = teacher.vae.decoder
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("gamma"):
+            torch.nn.init.ones_(parameter)
+        if "attentions" in name or ("up_blocks" in name and "conv2" in name):  # branches that the copies do not see
+            torch.nn.init.zeros_(parameter)
+    student = student_of(teacher, 1.0)
+    latents = torch.randn(1, teacher.spec.latent_channels, 6, 12, 12, generator=torch.Generator().manual_seed(3))
+    prune_start(student, teacher, [(latents, teacher.decode(latents))], fits=False)
+    with torch.no_grad():
+        features = teacher.features(latents, [stage.last_tap for stage in outline_of(teacher).stages])
+        _, learnt = student.features(latents, ["mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"])
+    for made, wanted in zip(learnt.values(), features.values(), strict=True):
+        side = wanted.shape[-1] // 3
+        inner = (slice(None), slice(None), slice(-1, None), slice(side, -side), slice(side, -side))
+        assert (made[inner] - wanted[inner]).square().mean() < 0.02 * wanted[inner].var()
