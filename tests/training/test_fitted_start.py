@@ -7,7 +7,7 @@ from members import NAMED
 
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.fitted_start import _Fit, _principal, unshuffle, are_flat, fit_start
+from turbovaed_cli.training.fitted_start import _Fit, _principal, are_flat, fit_start, unshuffle
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:

@@ -243,7 +243,10 @@ def _wan_upsampler(upsampler: Any, copies: Any) -> tuple[Upsampling, int]:
     time = 2 if upsampler.mode == "upsample3d" else 1
     if time == 2:
         convolution = _weights(upsampler.time_conv)
-        in_time, constant = convolution.weight[:, :, :, 0, 0].unflatten(0, (2, channels)), convolution.bias.unflatten(0, (2, channels))
+        in_time, constant = (
+            convolution.weight[:, :, :, 0, 0].unflatten(0, (2, channels)),
+            convolution.bias.unflatten(0, (2, channels)),
+        )
     else:
         in_time = weight.new_zeros(1, channels, channels, 3)
         in_time[0, :, :, 2] = torch.eye(channels, device=weight.device)

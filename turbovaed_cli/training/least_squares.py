@@ -76,8 +76,8 @@ def fit_convolution(
         convolution.bias.zero_()
     # A causal kernel ends with its own frame, and others have it in the middle.
     first = kernel[0] - used[0] if causal else (kernel[0] - used[0]) // 2
-    rows, columns = (slice((side - part) // 2, (side + part) // 2) for side, part in zip(kernel[1:], used[1:], strict=True))
-    whole[:, :, first : first + used[0], rows, columns] += weight
+    inner = [slice((side - part) // 2, (side + part) // 2) for side, part in zip(kernel[1:], used[1:], strict=True)]
+    whole[:, :, first : first + used[0], inner[0], inner[1]] += weight
     convolution.bias += found[:, -1]
 
 
