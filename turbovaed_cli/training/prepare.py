@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -106,7 +106,8 @@ def prepare(
 
     student = _new_student(asked, settings, teacher, streams[0], folder, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
-    pairs = spec.student.pairs if share is None else pruned_pairs(student, teacher, spec.student.pairs)
+    own = spec.student.pairs
+    pairs = own if share is None else pruned_pairs(cast(StudentDecoder, student), teacher, own)
     heads = build_heads(student.to(device), teacher, pairs if aligned else ())
     _announce(spec, settings, teacher, student, ranks, report)
     state = TrainingState(student, heads, settings, device)
