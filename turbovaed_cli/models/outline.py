@@ -3,7 +3,7 @@
 Only decoders whose layers have counterparts in a student have an outline: those of LTX-Video, LTX-2 and Wan.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -131,11 +131,14 @@ def _of_ltx(teacher: Teacher) -> Outline:
     if config.get("patch_size_t", 1) != 1:
         raise SettingsError("no student can be cut from a decoder with patch_size_t above 1", "leave `init` out")
     causal = bool(config.get("decoder_causal"))
-    stages = [Stage(decoder.conv_in.conv.out_channels, "decoder.conv_in", _resnets(decoder.mid_block, "decoder.mid_block"))]
+    inputs = teacher.family.decoder_inputs()
+    timestep = inputs["decode_timestep"] * decoder.timestep_scale_multiplier.detach().view(1) if inputs else None
+    residuals = _resnets(decoder.mid_block, "decoder.mid_block", timestep)
+    stages = [Stage(decoder.conv_in.conv.out_channels, "decoder.conv_in", residuals)]
     changes = False
     for i, block in enumerate(decoder.up_blocks):
         name = f"decoder.up_blocks.{i}"
-        change = None if block.conv_in is None else _resnet(block.conv_in, f"{name}.conv_in")
+        change = None if block.conv_in is None else _resnet(block.conv_in, f"{name}.conv_in", None)
         upsampling, tap = None, stages[-1].last_tap if change is None else change.tap
         before = stages[-1].channels if change is None else change.second.weight.shape[0]
         channels = before
@@ -145,26 +148,40 @@ def _of_ltx(teacher: Teacher) -> Outline:
             channels = upsampler.conv.conv.out_channels // (time * space * space)
             upsampling = Upsampling(_ltx_upsampler(upsampler, causal=causal), time, space)
             changes |= channels != before
-        stages.append(Stage(channels, tap, _resnets(block, name), upsampling, change))
+        stages.append(Stage(channels, tap, _resnets(block, name, timestep), upsampling, change))
     if changes and any(stage.change for stage in stages):
         raise SettingsError("no student can be cut from a decoder that changes channels in two ways", "leave `init` out")
     is_zero_padded = getattr(decoder.conv_in.conv, "padding_mode", "zeros") == "zeros"
-    exact = is_zero_padded and not config.get("timestep_conditioning")
+    gain_out = None if timestep is None else _gains(decoder, timestep, decoder.scale_shift_table)[0]
     conv_out = _patches_reordered(_weights(decoder.conv_out), config.patch_size)
     return Outline(
-        _weights(decoder.conv_in), tuple(stages), conv_out, config.patch_size, causal, exact, change_in_upsampler=changes
-    )
+        _weights(decoder.conv_in), tuple(stages), conv_out, config.patch_size, causal,
+        exact=is_zero_padded and timestep is None, gain_out=gain_out, change_in_upsampler=changes,
+    )  # fmt: skip
 
 
-def _resnets(block: Any, name: str) -> tuple[Residual, ...]:
-    return tuple(_resnet(resnet, f"{name}.resnets.{i}") for i, resnet in enumerate(block.resnets))
+def _gains(block: Any, timestep: Tensor, table: Tensor) -> list[Tensor]:
+    """Return what the norms after a decoder's timestep are scaled by; every second row of `table` is a scale. Shifts are left out."""
+    embedded = block.time_embedder(
+        timestep=timestep, resolution=None, aspect_ratio=None, batch_size=1, hidden_dtype=table.dtype
+    ).detach()
+    return list((embedded.view(len(table), -1) + table.detach())[1::2] + 1)
 
 
-def _resnet(resnet: Any, name: str) -> Residual:
+def _resnets(block: Any, name: str, timestep: Tensor | None) -> tuple[Residual, ...]:
+    found = []
+    for i, resnet in enumerate(block.resnets):
+        gains = None if timestep is None else _gains(block, timestep, resnet.scale_shift_table)
+        found.append(_resnet(resnet, f"{name}.resnets.{i}", gains))
+    return tuple(found)
+
+
+def _resnet(resnet: Any, name: str, gains: Sequence[Tensor | None] | None) -> Residual:
     shortcut = None
     if resnet.conv_shortcut is not None:
         shortcut = Shortcut(resnet.norm3, _weights(resnet.conv_shortcut), f"{name}.conv_shortcut")
-    return Residual(_weights(resnet.conv1), _weights(resnet.conv2), f"{name}.conv1", name, shortcut=shortcut)
+    first, second = gains or (None, None)
+    return Residual(_weights(resnet.conv1), _weights(resnet.conv2), f"{name}.conv1", name, (first, second), shortcut)
 
 
 def _ltx_upsampler(upsampler: Any, *, causal: bool) -> Weights:

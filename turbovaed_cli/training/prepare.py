@@ -1,6 +1,6 @@
 """Load and check everything that a distillation needs, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
 from turbovaed_cli.models.trainable import Trainable, build_trainable, config_for, lacks_statistics
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import is_model_name
-from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.registry.specs import AlignmentPair, ModelSpec
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings
@@ -67,17 +67,7 @@ def prepare(
     `first` limits the number of videos probed. `processes` is the number of processes that will distil; 0: those of `ranks`.
     Raises SettingsError for settings, data or a cache that cannot be used, MissingError for missing weights or packages.
     """
-    if (asked.data is None) == (asked.latents is None):
-        raise SettingsError(
-            "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
-        )
-    share = share_of(asked.init)
-    if share is not None and asked.student_config is not None:
-        raise SettingsError(
-            f"`init` {asked.init} makes the student's config from its teacher, and another one is given",
-            "leave out `init`, or what brings the other student",
-        )
-    check_distill_settings(asked.settings, is_cached=asked.latents is not None)
+    _check_asked(asked)
     spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
         check_trackers(settings.log)
@@ -106,17 +96,35 @@ def prepare(
 
     student = _new_student(asked, settings, teacher, streams[0], folder, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
-    own = spec.student.pairs
-    pairs = own if share is None else pruned_pairs(cast(StudentDecoder, student), teacher, own)
-    heads = build_heads(student.to(device), teacher, pairs if aligned else ())
+    heads = build_heads(student.to(device), teacher, _pairs(asked, student, teacher) if aligned else ())
     _announce(spec, settings, teacher, student, ranks, report)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
-    begins = "pruned" if share is not None else settings.start if asked.init is None else "plain"
+    begins = "pruned" if share_of(asked.init) is not None else settings.start if asked.init is None else "plain"
     trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks, begins)
     if not ranks.share(lambda: RunDir.is_run(folder.root)):
         _measure(trainer, folder, report)
     return trainer, skipped
+
+
+def _check_asked(asked: Distillation) -> None:
+    """Raise SettingsError for arguments that cannot be given together, or settings that make no sense."""
+    if (asked.data is None) == (asked.latents is None):
+        raise SettingsError(
+            "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
+        )
+    if share_of(asked.init) is not None and asked.student_config is not None:
+        raise SettingsError(
+            f"`init` {asked.init} makes the student's config from its teacher, and another one is given",
+            "leave out `init`, or what brings the other student",
+        )
+    check_distill_settings(asked.settings, is_cached=asked.latents is not None)
+
+
+def _pairs(asked: Distillation, student: Trainable, teacher: Teacher) -> Sequence[AlignmentPair]:
+    """Return the blocks of the student that can learn from the teacher's features."""
+    own = asked.spec.student.pairs
+    return own if share_of(asked.init) is None else pruned_pairs(cast(StudentDecoder, student), teacher, own)
 
 
 def _measure(trainer: Trainer, folder: RunDir, report: Reporter) -> None:
