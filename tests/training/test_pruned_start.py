@@ -97,17 +97,15 @@ def test_the_fit_brings_a_cut_student_closer(name, share):
     assert error_of(student, clips) < 0.7 * cut
 
 
-def test_a_wan_decoder_without_time_gains_or_attention_is_nearly_its_student():
-    """Of what is folded into one convolution, all is right away from the borders and the first frames."""
+def test_upsamplings_of_wan_are_one_convolution_each():
+    """Time, space, copied channels and a change of channels at once, away from the borders and the first frames."""
     teacher = wide_teacher("wan2.2")
     decoder = teacher.vae.decoder
     for name, parameter in decoder.named_parameters():
-        if name.endswith("gamma"):
-            torch.nn.init.ones_(parameter)
-        if "attentions" in name or ("up_blocks" in name and "conv2" in name):  # branches that the copies do not see
+        if "attentions" in name or "conv2" in name:  # branches, of which the copied channels see nothing
             torch.nn.init.zeros_(parameter)
     student = student_of(teacher, 1.0)
-    latents = torch.randn(1, teacher.spec.latent_channels, 6, 12, 12, generator=torch.Generator().manual_seed(3))
+    latents = torch.randn(1, teacher.spec.latent_channels, 7, 9, 9, generator=torch.Generator().manual_seed(3))
     prune_start(student, teacher, [(latents, teacher.decode(latents))], fits=False)
     with torch.no_grad():
         features = teacher.features(latents, [stage.last_tap for stage in outline_of(teacher).stages])
@@ -115,7 +113,7 @@ def test_a_wan_decoder_without_time_gains_or_attention_is_nearly_its_student():
     for made, wanted in zip(learnt.values(), features.values(), strict=True):
         side = wanted.shape[-1] // 3
         inner = (slice(None), slice(None), slice(-1, None), slice(side, -side), slice(side, -side))
-        assert (made[inner] - wanted[inner]).square().mean() < 0.02 * wanted[inner].var()
+        assert torch.allclose(made[inner], wanted[inner], atol=1e-4 * wanted[inner].abs().max())
 
 
 @pytest.fixture(scope="module")
