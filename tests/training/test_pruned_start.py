@@ -14,7 +14,7 @@ from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.outline import outline_of
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher, load_teacher
-from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.find import find_model, with_student
 from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import DistillSettings, Stage
 from turbovaed_cli.training.distill import distill
@@ -163,6 +163,8 @@ def test_a_share_is_above_0_and_at_most_1(init):
 def test_another_config_beside_the_teachers_is_refused(videos, small_student, tmp_path):
     with pytest.raises(SettingsError, match="makes the student's config"):
         distill(find_model("tiny"), tmp_path, data=videos, settings=SETTINGS, init="prune:0.5", student_config=small_student)
+    with pytest.raises(SettingsError, match="makes the student's config"):
+        distill(with_student(find_model("tiny"), "lite"), tmp_path, data=videos, settings=SETTINGS, init="prune:0.5")
 
 
 def test_a_teacher_with_other_layers_is_refused_with_a_way_on():

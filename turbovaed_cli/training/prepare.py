@@ -21,6 +21,7 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
 from turbovaed_cli.models.trainable import Trainable, build_trainable, config_for, lacks_statistics
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import is_model_name
+from turbovaed_cli.registry.members import FULL
 from turbovaed_cli.registry.specs import AlignmentPair, ModelSpec
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir
@@ -113,7 +114,7 @@ def _check_asked(asked: Distillation) -> None:
         raise SettingsError(
             "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
         )
-    if share_of(asked.init) is not None and asked.student_config is not None:
+    if share_of(asked.init) is not None and (asked.student_config is not None or asked.spec.member != FULL):
         raise SettingsError(
             f"`init` {asked.init} makes the student's config from its teacher, and another one is given",
             "leave out `init`, or what brings the other student",
