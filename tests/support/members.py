@@ -37,6 +37,7 @@ def members(draw: st.DrawFn, most_blocks: int = 3) -> dict[str, Any]:
         "decoder_causal": draw(flags),
         "decoder_tail": draw(st.sampled_from(tuple(TAILS))),
         "decoder_activation": draw(st.sampled_from((None, *ACTIVATIONS))),
+        "decoder_change_in_upsampler": draw(flags),
     }
 
 
@@ -50,6 +51,7 @@ NAMED = {
         "both", "none", patch_size=8, decoder_tail="patches", decoder_conv_types=("2+1d",) * 3, decoder_causal=True,
         decoder_activation="relu",
     ),
+    "channels change in an upsampler": member("space", "both", patch_size=2, decoder_change_in_upsampler=True),
 }  # fmt: skip
 
 

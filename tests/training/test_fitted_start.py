@@ -8,7 +8,7 @@ from members import NAMED
 from turbovaed_cli.models.layers import TimeReplicatedConv3d
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.fitted_start import _Fit, _principal, _solve, _unshuffle, are_flat, fit_start
+from turbovaed_cli.training.fitted_start import _Fit, _principal, _solve, are_flat, fit_start, unshuffle
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -22,7 +22,7 @@ def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
 def linear_latents(video: torch.Tensor, channels: int, time: int, space: int, drops_first: bool) -> torch.Tensor:
     """What a linear encoder would say: random mixtures of the pixels of every block."""
     video = torch.cat([video[:, :, :1]] * ((time - 1) if drops_first else 0) + [video], dim=2)
-    blocks = _unshuffle(video, time, space)
+    blocks = unshuffle(video, time, space)
     mix = torch.randn(channels, blocks.shape[1], generator=torch.Generator().manual_seed(7)) / blocks.shape[1] ** 0.5
     return torch.einsum("bcthw,kc->bkthw", blocks, mix)
 
@@ -121,7 +121,7 @@ def test_unshuffling_undoes_the_students_shuffle():
     from turbovaed_cli.models.layers import pixel_shuffle_3d
 
     x = torch.randn(2, 3 * 4 * 2, 3, 4, 5)
-    assert torch.equal(_unshuffle(pixel_shuffle_3d(x, time=2), 2, 2), x)
+    assert torch.equal(unshuffle(pixel_shuffle_3d(x, time=2), 2, 2), x)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -94,7 +94,8 @@ class StudentChoice(DesignBudget):
         None, "JSON with another student, in the published key names.", "Design of the student", metavar="FILE"
     )
     init: str | None = setting(
-        None, "Student to start from, as --model takes it, instead of random weights.", "Design of the student",
+        None, "Student to start from, as --model takes it; prune:0.5 cuts one with half of the channels from the teacher.",
+        "Design of the student",
         complete=complete_model,
     )  # fmt: skip
     licence: str | None = setting(
@@ -133,6 +134,7 @@ EXAMPLES = """\
 turbovaed distill --teacher ltx --data videos --dry-run
 turbovaed distill --teacher ltx --latents cache --run runs/ltx --val held-out
 turbovaed distill --teacher ltx --student lite --latents cache
+turbovaed distill --teacher ltx2 --latents cache --init prune:0.5
 turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
 
 

@@ -227,17 +227,24 @@ class Upsampler3d(nn.Module):
     """A convolution to more channels, then the decoupled 3-D pixel shuffle: (B, C, t, h, w) to (B, C, T, H, W).
 
     It doubles time, space or both: `time` and `space` are the factors, and the convolution makes `time * space * space` times
-    the channels. If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a
+    `out_channels` (by default, the channels stay). If time doubles, `drop_first_frame` drops the first frame, so that T is 2t - 1: the first latent frame of a
     causal teacher is one pixel frame. Video DC-AE is not causal and keeps it.
     """
 
     def __init__(
-        self, channels: int, style: BlockStyle, *, upsample_space: bool, upsample_time: bool, drop_first_frame: bool
+        self,
+        channels: int,
+        style: BlockStyle,
+        *,
+        upsample_space: bool,
+        upsample_time: bool,
+        drop_first_frame: bool,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.time, self.space = 2 if upsample_time else 1, 2 if upsample_space else 1
         self.drop_first_frame = drop_first_frame and upsample_time
-        self.conv = style.make_full_conv(channels, channels * self.time * self.space**2)
+        self.conv = style.make_full_conv(channels, (out_channels or channels) * self.time * self.space**2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = pixel_shuffle_3d(self.conv(x), self.time, self.space)
@@ -296,7 +303,7 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """A resnet that changes channels (if they change), an upsampler (if the block has one), then resnets.
 
-    After an upsampler, the first activation of each published resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w)
+    With `change_in_upsampler`, an upsampler's convolution changes the channels, and no resnet stands before it. After an upsampler, the first activation of each published resnet is ReLU; everywhere else both are SiLU. (B, C, t, h, w)
     to (B, O, T, H, W), of the same or the doubled size in time, space or both.
     """
 
@@ -310,18 +317,21 @@ class UpBlock(nn.Module):
         upsample_space: bool,
         upsample_time: bool,
         drop_first_frame: bool,
+        change_in_upsampler: bool = False,
     ) -> None:
         super().__init__()
-        if in_channels != out_channels:
-            self.conv_in = ResnetBlock(in_channels, out_channels, style)
         upsamples = upsample_space or upsample_time
+        directly = upsamples and change_in_upsampler
+        if in_channels != out_channels and not directly:
+            self.conv_in = ResnetBlock(in_channels, out_channels, style)
         if upsamples:
             upsampler = Upsampler3d(
-                out_channels,
+                in_channels if directly else out_channels,
                 style,
                 upsample_space=upsample_space,
                 upsample_time=upsample_time,
                 drop_first_frame=drop_first_frame,
+                out_channels=out_channels,
             )
             self.upsamplers = nn.ModuleList([upsampler])
         self.resnets = nn.ModuleList(

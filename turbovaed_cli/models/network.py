@@ -42,7 +42,8 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     Lists in the config are output-first, as published: the network runs `conv_in`, `mid_block`, `up_blocks.0..n` over
     them reversed. A block with `spatio_temporal_scaling` doubles time and space; with `decoder_spatio_only` space alone, with
     `decoder_temporal_only` time alone. The tail has one per-frame 2-D upsampling with `patch_size` 2, two with 4, none with 1;
-    all end in norm, SiLU, convolution. Without doubled time, as for an image VAE, T is t.
+    all end in norm, SiLU, convolution. With `decoder_change_in_upsampler`, the convolution of an upsampler
+    changes the channels, not a resnet before it. Without doubled time, as for an image VAE, T is t.
     Any t >= 1 decodes; T is `pixel_frames(t)`. Raises SettingsError for a config that fits no network.
     Source: arXiv:2508.09136 and its published weights; `patch_size` 2 and `decoder_temporal_only` are additions.
     """
@@ -79,6 +80,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
         decoder_conv_types: Sequence[str] | None = None,
         decoder_tail: str = "convs",
         decoder_activation: str | None = None,
+        decoder_change_in_upsampler: bool = False,
     ) -> None:
         super().__init__()
         plan = plan_blocks(
@@ -110,6 +112,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 upsample_space=block.upsample_space,
                 upsample_time=block.upsample_time,
                 drop_first_frame=not is_video_dc_ae,
+                change_in_upsampler=decoder_change_in_upsampler,
             )
             for before, block in pairwise(plan)
         )

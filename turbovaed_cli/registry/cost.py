@@ -16,6 +16,7 @@ _DEFAULTS: dict[str, Any] = {  # those of StudentNetwork; a test compares them
     "decoder_conv_types": None,
     "decoder_tail": "convs",
     "is_video_dc_ae": False,
+    "decoder_change_in_upsampler": False,
 }
 
 
@@ -69,14 +70,17 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
     count.resnets(mid, frames * height * width)
     channels = mid.channels
     for stage in ups:
-        if channels != stage.channels:
+        upsamples = stage.time > 1 or stage.space > 1
+        directly = upsamples and config["decoder_change_in_upsampler"]
+        if channels != stage.channels and not directly:
             count.params += 2 * channels  # LayerNorm of the shortcut
             count.conv(channels, stage.channels, 1, frames * height * width)
             count.resnet(stage.conv_type, channels, stage.channels, frames * height * width)
+        before = channels if directly else stage.channels
         channels = stage.channels
-        if stage.time > 1 or stage.space > 1:
+        if upsamples:
             conv_type = "3d" if stage.conv_type == "depthwise" else stage.conv_type
-            count.layer(conv_type, channels, channels * stage.time * stage.space**2, frames * height * width)
+            count.layer(conv_type, before, channels * stage.time * stage.space**2, frames * height * width)
             frames, height, width = frames * stage.time, height * stage.space, width * stage.space
             frames -= stage.time > 1 and not config["is_video_dc_ae"]
         count.resnets(stage, frames * height * width)

@@ -12,6 +12,8 @@ losses.py alignment.py discriminator.py muon.py   the parts of a step
 validation.py    `--val`: measure the finished run
 first_clips.py   the clips for a fitted start and for statistics of latents
 fitted_start.py  initial weights by least squares
+pruned_start.py  initial weights cut from the teacher's decoder
+least_squares.py  one convolution fitted to what it should return
 causal_start.py  those of a causal student from one that is not
 state.py         everything that a resume needs
 checks.py        settings and runs that are refused

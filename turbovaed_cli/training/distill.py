@@ -61,7 +61,7 @@ def distill(
     """Distil `spec`'s teacher into a student, from videos (`data`, encoded during training) or a latent cache (`latents`).
 
     `settings` None takes the recipe in the teacher's row of the registry. `init` names a student (as load_student takes it) to
-    start from instead of random weights. `command_line` is kept in config.json, for messages about a resume. `run`, `data` and
+    start from instead of random weights; "prune:0.5" cuts a student with half of the channels from the teacher's own decoder. `command_line` is kept in config.json, for messages about a resume. `run`, `data` and
     `latents` may be fsspec URLs.
 
     Calling it again with the same arguments resumes `run` from its newest checkpoint, bit for bit on one type of machine (on a
@@ -127,7 +127,7 @@ def estimate_distill(
         check_resume(folder, config, over_all, processes, run)
         if not is_url(run) and (checkpoint := folder.latest_checkpoint()) is not None:
             trainer.state.load(checkpoint)
-        return estimate(trainer, run, folder, skipped, report, fits=init is None, dollars_per_hour=dollars_per_hour)
+        return estimate(trainer, run, folder, skipped, report, dollars_per_hour=dollars_per_hour)
 
 
 def _run(asked: Distillation, trainer: Trainer, folder: RunDir, report: Reporter) -> tuple[int | None, dict[str, float]]:
@@ -138,7 +138,7 @@ def _run(asked: Distillation, trainer: Trainer, folder: RunDir, report: Reporter
         if trainer.streams[0].is_encoded:
             trainer.teacher.drop_encoder()  # after the snapshot, which identifies the teacher by all its weights
         with memory_in_words(trainer, folder):
-            resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report, fits=asked.init is None))
+            resumed_from = ranks.share(lambda: resume_or_start(folder, trainer, report))
         if ranks.count > 1:
             state.take(ranks.broadcast(state.tables()))
         samples = Samples(trainer, report)

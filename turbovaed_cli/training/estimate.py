@@ -69,12 +69,11 @@ def estimate(
     skipped: list[Skipped],
     report: Reporter = quiet,
     *,
-    fits: bool = True,
     dollars_per_hour: float | None = None,
 ) -> DistillEstimate:
     """Time some steps of every unfinished stage. The trainer must not be used afterwards, as its weights change.
 
-    Peak memory includes a sample, and the fitted start of a run that has not begun (`fits`: its student is a fresh one).
+    Peak memory includes a sample, and the start of a run that has not begun.
     """
     settings, done = trainer.settings, max(folder.steps(), default=0)
     if trainer.streams[0].is_encoded:
@@ -86,8 +85,8 @@ def estimate(
         if done < end:
             report.note(f"timing some steps of stage {stage.name}")
             forget_peak(trainer.device)
-            if not (done or index) and settings.start == "fitted" and fits:
-                trainer.fit_start(report)
+            if not (done or index):
+                trainer.set_start(report)
             stages.append(_time_stage(trainer, index, max(first, done), end, report))
         first = end
     state = sum(value.nbytes for table in trainer.state.tables().values() for value in table.values())

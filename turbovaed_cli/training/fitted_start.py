@@ -1,28 +1,23 @@
 """The fitted start: initial weights of a student by least squares, instead of random ones."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from turbovaed_cli.models.layers import (
     DepthwiseSeparableConv3d,
     ResnetBlock,
     SpaceThenTimeConv3d,
     UpBlock,
-    pad_time,
     pixel_shuffle_3d,
 )
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.trainable import Trainable
+from turbovaed_cli.training.least_squares import MOST_FEATURES, NUM_ROWS, at_places, fit_convolution, places_in, run_convolution
 
 STARTS = ("plain", "fitted")
-_NUM_ROWS = 4000  # places of each clip that a fit uses
-_MOST_FEATURES = 2048  # a larger neighbourhood is fitted without other frames, or by its middle alone
-_RIDGE = 1e-5  # share of the mean diagonal
 # Signals small enough for SiLU to be nearly linear, with a constant that dominates the norms; the best of nine pairs tried.
 _SIGNAL, _CONSTANT = 0.25, 8.0
 _ABOVE_ZERO = 4.0  # standard deviations of a signal that are added to it where ReLU follows, which is linear there
@@ -105,10 +100,10 @@ class _Fit:
         targets = [self._target(index, channels, time, last) for index in range(len(inputs))]
         if not last:
             targets = self._as_channels(targets, channels)
-        targets = [_unshuffle(target, time, space) for target in targets]
+        targets = [unshuffle(target, time, space) for target in targets]
         _solve(convolution, inputs, targets, causal=causal)
         first = time - 1 if self.drops_first else 0
-        outputs = [_run(convolution, x, causal=causal) for x in inputs]
+        outputs = [run_convolution(convolution, x, causal=causal) for x in inputs]
         self.now = outputs if time == space == 1 else [pixel_shuffle_3d(x, time, space)[:, :, first:] for x in outputs]
         self.first = False
 
@@ -119,13 +114,13 @@ class _Fit:
         # The first latent frame of a causal teacher stands for one frame, which the student's upsampling doubles and drops.
         missing = (self.time * time - 1) if self.drops_first else 0
         video = torch.cat([self.videos[index][:, :, :1]] * missing + [self.videos[index]], dim=2)
-        return video if last else _unshuffle(video, self.time, self.space)
+        return video if last else unshuffle(video, self.time, self.space)
 
     def _as_channels(self, targets: Sequence[Tensor], channels: int) -> list[Tensor]:
         """Return the principal components of the targets at a common scale, and constants in the channels left over."""
         num_signals = min(targets[0].shape[1], channels - channels // 5)
-        rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // _NUM_ROWS)] for target in targets]).cpu()
-        rows = rows.double() if rows.shape[1] <= _MOST_FEATURES else rows[:: max(1, len(rows) // _MOST_FEATURES)]
+        rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // NUM_ROWS)] for target in targets]).cpu()
+        rows = rows.double() if rows.shape[1] <= MOST_FEATURES else rows[:: max(1, len(rows) // MOST_FEATURES)]
         center = rows.mean(dim=0)
         basis = _principal(rows - center, num_signals)
         squares = ((rows - center) @ basis).square().mean(dim=0)
@@ -146,7 +141,7 @@ def _principal(rows: Tensor, num: int) -> Tensor:
     dims = rows.shape[1]
     if num == dims:
         return torch.eye(dims, dtype=rows.dtype)
-    if dims <= _MOST_FEATURES:
+    if dims <= MOST_FEATURES:
         _, vectors = torch.linalg.eigh(rows.T @ rows)
         return vectors.flip(1)[:, :num]
     # For students with high compression, blocks of ten thousand pixels: their covariance would take gigabytes and an hour.
@@ -160,7 +155,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(0, -2)
 
 
-def _unshuffle(x: Tensor, time: int, space: int) -> Tensor:
+def unshuffle(x: Tensor, time: int, space: int) -> Tensor:
     """Reshape (B, C, T, H, W) to (B, C * space * space * time, t, h, w), the inverse of the student's decoupled pixel shuffle."""
     x = x.unflatten(4, (-1, space)).unflatten(3, (-1, space)).unflatten(2, (-1, time))  # (B, C, t, time, h, space, w, space)
     return x.permute(0, 1, 5, 7, 3, 2, 4, 6).flatten(1, 4)
@@ -172,52 +167,11 @@ def _full(layer: nn.Module) -> nn.Conv2d | nn.Conv3d:
     return cast(nn.Conv2d | nn.Conv3d, inner)
 
 
-def _run(convolution: nn.Conv2d | nn.Conv3d, x: Tensor, *, causal: bool) -> Tensor:
-    if isinstance(convolution, nn.Conv3d):
-        return convolution(pad_time(x, convolution.kernel_size[0], causal=causal))
-    frames = convolution(x.movedim(2, 1).flatten(0, 1))
-    return frames.unflatten(0, (x.shape[0], x.shape[2])).movedim(2, 1)
-
-
 def _solve(
     convolution: nn.Conv2d | nn.Conv3d, inputs: Sequence[Tensor], targets: Sequence[Tensor], *, causal: bool = False
 ) -> None:
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` to `targets`, both (1, C, t, h, w)."""
-    kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
-    used = next(
-        taps
-        for taps in (kernel, (1, *kernel[1:]), (1, 1, 1))
-        if convolution.in_channels * math.prod(taps) <= _MOST_FEATURES or taps == (1, 1, 1)
-    )
-    size = convolution.in_channels * math.prod(used) + 1
-    gram = torch.zeros(size, size, dtype=torch.float64)
-    cross = torch.zeros(size, convolution.out_channels, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
-    for x, target in zip(inputs, targets, strict=True):
-        padded = functional.pad(pad_time(x, used[0], causal=causal), [used[2] // 2] * 2 + [used[1] // 2] * 2)[
-            0
-        ]  # (C, t + 2, h + 2, w + 2)
-        padded = padded.cpu()
-        places = torch.randperm(target[0, 0].numel(), generator=generator)[:_NUM_ROWS]
-        _, frames, height, width = target[0].shape
-        at = (places // (height * width), places // width % height, places % width)
-        taps = [
-            padded[:, at[0] + dt, at[1] + dh, at[2] + dw]  # (C, places)
-            for dt in range(used[0]) for dh in range(used[1]) for dw in range(used[2])
-        ]  # fmt: skip
-        assert frames * height * width == target[0, 0].numel()
-        features = torch.stack(taps, dim=1).flatten(0, 1).T  # (places, C * taps)
-        features = torch.cat([features, torch.ones(len(features), 1)], dim=1).float()
-        gram += features.T @ features
-        cross += features.T @ target[0].cpu().flatten(1)[:, places].T.float()
-    gram += _RIDGE * gram.diagonal().mean() * torch.eye(size, dtype=gram.dtype)
-    found = torch.linalg.solve(gram, cross).T.to(convolution.weight)  # (out, C * taps + 1)
-    weight = found[:, :-1].reshape(convolution.out_channels, convolution.in_channels, *used)
-    whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
-    whole.zero_()
-    inner = [slice((side - part) // 2, (side + part) // 2) for side, part in zip(kernel, used, strict=True)]
-    if causal:  # an output's own frame is under the last tap
-        inner[0] = slice(kernel[0] - used[0], kernel[0])
-    whole[:, :, inner[0], inner[1], inner[2]] = weight
-    assert convolution.bias is not None
-    convolution.bias.copy_(found[:, -1])
+    places = [places_in(target.shape[2:], generator) for target in targets]
+    rows = [at_places(target.cpu(), where) for target, where in zip(targets, places, strict=True)]
+    fit_convolution(convolution, inputs, places, rows, causal=causal)

@@ -1,9 +1,9 @@
 """Load and check everything that a distillation needs, before anything is written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,7 +21,8 @@ from turbovaed_cli.models.teacher import Teacher, decoder_params, load_teacher
 from turbovaed_cli.models.trainable import Trainable, build_trainable, config_for, lacks_statistics
 from turbovaed_cli.registry.download import Consent, no_consent
 from turbovaed_cli.registry.find import is_model_name
-from turbovaed_cli.registry.specs import ModelSpec
+from turbovaed_cli.registry.members import FULL
+from turbovaed_cli.registry.specs import AlignmentPair, ModelSpec
 from turbovaed_cli.reporting import Reporter
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import DistillSettings
@@ -35,6 +36,7 @@ from turbovaed_cli.training.first_clips import measured_statistics
 from turbovaed_cli.training.length import stages_in_hours, with_lengths
 from turbovaed_cli.training.loop import memory_in_words
 from turbovaed_cli.training.losses import check_perceptual_size, perceptual_loss, resolve_perceptual
+from turbovaed_cli.training.pruned_start import pruned_config, pruned_pairs, share_of
 from turbovaed_cli.training.schedule import crop_of
 from turbovaed_cli.training.state import TrainingState
 from turbovaed_cli.training.trackers import check_trackers
@@ -66,11 +68,7 @@ def prepare(
     `first` limits the number of videos probed. `processes` is the number of processes that will distil; 0: those of `ranks`.
     Raises SettingsError for settings, data or a cache that cannot be used, MissingError for missing weights or packages.
     """
-    if (asked.data is None) == (asked.latents is None):
-        raise SettingsError(
-            "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
-        )
-    check_distill_settings(asked.settings, is_cached=asked.latents is not None)
+    _check_asked(asked)
     spec, settings, device = asked.spec, asked.settings, ranks.device
     if ranks.is_first:  # before anything is loaded or written
         check_trackers(settings.log)
@@ -99,14 +97,35 @@ def prepare(
 
     student = _new_student(asked, settings, teacher, streams[0], folder, ranks)
     aligned = any(stage.feature_weight for stage in settings.stages)
-    heads = build_heads(student.to(device), teacher, spec.student.pairs if aligned else ())
+    heads = build_heads(student.to(device), teacher, _pairs(asked, student, teacher) if aligned else ())
     _announce(spec, settings, teacher, student, ranks, report)
     state = TrainingState(student, heads, settings, device)
     ranks.check_same("the teacher", str(teacher.identity()))
-    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks)
+    begins = "pruned" if share_of(asked.init) is not None else settings.start if asked.init is None else "plain"
+    trainer = Trainer(teacher, state, streams, crops, perceptual, settings, device, dtype, ranks, begins)
     if not ranks.share(lambda: RunDir.is_run(folder.root)):
         _measure(trainer, folder, report)
     return trainer, skipped
+
+
+def _check_asked(asked: Distillation) -> None:
+    """Raise SettingsError for arguments that cannot be given together, or settings that make no sense."""
+    if (asked.data is None) == (asked.latents is None):
+        raise SettingsError(
+            "distill learns from videos or from cached latents: one of the two", "give `data` DIR or `latents` DIR"
+        )
+    if share_of(asked.init) is not None and (asked.student_config is not None or asked.spec.member != FULL):
+        raise SettingsError(
+            f"`init` {asked.init} makes the student's config from its teacher, and another one is given",
+            "leave out `init`, or what brings the other student",
+        )
+    check_distill_settings(asked.settings, is_cached=asked.latents is not None)
+
+
+def _pairs(asked: Distillation, student: Trainable, teacher: Teacher) -> Sequence[AlignmentPair]:
+    """Return the blocks of the student that can learn from the teacher's features."""
+    own = asked.spec.student.pairs
+    return own if share_of(asked.init) is None else pruned_pairs(cast(StudentDecoder, student), teacher, own)
 
 
 def _measure(trainer: Trainer, folder: RunDir, report: Reporter) -> None:
@@ -141,13 +160,14 @@ def _new_student(
     asked: Distillation, settings: DistillSettings, teacher: Teacher, stream: ClipStream, folder: RunDir, ranks: Ranks
 ) -> Trainable:
     """Return a student with random weights from the seed, or those of `init`. It seeds all later random numbers too."""
-    spec = asked.spec
-    config = _complete_config(asked.student_config or spec.student.config, spec, teacher)
+    spec, share = asked.spec, share_of(asked.init)
+    asked_config = asked.student_config or spec.student.config
+    config = _complete_config(asked_config if share is None else pruned_config(teacher, share), spec, teacher)
     if lacks_statistics(config):
         config |= ranks.share(lambda: _statistics_of(folder) or measured_statistics(teacher, stream, settings.seed))
     torch.manual_seed(settings.seed)
     student = build_trainable(config)
-    if asked.init is not None and ranks.is_first:  # the other ranks get every weight from the first
+    if asked.init is not None and share is None and ranks.is_first:  # the other ranks get every weight from the first
         init = load_decoder(asked.init, consent=asked.consent)
         weights = module_of(init).state_dict()
         if student.config.get("decoder_causal") and isinstance(init, StudentDecoder) and not init.config.decoder_causal:

@@ -129,11 +129,12 @@ def in_options(changes: Sequence[Change], before: Mapping[str, Any], now: Mappin
     if "data_fingerprint" in by_group:
         items += _by_options(lines, _OF_DATA) or ["the contents of `data` or `latents` differ"]
     items += _of_settings(by_group.get("settings", []), new)
-    if by_group.keys() & {"student_config", "init_sha256"}:
+    if by_group.keys() & {"student_config", "init_sha256", "init"}:
         named = _by_options(lines, _OF_STUDENTS)
         items += named or [arrow(f"student's {c.field}", c.before, c.now) for c in by_group.get("student_config", [])]
+        items += [arrow("`init`", c.before, c.now) for c in by_group.get("init", []) if not named]
         items += ["the student of `init` differs"] if "init_sha256" in by_group and not named else []
-    known = {"teacher", "model", "data_fingerprint", "settings", "student_config", "init_sha256"}
+    known = {"teacher", "model", "data_fingerprint", "settings", "student_config", "init_sha256", "init"}
     return items + [arrow(c.name, c.before, c.now, c.field) for c in left if c.name.partition(".")[0] not in known]
 
 
@@ -265,7 +266,8 @@ def run_config(
             "where": spec.teacher.where or spec.teacher_name,
         },
         "student_config": _published_config(student),
-        "init_sha256": hash_of_state(module_of(student)) if asked.init is not None else None,
+        "init_sha256": hash_of_state(module_of(student)) if asked.init is not None and trainer.begins != "pruned" else None,
+        **({"init": asked.init} if trainer.begins == "pruned" else {}),
         "data_fingerprint": trainer.streams[0].fingerprint,
         # For videos only: a cache records its own.
         **({} if trainer.streams[0].is_encoded else {"reading": reading_identity(settings.hdr)}),
@@ -273,14 +275,13 @@ def run_config(
     }
 
 
-def resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter, *, fits: bool) -> int | None:
+def resume_or_start(folder: RunDir, trainer: "Trainer", report: Reporter) -> int | None:
     """Resume from the newest checkpoint and return its step; without one, prepare the fresh student and return None."""
     resumed_from = _resume(folder, trainer.state)
     if resumed_from:
         report.note(f"resumed from step {resumed_from}")
     else:
-        if trainer.settings.start == "fitted" and fits:
-            trainer.fit_start(report)
+        trainer.set_start(report)
         report.note(forecast(trainer))
     return resumed_from
 

@@ -28,6 +28,7 @@ from turbovaed_cli.training.losses import (
     PerceptualLoss,
     reconstruction_losses,
 )
+from turbovaed_cli.training.pruned_start import prune_start
 from turbovaed_cli.training.schedule import learning_rate, position_at
 from turbovaed_cli.training.state import TrainingState
 
@@ -49,6 +50,7 @@ class Trainer:
     device: torch.device
     dtype: torch.dtype
     ranks: Ranks = field(default_factory=lambda: alone(torch.device("cpu")))
+    begins: str = "plain"  # what a new run does with the student's weights: nothing, or they are "fitted" or "pruned"
 
     def __post_init__(self) -> None:
         self.copies = DeviceCopies(self.device)
@@ -92,25 +94,38 @@ class Trainer:
             (clips, spec.latent_channels, spec.latent_frames(frames), height // spec.space_ratio, width // spec.space_ratio)
         )
 
-    def fit_start(self, report: Reporter) -> None:
-        """Fit the fresh student to the first clips, in fp32, and restart its average from there.
+    def set_start(self, report: Reporter) -> None:
+        """Fit the fresh student to the first clips, or cut it from its teacher, in fp32, and restart its average from there.
 
-        If all of them show the same flat colour, the random weights stay, with a warning.
+        If all of them show the same flat colour, the random weights of a student to be fitted stay, with a warning.
         """
+        if self.begins == "pruned":
+            report.note("cutting the student from its teacher's decoder")
+            prune_start(self._own_student, self.teacher, first_clips(self.teacher, self.streams[0], self.settings.seed))
+        elif self.begins != "fitted" or not self._fit_start(report):
+            return
+        self.state.forget_average()
+
+    @property
+    def _own_student(self) -> StudentDecoder:
+        return cast(StudentDecoder, self.state.student)
+
+    def _fit_start(self, report: Reporter) -> bool:
+        """Fit the fresh student to the first clips, if that is possible, and return whether it was."""
         if not can_fit(self.state.student):
             text = (
                 f"a student of the family {self.state.student.family} has no fitted start: its weights are random (`start` plain)"
             )
             report.note(text)
-            return
+            return False
         report.note("fitting the start to some clips")
         clips = first_clips(self.teacher, self.streams[0], self.settings.seed)
         if are_flat([source for _, source in clips]):
             text = f"the first {NUM_CLIPS} clips show one flat colour: the start cannot be fitted to them and is random (`start` plain)"
             report.note(text, warning=True)
-            return
-        fit_start(cast(StudentDecoder, self.state.student), clips)
-        self.state.forget_average()
+            return False
+        fit_start(self._own_student, clips)
+        return True
 
     def learn(self, batches: Iterator[tuple[tuple[int, int], Batch]]) -> dict[str, float]:
         """Take the next batches, make one optimizer step of the current stage, and return the mean losses.
