@@ -110,7 +110,7 @@ def test_a_dry_run_weighs_the_sample_the_fitted_start_and_all_batches_read_ahead
         return losses
 
     monkeypatch.setattr(Trainer, "learn", learn)
-    monkeypatch.setattr(Trainer, "fit_start", lambda self, report: done.append("fitted start"))
+    monkeypatch.setattr(Trainer, "set_start", lambda self, report: done.append("fitted start"))
     monkeypatch.setattr(
         estimate, "Samples", lambda trainer, report: type("Seen", (), {"videos": lambda self: done.append("sample")})()
     )

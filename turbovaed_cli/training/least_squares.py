@@ -46,8 +46,8 @@ def fit_convolution(
 ) -> None:
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` (1, C, t, h, w) to `targets` (places, O).
 
-    A target that is NaN is unknown, and its place does not count for any output that has an unknown target somewhere. With `adds`
-    the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need.
+    With `adds` the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need. A target
+    that is NaN is then unknown, and its place does not count for any output that has an unknown target somewhere.
     """
     kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
     device = inputs[0].device if adds else torch.device("cpu")
@@ -58,16 +58,18 @@ def fit_convolution(
         if convolution.in_channels * math.prod(taps) <= most or taps == (1, 1, 1)
     )
     size = convolution.in_channels * math.prod(used) + 1
-    gram = torch.zeros(2, size, size, dtype=torch.float64, device=device)  # of whole rows, and of rows with unknown targets
-    cross = torch.zeros(2, size, convolution.out_channels, dtype=torch.float64, device=device)
+    gram = torch.zeros(
+        1 + adds, size, size, dtype=torch.float64, device=device
+    )  # of whole rows, and of rows with unknown targets
+    cross = torch.zeros(1 + adds, size, convolution.out_channels, dtype=torch.float64, device=device)
     for x, where, target in zip(inputs, places, targets, strict=True):
-        features = _neighbourhoods(x.to(device), where.to(device), used, causal=causal)
-        unknown = target.isnan().any(dim=1).to(device)
-        for kind, rows in enumerate((~unknown, unknown)):
-            part, wanted = features[rows], target.to(device)[rows].float()
+        features, wanted = _neighbourhoods(x.to(device), where.to(device), used, causal=causal), target.to(device).float()
+        unknown = wanted.isnan().any(dim=1) if adds else None
+        parts = [(features, wanted)] if unknown is None else [(features[rows], wanted[rows]) for rows in (~unknown, unknown)]
+        for kind, (part, of_part) in enumerate(parts):
             gram[kind] += part.T @ part
-            cross[kind] += part.T @ wanted
-    found = _solved(gram, cross, ridge).T.to(convolution.weight)  # (out, C * taps + 1)
+            cross[kind] += part.T @ of_part
+    found = (_solved_partly(gram, cross, ridge) if adds else _solved(gram[0], cross[0], ridge)).T.to(convolution.weight)
     weight = found[:, :-1].reshape(convolution.out_channels, convolution.in_channels, *used)
     whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
     assert convolution.bias is not None
@@ -82,15 +84,19 @@ def fit_convolution(
 
 
 def _solved(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """Return the least squares map (features, O) of these sums."""
+    return torch.linalg.solve(
+        gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross
+    )
+
+
+def _solved_partly(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """Return the least squares map (features, O) from the sums over rows with known targets and over those with unknown ones."""
     partly = cross[1].isnan().any(dim=0)
-    known = cross[0].clone()
-    known[:, ~partly] += cross[1][:, ~partly]
-    found = torch.empty_like(known)
-    for sums, outputs in ((gram.sum(dim=0), ~partly), (gram[0], partly)):
+    found = torch.empty_like(cross[0])
+    for sums, wanted, outputs in ((gram.sum(dim=0), cross.sum(dim=0), ~partly), (gram[0], cross[0], partly)):
         if outputs.any():
-            diagonal = ridge * sums.diagonal().mean() * torch.eye(len(sums), dtype=sums.dtype, device=sums.device)
-            found[:, outputs] = torch.linalg.solve(sums + diagonal, known[:, outputs])
+            found[:, outputs] = _solved(sums, wanted[:, outputs], ridge)
     return found
 
 

@@ -19,7 +19,7 @@ def fits_a_start(model: str) -> None:
     with metered(), mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
         trainer = trainer_of(model, shipped("fast"))
         with mock.patch("turbovaed_cli.training.first_clips.NUM_CLIPS", 2):
-            trainer.fit_start(quiet)
+            trainer.set_start(quiet)
         training.check_places_of_weights(trainer)
 
 

@@ -129,7 +129,7 @@ def peaks_of(
         if start and trainer.settings.start == "fitted":
             meter.peak = meter.live
             with mock.patch("turbovaed_cli.training.trainer.are_flat", lambda _: False):
-                trainer.fit_start(quiet)
+                trainer.set_start(quiet)
             yield Peak(model, recipe, "start", "10 clips", meter.peak_gb)
         yield from (Peak(model, recipe, stage.name, clips, gb) for stage, clips, gb in _stages(trainer, meter, clips_of, only))
         for part, call in (("sample", Samples(trainer).videos), ("save", lambda: ema_student(trainer).cpu())):

@@ -96,7 +96,7 @@ def trainer_of(name: str, settings: DistillSettings, *, cached: bool = False, te
     crops = [crop_of(stage, spec.teacher, stream.size) for stage, stream in zip(settings.stages, streams, strict=True)]
     if cached:
         teacher.drop_encoder()
-    return Trainer(teacher, state, cast(Any, streams), crops, perceptual, settings, device(), dtype)
+    return Trainer(teacher, state, cast(Any, streams), crops, perceptual, settings, device(), dtype, begins=settings.start)
 
 
 def batches(trainer: Trainer, stage: int = 0) -> Iterator[tuple[tuple[int, int], Batch]]:
