@@ -16,6 +16,8 @@ from turbovaed_cli.cli.exits import command
 from turbovaed_cli.cli.help import HelpfulCommand, flags_by_name
 from turbovaed_cli.cli.options import RecipeChanges
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.registry.members import members_of, name_of_member
+from turbovaed_cli.registry.rows import MODELS
 from turbovaed_cli.settings import (
     BenchSettings,
     CacheSettings,
@@ -189,20 +191,25 @@ def test_the_shown_recipe_is_the_one_that_would_run(turbovaed, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
 
 
+def students_of(*teachers):
+    """The names of these teachers, and of all their students."""
+    return {name_of_member(name, member) for name in teachers for member in members_of(MODELS[name])}
+
+
 @pytest.mark.parametrize(
     ("line", "wanted"),
     [
-        ("distill --teacher l", {"ltx", "ltx0.9.5", "ltx2", "ltx2.3", "ltx2.5"}),
+        ("distill --teacher l", students_of("ltx", "ltx0.9.5", "ltx2", "ltx2.3", "ltx2.5")),
         ("eval --model ru", {"runs/", "runs/mine"}),
         ("eval --model runs/m", {"runs/mine/"}),
-        ("eval --model hun", {"hunyuan", "hunyuan1.5"}),
+        ("eval --model hun", students_of("hunyuan", "hunyuan1.5")),
         ("export --format onnx,core", {"onnx,coreml", "onnx,coreai"}),
         ("distill --recipe n", {"night", "night-480", "night-images"}),
         ("distill --recipe o", {"own.toml"}),
         ("eval --metrics ps", {"psnr"}),
         ("bench --target torch,li", {"torch,litert"}),
         ("reconstruct --dtype bf", {"bf16"}),
-        ("models show vid", {"video-dc-ae"}),
+        ("models show vid", students_of("video-dc-ae")),
         ("models pull lp", {"lpips-vgg", "lpips-alex"}),
         ("distill --set weight", {"weight_decay="}),
         ("cache-latents --hdr t", {"tonemap"}),
