@@ -1,6 +1,7 @@
 """A small drawing of points for a terminal."""
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,16 @@ class Point:
     mark: str
 
 
-def scatter(points: Sequence[Point], x_name: str, y_name: str, *, width: int = 60, height: int = 12) -> str:
-    """Return points with x and y above 0 as text: both axes are logarithmic, with their least and greatest values."""
+_MOST_CELLS, _LEAST_CELLS = 60, 20  # across
+_BESIDE = 8  # columns for the figures of the vertical axis
+
+
+def scatter(points: Sequence[Point], x_name: str, y_name: str, *, width: int = 0, height: int = 12) -> str:
+    """Return points with x and y above 0 as text: both axes are logarithmic, with their least and greatest values.
+
+    It is `width` x `height` letters inside; a width of 0 takes what fits in the terminal, at most 60.
+    """
+    width = width or max(min(shutil.get_terminal_size().columns - _BESIDE, _MOST_CELLS), _LEAST_CELLS)
     columns, rows = _places([one.x for one in points], width), _places([one.y for one in points], height)
     canvas = [[" "] * width for _ in range(height)]
     for one, column, row in zip(points, columns, rows, strict=True):
