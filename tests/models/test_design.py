@@ -139,7 +139,8 @@ def test_a_budget_below_the_smallest_is_refused_with_its_cost_and_the_hint_works
         raised = {name: int(value) if name == "params" else value for name, value in raised.items()}
         assert raised.keys() == {name for name in ("params", "gflops") if getattr(budget, name)}
         again = design_student(spec, replace(budget, **raised))
-        assert f"channels {','.join(map(str, again.chosen.channels))}, " in error.value.what
+        assert again.chosen.fits
+        assert f"channels {','.join(map(str, again.smallest.channels))}, " in error.value.what
 
 
 def test_a_design_only_holds_for_frames_and_sizes_the_teacher_takes():
