@@ -125,9 +125,8 @@ class _Fit:
         basis = _principal(rows - center, num_signals)
         squares = ((rows - center) @ basis).square().mean(dim=0)
         scale = _SIGNAL / squares.mean().sqrt().clamp(min=_LEAST_SPREAD)
-        offset = (
-            (_ABOVE_ZERO * scale * squares.sqrt() if self.has_relu else torch.zeros(num_signals)).float().to(targets[0].device)
-        )
+        above = _ABOVE_ZERO * scale * squares.sqrt() if self.has_relu else torch.zeros_like(squares)
+        offset = above.float().to(targets[0].device)
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
             signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis) + offset.view(1, -1, 1, 1, 1)
