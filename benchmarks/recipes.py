@@ -69,27 +69,35 @@ SCORES = {"psnr": 2, "ssim": 4, "st_lpips": 4, "flicker": 3, "grid": 3, "card_ps
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="tiny")
+    parser = parser_of(__doc__, ARMS, Path("build/recipes"), minutes=5)
     parser.add_argument("--student", default="full", help="a member of the teacher's family")
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
-    parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=5, help="of training per run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("build/recipes"))
     study = Study(parser.parse_args(), ARMS)
     study.make()
     print(study.table())
 
 
+def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minutes: float) -> argparse.ArgumentParser:
+    """Return the options of a study."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="tiny")
+    parser.add_argument("--latents", type=Path, required=True)
+    parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
+    parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=minutes, help="of training per run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--arms", nargs="+", default=list(arms))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=out)
+    return parser
+
+
 class Study:
     """The runs of one teacher: what is done, and what each arm's step takes."""
 
-    def __init__(self, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) -> None:
-        self.options, self.arms = options, arms
+    def __init__(
+        self, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]], *, in_equal_steps: bool = True
+    ) -> None:
+        self.options, self.arms, self.in_equal_steps = options, arms, in_equal_steps
         self.base = next(iter(arms))
         torch.set_num_threads(options.threads)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +121,10 @@ class Study:
         """Make the runs of one arm that are missing, of equal steps and of equal time, and yield their records."""
         equal = round(self.options.minutes * 60 / self.seconds[self.base])
         fitting = round(self.options.minutes * 60 / self.seconds[name])
-        lengths = {"steps": equal} if abs(fitting / equal - 1) < _SAME else {"steps": equal, "time": fitting}
+        if not self.in_equal_steps:
+            lengths = {"time": fitting}
+        else:
+            lengths = {"steps": equal} if abs(fitting / equal - 1) < _SAME else {"steps": equal, "time": fitting}
         for what, steps in lengths.items():
             if any((run["arm"], run["seed"], run["equal"]) == (name, seed, what) for run in self.done):
                 continue
@@ -128,7 +139,7 @@ class Study:
         changes = dict(self.arms[name])
         share, later = changes.pop("then", (0.0, {}))
         mixed, init = changes.pop("mixed", False), changes.pop("init", None)
-        student = changes.pop("student", self.options.student)
+        student = changes.pop("student", None) or self.options.student
         of_stage = {key: changes.pop(key) for key in list(changes) if hasattr(BASE, key)}
         stage = replace(BASE, warmup_steps=max(steps // 20, 1), **of_stage)
         stages = [replace(stage, steps=max(round(steps * (1 - share)), 1))]

@@ -5,14 +5,13 @@
 
 The caches are those of benchmarks/recipes.py, which also has what a run is and how it goes on. `full` is the published layout.
 Then all decode the same latents in turns, each in the fastest form that it has here, in fp32: our fast form, plain torch, or
-ONNX Runtime. Prints a table, and writes students.json in --out, from which tools/pictures.py draws.
+ONNX Runtime. Prints a table, and writes students.json into --out.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-from recipes import SCORES, Study
+from recipes import SCORES, Study, parser_of
 
 from turbovaed_cli.benchmarking.bench import bench
 from turbovaed_cli.settings import BenchSettings
@@ -28,21 +27,10 @@ ARMS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="tiny")
-    parser.add_argument("--latents", type=Path, required=True)
-    parser.add_argument("--mixed", type=Path, required=True)
-    parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="+", default=list(ARMS))
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("build/students"))
-    options = parser.parse_args()
-    options.student = "full"
-    study = Study(options, ARMS)
+    options = parser_of(__doc__, ARMS, Path("build/students"), minutes=15).parse_args()
+    study = Study(options, ARMS, in_equal_steps=False)
     study.make()
-    runs = [run for run in study.done if run["seed"] == options.seeds[0] and run["equal"] == run_kind(study, run["arm"])]
+    runs = [run for run in study.done if run["seed"] == options.seeds[0]]
     folders = {run["arm"]: study.folder(run["arm"], run["seed"], run["steps"]) for run in runs}
     times = decode_ms(folders)
     (options.out / "students.json").write_text(
@@ -51,11 +39,6 @@ def main() -> None:
         )
     )
     print(table(json.loads((options.out / "students.json").read_text())))
-
-
-def run_kind(study: Study, arm: str) -> str:
-    """Return which run of an arm was of equal time: of steps as long as those of base it is that of equal steps."""
-    return "time" if any((run["arm"], run["equal"]) == (arm, "time") for run in study.done) else "steps"
 
 
 def decode_ms(folders: dict[str, Path]) -> dict[str, dict[str, float | str]]:
