@@ -619,10 +619,6 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
     return first
 
 
-# A convolution of a student by the name of its type in the config.
-CONV_TYPES = ("3d", "depthwise", "2+1d")
-
-
 StudentConv = TimeReplicatedConv3d | DepthwiseSeparableConv3d | SpaceThenTimeConv3d
 
 
@@ -630,7 +626,7 @@ StudentConv = TimeReplicatedConv3d | DepthwiseSeparableConv3d | SpaceThenTimeCon
 class BlockStyle:
     """How the convolutions and activations of a block are made."""
 
-    conv: str = "3d"  # of CONV_TYPES
+    conv: str = "3d"  # of registry/blocks.py's CONV_TYPES
     depthwise_kernel: int = 5
     causal: bool = False
     activation: str | None = None  # "relu" or "silu" everywhere; None: as published
@@ -1135,6 +1131,69 @@ def shuffle(x: Tensor, time: int, space: int = 2) -> Tensor:
     return made.permute(0, 3, 1, 2)
 
 
+CONV_TYPES = ("3d", "depthwise", "2+1d")  # of the convolutions of a block
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One stage of the decoder in running order: the mid block first, then the up blocks."""
+
+    channels: int
+    num_layers: int
+    conv: str  # of CONV_TYPES
+    upsample_space: bool
+    upsample_time: bool
+
+
+def plan_blocks(
+    channels: Sequence[int],
+    layers: Sequence[int],
+    depthwise: Sequence[bool],
+    scaling: Sequence[bool],
+    spatio_only: Sequence[bool] | None,
+    temporal_only: Sequence[bool] | None = None,
+    conv_types: Sequence[str] | None = None,
+) -> list[BlockPlan]:
+    """Return the blocks of a published config in running order; its lists are output-first.
+
+    Raises SettingsError if the lengths of the lists disagree, if a block is to upsample only space and only time, or for an
+    unknown type of convolution.
+    """
+    num_up = len(channels)
+    spatio_only = spatio_only or [False] * num_up
+    temporal_only = temporal_only or [False] * num_up
+    lengths = {
+        "decoder_layers_per_block": (len(layers), num_up + 1),
+        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
+        "spatio_temporal_scaling": (len(scaling), num_up),
+        "decoder_spatio_only": (len(spatio_only), num_up),
+        "decoder_temporal_only": (len(temporal_only), num_up),
+        "decoder_conv_types": (num_up + 1 if conv_types is None else len(conv_types), num_up + 1),
+    }
+    for name, (found, wanted) in lengths.items():
+        if found != wanted:
+            raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
+    for i, both in enumerate(zip(spatio_only, temporal_only, strict=True)):
+        if all(both):
+            raise SettingsError(
+                f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
+            )
+    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
+    for one in convs:
+        check_choice("decoder_conv_types", one, CONV_TYPES)
+    mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
+    return [mid] + [
+        BlockPlan(
+            channels[i],
+            layers[i],
+            convs[i],
+            upsample_space=scaling[i] and not temporal_only[i],
+            upsample_time=scaling[i] and not spatio_only[i],
+        )
+        for i in reversed(range(num_up))
+    ]
+
+
 @dataclass(frozen=True)
 class FrameRule:
     """The frame counts T that encode and decode keep: step * k + first, `minimum` to `maximum`, and 1 for images."""
@@ -1447,66 +1506,6 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):  # such as meta, on which only shapes are computed
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """One stage of the decoder in running order: the mid block first, then the up blocks."""
-
-    channels: int
-    num_layers: int
-    conv: str  # of CONV_TYPES
-    upsample_space: bool
-    upsample_time: bool
-
-
-def plan_blocks(
-    channels: Sequence[int],
-    layers: Sequence[int],
-    depthwise: Sequence[bool],
-    scaling: Sequence[bool],
-    spatio_only: Sequence[bool] | None,
-    temporal_only: Sequence[bool] | None = None,
-    conv_types: Sequence[str] | None = None,
-) -> list[BlockPlan]:
-    """Return the blocks of a published config in running order; its lists are output-first.
-
-    Raises SettingsError if the lengths of the lists disagree, if a block is to upsample only space and only time, or for an
-    unknown type of convolution.
-    """
-    num_up = len(channels)
-    spatio_only = spatio_only or [False] * num_up
-    temporal_only = temporal_only or [False] * num_up
-    lengths = {
-        "decoder_layers_per_block": (len(layers), num_up + 1),
-        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
-        "spatio_temporal_scaling": (len(scaling), num_up),
-        "decoder_spatio_only": (len(spatio_only), num_up),
-        "decoder_temporal_only": (len(temporal_only), num_up),
-        "decoder_conv_types": (num_up + 1 if conv_types is None else len(conv_types), num_up + 1),
-    }
-    for name, (found, wanted) in lengths.items():
-        if found != wanted:
-            raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
-    for i, both in enumerate(zip(spatio_only, temporal_only, strict=True)):
-        if all(both):
-            raise SettingsError(
-                f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
-            )
-    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
-    for one in convs:
-        check_choice("decoder_conv_types", one, CONV_TYPES)
-    mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
-    return [mid] + [
-        BlockPlan(
-            channels[i],
-            layers[i],
-            convs[i],
-            upsample_space=scaling[i] and not temporal_only[i],
-            upsample_time=scaling[i] and not spatio_only[i],
-        )
-        for i in reversed(range(num_up))
-    ]
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,12 @@ from turbovaed_cli.errors import FrameCountError, SettingsError
 from turbovaed_cli.models.decoding import lookahead_frames
 from turbovaed_cli.models.design import Budget, cost_of, design_student
 from turbovaed_cli.models.kernels import Speedups
-from turbovaed_cli.models.layers import CONV_TYPES, BlockStyle
+from turbovaed_cli.models.layers import BlockStyle
 from turbovaed_cli.models.loading import build_student, load_student
 from turbovaed_cli.models.memory import decoding_bytes
 from turbovaed_cli.models.network import num_params
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, decode_as_memory_allows
+from turbovaed_cli.registry.blocks import CONV_TYPES
 from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from turbovaed_cli.models.layers import CONV_TYPES, SpaceThenTimeConv3d
+from turbovaed_cli.models.layers import SpaceThenTimeConv3d
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.network import ACTIVATIONS, TAILS
 from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.registry.blocks import CONV_TYPES
 
 BEFORE_TAIL = {1: 8, 2: 16, 4: 64, 8: 16}  # channels of the last block: a norm over one channel would be a step
 KINDS = ("both", "space", "time", "none")

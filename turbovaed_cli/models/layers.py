@@ -175,8 +175,6 @@ def sum_of(parts: Iterable[Tensor]) -> Tensor:
     return first
 
 
-# A convolution of a student by the name of its type in the config.
-CONV_TYPES = ("3d", "depthwise", "2+1d")
 StudentConv = TimeReplicatedConv3d | DepthwiseSeparableConv3d | SpaceThenTimeConv3d
 
 
@@ -184,7 +182,7 @@ StudentConv = TimeReplicatedConv3d | DepthwiseSeparableConv3d | SpaceThenTimeCon
 class BlockStyle:
     """How the convolutions and activations of a block are made."""
 
-    conv: str = "3d"  # of CONV_TYPES
+    conv: str = "3d"  # of registry/blocks.py's CONV_TYPES
     depthwise_kernel: int = 5
     causal: bool = False
     activation: str | None = None  # "relu" or "silu" everywhere; None: as published

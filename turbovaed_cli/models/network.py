@@ -6,7 +6,7 @@ the alignment heads, live in `training/alignment.py`; published files hold them 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.models.layers import (
-    CONV_TYPES,
     BlockStyle,
     ChannelRMSNorm,
     MidBlock,
@@ -30,6 +29,7 @@ from turbovaed_cli.models.layers import (
     is_hooked,
     pixel_shuffle_3d,
 )
+from turbovaed_cli.registry.blocks import plan_blocks
 from turbovaed_cli.registry.specs import FrameRule
 
 ACTIVATIONS = ("relu", "silu")
@@ -305,66 +305,6 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     if not torch.amp.is_autocast_available(device.type):  # such as meta, on which only shapes are computed
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """One stage of the decoder in running order: the mid block first, then the up blocks."""
-
-    channels: int
-    num_layers: int
-    conv: str  # of CONV_TYPES
-    upsample_space: bool
-    upsample_time: bool
-
-
-def plan_blocks(
-    channels: Sequence[int],
-    layers: Sequence[int],
-    depthwise: Sequence[bool],
-    scaling: Sequence[bool],
-    spatio_only: Sequence[bool] | None,
-    temporal_only: Sequence[bool] | None = None,
-    conv_types: Sequence[str] | None = None,
-) -> list[BlockPlan]:
-    """Return the blocks of a published config in running order; its lists are output-first.
-
-    Raises SettingsError if the lengths of the lists disagree, if a block is to upsample only space and only time, or for an
-    unknown type of convolution.
-    """
-    num_up = len(channels)
-    spatio_only = spatio_only or [False] * num_up
-    temporal_only = temporal_only or [False] * num_up
-    lengths = {
-        "decoder_layers_per_block": (len(layers), num_up + 1),
-        "decoder_is_dw_conv": (len(depthwise), num_up + 1),
-        "spatio_temporal_scaling": (len(scaling), num_up),
-        "decoder_spatio_only": (len(spatio_only), num_up),
-        "decoder_temporal_only": (len(temporal_only), num_up),
-        "decoder_conv_types": (num_up + 1 if conv_types is None else len(conv_types), num_up + 1),
-    }
-    for name, (found, wanted) in lengths.items():
-        if found != wanted:
-            raise SettingsError(f"{name} has {found} entries; {num_up} decoder_block_out_channels need {wanted}")
-    for i, both in enumerate(zip(spatio_only, temporal_only, strict=True)):
-        if all(both):
-            raise SettingsError(
-                f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
-            )
-    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
-    for one in convs:
-        check_choice("decoder_conv_types", one, CONV_TYPES)
-    mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
-    return [mid] + [
-        BlockPlan(
-            channels[i],
-            layers[i],
-            convs[i],
-            upsample_space=scaling[i] and not temporal_only[i],
-            upsample_time=scaling[i] and not spatio_only[i],
-        )
-        for i in reversed(range(num_up))
-    ]
 
 
 def num_params(module: nn.Module) -> int:

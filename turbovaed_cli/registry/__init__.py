@@ -5,6 +5,7 @@ image_vae.py     the common case of an image VAE
 carry.py         the exact encode in pieces of LTX encoders
 neighbourhood.py the attention of LTX-2.5, block by block
 specs.py         the types of a row
+blocks.py        the blocks of a student, from its config
 cost.py          parameters and FLOPs of a student, from its config
 members.py       the family of students of a teacher: full, lite, nano, causal
 rows.py          MODELS: every row

@@ -4,9 +4,11 @@ FLOPs are those of the convolutions, two per multiply-add, as torch.utils.flop_c
 a fraction of a second, and torch is not needed.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from turbovaed_cli.registry.blocks import BlockPlan, plan_blocks
 
 _DEFAULTS: dict[str, Any] = {  # those of StudentNetwork; a test compares them
     "out_channels": 3,
@@ -29,17 +31,6 @@ class StudentCost:
     values: int = 0  # that its convolutions write: what the time of thin layers is in proportion to
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """The mid block, or an up block with the factors of its upsampling."""
-
-    channels: int
-    num_layers: int
-    conv_type: str
-    time: int = 1
-    space: int = 1
-
-
 def conv_types_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the type of convolution of each block of a config, output-first, the mid block last."""
     given = config.get("decoder_conv_types")
@@ -48,10 +39,9 @@ def conv_types_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 def latents_for(config: Mapping[str, Any], frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (t, h, w) of the latents of `frames` pixel frames of `size` (height, width), both of which the student can make."""
-    stages = list(_stages(_DEFAULTS | dict(config)))
-    time, space = 1, config["patch_size"]
-    for stage in stages:
-        time, space = time * stage.time, space * stage.space
+    plan = _plan(_DEFAULTS | dict(config))
+    time = 2 ** sum(block.upsample_time for block in plan)
+    space = config["patch_size"] * 2 ** sum(block.upsample_space for block in plan)
     t = frames // time if config.get("is_video_dc_ae") else (frames - 1) // time + 1
     return t, size[0] // space, size[1] // space
 
@@ -63,26 +53,27 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
     """
     config = _DEFAULTS | dict(config)
     kernel = config["decoder_dw_kernel_size"]
-    mid, *ups = _stages(config)
+    mid, *ups = _plan(config)
     frames, height, width = latents
     count = _Count(kernel)
     count.conv(config["latent_channels"], mid.channels, 3**3, frames * height * width)
     count.resnets(mid, frames * height * width)
     channels = mid.channels
     for stage in ups:
-        upsamples = stage.time > 1 or stage.space > 1
+        time, space = 2 if stage.upsample_time else 1, 2 if stage.upsample_space else 1
+        upsamples = time * space > 1
         directly = upsamples and config["decoder_change_in_upsampler"]
         if channels != stage.channels and not directly:
             count.params += 2 * channels  # LayerNorm of the shortcut
             count.conv(channels, stage.channels, 1, frames * height * width)
-            count.resnet(stage.conv_type, channels, stage.channels, frames * height * width)
+            count.resnet(stage.conv, channels, stage.channels, frames * height * width)
         before = channels if directly else stage.channels
         channels = stage.channels
         if upsamples:
-            conv_type = "3d" if stage.conv_type == "depthwise" else stage.conv_type
-            count.layer(conv_type, before, channels * stage.time * stage.space**2, frames * height * width)
-            frames, height, width = frames * stage.time, height * stage.space, width * stage.space
-            frames -= stage.time > 1 and not config["is_video_dc_ae"]
+            conv_type = "3d" if stage.conv == "depthwise" else stage.conv
+            count.layer(conv_type, before, channels * time * space**2, frames * height * width)
+            frames, height, width = frames * time, height * space, width * space
+            frames -= stage.upsample_time and not config["is_video_dc_ae"]
         count.resnets(stage, frames * height * width)
     outputs = config["out_channels"]
     if config["decoder_tail"] == "patches":
@@ -95,16 +86,17 @@ def cost_of(config: Mapping[str, Any], latents: tuple[int, int, int]) -> Student
     return count.cost
 
 
-def _stages(config: Mapping[str, Any]) -> Iterator[_Stage]:
-    """Yield the mid block, then the up blocks in running order; lists of a config are output-first."""
-    channels, layers, types = config["decoder_block_out_channels"], config["decoder_layers_per_block"], conv_types_of(config)
-    none = (False,) * len(channels)
-    only_space, only_time = (config.get(name) or none for name in ("decoder_spatio_only", "decoder_temporal_only"))
-    yield _Stage(channels[-1], layers[-1], types[-1])
-    for i in reversed(range(len(channels))):
-        doubles = config["spatio_temporal_scaling"][i]
-        time, space = 2 if doubles and not only_space[i] else 1, 2 if doubles and not only_time[i] else 1
-        yield _Stage(channels[i], layers[i], types[i], time, space)
+def _plan(config: Mapping[str, Any]) -> list[BlockPlan]:
+    """Return the blocks of a config with all its fields: the mid block, then the up blocks in running order."""
+    return plan_blocks(
+        config["decoder_block_out_channels"],
+        config["decoder_layers_per_block"],
+        config["decoder_is_dw_conv"],
+        config["spatio_temporal_scaling"],
+        config["decoder_spatio_only"],
+        config["decoder_temporal_only"],
+        config["decoder_conv_types"],
+    )
 
 
 class _Count:
@@ -142,7 +134,7 @@ class _Count:
         self.layer(conv_type, in_channels, out_channels, positions)
         self.layer(conv_type, out_channels, out_channels, positions)
 
-    def resnets(self, stage: _Stage, positions: int) -> None:
+    def resnets(self, stage: BlockPlan, positions: int) -> None:
         """Add the resnets of a block, all of the block's width."""
         for _ in range(stage.num_layers):
-            self.resnet(stage.conv_type, stage.channels, stage.channels, positions)
+            self.resnet(stage.conv, stage.channels, stage.channels, positions)

@@ -24,10 +24,10 @@ from turbovaed_cli.models.layers import (
     unfold_time,
 )
 from turbovaed_cli.models.loading import HEAD_PREFIX, check_config
-from turbovaed_cli.models.network import BlockPlan, plan_blocks
 from turbovaed_cli.models.others.family import Memory, OtherDecoder, Shapes, load_exactly
 from turbovaed_cli.models.others.spaces import space_of
 from turbovaed_cli.models.others.weights import ForeignWeights
+from turbovaed_cli.registry.blocks import BlockPlan, plan_blocks
 from turbovaed_cli.registry.rows import MODELS
 
 _TIME_RATIO = 4
