@@ -69,7 +69,7 @@ class Schedule:
 
     recipe: str = setting(
         DEFAULT_RECIPE, "{choices}, or a TOML file with [[stages]].", "Training", choices=tuple(RECIPES), parse=str,
-        complete=complete_recipe, shown="the run's, else the teacher's",
+        complete=complete_recipe, shown="the run's or teacher's",
     )  # fmt: skip
     steps: int | None = setting(None, "Optimizer steps in all; stages keep their shares.", "Training", shown="recipe's")
     changed: tuple[str, ...] = setting(
@@ -86,8 +86,9 @@ class Schedule:
 class StudentChoice(DesignBudget):
     """Which student learns."""
 
+    gflops: float | None = same(DesignBudget, "gflops", panel="Design of the student")
     student: str | None = setting(
-        None, "{choices}: the teacher's own student, a smaller or a causal one, or a decoder of TAEHV's kind.", "Student",
+        None, "{choices}: a member of the teacher's family, or TAEHV's decoder.", "Student",
         choices=(*MEMBERS, TAEHV), shown=FULL,
     )  # fmt: skip
     student_config: Path | None = setting(
@@ -132,9 +133,7 @@ class StudentChoice(DesignBudget):
 
 EXAMPLES = """\
 turbovaed distill --teacher ltx --data videos --dry-run
-turbovaed distill --teacher ltx --latents cache --run runs/ltx --val held-out
-turbovaed distill --teacher ltx --student lite --latents cache
-turbovaed distill --teacher ltx2 --latents cache --init prune:0.5
+turbovaed distill --teacher ltx --student lite --latents cache --val held-out
 turbovaed distill --teacher ./vae --data videos --params 8M --set lr_end=0.1"""
 
 

@@ -293,7 +293,7 @@ COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
         "design",
         models_design,
         "turbovaed models design ltx --params 8M\nturbovaed models design ltx --gflops 2000 --size 720p\n"
-        "turbovaed models design ltx --ms 500 --causal --out student.json\nturbovaed models design ./my-vae --params 800k --json",
+        "turbovaed models design ltx --ms 500 --causal --out student.json",
     ),
     ("pull", models_pull, "turbovaed models pull ltx\nturbovaed models pull user/name\nturbovaed models pull lpips-alex"),
 )
