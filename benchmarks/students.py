@@ -5,7 +5,7 @@
 
 The caches are those of benchmarks/recipes.py, which also has what a run is and how it goes on. `full` is the published layout.
 Then all decode the same latents in turns, each in the fastest form that it has here, in fp32: our fast form, plain torch, or
-ONNX Runtime. Prints a table, and writes students.json into --out.
+ONNX Runtime. Prints a table, and writes students.json into --out. A teacher without `nano` is studied without it.
 """
 
 import json
@@ -14,6 +14,8 @@ from pathlib import Path
 from recipes import SCORES, Study, parser_of
 
 from turbovaed_cli.benchmarking.bench import bench
+from turbovaed_cli.registry.find import find_model
+from turbovaed_cli.registry.members import MEMBERS, members_of
 from turbovaed_cli.settings import BenchSettings
 
 RECIPE = {"mixed": True, "lattice_weight": 0.5}
@@ -28,6 +30,8 @@ ARMS = {
 
 def main() -> None:
     options = parser_of(__doc__, ARMS, Path("build/students"), minutes=15).parse_args()
+    own = members_of(find_model(options.teacher))
+    options.arms = [name for name in options.arms if name in own or name not in MEMBERS]
     study = Study(options, ARMS, in_equal_steps=False)
     study.make()
     runs = [run for run in study.done if run["seed"] == options.seeds[0]]
@@ -38,7 +42,7 @@ def main() -> None:
             {run["arm"]: {**run["last"], "params": run["params"], "steps": run["steps"], **times[run["arm"]]} for run in runs}
         )
     )
-    print(table(json.loads((options.out / "students.json").read_text())))
+    print(table(Path(options.teacher).name, json.loads((options.out / "students.json").read_text())))
 
 
 def decode_ms(folders: dict[str, Path]) -> dict[str, dict[str, float | str]]:
@@ -55,10 +59,10 @@ def decode_ms(folders: dict[str, Path]) -> dict[str, dict[str, float | str]]:
     return found
 
 
-def table(found: dict[str, dict[str, float | str]]) -> str:
-    """Return a Markdown table."""
+def table(teacher: str, found: dict[str, dict[str, float | str]]) -> str:
+    """Return a Markdown table, which tools/pictures.py draws."""
     lines = [
-        f"| student | parameters | decode ms | form | steps | {' | '.join(SCORES)} |",
+        f"| students of `{teacher}` | parameters | decode ms | form | steps | {' | '.join(SCORES)} |",
         "|---|---|---|---|---|" + "---|" * len(SCORES),
     ]
     for name, row in sorted(found.items(), key=lambda item: -float(item[1]["decode_ms"])):

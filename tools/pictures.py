@@ -1,9 +1,9 @@
 """Make the pictures of README and docs/ again: docs/pictures/.
 
-    python tools/pictures.py CLIPS [--clip CLIPS/bunny.mp4] [--only strip report bench memory quality]
+    python tools/pictures.py CLIPS [--clip CLIPS/bunny.mp4] [--only strip report bench memory quality students]
 
 CLIPS is a folder of videos that the embedded student never saw. `report` needs a Chromium; `bench` times decoders, so leave the machine alone
-meanwhile; `quality` draws a table of docs/measurements.md. `make pictures CLIPS=DIR` is the same.
+meanwhile; `quality` and `students` draw tables of docs/measurements.md. `make pictures CLIPS=DIR` is the same.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from outputs import PROGRESS
@@ -25,6 +26,7 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 
 from turbovaed_cli import load_student, load_teacher, read_clip
+from turbovaed_cli.registry.members import MEMBERS
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs" / "pictures"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -121,16 +123,11 @@ def as_terminal(output: str, title: str) -> str:
 
 def quality(_: argparse.Namespace) -> None:
     """Write quality.svg: the table of docs/measurements.md that has speed and PSNR of every runtime, as points."""
-    import matplotlib  # noqa: PLC0415 - only for pictures
-
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "turbovaed"
-    from matplotlib import pyplot  # noqa: PLC0415
-
-    page = (PICTURES.parent / "measurements.md").read_text(encoding="utf-8")
-    table = page[page.index("| what | over the teacher |") :].partition("\n\n")[0].splitlines()[2:]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    points = [(name, float(speed.rstrip("x")), float(psnr.removesuffix(" dB"))) for name, speed, psnr in rows]
+    pyplot = _pyplot()
+    points = [
+        (name, float(speed.rstrip("x")), float(psnr.removesuffix(" dB")))
+        for name, speed, psnr in _rows("| what | over the teacher |")
+    ]
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for number, (name, *place) in enumerate(sorted(points, key=lambda point: point[1])):
         angle = 0 if "int8" in name else (35, -35)[number % 2]  # names of neighbours on both sides
@@ -145,8 +142,50 @@ def quality(_: argparse.Namespace) -> None:
         xlim=(0, max(speed for _, speed, _ in points) * 1.2),
         ylim=(min(psnr for *_, psnr in points) - 0.2, max(psnr for *_, psnr in points) + 0.8),  # room for the names
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(PICTURES / "quality.svg", metadata={"Date": None})
+    _save(figure, "quality.svg")
+
+
+def students(_: argparse.Namespace) -> None:
+    """Write students.svg: the tables of docs/measurements.md with decode time and PSNR of each teacher's students, as points."""
+    teachers = {"the embedded teacher": "tiny", "a small teacher of Wan's kind": "wan-48"}
+    figure, panels = _pyplot().subplots(1, len(teachers), figsize=(8, 3.4), layout="constrained")
+    for axes, (title, teacher) in zip(panels, teachers.items(), strict=True):
+        points = [(cells[0], float(cells[2]), float(cells[5])) for cells in _rows(f"| students of `{teacher}` |")]
+        for name, *place in points:
+            axes.plot(*place, "o", color="#2b6cb0" if name in MEMBERS else "#b3403a", markersize=6)
+            axes.annotate(name, place, (0, 7), textcoords="offset points", ha="center", fontsize=8, color="#444444")
+        lows, highs = (f([psnr for *_, psnr in points]) for f in (min, max))
+        times = [ms for _, ms, _ in points]
+        axes.set(
+            title=title, xlabel="decode of 17x256x256, ms", ylabel="PSNR against the videos, dB", xscale="log",
+            xlim=(min(times) / 1.5, max(times) * 1.5), ylim=(lows - 0.3, highs + 0.5),
+        )  # fmt: skip
+        axes.title.set_fontsize(9)
+        axes.xaxis.set_major_formatter("{x:g}")
+    _save(figure, "students.svg")
+
+
+def _pyplot() -> Any:
+    import matplotlib  # noqa: PLC0415 - only for pictures
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "turbovaed"
+    from matplotlib import pyplot  # noqa: PLC0415
+
+    return pyplot
+
+
+def _rows(head: str) -> list[list[str]]:
+    """Return the cells of the table of docs/measurements.md that begins with `head`."""
+    page = (PICTURES.parent / "measurements.md").read_text(encoding="utf-8")
+    table = page[page.index(head) :].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def _save(figure: Any, name: str) -> None:
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(PICTURES / name, metadata={"Date": None})
 
 
 def memory(_: argparse.Namespace) -> None:
@@ -155,7 +194,7 @@ def memory(_: argparse.Namespace) -> None:
     subprocess.run([sys.executable, str(BENCHMARKS / "streaming.py"), *words], check=True)
 
 
-ALL = {"strip": strip, "report": report, "bench": bench, "quality": quality, "memory": memory}
+ALL = {"strip": strip, "report": report, "bench": bench, "quality": quality, "students": students, "memory": memory}
 
 
 def main() -> None:
