@@ -39,6 +39,8 @@ class Stage:
     perceptual_frames: int = setting(0, "Frames of each clip that the perceptual loss sees, others in every pass; 0 takes all.")
     feature_weight: float = setting(1.0, "Weight of feature alignment; 0 leaves it out.", "Losses")
     teacher_weight: float = setting(0.0, "Weight of L1 to the teacher's own pixels; 0 leaves it out.", "Losses")
+    # PSNR's own measure: rare large errors, as at borders and in strong colours, count more than in L1. 10 makes both alike.
+    squared_weight: float = setting(0.0, "Weight of the squared error to the source; 0 leaves it out.", "Losses")
     # Its root mean square is what the metric `grid` shows.
     lattice_weight: float = setting(
         0.0, "Weight of the error that repeats at the student's lattice of pixels; 0 leaves it out.", "Losses"

@@ -200,6 +200,16 @@ def test_pictures_too_small_for_the_perceptual_loss_are_refused_by_what_losses_s
     check_perceptual_size(replace(stage, perceptual_weight=0.0), loss, crop, (16, 64), has_margin=has_margin)
 
 
+def test_the_squared_error_weighs_a_rare_large_error_more_than_l1_does():
+    source, one_wrong, all_wrong = torch.zeros(1, 3, 1, 4, 4), torch.zeros(1, 3, 1, 4, 4), torch.full((1, 3, 1, 4, 4), 0.1)
+    one_wrong[..., 0, 0] = 1.6  # the same L1
+    stage = Stage("only", squared_weight=10.0, perceptual="none")
+    rare, even = (reconstruction_losses(wrong, source, stage, {}, None) for wrong in (one_wrong, all_wrong))
+    assert rare.parts["l1"] == pytest.approx(float(even.parts["l1"]))
+    assert float(even.total) == pytest.approx(0.1 + 10 * 0.01)
+    assert float(rare.total) == pytest.approx(0.1 + 10 * 0.16)
+
+
 def test_the_lattice_loss_counts_what_repeats_in_every_tile_and_nothing_else():
     torch.manual_seed(0)
     source = torch.rand(2, 3, 2, 19, 16) - 0.5

@@ -121,6 +121,7 @@ def losses_in_words(stage: Stage) -> str:
         stage.perceptual: stage.perceptual_weight if stage.perceptual != "none" else 0,
         "features": stage.feature_weight,
         "teacher L1": stage.teacher_weight,
+        "squared error": stage.squared_weight,
         "lattice": stage.lattice_weight,
         "adversarial": stage.adversarial_weight,
     }

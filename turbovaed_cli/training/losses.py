@@ -175,6 +175,9 @@ def reconstruction_losses(
     if taught is not None:
         parts["teacher"] = functional.l1_loss(decoded, taught.float())
         total = total + stage.teacher_weight * parts["teacher"]
+    if stage.squared_weight:
+        parts["squared"] = functional.mse_loss(decoded, source)
+        total = total + stage.squared_weight * parts["squared"]
     if stage.lattice_weight:
         parts["lattice"] = lattice_loss(decoded, source, period)
         total = total + stage.lattice_weight * parts["lattice"]
