@@ -84,6 +84,7 @@ def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minute
     parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes, help="of training per run")
+    parser.add_argument("--timed", type=int, default=10, help="steps of each arm that are timed, three times in turns")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(arms))
     parser.add_argument("--threads", type=int, default=1)
@@ -107,7 +108,7 @@ class Study:
         self.scorer = Scorer(options, self.spec)
         times = options.out / "seconds_per_step.json"
         if not times.exists():
-            times.write_text(json.dumps(self._seconds_per_step()))
+            times.write_text(json.dumps(self._seconds_per_step(options.timed)))
         self.seconds: dict[str, float] = json.loads(times.read_text())
 
     def make(self) -> None:
@@ -157,7 +158,7 @@ class Study:
             return self.spec, {**job, "student_config": {"family": student}}
         return member_of(self.spec, student), job
 
-    def _seconds_per_step(self, num_steps: int = 10) -> dict[str, float]:
+    def _seconds_per_step(self, num_steps: int) -> dict[str, float]:
         """Time a few steps of every arm, in turns, so that a busy moment hits all alike; of stages by their shares."""
         found: dict[str, list[float]] = {}
         for _ in range(3):
