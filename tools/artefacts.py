@@ -31,7 +31,7 @@ FRAMES, SIDE, CELL = 4, 192, 8  # of the clips; pixels of a latent
 SHOWN = 128  # pixels a side of each part of a picture
 CONTRAST = 8  # of errors in pictures
 GAP = 6
-CARD_ROWS = ("flat_2040c0", "bars_75", "flat_00ff00")
+CARD_ROWS = ("checkers_2", "bars_75", "flat_008000")
 
 Clip = np.ndarray  # (T, H, W, 3), levels of 255
 

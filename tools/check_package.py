@@ -24,7 +24,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 MOST_BYTES = 25_000_000
 WEIGHTS = "turbovaed_cli/assets/tiny/{}/diffusion_pytorch_model.safetensors"
-NEEDED = (*map(WEIGHTS.format, ("teacher", "student")), "turbovaed_cli/py.typed")
+NEEDED = (*map(WEIGHTS.format, ("teacher", "student", "lite", "causal")), "turbovaed_cli/py.typed")
 UNWANTED = re.compile(r"(^|/)(tests|benchmarks|tools|build|site|demo-out|\.venv)/|\.pyc$|(^|/)Makefile$")
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         load_student(options.run).half().save_pretrained(folder)
         for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-            shutil.copy(Path(folder) / name, place / name)
+            shutil.copyfile(Path(folder) / name, place / name)
 
 
 if __name__ == "__main__":

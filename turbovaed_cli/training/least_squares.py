@@ -42,11 +42,13 @@ def fit_convolution(
     *,
     causal: bool = False,
     ridge: float = _RIDGE,
+    noise: float = 0.0,
     adds: bool = False,
 ) -> None:
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` (1, C, t, h, w) to `targets` (places, O).
 
-    With `adds` the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need. A target
+    `noise` is the share of each input's root mean square that rounding adds to it: the map is the best one of such inputs, with
+    small weights where large ones would cancel. With `adds` the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need. A target
     that is NaN is then unknown, and its place does not count for any output that has an unknown target somewhere.
     """
     kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
@@ -69,6 +71,8 @@ def fit_convolution(
         for kind, (part, of_part) in enumerate(parts):
             gram[kind] += part.T @ part
             cross[kind] += part.T @ of_part
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal[:, :-1] *= 1 + noise**2  # but for that of the bias
     found = (_solved_partly(gram, cross, ridge) if adds else _solved(gram[0], cross[0], ridge)).T.to(convolution.weight)
     weight = found[:, :-1].reshape(convolution.out_channels, convolution.in_channels, *used)
     whole = convolution.weight if convolution.weight.ndim == 5 else convolution.weight.unsqueeze(2)  # (out, in, *kernel)
