@@ -161,17 +161,14 @@ def test_small_frames_are_refused_and_equal_input_gives_equal_output():
     assert len(values) == 1
 
 
-def test_the_embedded_student_leaves_a_texture_of_8_pixels_in_plain_blue():
+def test_the_embedded_student_leaves_no_texture_in_plain_blue():
     pair = load_pair("tiny")
     blue = np.empty((9, 128, 128, 3), np.uint8)
     blue[:] = (32, 64, 192)
     teacher, student = decode_clip(blue, pair)
     source, by_teacher, by_student = (to_model(frames) for frames in (blue, teacher, student))
-    assert grid(by_student, source) > 1.5
-    assert grid(by_student, source) > 2.5 * grid(by_teacher, source)
-    inside = (..., slice(32, 96), slice(32, 96))
-    fine, coarse = (grid_of(by_student[inside], source[inside], period).square().mean() for period in (8, 32))
-    assert coarse < 1.1 * fine  # the period is 8: a longer one adds nothing
+    assert grid(by_student, source) < 0.7
+    assert grid(by_student, source) < grid(by_teacher, source) + 0.2
 
 
 def test_memory_does_not_grow_with_the_length_of_a_clip(monkeypatch):
