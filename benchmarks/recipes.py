@@ -242,15 +242,15 @@ class Scorer:
         """Return the means of SCORES, of decodes of the posterior mean rounded to 8 bits."""
         found: dict[str, list[float]] = {name: [] for name in SCORES}
         for mean, video in self.clips:
-            decoded = _decoded(student, mean)
+            decoded = decode(student, mean)
             found["st_lpips"] += mean_distances(self.st_lpips, [decoded], video)
             for name, measure in (("psnr", psnr), ("ssim", ssim), ("flicker", flicker), ("grid", grid)):
                 found[name].append(float(measure(decoded, video)))
-        found["card_psnr"] = [float(psnr(_decoded(student, mean), video)) for mean, video in self.card]
+        found["card_psnr"] = [float(psnr(decode(student, mean), video)) for mean, video in self.card]
         return {name: round(statistics.fmean(values), 5) for name, values in found.items()}
 
 
-def _decoded(student: Decoder, mean: Tensor) -> Tensor:
+def decode(student: Decoder, mean: Tensor) -> Tensor:
     """Return the video (3, T, H, W) of latents (C, t, h, w) as it is written: clamped, and rounded to 8 bits."""
     return to_model(to_uint8(student.decode(mean[None]).sample[0]))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from recipes import decode
 from torch import Tensor
 
 from turbovaed_cli.latents.cache import LatentCache
@@ -25,7 +26,6 @@ from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.training.first_clips import NUM_CLIPS
 from turbovaed_cli.training.fitted_start import fit_start
 from turbovaed_cli.training.pruned_start import prune_start, pruned_config
-from turbovaed_cli.video import to_model, to_uint8
 
 Clips = Sequence[tuple[Tensor, Tensor]]
 
@@ -66,8 +66,7 @@ def clips_of(folder: Path, most: int | None = None) -> list[tuple[Tensor, Tensor
 def psnr_of(student: StudentDecoder, clips: Clips) -> float:
     """Return the mean PSNR in dB of decodes rounded to 8 bits."""
     student.eval()
-    decodes = ((to_model(to_uint8(student.decode(mean).sample[0])), video[0]) for mean, video in clips)
-    return statistics.fmean(float(psnr(decoded, video)) for decoded, video in decodes)
+    return statistics.fmean(float(psnr(decode(student, mean[0]), video[0])) for mean, video in clips)
 
 
 if __name__ == "__main__":

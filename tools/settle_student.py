@@ -8,6 +8,7 @@ the fit is least squares on some clips, and knows neither grid nor structure. Pr
 """
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
@@ -51,23 +52,22 @@ def crops_of(cache: LatentCache, count: int) -> list[Tensor]:
 @torch.no_grad()
 def settle(student: StudentDecoder, latents: list[Tensor]) -> None:
     """Fit the last convolution, in place."""
-    convolution = student.conv_out.conv
+    layer = student.conv_out
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def keep(_: object, given: tuple[Tensor], returned: Tensor) -> None:
-        padding = (given[0].shape[2] - returned.shape[2]) // 2  # frames that the layer repeats at both ends
-        inputs.append(given[0][:, :, padding : padding + returned.shape[2]])
+        inputs.append(given[0])
         outputs.append(returned)
 
-    hook = convolution.register_forward_hook(keep)
+    hook = layer.register_forward_hook(keep)
     for one in latents:
         student(one)
     hook.remove()
     generator = torch.Generator().manual_seed(0)
     places = [places_in(output.shape[2:], generator) for output in outputs]
     targets = [at_places(output, where) for output, where in zip(outputs, places, strict=True)]
-    fit_convolution(convolution, inputs, places, targets, ridge=0.0, noise=ROUNDING)
+    fit_convolution(layer.conv, inputs, places, targets, causal=layer.causal, ridge=1e-9, noise=ROUNDING)
 
 
 @torch.inference_mode()
@@ -75,8 +75,8 @@ def closeness(student: StudentDecoder, latents: list[Tensor]) -> float:
     """Return the mean PSNR in dB of decodes with all weights in bf16 against those in fp32, of some clips."""
     some = latents[::8]
     exact = [student.decode(one).sample[0] for one in some]
-    rounded = [student.bfloat16().decode(one.bfloat16()).sample[0].float() for one in some]
-    student.float()
+    in_bf16 = copy.deepcopy(student).bfloat16()
+    rounded = [in_bf16.decode(one.bfloat16()).sample[0].float() for one in some]
     return sum(float(psnr(a, b)) for a, b in zip(rounded, exact, strict=True)) / len(some)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from turbovaed_cli.choices import check_choice
 from turbovaed_cli.errors import RunFolderError, SettingsError
@@ -39,14 +39,7 @@ def check_distill_settings(settings: DistillSettings, *, is_cached: bool = False
     _check_not_negative(settings, ("hours", "eps", "weight_decay", "clip_grad_norm", "discriminator_lr"))
     for stage in settings.stages:
         check_counts(stage, ("steps", "batch_size", "accumulation"))
-        weights = (
-            "perceptual_weight",
-            "feature_weight",
-            "teacher_weight",
-            "squared_weight",
-            "lattice_weight",
-            "adversarial_weight",
-        )
+        weights = [field.name for field in fields(stage) if field.name.endswith("_weight")]
         _check_not_negative(
             stage, ("lr", "lr_end", "warmup_steps", "crop_latents", "crop_side", "crop_margin", "perceptual_frames", *weights)
         )

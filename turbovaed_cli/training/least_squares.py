@@ -48,8 +48,9 @@ def fit_convolution(
     """Set weight and bias to the least squares map from the neighbourhoods of `inputs` (1, C, t, h, w) to `targets` (places, O).
 
     `noise` is the share of each input's root mean square that rounding adds to it: the map is the best one of such inputs, with
-    small weights where large ones would cancel. With `adds` the map is added to the weights: fitted to what they miss, it leaves as it is what the clips do not need. A target
-    that is NaN is then unknown, and its place does not count for any output that has an unknown target somewhere.
+    small weights where large ones would cancel. With `adds` the map is added to the weights: fitted to what they miss, it leaves
+    as it is what the clips do not need. A target that is NaN is then unknown, and its place does not count for any output that
+    has an unknown target somewhere.
     """
     kernel = convolution.kernel_size if isinstance(convolution, nn.Conv3d) else (1, *convolution.kernel_size)
     device = inputs[0].device if adds else torch.device("cpu")

@@ -156,10 +156,10 @@ def reconstruction_losses(
     looked_at: Sequence[int] | None = None,
     period: int = 1,
 ) -> Losses:
-    """Return the losses of a decode: L1 to the source, perceptual distance, features, and L1 to the teacher's decode `taught`.
+    """Return the losses of a decode: L1 to the source, and what the stage gives a weight.
 
-    `decoded`, `source` and `taught` are videos (B, 3, T, H, W) in [-1, 1]; `features` are scalar losses by block. The perceptual
-    distance uses the frames `looked_at`; None: all. `period` is the side in pixels of the student's lattice, its space ratio.
+    `decoded`, `source` and the teacher's decode `taught` are videos (B, 3, T, H, W) in [-1, 1]; `features` are scalar losses by
+    block. The perceptual distance uses the frames `looked_at`; None: all. `period` is the side in pixels of the student's lattice, its space ratio.
     Losses are fp32; LPIPS and the features may be computed in other precisions.
     """
     decoded = decoded.float()
