@@ -5,11 +5,11 @@
     turbovaed cache-latents --teacher tiny --data val --out build/tiny-val --clips-per-video 1
     python benchmarks/recipes.py --teacher tiny --latents build/tiny --mixed build/tiny-mixed --val build/tiny-val --minutes 5
 
-and the same with `--teacher benchmarks/teachers/wan-48 --student lite`. An arm differs from `base` in one thing. Some steps of
-every arm are timed first, in turns. Then each arm trains for the steps that `base` makes in --minutes (equal steps), and, if
-its steps take longer or shorter, once more for as many as fit in that time (equal time). Each run is scored on its last two
-checkpoints: a ranking that both share is one that lasts. What is done is kept in --out, a JSON line a run, so the command goes
-on where it stopped. Prints a table of differences to `base`.
+and the same with `--teacher benchmarks/teachers/wan-48 --student lite`. An arm differs from `base` in one thing. The start and
+some steps of every arm are timed first, the steps in turns. Then each arm trains for the steps that `base` makes in --minutes
+(equal steps), and, if its start or its steps take longer or shorter, once more for as many as fit in that time (equal time).
+Each run is scored on its last two checkpoints: a ranking that both share is one that lasts. What is done is kept in --out, a
+JSON line a run, so the command goes on where it stopped. Prints a table of differences to `base`.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minute
     parser.add_argument("--latents", type=Path, required=True)
     parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=minutes, help="of training per run")
+    parser.add_argument("--minutes", type=float, default=minutes, help="of training per run, its start included")
     parser.add_argument("--timed", type=int, default=10, help="steps of each arm that are timed, three times in turns")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(arms))
@@ -106,10 +106,10 @@ class Study:
         self.record = options.out / "runs.jsonl"
         self.done = [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
         self.scorer = Scorer(options, self.spec)
-        times = options.out / "seconds_per_step.json"
+        times = options.out / "seconds.json"
         if not times.exists():
-            times.write_text(json.dumps(self._seconds_per_step(options.timed)))
-        self.seconds: dict[str, float] = json.loads(times.read_text())
+            times.write_text(json.dumps(self._timed(options.timed)))
+        self.seconds: dict[str, dict[str, float]] = json.loads(times.read_text())  # by arm: of the start, of a step
 
     def make(self) -> None:
         """Make the runs that are missing, seed by seed, and print the record of each."""
@@ -120,8 +120,10 @@ class Study:
 
     def results_of(self, name: str, seed: int) -> Iterator[dict[str, Any]]:
         """Make the runs of one arm that are missing, of equal steps and of equal time, and yield their records."""
-        equal = round(self.options.minutes * 60 / self.seconds[self.base])
-        fitting = round(self.options.minutes * 60 / self.seconds[name])
+        equal, fitting = (
+            round((self.options.minutes * 60 - self.seconds[arm]["start"]) / self.seconds[arm]["step"])
+            for arm in (self.base, name)
+        )
         if not self.in_equal_steps:
             lengths = {"time": fitting}
         else:
@@ -158,23 +160,28 @@ class Study:
             return self.spec, {**job, "student_config": {"family": student}}
         return member_of(self.spec, student), job
 
-    def _seconds_per_step(self, num_steps: int) -> dict[str, float]:
-        """Time a few steps of every arm, in turns, so that a busy moment hits all alike; of stages by their shares."""
-        found: dict[str, list[float]] = {}
+    def _timed(self, num_steps: int) -> dict[str, dict[str, float]]:
+        """Time every arm's start once, and a few steps, in turns, so that a busy moment hits all alike; of stages by their shares."""
+        starts: dict[str, float] = {}
+        steps: dict[str, list[float]] = {}
         for _ in range(3):
             for name in self.options.arms:
                 folder = self.options.out / "timing"
                 shutil.rmtree(folder, ignore_errors=True)
                 spec, job = self._job(name, 0, num_steps, every=10**6)
-                job["settings"] = replace(job["settings"], start="plain")
+                if name in starts:
+                    job["settings"] = replace(job["settings"], start="plain")
+                began = time.monotonic()
                 distill(spec, folder, **job)
+                whole = time.monotonic() - began
                 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+                starts.setdefault(name, whole - sum(line["seconds"] for line in lines))
                 first = job["settings"].stages[0].steps
                 parts = [part for part in (lines[1:first], lines[first + 1 :]) if part]
                 weights = [stage.steps for stage in job["settings"].stages]
                 medians = [statistics.median(line["seconds"] for line in part) for part in parts]
-                found.setdefault(name, []).append(sum(w * m for w, m in zip(weights, medians, strict=True)) / sum(weights))
-        return {name: min(seconds) for name, seconds in found.items()}
+                steps.setdefault(name, []).append(sum(w * m for w, m in zip(weights, medians, strict=True)) / sum(weights))
+        return {name: {"start": starts[name], "step": min(steps[name])} for name in starts}
 
     def _run(self, name: str, seed: int, steps: int) -> dict[str, Any]:
         """Train, going on after an interruption, and score the averages of the last two checkpoints."""

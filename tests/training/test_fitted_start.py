@@ -8,7 +8,7 @@ from members import NAMED
 from turbovaed_cli.models.layers import TimeReplicatedConv3d
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.registry.find import find_model
-from turbovaed_cli.training.fitted_start import _Fit, _principal, _solve, are_flat, fit_start, unshuffle
+from turbovaed_cli.training.fitted_start import _Fit, _mixture, _principal, _solve, are_flat, fit_start, unshuffle
 
 
 def smooth_video(frames: int, side: int, seed: int) -> torch.Tensor:
@@ -115,6 +115,24 @@ def test_fewer_places_than_channels_leave_the_channels_whole():
     targets = [torch.randn(1, 2100, 1, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(2)]
     made = _Fit(student, [])._as_channels(targets, 64)
     assert [target.shape for target in made] == [(1, 64, 1, 2, 2)] * 2
+
+
+@pytest.mark.parametrize("channels", [16, 10])
+def test_brightness_is_in_every_channel_but_not_in_their_mean(channels):
+    """A layer norm removes the mean over channels, and what is left must be small enough for the activation."""
+    generator = torch.Generator().manual_seed(0)
+    brightness, noise = torch.randn(1, 1, 4, 8, 8, generator=generator), torch.randn(1, 12, 4, 8, 8, generator=generator)
+    made = _Fit(build_student(find_model("tiny").student.config), [])._as_channels([brightness + 0.1 * noise], channels)[0]
+    signals = made[0, : min(12, channels - channels // 5)].flatten(1)
+    assert signals.mean(dim=0).square().mean() < 0.005 * signals.square().mean()
+    assert (signals.square().mean(dim=1) < 2.5 * signals.square().mean()).all()
+    assert made.square().mean().sqrt() == pytest.approx(1.8, rel=0.02)  # with the constants
+
+
+@pytest.mark.parametrize("num", [1, 2, 7, 48])
+def test_mixed_components_keep_all_of_their_energy(num):
+    mixture = _mixture(num)
+    assert torch.allclose(mixture @ mixture.T, torch.eye(num, dtype=torch.float64), atol=1e-12)
 
 
 def test_unshuffling_undoes_the_students_shuffle():

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from turbovaed_cli.models.layers import (
     DepthwiseSeparableConv3d,
@@ -18,8 +19,9 @@ from turbovaed_cli.models.trainable import Trainable
 from turbovaed_cli.training.least_squares import MOST_FEATURES, NUM_ROWS, at_places, fit_convolution, places_in, run_convolution
 
 STARTS = ("plain", "fitted")
-# Signals small enough for SiLU to be nearly linear, with a constant that dominates the norms; the best of nine pairs tried.
-_SIGNAL, _CONSTANT = 0.25, 8.0
+# Signals small enough for SiLU to be nearly linear, and the root mean square of all channels with the constants among them,
+# which dominate the norms; the best of nine pairs tried.
+_SIGNAL, _STEADY = 0.25, 1.8
 _ABOVE_ZERO = 4.0  # standard deviations of a signal that are added to it where ReLU follows, which is linear there
 _LEAST_SPREAD = 1e-4  # of the signals' targets: less is rounding noise, which must not be scaled up to a signal
 _FLAT = 2 / 255  # standard deviation of pixels in [-1, 1]: one level of 8 bits
@@ -45,8 +47,8 @@ def fit_start(student: StudentDecoder, clips: Sequence[tuple[Tensor, Tensor]]) -
     `clips` are pairs of latents (1, C, t, h, w) and their video (1, 3, T, H, W) in [-1, 1]. Every residual branch starts at
     zero, so only the layers that change the resolution or the channels remain. Each of these is fitted to the picture at its
     resolution, with the norm and the activation before it as they are. The targets are blocks of pixels, reduced to as many
-    principal components as there are channels. A norm without weights would remove contrast, so some channels carry a
-    constant. Training then starts from a linear decoder instead of noise.
+    principal components as there are channels, and mixed so that no channel is too large for the activation. A norm without
+    weights would remove contrast, so some channels carry a constant. Training then starts from a linear decoder instead of noise.
     """
     for module in student.modules():
         if isinstance(module, ResnetBlock):
@@ -117,36 +119,46 @@ class _Fit:
         return video if last else unshuffle(video, self.time, self.space)
 
     def _as_channels(self, targets: Sequence[Tensor], channels: int) -> list[Tensor]:
-        """Return the principal components of the targets at a common scale, and constants in the channels left over."""
+        """Return mixed principal components of the targets at a common scale, and constants in the channels left over."""
         num_signals = min(targets[0].shape[1], channels - channels // 5)
         rows = torch.cat([_rows(target)[:: max(1, target[0, 0].numel() // NUM_ROWS)] for target in targets]).cpu()
         rows = rows.double() if rows.shape[1] <= MOST_FEATURES else rows[:: max(1, len(rows) // MOST_FEATURES)]
         center = rows.mean(dim=0)
         basis = _principal(rows - center, num_signals)
+        basis = basis @ _mixture(basis.shape[1]).to(rows)
         squares = ((rows - center) @ basis).square().mean(dim=0)
         scale = _SIGNAL / squares.mean().sqrt().clamp(min=_LEAST_SPREAD)
         above = _ABOVE_ZERO * scale * squares.sqrt() if self.has_relu else torch.zeros_like(squares)
         offset = above.float().to(targets[0].device)
+        constant = _STEADY * (channels / max(channels - num_signals, 1)) ** 0.5
         center, basis, made = center.float().to(targets[0].device), (basis * scale).float().to(targets[0].device), []
         for target in targets:
             signals = torch.einsum("bcthw,cs->bsthw", target - center.view(-1, 1, 1, 1), basis) + offset.view(1, -1, 1, 1, 1)
-            constants = signals.new_full((1, channels - signals.shape[1], *signals.shape[2:]), _CONSTANT)
+            constants = signals.new_full((1, channels - signals.shape[1], *signals.shape[2:]), constant)
             made.append(torch.cat([signals, constants], dim=1))
         return made
 
 
 def _principal(rows: Tensor, num: int) -> Tensor:
     """Return the directions of largest variance of centered rows (N, dims), as (dims, num), the largest first."""
-    dims = rows.shape[1]
-    if num == dims:
-        return torch.eye(dims, dtype=rows.dtype)
-    if dims <= MOST_FEATURES:
+    if rows.shape[1] <= MOST_FEATURES:
         _, vectors = torch.linalg.eigh(rows.T @ rows)
         return vectors.flip(1)[:, :num]
     # For students with high compression, blocks of ten thousand pixels: their covariance would take gigabytes and an hour.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torch.pca_lowrank(rows, q=min(num, *rows.shape), center=False, niter=4)[2]
+
+
+def _mixture(num: int) -> Tensor:
+    """Return the (num, num) orthogonal map from principal components, the largest first, to channels that share their energy.
+
+    Its rows are cosines, the largest component's the one that is equally strong in every channel. The mean over channels, which
+    a layer norm removes, is the smallest component.
+    """
+    frequencies = sorted(range(num), key=lambda frequency: (frequency == 0, abs(frequency - num / 2)))
+    angles = torch.pi / num * torch.tensor(frequencies, dtype=torch.float64)[:, None] * (torch.arange(num) + 0.5)
+    return functional.normalize(angles.cos(), dim=1)
 
 
 def _rows(x: Tensor) -> Tensor:
