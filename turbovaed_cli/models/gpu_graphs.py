@@ -1,0 +1,121 @@
+"""CUDA graphs of decodes: operations of fixed shapes, launched at once instead of one by one from Python."""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbovaed_cli.machine.devices import is_out_of_memory
+from turbovaed_cli.models.gpu_kernels import FusedPreparation
+from turbovaed_cli.models.kernels import Kept
+from turbovaed_cli.models.stages import StreamConvolution, StreamResidual, StreamStage, WithoutFirst
+from turbovaed_cli.models.streaming import FastDecoder, Step
+
+Decode = Callable[[Tensor], Tensor]
+
+
+class FusedDecoder(FastDecoder):
+    """A student whose norms, activations and padding in time are one kernel."""
+
+    preparation = FusedPreparation
+
+
+class GraphDecoder(FusedDecoder):
+    """The same, captured in CUDA graphs: whole clips of the last shape, and the pieces of a stream once they repeat.
+
+    A graph holds the memory of its intermediate results. If there is no room for it, operations are launched one by one.
+    """
+
+    _whole: "Graph | None" = None
+    _too_large: torch.Size | None = None  # the shape of latents for whose graph there was no room
+
+    def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
+        if frames or rows or latents.shape == self._too_large:
+            return super().decode(latents, frames, rows)
+        if self._whole is None or self._whole.shape != latents.shape:
+            self._whole = None  # its memory is free for the next one
+            made = super().decode(latents)  # lays out weights and chooses kernels, which a capture cannot
+            self._whole = captured(super().decode, latents.to(self.device, self.dtype), self.held())
+            if self._whole is None:
+                self._too_large = latents.shape
+            return made
+        return self._whole(latents)
+
+    def stepper(self, stages: Sequence[StreamStage]) -> Step:
+        return GraphStep(stages, self.held)
+
+
+class Graph:
+    """A decode in a CUDA graph: replays its operations with other latents of the same shape."""
+
+    def __init__(self, decode: Decode, latents: Tensor, held: Sequence[Tensor]) -> None:
+        """Capture `decode` of `latents`; `held` is the memory that it uses, which must not be freed before the graph."""
+        with torch.inference_mode(False):  # else later calls outside of inference mode could not write there
+            self._latents = torch.empty_like(latents)
+        self._latents.copy_(latents)
+        self._held, self.shape, self._turn = held, latents.shape, threading.Lock()
+        self._graph = torch.cuda.CUDAGraph()
+        # Threads that read ahead may allocate memory meanwhile.
+        with torch.no_grad(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._made = decode(self._latents)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Return a copy of what the decode makes of `latents`."""
+        with self._turn, torch.no_grad():
+            self._latents.copy_(latents)
+            self._graph.replay()
+            return self._made.clone()
+
+
+def captured(decode: Decode, latents: Tensor, held: Sequence[Tensor]) -> Graph | None:
+    """Return the graph of a decode that has run once; None if there is no room for it."""
+    try:
+        return Graph(decode, latents, held)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+class GraphStep:
+    """The pieces of one clip: once a piece leaves the stages as it found them, later ones of its shape are replayed.
+
+    Between pieces, stages keep frames, which a piece replaces in place. A graph uses those places, so it is replayed only if
+    they are the same as at its capture.
+    """
+
+    def __init__(self, stages: Sequence[StreamStage], held: Callable[[], list[Tensor]]) -> None:
+        self._stages, self._held = stages, held
+        self._repeats: Hashable = None  # the state at the beginning and the end of the last piece
+        self._graph: Graph | None = None
+        self._captured: Hashable = None  # the state at the capture
+        self._has_room = True
+
+    def __call__(self, run: Decode, latents: Tensor) -> Tensor:
+        """Decode latents (C, n, h, w) to (3, m, H, W); `run` does so without a graph."""
+        before = self._state(latents)
+        if self._graph is None and self._has_room and before == self._repeats:
+            self._graph, self._captured = captured(run, latents, self._held()), before
+            self._has_room = self._graph is not None
+        if self._graph is not None and before == self._captured:
+            return self._graph(latents)
+        made = run(latents)
+        self._repeats = before if self._state(latents) == before else None
+        return made
+
+    def _state(self, latents: Tensor) -> Hashable:
+        """Return what decides which operations a piece needs, and on which memory."""
+        kept = [(key, frames.data_ptr(), frames.shape) for memory in _memories(self._stages) for key, frames in memory.items()]
+        begun = [len(stage.dropped) for stage in self._stages if isinstance(stage, WithoutFirst)]
+        return latents.shape, latents.dtype, latents.device, tuple(kept), tuple(begun)
+
+
+def _memories(stages: Sequence[StreamStage]) -> Iterator[dict[Any, Tensor]]:
+    for stage in stages:
+        if isinstance(stage, StreamResidual):
+            yield from _memories(stage.branch)
+        memory = {StreamResidual: "waiting", StreamConvolution: "kept"}.get(type(stage))
+        if memory is not None and isinstance(kept := getattr(stage, memory), Kept):
+            yield kept
