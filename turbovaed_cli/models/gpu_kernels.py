@@ -45,9 +45,9 @@ class FusedPreparation(Preparation):
             super().fill(x, out, kept, head, scratch)
 
     def _fits(self, x: Tensor, out: Tensor, kept: Tensor | None) -> bool:
-        """Whether the kernel takes these tensors: some frames of one precision, with channels innermost in memory."""
-        tensors = (x, out) if kept is None else (x, out, kept)
-        alike = all(one.dtype == x.dtype and one.device == x.device and one.stride(1) == 1 for one in tensors)
+        """Whether the kernel takes these tensors: some frames, all of one precision, in `out` and `kept` with channels innermost."""
+        others = (out,) if kept is None else (out, kept)
+        alike = all(one.dtype == x.dtype and one.device == x.device and one.stride(1) == 1 for one in others)
         is_plain = not self.least and self.gamma is None
         return is_plain and alike and x.numel() > 0 and x.dtype in _DTYPES and runs_triton(x.device)
 
@@ -57,7 +57,7 @@ class FusedPreparation(Preparation):
         wide = 1 << (channels - 1).bit_length()
         at_once = max(_ELEMENTS // wide, 1)
         before = x if kept is None else kept
-        strides = [one.stride(axis) for one in (x, before, out) for axis in (0, 2, 3)]
+        strides = [*x.stride(), *(one.stride(axis) for one in (before, out) for axis in (0, 2, 3))]
         with torch.cuda.device_of(x):
             _kernel()[(-(-positions // at_once),)](
                 x, before, out, *strides, positions, frames, head, height, width, channels, self.eps,

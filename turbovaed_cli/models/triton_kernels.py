@@ -7,13 +7,13 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["positions", "frames", "head", "height", "width"])  # type: ignore[untyped-decorator]
 def fill_padded(  # type: ignore[no-untyped-def]
     x, kept, out,
-    x_frame, x_row, x_column, kept_frame, kept_row, kept_column, out_frame, out_row, out_column,
+    x_frame, x_channel, x_row, x_column, kept_frame, kept_row, kept_column, out_frame, out_row, out_column,
     positions, frames, head, height, width, channels, eps,
     HAS_KEPT: tl.constexpr, HAS_NORM: tl.constexpr, ACTIVATION: tl.constexpr, POSITIONS: tl.constexpr, CHANNELS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
     """Write frames of `x`, through RMS norm and activation, into `out` from frame `head` on, and fill the frames around them.
 
-    Names such as `x_row` are strides in elements; that of the channels is 1. A program takes POSITIONS of `out` with all their
+    Names such as `x_row` are strides in elements; the channels of `kept` and `out` are innermost in memory. A program takes POSITIONS of `out` with all their
     channels, CHANNELS at most. Frames before `head` are those of `kept`, unchanged, or the first of `x`; those after the last
     of `x` repeat it. Sums and activations are in fp32.
     """
@@ -22,7 +22,7 @@ def fill_padded(  # type: ignore[no-untyped-def]
     channel = tl.arange(0, CHANNELS)[None, :]
     inside = (at < positions)[:, None] & (channel < channels)
     source = tl.minimum(tl.maximum(frame - head, 0), frames - 1)
-    places = (source * x_frame + row * x_row + column * x_column)[:, None] + channel
+    places = (source * x_frame + row * x_row + column * x_column)[:, None] + channel * x_channel
     wide = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
     if HAS_NORM:
         means = tl.sum(wide * wide, axis=1) / channels + eps
