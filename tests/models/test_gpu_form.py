@@ -276,6 +276,8 @@ def test_nothing_is_tried_without_a_gpu_or_contents():
 def test_a_gpu_with_contents_is_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert can_choose(torch.device("cuda"), torch.zeros(1))
+    with torch.autocast("cuda", torch.bfloat16):
+        assert not can_choose(torch.device("cuda"), torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not can_choose(torch.device("cuda"), torch.zeros(1))
 

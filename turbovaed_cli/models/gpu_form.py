@@ -72,7 +72,8 @@ def can_choose(device: torch.device, latents: Tensor) -> bool:
     """Whether decodes on `device` can be timed: on CUDA, with tensors that have contents and no one who counts operations."""
     if device.type != "cuda" or isinstance(latents, FakeTensor) or is_in_torch_dispatch_mode():
         return False
-    return not torch.compiler.is_compiling() and not torch.cuda.is_current_stream_capturing()
+    is_plain = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cuda")
+    return is_plain and not torch.cuda.is_current_stream_capturing()
 
 
 def form_of(student: StudentNetwork, name: str, dtype: torch.dtype | None = None) -> FastDecoder:
