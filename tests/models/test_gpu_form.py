@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,9 +193,7 @@ def test_without_a_place_for_a_file_the_choice_is_kept_in_memory(on_gpu, tmp_pat
 
 
 def test_the_choice_depends_on_all_that_can_change_it(monkeypatch):
-    student, other, same = (
-        built(NAMED[name], seed, torch.float32) for name, seed in (("8x8x8", 0), ("images", 0), ("8x8x8", 1))
-    )
+    student, other, same = (built(NAMED[name], seed, torch.float32) for name, seed in (("8x8x8", 0), ("images", 0), ("8x8x8", 1)))
     latents = torch.zeros(1, 4, 2, 2, 2)
     keys = [
         student.ready()._key("whole", latents),
@@ -262,6 +261,25 @@ def test_the_switch_of_a_student_comes_first(on_gpu, monkeypatch):
     assert with_gradients.requires_grad and len(on_gpu[1]) == 1
 
 
+def test_a_student_whose_weights_are_offloaded_decodes_by_its_modules(on_gpu, monkeypatch):
+    """As `enable_model_cpu_offload` does: a form would be made again for every clip."""
+    student, latents = built(NAMED["images"], dtype=torch.float32), torch.randn(1, 4, 2, 2, 2)
+    monkeypatch.setattr(type(student), "decodes_fast", False)
+    student._hf_hook = SimpleNamespace(pre_forward=lambda module: module)
+    with torch.no_grad():
+        assert torch.equal(student.decode(latents).sample, student(latents))
+    assert on_gpu[1] == [] and student.fast_form_of is None
+
+
+def test_a_decoded_clip_leaves_no_buffers(on_gpu):
+    student, latents = built(NAMED["8x8x8"], dtype=torch.float32), torch.randn(1, 4, 2, 2, 2)
+    with torch.no_grad():
+        for _ in range(2):
+            decode_on_gpu(student, latents)
+            (form,) = student.ready()._forms.values()
+            assert form.scratch.blocks() == []
+
+
 def test_nothing_is_tried_without_a_gpu_or_contents():
     cuda, latents = torch.device("cuda"), torch.zeros(1)
     assert not can_choose(CPU, latents) and not can_choose(torch.device("mps"), latents)
@@ -276,10 +294,14 @@ def test_nothing_is_tried_without_a_gpu_or_contents():
 def test_a_gpu_with_contents_is_tried(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert can_choose(torch.device("cuda"), torch.zeros(1))
-    with torch.autocast("cuda", torch.bfloat16):
-        assert not can_choose(torch.device("cuda"), torch.zeros(1))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert not can_choose(torch.device("cuda"), torch.zeros(1))
+    for where, name in (
+        (torch.cuda, "is_current_stream_capturing"),
+        (torch, "is_autocast_enabled"),
+        (torch.compiler, "is_compiling"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(where, name, lambda *_: True)
+            assert not can_choose(torch.device("cuda"), torch.zeros(1))
 
 
 def test_a_student_that_is_dropped_takes_its_forms_along(on_gpu):

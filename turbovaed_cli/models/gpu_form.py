@@ -109,18 +109,31 @@ class GpuDecoder(FastDecoder):
         if chosen == COMPILED:
             check_compiler(self.device)
             return _compiled_forward()(student, latents)
-        return student(latents) if chosen == MODULES else self._form(chosen).decode(latents)
+        if chosen == MODULES:
+            return student(latents)
+        video = self._form(chosen).decode(latents)
+        self._clear()
+        return video
 
     def _form(self, name: str) -> FastDecoder:
         if name not in self._forms:
             self._forms[name] = form_of(self.student, name, self.dtype)
         return self._forms[name]
 
+    def _clear(self) -> None:
+        """Give back the memory between decodes: torch's allocator on a GPU reuses it, and other networks need it."""
+        for form in self._forms.values():
+            form.scratch.clear()
+
     def _whole(self, name: str, latents: Tensor) -> Callable[[], Tensor]:
+        """Return the decode of a clip by a form that has decoded one of its shape."""
+        self._clear()
+        self._form(name).decode(latents)
         return functools.partial(self._form(name).decode, latents)
 
     def _stream(self, name: str, latents: Tensor) -> Callable[[], Tensor]:
         """Return the decode of one more piece by a stream in which nothing is new any more."""
+        self._clear()
         stream = StreamingDecoder(self._form(name))
         lag = -(-stream.lookahead_frames // (int(self.student.temporal_compression_ratio) * latents.shape[2]))
         for _ in range(lag + 3):  # the frames that are repeated before the first one leave the stages, and a graph is captured

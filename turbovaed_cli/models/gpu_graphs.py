@@ -1,5 +1,6 @@
 """CUDA graphs of decodes: operations of fixed shapes, launched at once instead of one by one from Python."""
 
+import math
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbovaed_cli.machine.devices import is_out_of_memory
+from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.models.gpu_kernels import FusedPreparation
 from turbovaed_cli.models.kernels import Kept
 from turbovaed_cli.models.stages import StreamConvolution, StreamResidual, StreamStage, WithoutFirst
 from turbovaed_cli.models.streaming import FastDecoder, Step
 
 Decode = Callable[[Tensor], Tensor]
+_MOST_HELD = 0.1  # of a device's memory: what a graph may keep from everything else there
 
 
 class FusedDecoder(FastDecoder):
@@ -23,24 +25,27 @@ class FusedDecoder(FastDecoder):
 
 
 class GraphDecoder(FusedDecoder):
-    """The same, captured in CUDA graphs: whole clips of the last shape, and the pieces of a stream once they repeat.
+    """The same, captured in CUDA graphs: whole clips from the second one of a shape, and the pieces of a stream once they repeat.
 
-    A graph holds the memory of its intermediate results. If there is no room for it, operations are launched one by one.
+    A graph holds the memory of its intermediate results. If that is too much, operations are launched one by one.
     """
 
     _whole: "Graph | None" = None
-    _too_large: torch.Size | None = None  # the shape of latents for whose graph there was no room
+    _before: torch.Size | None = None  # the shape of the latents before
+    _too_large: torch.Size | None = None  # the shape of latents whose graph would hold too much
 
     def decode(self, latents: Tensor, frames: int = 0, rows: int = 0) -> Tensor:
         if frames or rows or latents.shape == self._too_large:
             return super().decode(latents, frames, rows)
         if self._whole is None or self._whole.shape != latents.shape:
             self._whole = None  # its memory is free for the next one
-            made = super().decode(latents)  # lays out weights and chooses kernels, which a capture cannot
+            is_first, self._before = latents.shape != self._before, latents.shape
+            if is_first:  # lays out weights and chooses kernels, which a capture cannot
+                return super().decode(latents)
             self._whole = captured(super().decode, latents.to(self.device, self.dtype), self.held())
             if self._whole is None:
                 self._too_large = latents.shape
-            return made
+                return super().decode(latents)
         return self._whole(latents)
 
     def stepper(self, stages: Sequence[StreamStage]) -> Step:
@@ -70,13 +75,24 @@ class Graph:
 
 
 def captured(decode: Decode, latents: Tensor, held: Sequence[Tensor]) -> Graph | None:
-    """Return the graph of a decode that has run once; None if there is no room for it."""
+    """Return the graph of a decode that has run once; None if it does not fit into the memory that a graph may hold."""
+    empty_cache(latents.device)
+    before, total = reserved_bytes(latents.device)
     try:
-        return Graph(decode, latents, held)
+        graph = Graph(decode, latents, held)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return None
+    own = reserved_bytes(latents.device)[0] - before + sum(one.nbytes for one in held)
+    return graph if own <= _MOST_HELD * total else None
+
+
+def reserved_bytes(device: torch.device) -> tuple[int, float]:
+    """Return the bytes that torch has reserved on `device`, and those of the device; no limit for others than CUDA."""
+    if device.type != "cuda":
+        return 0, math.inf
+    return torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
 
 
 class GraphStep:

@@ -157,7 +157,8 @@ class StudentDecoder(StudentNetwork):
             return torch.cat(list(decode_as_memory_allows(self.ready(), z.split(frames, dim=2), frames)), dim=2)
         if self.decodes_fast:
             return self.ready().decode(z)
-        return cast(Tensor, self(z)) if self.fast is False else decode_on_gpu(self, z)
+        is_offloaded = "_hf_hook" in vars(self)  # its weights move at every call, so that a form would have to be made again
+        return cast(Tensor, self(z)) if is_offloaded or self.fast is False else decode_on_gpu(self, z)
 
     @property
     def _is_hooked_inside(self) -> bool:
