@@ -1792,6 +1792,36 @@ class SpilledFrames:
         return frames.to(device).permute(0, 3, 1, 2)
 
 
+class Tape:
+    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
+
+    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
+        self._latents, self._most = iter(latents), most
+        self._kept: deque[Tensor] = deque()  # on the CPU
+        self._num_kept = 0  # latent frames
+        self.start = 0  # latent frames before those kept
+        self.has_failed = False  # whether the latents themselves raised an error
+
+    def pieces(self, frames: int) -> Iterator[Tensor]:
+        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
+        for kept in list(self._kept):
+            yield from kept.split(frames, dim=2)
+        while (new := self._next()) is not None:
+            yield from new.split(frames, dim=2)
+
+    def _next(self) -> Tensor | None:
+        self.has_failed = True
+        piece = next(self._latents, None)
+        self.has_failed = False
+        if piece is not None:
+            self._kept.append(piece.cpu())
+            self._num_kept += piece.shape[2]
+        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
+            length = self._kept.popleft().shape[2]
+            self._num_kept, self.start = self._num_kept - length, self.start + length
+        return piece
+
+
 Step = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # of a decode (C, n, h, w) to (3, m, H, W), and latents
 
 
@@ -2112,7 +2142,7 @@ def decode_as_memory_allows(
     ratio = int(fast.student.temporal_compression_ratio)
     context = -(-StreamingDecoder(fast).context_frames // ratio)
     # Frames that are not out yet depend on this many latents before the newest.
-    tape, done = _Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
+    tape, done = Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already
@@ -2132,36 +2162,6 @@ def decode_as_memory_allows(
         empty_cache(fast.device)
         smaller(frames, frames // 2)
         frames //= 2
-
-
-class _Tape:
-    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
-
-    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
-        self._latents, self._most = iter(latents), most
-        self._kept: deque[Tensor] = deque()  # on the CPU
-        self._num_kept = 0  # latent frames
-        self.start = 0  # latent frames before those kept
-        self.has_failed = False  # whether the latents themselves raised an error
-
-    def pieces(self, frames: int) -> Iterator[Tensor]:
-        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
-        for kept in list(self._kept):
-            yield from kept.split(frames, dim=2)
-        while (new := self._next()) is not None:
-            yield from new.split(frames, dim=2)
-
-    def _next(self) -> Tensor | None:
-        self.has_failed = True
-        piece = next(self._latents, None)
-        self.has_failed = False
-        if piece is not None:
-            self._kept.append(piece.cpu())
-            self._num_kept += piece.shape[2]
-        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
-            length = self._kept.popleft().shape[2]
-            self._num_kept, self.start = self._num_kept - length, self.start + length
-        return piece
 
 
 TEACHER_LICENCES = {
@@ -2332,7 +2332,8 @@ class StudentDecoder(StudentNetwork):
             return torch.cat(list(decode_as_memory_allows(self.ready(), z.split(frames, dim=2), frames)), dim=2)
         if self.decodes_fast:
             return self.ready().decode(z)
-        return cast(Tensor, self(z)) if self.fast is False else decode_on_gpu(self, z)
+        is_offloaded = "_hf_hook" in vars(self)  # its weights move at every call, so that a form would have to be made again
+        return cast(Tensor, self(z)) if is_offloaded or self.fast is False else decode_on_gpu(self, z)
 
     @property
     def _is_hooked_inside(self) -> bool:

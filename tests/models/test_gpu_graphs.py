@@ -69,6 +69,20 @@ def test_the_next_clip_of_a_stream_has_a_graph_of_its_own(graphs):
     assert graphs.made == 2
 
 
+def test_latents_are_brought_to_the_device_and_its_precision_before_a_capture(graphs, monkeypatch):
+    """A copy from the CPU cannot be captured."""
+    seen = []
+    made = Graph.__init__
+    monkeypatch.setattr(Graph, "__init__", lambda self, *arguments: (seen.append(arguments[1].dtype), made(self, *arguments))[1])
+    fast = form_of(built(NAMED["images"]), GRAPHS)
+    stream = StreamingDecoder(fast)
+    for piece in clip(30, 0).float().split(1, dim=2):
+        stream.push(piece)
+    for _ in range(2):
+        fast.decode(clip(2, 0).float())
+    assert seen == [torch.float64, torch.float64]
+
+
 def test_with_rows_or_a_disk_nothing_is_captured(graphs, tmp_path):
     student = built(NAMED["images"])
     for options in ({"rows": 1}, {"spill": tmp_path}):

@@ -46,9 +46,9 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def capture(graph: CpuGraph, capture_error_mode: str) -> Iterator[None]:
+def capture(graph: CpuGraph, stream: None, capture_error_mode: str) -> Iterator[None]:
     """In place of torch.cuda.graph."""
-    assert capture_error_mode == "thread_local"
+    assert stream is None and capture_error_mode == "thread_local"
     with _Recorder(graph) as recorder:
         yield
     for storage, clone in recorder.before.values():

@@ -275,6 +275,7 @@ def _path(key: Mapping[str, Any]) -> Path:
         return Path(name)
 
 
+@functools.cache
 def _triton_version() -> str | None:
     try:
         return metadata.version("triton")

@@ -49,7 +49,8 @@ class GraphDecoder(FusedDecoder):
         return self._whole(latents)
 
     def stepper(self, stages: Sequence[StreamStage]) -> Step:
-        return GraphStep(stages, self.held)
+        step = GraphStep(stages, self.held)
+        return lambda run, latents: step(run, latents.to(self.device, self.dtype))
 
 
 class Graph:
@@ -62,13 +63,17 @@ class Graph:
         self._latents.copy_(latents)
         self._held, self.shape, self._turn = held, latents.shape, threading.Lock()
         self._graph = torch.cuda.CUDAGraph()
-        # Threads that read ahead may allocate memory meanwhile.
-        with torch.no_grad(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._made = decode(self._latents)
+        with torch.cuda.device_of(latents), torch.no_grad():
+            stream = (
+                torch.cuda.Stream() if latents.is_cuda else None
+            )  # of this device: torch's default is that of the first graph
+            # Threads that read ahead may allocate memory meanwhile.
+            with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+                self._made = decode(self._latents)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """Return a copy of what the decode makes of `latents`."""
-        with self._turn, torch.no_grad():
+        with self._turn, torch.no_grad(), torch.cuda.device_of(self._latents):
             self._latents.copy_(latents)
             self._graph.replay()
             return self._made.clone()
