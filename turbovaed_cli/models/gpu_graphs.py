@@ -109,7 +109,7 @@ class GraphStep:
 
     def __init__(self, stages: Sequence[StreamStage], held: Callable[[], list[Tensor]]) -> None:
         self._stages, self._held = stages, held
-        self._repeats: Hashable = None  # the state at the beginning and the end of the last piece
+        self._last: Hashable = None  # the state before the last piece
         self._graph: Graph | None = None
         self._captured: Hashable = None  # the state at the capture
         self._has_room = True
@@ -117,14 +117,13 @@ class GraphStep:
     def __call__(self, run: Decode, latents: Tensor) -> Tensor:
         """Decode latents (C, n, h, w) to (3, m, H, W); `run` does so without a graph."""
         before = self._state(latents)
-        if self._graph is None and self._has_room and before == self._repeats:
+        if self._graph is None and self._has_room and before == self._last:
             self._graph, self._captured = captured(run, latents, self._held()), before
             self._has_room = self._graph is not None
         if self._graph is not None and before == self._captured:
             return self._graph(latents)
-        made = run(latents)
-        self._repeats = before if self._state(latents) == before else None
-        return made
+        self._last = before
+        return run(latents)
 
     def _state(self, latents: Tensor) -> Hashable:
         """Return what decides which operations a piece needs, and on which memory."""
