@@ -54,6 +54,7 @@ class Students:
         self.machine = machine
         self._kept: dict[tuple[str, str], Any] = {}
 
+    @torch.inference_mode(False)
     def of(self, name: str, dtype: str) -> Any:
         if (name, "fp32") not in self._kept:
             torch.manual_seed(0)
