@@ -1252,6 +1252,12 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     _supports_gradient_checkpointing = True
     gradient_checkpointing = False  # the name that diffusers' enable_gradient_checkpointing() looks for
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. diffusers' property imports its group offloading, a second; without that, weights are where they are."""
+        is_offloaded = "diffusers.hooks.group_offloading" in sys.modules
+        return cast(torch.device, super().device) if is_offloaded else next(self.parameters()).device
+
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
