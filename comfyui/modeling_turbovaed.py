@@ -1173,6 +1173,11 @@ class BlockPlan:
     upsample_time: bool
 
 
+def conv_types_of(conv_types: Sequence[str] | None, depthwise: Sequence[bool]) -> tuple[str, ...]:
+    """Return the type of convolution of each block, output-first, the mid block last: by `decoder_conv_types`, if a config has it."""
+    return tuple(conv_types or ("depthwise" if one else "3d" for one in depthwise))
+
+
 def plan_blocks(
     channels: Sequence[int],
     layers: Sequence[int],
@@ -1206,7 +1211,7 @@ def plan_blocks(
             raise SettingsError(
                 f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
             )
-    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
+    convs = conv_types_of(conv_types, depthwise)
     for one in convs:
         check_choice("decoder_conv_types", one, CONV_TYPES)
     mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)
@@ -1279,6 +1284,12 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
     gradient_checkpointing = False  # the name that diffusers' enable_gradient_checkpointing() looks for
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. diffusers' property imports its group offloading, a second; without that, weights are where they are."""
+        is_offloaded = "diffusers.hooks.group_offloading" in sys.modules
+        return cast(torch.device, super().device) if is_offloaded else next(self.parameters()).device
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

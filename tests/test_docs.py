@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from itertools import chain
 from pathlib import Path
 
 import pages
@@ -135,3 +137,14 @@ def test_targets_of_the_makefile_are_in_contributing_and_the_other_way_round():
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
     named = set(re.findall(r"make ([a-z-]+)", (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8"))) - {"targets"}
     assert named <= targets and targets - named <= {"install", "clean"}
+
+
+def test_the_licence_of_every_direct_dependency_is_stated():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = [
+        re.match(r"[\w.-]+", line)[0] for line in chain(project["dependencies"], *project["optional-dependencies"].values())
+    ]
+    notices = (ROOT / "THIRD_PARTY_NOTICES.md").read_text(encoding="utf-8").partition("**Libraries**")[2]
+    stated = set(re.findall(r"[\w-]+", notices))
+    assert len(packages) > 40
+    assert [name for name in packages if name not in stated] == []

@@ -2,9 +2,10 @@
 
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from turbovaed_cli.errors import UnavailableError
@@ -48,6 +49,35 @@ def lock_holder(path: Path) -> str | None:
             return None if _try_lock(file.fileno(), path, shared=True) else file.read().strip() or "another process"
     except FileNotFoundError:
         return None
+
+
+_TEMPORARY = ".turbovaed-"  # how the names of temporary files begin
+
+
+@contextmanager
+def temporary_file(folder: Path, suffix: str) -> Iterator[Path]:
+    """Yield an empty hidden file in `folder`, which is removed at the end unless it was renamed.
+
+    Its process holds a lock on it. So the next call with this folder removes what killed processes left there.
+    """
+    _remove_leftovers(folder)
+    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=suffix, dir=folder)
+    path = Path(name)
+    try:
+        if not is_windows():
+            with suppress(UnavailableError):  # where nothing can be locked, nothing is taken for a leftover either
+                _lock_once(handle, path, shared=False)
+        yield path
+    finally:
+        os.close(handle)
+        path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in [] if is_windows() else folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError, UnavailableError), path.open("rb") as file:
+            if _lock_once(file.fileno(), path, shared=False):
+                path.unlink()
 
 
 def _try_lock(descriptor: int, path: Path, *, shared: bool = False) -> bool:

@@ -6,5 +6,6 @@ threads.py     read ahead and write in threads
 signals.py     handlers of SIGINT and SIGTERM
 streams.py     stdin, stdout and stderr, open and lasting
 launch.py      `--nproc`: one command as several processes
+imports.py     the executable imports less of diffusers and torch
 ranks.py       processes that train one student together
 """

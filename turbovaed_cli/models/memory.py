@@ -7,7 +7,6 @@ import os
 import platform
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -16,7 +15,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.machine.devices import status_bytes
@@ -98,11 +96,12 @@ def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: 
 
     def videos() -> Iterator[Tensor]:
         while True:
-            yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device=teacher.device))[None]
+            yield to_model(torch.empty(frames, *of_frames, 3, dtype=torch.uint8, device="meta"))[None]
 
-    one_tile = tiles if tiles is not None and tiles.windows else None
-    with teacher.in_tiles(one_tile), _rehearsed_encode(teacher) as meter:
-        made = encoded(teacher, videos(), frames)
+    rehearsing = teacher.without_data()
+    rehearsing.tiles = tiles if tiles is not None and tiles.windows else None
+    with metered(teacher.device.type) as meter:
+        made = encoded(rehearsing, videos(), frames)
         for _ in islice(made, 2):  # the second uses caches, as all later ones do
             pass
         held = meter.live
@@ -110,12 +109,6 @@ def encoding_bytes(teacher: Teacher, size: tuple[int, int], frames: int, tiles: 
         held -= meter.live  # what one clip keeps; prepared weights and memory for reuse are there once for all tiles
     peak = _peak_of(meter, teacher)
     return peak + (tiles.count(size) - 1) * held if tiles else peak
-
-
-@contextmanager
-def _rehearsed_encode(teacher: Teacher) -> Iterator[Meter]:
-    with teacher.rehearsing(), FakeTensorMode(allow_non_fake_inputs=True), metered() as meter:
-        yield meter
 
 
 def _peak_of(meter: Meter, teacher: Teacher) -> int:
@@ -278,8 +271,10 @@ def fit_encoder(
 
 def clip_bytes(teacher: Teacher, clips: int, frames: int, size: tuple[int, int]) -> int:
     """Predict the peak bytes of `teacher.encode` for whole frames of (clips, 3, frames, H, W)."""
-    with teacher.in_tiles(None), _rehearsed_encode(teacher) as meter:
-        teacher.posterior(torch.empty(clips, 3, frames, *size, device=teacher.device))
+    rehearsing = teacher.without_data()
+    rehearsing.tiles = None
+    with metered(teacher.device.type) as meter:
+        rehearsing.posterior(torch.empty(clips, 3, frames, *size, device="meta"))
     return _peak_of(meter, teacher)
 
 

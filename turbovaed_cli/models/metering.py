@@ -53,14 +53,19 @@ def _in_blocks(images: Tensor) -> int:
 class _FusedAttention(TorchFunctionMode):
     """Count attention as fused kernels compute it, which never hold the scores of all queries for all keys.
 
-    For tensors without data on CUDA, torch uses its plain form, which holds them all: (frames * rows * columns) squared.
+    For tensors without data, torch uses its plain form, which holds them all: (frames * rows * columns) squared. Tensors of the
+    device "meta" count as those of `device_type`.
     """
+
+    def __init__(self, device_type: str) -> None:
+        super().__init__()
+        self.device_type = device_type
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is functional.scaled_dot_product_attention:
             attention = _Attention(*args, **kwargs)
-            if (scratch := attention.scratch_bytes()) is not None:
+            if (scratch := attention.scratch_bytes(self.device_type)) is not None:
                 held = attention.query.new_empty(scratch, dtype=torch.uint8)
                 made = attention.query.new_empty(*attention.query.shape[:-1], attention.value.shape[-1])
                 del held
@@ -81,14 +86,16 @@ class _Attention:
     scale: float | None = None
     enable_gqa: bool = False
 
-    def scratch_bytes(self) -> int | None:
+    def scratch_bytes(self, device_type: str) -> int | None:
         """Return the bytes that a fused kernel needs besides its inputs and output; None if torch has no kernel for this call.
+
+        Tensors of the device "meta" count as those of `device_type`.
 
         Source: sdp_utils, FlashAttentionKernel.cpp and mem_eff_attention of PyTorch 2.13.
         """
         is_plain = all(tensor.dim() == 4 for tensor in (self.query, self.key, self.value)) and not self.dropout_p
         kernels = {"cpu": self._in_blocks_on_cpu, "cuda": self._on_cuda}
-        kernel = kernels.get(self.query.device.type)
+        kernel = kernels.get(device_type if self.query.device.type == "meta" else self.query.device.type)
         if not is_plain or self.enable_gqa or kernel is None or (taken := kernel()) is None:
             return None
         sums = 4 * prod(self.query.shape[:-1])  # fp32, one of each query
@@ -121,7 +128,7 @@ class _Attention:
 
 
 @contextmanager
-def metered() -> Iterator[Meter]:
-    """Add up the bytes of all tensors that are made within this context."""
-    with Meter() as meter, _FusedAttention():
+def metered(device_type: str = "cpu") -> Iterator[Meter]:
+    """Add up the bytes of all tensors that are made within this context; those of the device "meta" count as of `device_type`."""
+    with Meter() as meter, _FusedAttention(device_type):
         yield meter

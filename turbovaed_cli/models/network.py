@@ -4,6 +4,7 @@ Attribute names are the keys of the published weight files (which carry the deco
 the alignment heads, live in `training/alignment.py`; published files hold them too, and loading.py sets them aside.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -50,6 +51,12 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     _supports_gradient_checkpointing = True
     gradient_checkpointing = False  # the name that diffusers' enable_gradient_checkpointing() looks for
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes. diffusers' property imports its group offloading, a second; without that, weights are where they are."""
+        is_offloaded = "diffusers.hooks.group_offloading" in sys.modules
+        return cast(torch.device, super().device) if is_offloaded else next(self.parameters()).device
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
@@ -55,7 +56,7 @@ class Teacher(nn.Module):
     """
 
     fast: bool | None = None  # None: only on a CPU, where it is known to be faster
-    _rehearsing: FastEncoder | None = None
+    _fast_form: FastEncoder | None = None  # of a teacher without data
 
     def __init__(self, vae: nn.Module, spec: TeacherSpec, folder: Path | None = None, *, allows_tf32: bool = False) -> None:
         super().__init__()
@@ -145,20 +146,18 @@ class Teacher(nn.Module):
     def fast_encoder(self) -> FastEncoder | None:
         """Return the fast form of the encoder if `encode` uses it, as `fast` says; None for an encoder that has none."""
         is_wanted = self.device.type == "cpu" if self.fast is None else self.fast
-        if self._rehearsing is not None or not is_wanted:
-            return self._rehearsing
+        if self._fast_form is not None or not is_wanted:
+            return self._fast_form
         return fast_encoder(self.vae)
 
-    @contextmanager
-    def rehearsing(self) -> Iterator[None]:
-        """Encode tensors without data in this context: the fast form is one without weights in oneDNN's layout, which need data."""
-        fast = self.fast_encoder()
-        if fast is not None:
-            self._rehearsing = FastEncoder(self.vae, fast.dtype, replace(fast.speedups, packed=False))
-        try:
-            yield
-        finally:
-            self._rehearsing = None
+    def without_data(self) -> "Teacher":
+        """Return this teacher on the device "meta", which encodes videos without data there: a dry run of its memory."""
+        tensors = (*self.vae.parameters(), *self.vae.buffers())
+        made = Teacher(deepcopy(self.vae, {id(tensor): tensor.to("meta") for tensor in tensors}), self.spec, self.folder)
+        made.fast, made.tiles = False, self.tiles
+        if (fast := self.fast_encoder()) is not None:  # weights in oneDNN's layout need data
+            made._fast_form = FastEncoder(made.vae, fast.dtype, replace(fast.speedups, packed=False))
+        return made
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

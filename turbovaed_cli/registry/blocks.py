@@ -20,6 +20,11 @@ class BlockPlan:
     upsample_time: bool
 
 
+def conv_types_of(conv_types: Sequence[str] | None, depthwise: Sequence[bool]) -> tuple[str, ...]:
+    """Return the type of convolution of each block, output-first, the mid block last: by `decoder_conv_types`, if a config has it."""
+    return tuple(conv_types or ("depthwise" if one else "3d" for one in depthwise))
+
+
 def plan_blocks(
     channels: Sequence[int],
     layers: Sequence[int],
@@ -53,7 +58,7 @@ def plan_blocks(
             raise SettingsError(
                 f"decoder_spatio_only and decoder_temporal_only both have entry {i} set", "a block upsamples one alone, or both"
             )
-    convs = conv_types or ["depthwise" if one else "3d" for one in depthwise]
+    convs = conv_types_of(conv_types, depthwise)
     for one in convs:
         check_choice("decoder_conv_types", one, CONV_TYPES)
     mid = BlockPlan(channels[-1], layers[-1], convs[-1], upsample_space=False, upsample_time=False)

@@ -31,12 +31,6 @@ class StudentCost:
     values: int = 0  # that its convolutions write: what the time of thin layers is in proportion to
 
 
-def conv_types_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the type of convolution of each block of a config, output-first, the mid block last."""
-    given = config.get("decoder_conv_types")
-    return tuple(given or ("depthwise" if depthwise else "3d" for depthwise in config["decoder_is_dw_conv"]))
-
-
 def latents_for(config: Mapping[str, Any], frames: int, size: tuple[int, int]) -> tuple[int, int, int]:
     """Return (t, h, w) of the latents of `frames` pixel frames of `size` (height, width), both of which the student can make."""
     plan = _plan(_DEFAULTS | dict(config))

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
-from turbovaed_cli.registry.cost import conv_types_of, cost_of
+from turbovaed_cli.registry.blocks import conv_types_of
+from turbovaed_cli.registry.cost import cost_of
 from turbovaed_cli.registry.specs import ModelSpec, StudentSpec
 
 FULL, CAUSAL = "full", "causal"
@@ -115,7 +116,8 @@ def light_config(full: Mapping[str, Any]) -> dict[str, Any]:
     if full["patch_size"] == 1 and _upsamples_space_alone(full, 0) and len(full["decoder_block_out_channels"]) > 1:
         lists = [name for name, value in full.items() if isinstance(value, Sequence) and name in _PER_BLOCK]
         light |= {name: tuple(full[name][1:]) for name in lists} | {"patch_size": 2}
-    types = tuple("2+1d" if kind == "3d" else kind for kind in conv_types_of(light))
+    own = conv_types_of(light.get("decoder_conv_types"), light["decoder_is_dw_conv"])
+    types = tuple("2+1d" if kind == "3d" else kind for kind in own)
     return light | {"decoder_conv_types": types, "decoder_tail": "patches", "decoder_activation": "relu"}
 
 

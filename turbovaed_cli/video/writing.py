@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import signal
-import tempfile
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from turbovaed_cli.errors import DiskFullError, OutputExistsError, SettingsError, TurboVaedError, VideoError
+from turbovaed_cli.files.locks import temporary_file
 from turbovaed_cli.files.places import check_place
 from turbovaed_cli.files.whole import fsync_folder
 from turbovaed_cli.reporting import Reporter, quiet
@@ -80,10 +80,12 @@ class VideoWriter:
         self._note_losses()
         self._open = contextlib.ExitStack()
         with self._open:
-            self._temporary = self._new_file(self.path.suffix)
+            self._temporary = self._open.enter_context(temporary_file(self.path.parent, self.path.suffix))
             # The source's tracks are added to the picture in a second pass, from a container that holds exact times.
             exact = ".mov" if ".mov" in self._codec.suffixes else ".mkv"
-            self._picture = self._new_file(exact) if self._source else self._temporary
+            self._picture = self._temporary
+            if self._source:
+                self._picture = self._open.enter_context(temporary_file(self.path.parent, exact))
             self._child = self._open.enter_context(
                 ffmpeg.Child(self._picture_arguments(crf, sample_aspect_ratio), feed=True, may_write=True)
             )
@@ -125,13 +127,6 @@ class VideoWriter:
         with self._open:
             if kind is None:
                 self.close()
-
-    def _new_file(self, suffix: str) -> Path:
-        """Return an empty file next to the output, with a short name; it is removed at the end."""
-        handle, name = tempfile.mkstemp(prefix=".turbovaed-", suffix=suffix, dir=self.path.parent)
-        os.close(handle)
-        self._open.callback(Path(name).unlink, missing_ok=True)
-        return Path(name)
 
     def _feed(self, data: bytes | memoryview) -> None:
         try:
