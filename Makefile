@@ -50,10 +50,8 @@ bench: install         ## the README's figures of speed and memory on this machi
 	$(BIN)/python benchmarks/streaming.py --frames 9 33 65 129 --repeats 1 --plot docs/pictures/decode_memory.svg
 	$(BIN)/python benchmarks/training_step.py ltx hunyuan --only flops
 
-bench-gpu:             ## the same forms of the student on a CUDA device, within eight minutes, with the packages at hand or in carry/
-	PYTHONPATH=carry:. $(PYTHON) benchmarks/decode.py --model ltx --size 512 --rounds 3 --device cuda --teacher
-	PYTHONPATH=carry:. $(PYTHON) benchmarks/decode.py --model hunyuan --size 512 --rounds 2 --device cuda --teacher
-	PYTHONPATH=carry:. $(PYTHON) benchmarks/training_step.py ltx hunyuan --rounds 2 --device cuda --only time memory
+bench-gpu:             ## forms, students, teachers and steps on a CUDA device, within eight minutes, with the packages at hand or in carry/: gpu-out/gpu.html
+	OUT=gpu-out PYTHONPATH=carry:. $(PYTHON) tools/gpu_first.py --device cuda --parts versions decodes streams teachers steps
 
 docs: install          ## the documentation site: site/index.html; fails on a broken link
 	$(BIN)/python tools/docs_site.py

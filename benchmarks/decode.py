@@ -28,6 +28,7 @@ from truncated_features import random_teacher
 from turbovaed_cli.benchmarking.bench import cpu_name
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words, resolve_device, wait_for
 from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models.gpu_form import FUSED, GRAPHS, form_of
 from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.streaming import FastDecoder
@@ -124,6 +125,10 @@ def variants_of(student: StudentDecoder, latents: Tensor) -> Variants:
         decoder = FastDecoder(student, dtype, speedups)
         return lambda: decoder.decode(latents)
 
+    def on_gpu(dtype: torch.dtype, form: str) -> Decode:
+        decoder = form_of(student, form, dtype)
+        return lambda: decoder.decode(latents)
+
     variants: Variants = {
         "plain": ("fp32", lambda: plain(torch.float32)),
         "plain bf16": ("bf16", lambda: plain(torch.bfloat16)),
@@ -132,6 +137,9 @@ def variants_of(student: StudentDecoder, latents: Tensor) -> Variants:
     for name, dtype in DTYPES.items():
         for speedups in (Speedups(), Speedups(winograd=False), LAYOUT_ONLY):
             variants[f"{speedups}, {name}"] = (name, partial(fast, dtype, speedups))
+        if latents.device.type == "cuda":
+            for form in (FUSED, GRAPHS):
+                variants[f"{form}, {name}"] = (name, partial(on_gpu, dtype, form))
     return variants
 
 

@@ -33,7 +33,7 @@ from fractions import Fraction
 from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 from weakref import finalize
 
 import torch
@@ -170,6 +170,14 @@ def _is_beside(key: str) -> bool:
 def modeling_source() -> str:
     """Return the source of this file."""
     return Path(__file__).read_text(encoding="utf-8")
+
+
+GpuDecoder = None  # the choice of a form on a GPU needs turbovaed
+
+
+def decode_on_gpu(student: nn.Module, latents: torch.Tensor) -> Any:
+    """Decode latents by the modules."""
+    return student(latents)
 
 
 class TurboVaedError(Exception):
@@ -828,6 +836,10 @@ class Scratch(threading.local):
                 block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
         return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    def blocks(self) -> list[Tensor]:
+        """Return the blocks of this thread."""
+        return list(self._blocks.values())
+
     def clear(self) -> None:
         """Free all memory."""
         self._blocks.clear()
@@ -895,6 +907,10 @@ class Convolution:
     def frames_out(self, frames: int) -> int:
         """Return the number of output frames for `frames` input frames."""
         return max((frames - self.taps) // self.stride[0] + 1, 0)
+
+    def prepared(self) -> list[Tensor]:
+        """Return the prepared weights."""
+        return [weight for weights in self._ready.values() for weight in weights]
 
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
@@ -1096,6 +1112,18 @@ class Preparation:
             target.copy_(self._normalised(wide.copy_(rows), wide))
         else:
             self._normalised(rows, target)
+
+    def fill(self, x: Tensor, out: Tensor, kept: Tensor | None, head: int, scratch: Scratch) -> None:
+        """Write the prepared frames of `x` (n, C, H, W) into `out` (m, C, H, W) from frame `head` on, and fill the others.
+
+        The frames before them are `kept`, which are prepared, or the first one repeated; those after them repeat the last one.
+        """
+        known = head + x.shape[0]
+        self.write(x, out[head:known], scratch)
+        if head:
+            out[:head] = kept if kept is not None else out[head]
+        if out.shape[0] > known:
+            out[known:] = out[known - 1]
 
     def _normalised(self, rows: Tensor, target: Tensor) -> Tensor:
         """Write norm and activation of `rows` (..., C) into `target`; sums are taken in fp32 at least."""
@@ -1400,6 +1428,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     # Whether `decode` without gradients uses the fast form; None: only on a CPU, where it is known to be faster. If it is
     # False, a stream has the channels-last layout and no other speedup.
     fast: bool | None = None
+    fast_form_class: ClassVar[type[Any] | None] = None  # a FastDecoder with a choice of forms; None: FastDecoder itself
     fast_form_of: tuple[object, object] | None = None  # (these weights, their fast form): streaming.py fills it
 
     def __getstate__(self) -> dict[str, Any]:
@@ -1629,12 +1658,7 @@ class StreamConvolution:
             top = self.above.shape[2] if self.above is not None else reach
             bottom = reach if at.bottom else 0
         padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
-        here = padded[:, :, top : top + height]
-        self.prepare.write(x, here[head:known], self.scratch)
-        if head:
-            here[:head] = kept if kept is not None else here[head]
-        if tail:
-            here[known:] = here[known - 1]
+        self.prepare.fill(x, padded[:, :, top : top + height], kept, head, self.scratch)
         if top:
             padded[:, :, :top] = self.above if self.above is not None else 0
         if bottom:
@@ -1779,12 +1803,47 @@ class SpilledFrames:
         return frames.to(device).permute(0, 3, 1, 2)
 
 
+class Tape:
+    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
+
+    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
+        self._latents, self._most = iter(latents), most
+        self._kept: deque[Tensor] = deque()  # on the CPU
+        self._num_kept = 0  # latent frames
+        self.start = 0  # latent frames before those kept
+        self.has_failed = False  # whether the latents themselves raised an error
+
+    def pieces(self, frames: int) -> Iterator[Tensor]:
+        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
+        for kept in list(self._kept):
+            yield from kept.split(frames, dim=2)
+        while (new := self._next()) is not None:
+            yield from new.split(frames, dim=2)
+
+    def _next(self) -> Tensor | None:
+        self.has_failed = True
+        piece = next(self._latents, None)
+        self.has_failed = False
+        if piece is not None:
+            self._kept.append(piece.cpu())
+            self._num_kept += piece.shape[2]
+        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
+            length = self._kept.popleft().shape[2]
+            self._num_kept, self.start = self._num_kept - length, self.start + length
+        return piece
+
+
+Step = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # of a decode (C, n, h, w) to (3, m, H, W), and latents
+
+
 class FastDecoder:
     """A student prepared for decoding: its weights in the fastest layouts, in `dtype`, on the student's device.
 
     The weights must not change any more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
     `speedups` None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere.
     """
+
+    preparation: type[Preparation] = Preparation  # of the input of a convolution
 
     def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
@@ -1797,6 +1856,18 @@ class FastDecoder:
     def stages(self, keep: Keep = Kept) -> list[StreamStage]:
         """Return the decoder as new stages, which keep frames in memories that `keep` makes; weights are shared."""
         return [make(keep) for make in self._makers]
+
+    def for_pieces(self, _latents: Tensor) -> "FastDecoder":
+        """Return the decoder for a stream of pieces like these latents (B, C, n, h, w); GpuDecoder has several."""
+        return self
+
+    def stepper(self, _stages: Sequence[StreamStage]) -> Step:
+        """Return what takes a piece of one clip through its stages, after which more follow."""
+        return _called
+
+    def held(self) -> list[Tensor]:
+        """Return the prepared weights and the reused memory."""
+        return [*self.scratch.blocks(), *(weight for kernel in self._kernels for weight in kernel.prepared())]
 
     def forget(self) -> None:
         """Drop the prepared weights and the reused memory; the next decode makes them again."""
@@ -1868,7 +1939,7 @@ class FastDecoder:
             yield self._stage(self._kernel(inner, shuffled), activation, causal=causal)
 
     def _stage(self, kernel: Convolution | TimeConvolution, activation: str | None = None, *, causal: bool = False) -> StageMaker:
-        prepare, scratch = Preparation(activation), self.scratch
+        prepare, scratch = self.preparation(activation), self.scratch
         return lambda keep: StreamConvolution(kernel, prepare, scratch, keep(), causal=causal)
 
     def _residual(self, resnet: ResnetBlock) -> StageMaker:
@@ -1890,6 +1961,10 @@ class FastDecoder:
             yield lambda _keep: WithoutFirst()
 
 
+def _called(run: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    return run(latents)
+
+
 def _name_of(activation: nn.Module) -> str:
     return "relu" if isinstance(activation, nn.ReLU) else "silu"
 
@@ -1902,7 +1977,9 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
         speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
-        fast = FastDecoder(student, speedups=speedups)
+        has_choice = student.fast is not False and student.fast_form_class is not None
+        made_by = cast(type[FastDecoder], student.fast_form_class) if has_choice else FastDecoder
+        fast = made_by(student, speedups=speedups)
         fast.student = cast(StudentNetwork, weakref.proxy(student))  # a strong reference would keep both alive in a cycle
         student.fast_form_of = (student.fast, weights), fast
     return cast(FastDecoder, student.fast_form_of[1])
@@ -1955,7 +2032,8 @@ class StreamingDecoder:
         if self._first is None:
             return self._nothing(latents.shape)
         self._most = max(self._most, latents.shape[2])
-        return self._joined([self._clip(clip, latents[i], end=False) for i, clip in enumerate(self._clips)])
+        clips = zip(self._clips, self._steps, latents, strict=True)
+        return self._joined([step(partial(self._clip, clip, end=False), one) for clip, step, one in clips])
 
     def finish(self) -> Tensor:
         """Return the remaining frames, (B, 3, m, H, W); raises FrameCountError if no latent frame was pushed."""
@@ -1992,7 +2070,7 @@ class StreamingDecoder:
             if before is None:
                 raise FrameCountError("no latents were pushed, so there is nothing to finish")
             if self._first is None and before.shape[2]:  # all in one piece: no frames have to be kept
-                self._check(before)
+                self._check(before, streams=False)
                 yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
             else:
                 yield self.push(before)
@@ -2002,15 +2080,19 @@ class StreamingDecoder:
 
     def _start(self) -> None:
         self._clips: list[list[StreamStage]] = []
+        self._steps: list[Step] = []  # for each clip
         if self._spill:
             self._spill.clear()
         self._first: torch.Size | None = None
 
-    def _check(self, latents: Tensor) -> None:
+    def _check(self, latents: Tensor, *, streams: bool = True) -> None:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
+            has_room = not self.rows and self._spill is None
+            fast = self.fast.for_pieces(latents) if streams and has_room else self.fast
+            self._clips = [fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
+            self._steps = [fast.stepper(clip) if has_room else _called for clip in self._clips]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
@@ -2071,7 +2153,7 @@ def decode_as_memory_allows(
     ratio = int(fast.student.temporal_compression_ratio)
     context = -(-StreamingDecoder(fast).context_frames // ratio)
     # Frames that are not out yet depend on this many latents before the newest.
-    tape, done = _Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
+    tape, done = Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already
@@ -2091,36 +2173,6 @@ def decode_as_memory_allows(
         empty_cache(fast.device)
         smaller(frames, frames // 2)
         frames //= 2
-
-
-class _Tape:
-    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
-
-    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
-        self._latents, self._most = iter(latents), most
-        self._kept: deque[Tensor] = deque()  # on the CPU
-        self._num_kept = 0  # latent frames
-        self.start = 0  # latent frames before those kept
-        self.has_failed = False  # whether the latents themselves raised an error
-
-    def pieces(self, frames: int) -> Iterator[Tensor]:
-        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
-        for kept in list(self._kept):
-            yield from kept.split(frames, dim=2)
-        while (new := self._next()) is not None:
-            yield from new.split(frames, dim=2)
-
-    def _next(self) -> Tensor | None:
-        self.has_failed = True
-        piece = next(self._latents, None)
-        self.has_failed = False
-        if piece is not None:
-            self._kept.append(piece.cpu())
-            self._num_kept += piece.shape[2]
-        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
-            length = self._kept.popleft().shape[2]
-            self._num_kept, self.start = self._num_kept - length, self.start + length
-        return piece
 
 
 TEACHER_LICENCES = {
@@ -2186,6 +2238,7 @@ class StudentDecoder(StudentNetwork):
         (folder / MODELING_FILE).write_text(modeling_source(), encoding="utf-8", newline="\n")
         super().save_config(folder, *arguments, **options)
 
+    fast_form_class = GpuDecoder
     family = "turbo-vaed"
     latents = "raw"
 
@@ -2269,7 +2322,7 @@ class StudentDecoder(StudentNetwork):
         """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
 
         `z` is converted to the student's precision; `temb` is not used. Without gradients on a CPU the fast form decodes (see
-        `fast`): results are equal within rounding, and hooks of modules are not called. Raises ShapeError for another shape,
+        `fast`), and on CUDA the fastest one: results are equal within rounding, and hooks of modules are not called. Raises ShapeError for another shape,
         FrameCountError for t = 0.
         """
         self._come_from_offload()
@@ -2288,7 +2341,10 @@ class StudentDecoder(StudentNetwork):
             pixels = z[0, 0, 0].numel() * int(self.spatial_compression_ratio) ** 2 * int(self.temporal_compression_ratio)
             frames = max(_PIXELS_WITH_TILING // pixels, 1)
             return torch.cat(list(decode_as_memory_allows(self.ready(), z.split(frames, dim=2), frames)), dim=2)
-        return self.ready().decode(z) if self.decodes_fast else cast(Tensor, self(z))
+        if self.decodes_fast:
+            return self.ready().decode(z)
+        is_offloaded = "_hf_hook" in vars(self)  # its weights move at every call, so that a form would have to be made again
+        return cast(Tensor, self(z)) if is_offloaded or self.fast is False else decode_on_gpu(self, z)
 
     @property
     def _is_hooked_inside(self) -> bool:

@@ -151,7 +151,8 @@ def test_the_gpu_benchmarks_install_nothing():
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # as `make test` is a make too
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT, env=clean)
     lines = done.stdout.strip().splitlines()
-    assert lines and all(line.startswith("PYTHONPATH=carry:. /usr/bin/some-python benchmarks/") for line in lines)
+    start = "OUT=gpu-out PYTHONPATH=carry:. /usr/bin/some-python tools/gpu_first.py"
+    assert lines and all(line.startswith(start) for line in lines)
     assert all("--device cuda" in line for line in lines)
 
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from turbovaed_cli.registry.find import find_model
 
 TOOL = Path(__file__).parents[1] / "tools" / "gpu_first.py"
 
@@ -37,14 +40,53 @@ def test_every_part_gives_its_rows(tool, tmp_path, monkeypatch, capsys):
     rows = rows_of(tool, [part for part in tool.PARTS if part != "commands"], tmp_path, monkeypatch, capsys)
     assert rows["versions"][0]["environment"]["packages"]["torch"]
     assert len(rows["convolutions"]) == 2 * 3 * 2 * 2 and all(row["forward_backward_ms"] > 0 for row in rows["convolutions"])
-    forms = {row["form"]: row for row in rows["students"]}
-    assert {"modules fp32", "channels last fp32", "teacher fp32"} <= forms.keys()
-    assert forms["channels last fp32"]["psnr_to_cpu_db"] > 100
+    made = [row for row in rows["decodes"] if row.get("dtype") == "fp32" and row.get("form", "auto") != "auto"]
+    assert {(row["model"], row["form"]) for row in made} == {
+        (model, form) for model in ("tiny", "tiny-lite") for form in ("modules", "channels-last", "fused")
+    }
+    for row in made:
+        if row["form"] != "auto":
+            assert row["psnr_to_cpu_db"] > 100 and row["peak_share"] > 0 and row["ms"] > 0
+            assert row["frames_per_s"] == pytest.approx(9e3 / row["ms"])
+    assert all(row["ms_per_frame"] > 0 and row["steady_ms_per_frame"] > 0 for row in rows["streams"])
+    assert [(row["model"], row["form"]) for row in rows["streams"]] == [
+        (model, form) for model in ("tiny", "tiny-lite") for form in ("channels-last", "fused")
+    ]
+    assert {row["part_of"] for row in rows["teachers"]} == {"encode", "decode"} and all(row["ms"] > 0 for row in rows["teachers"])
     assert len([row for row in rows["streaming"] if row.get("ms_per_frame", 0) > 0]) == 4
     assert len([row for row in rows["steps"] if row.get("ms", 0) > 0]) == 4 and rows["steps"][-1]["top"]
     assert [row["same_bits"] for row in rows["bits"]] == [True, True]
     assert [row["fits"] for row in rows["small_card"]] == [True]
     assert rows["metrics"][-1]["wrong"] == 0
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == [
+        json.loads(line) for line in (tmp_path / "gpu.jsonl").open()
+    ]
+    page = (tmp_path / "gpu.html").read_text()
+    assert all(f"<h2>{part}</h2>" in page for part in rows) and "<td>channels-last</td>" in page and "http" not in page
+
+
+def test_all_parts_fit_into_eight_minutes(tool):
+    assert sum(seconds for _, seconds in tool.PARTS.values()) <= 60 * 7.5
+
+
+def test_a_run_that_was_cut_short_has_a_page(tmp_path):
+    import gpu_page
+
+    lines = tmp_path / "gpu.jsonl"
+    lines.write_text('{"part": "decodes", "form": "<b>", "ms": 1.23456}\n{"part": "decodes", "fo')
+    gpu_page.write(lines)
+    page = (tmp_path / "gpu.html").read_text()
+    assert "<tr><td>&lt;b&gt;</td><td>1.235</td></tr>" in page and page.count("<tr>") == 2
+
+
+def test_four_teachers_and_their_students_are_measured_on_a_gpu(tool, tmp_path):
+    import gpu_decodes
+
+    machine = tool.Machine(torch.device("cuda"), False, tmp_path, tmp_path)
+    names = gpu_decodes.students_of(machine)
+    assert names == ["ltx", "hunyuan", "wan2.1", "wan2.2", "ltx-lite", "hunyuan-lite", "wan2.1-lite", "wan2.2-lite"]
+    assert {find_model(name).name for name in names} == set(names)
+    assert [*gpu_decodes.forms_of(machine, None)] == ["modules", "channels-last", "fused", "graphs"]
 
 
 def test_a_part_that_fails_is_a_row_and_takes_no_other_along(tool, tmp_path, monkeypatch, capsys):

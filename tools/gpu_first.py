@@ -5,8 +5,8 @@
     python tools/gpu_first.py --carry carry --device cpu --small                # the same code at tiny sizes
 
 That machine needs torch, numpy, safetensors, huggingface-hub, accelerate, typer and rich, and neither diffusers nor ffmpeg:
-the prepared folder has the former and clips that are encoded already. Lines go to stdout and, if $OUT is set, to
-$OUT/gpu.jsonl. A part that fails is a line with its error; one whose time is over ends after the result at hand; one that
+the prepared folder has the former and clips that are encoded already. Triton and CUDA graphs are measured if they are there. Lines go
+to stdout and, if $OUT is set, to $OUT/gpu.jsonl; at the end $OUT/gpu.json and the page $OUT/gpu.html are made of them. A part that fails is a line with its error; one whose time is over ends after the result at hand; one that
 would begin after --minutes is skipped. Weights are random or the embedded pair's: figures are of speed, memory and bits.
 """
 
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "benchmarks"), str(HERE)]
 Row = dict[str, Any]
 TRAVELS = ("diffusers", "importlib_metadata", "zipp")
 CARD_GB = 24  # of the smaller card that is imitated
@@ -164,61 +164,25 @@ def convolutions(machine: Machine) -> Iterator[Row]:
                     yield row | machine.peak_gb()
 
 
-def students(machine: Machine) -> Iterator[Row]:
-    """Forms of the students' decode beside the teacher's: published modules, channels last, both in bf16; one compiled."""
-    from truncated_features import random_teacher
+def decodes(machine: Machine) -> Iterator[Row]:
+    """See gpu_decodes.py."""
+    from gpu_decodes import decodes as rows
 
-    from turbovaed_cli.models.kernels import Speedups
-    from turbovaed_cli.models.loading import build_student
-    from turbovaed_cli.models.streaming import FastDecoder
-    from turbovaed_cli.registry.rows import MODELS
+    return rows(machine)
 
-    frames, side = (9, 64) if machine.small else (17, 512)
-    plain_layout = Speedups(winograd=False, packed=False)
-    for name in machine.models:
-        spec = MODELS[name]
-        torch.manual_seed(0)
-        student = build_student(spec.student.config).eval()
-        few = torch.randn(1, *student.latent_shape(spec.teacher.frames.at_most(9), (64, 64)))
-        with torch.inference_mode():
-            wanted = student(few)
-            nn.Module.to(student, device=machine.device)
-            latents = torch.randn(
-                1, *student.latent_shape(spec.teacher.frames.at_most(frames), (side, side)), device=machine.device
-            )
-            half = nn.Module.to(build_student(student.config), device=machine.device, dtype=torch.bfloat16)
-            half.load_state_dict(student.state_dict())
-            forms: dict[str, Callable[[Tensor], Tensor]] = {
-                "modules fp32": student, "modules bf16": lambda x, half=half: half(x.bfloat16()),
-                "channels last fp32": FastDecoder(student, torch.float32, plain_layout).decode,
-                "channels last bf16": FastDecoder(student, torch.bfloat16, plain_layout).decode,
-            }  # fmt: skip
-            forms = {form: decode for form, decode in forms.items() if machine.half in form or "fp32" in form}
-            if name == machine.models[0] and machine.device.type == "cuda":
-                forms["compiled fp32"] = torch.compile(student, dynamic=False)
-            for form, decode in forms.items():
-                machine.forget_peak()
-                row: Row = {"model": name, "form": form, "frames": frames, "side": side}
-                try:
-                    began = time.perf_counter()
-                    decode(latents)
-                    machine.wait()
-                    row["first_s"] = time.perf_counter() - began
-                    row["ms"] = machine.ms(lambda decode=decode, latents=latents: decode(latents))
-                    if not form.startswith("compiled"):
-                        error = decode(few.to(machine.device)).float().cpu() - wanted
-                        row["psnr_to_cpu_db"] = -10 * torch.log10(error.square().mean() / 4 + 1e-20).item()
-                except RuntimeError as error:
-                    row["error"] = str(error).splitlines()[0]
-                yield row | machine.peak_gb()
-            teacher = random_teacher(spec).to(machine.device)
-            machine.forget_peak()
-            yield {
-                "model": name,
-                "form": "teacher fp32",
-                "ms": machine.ms(lambda t=teacher, x=latents: t.decode(x), 2),
-            } | machine.peak_gb()
-            del teacher, half, forms
+
+def streams(machine: Machine) -> Iterator[Row]:
+    """See gpu_decodes.py."""
+    from gpu_decodes import streams as rows
+
+    return rows(machine)
+
+
+def teachers(machine: Machine) -> Iterator[Row]:
+    """See gpu_decodes.py."""
+    from gpu_decodes import teachers as rows
+
+    return rows(machine)
 
 
 def streaming(machine: Machine) -> Iterator[Row]:
@@ -535,9 +499,10 @@ def metrics(machine: Machine) -> Iterator[Row]:
     yield {"race check": "batches that were others", "wrong": wrong}
 
 
-PARTS: dict[str, tuple[Callable[[Machine], Iterator[Row]], float]] = {  # seconds that each may take
-    "versions": (versions, 20), "convolutions": (convolutions, 40), "students": (students, 75), "streaming": (streaming, 45),
-    "steps": (steps, 90), "bits": (bits, 60), "commands": (commands, 60), "small_card": (small_card, 45), "metrics": (metrics, 30),
+PARTS: dict[str, tuple[Callable[[Machine], Iterator[Row]], float]] = {  # seconds that each may take, the most important first
+    "versions": (versions, 15), "decodes": (decodes, 130), "streams": (streams, 60),
+    "teachers": (teachers, 60), "steps": (steps, 45), "bits": (bits, 30), "metrics": (metrics, 20),
+    "commands": (commands, 35), "small_card": (small_card, 20), "streaming": (streaming, 20), "convolutions": (convolutions, 15),
 }  # fmt: skip
 
 
@@ -633,6 +598,8 @@ def main() -> None:
         prepare(options.prepare)
         return
     ends = time.monotonic() + 60 * options.minutes
+    if folder := os.environ.get("OUT"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
     out = Path(os.environ["OUT"]) / "gpu.jsonl" if os.environ.get("OUT") else None
     with tempfile.TemporaryDirectory() as work:
         machine = Machine(_device(options.device), options.small, options.carry, Path(work))
@@ -641,6 +608,10 @@ def main() -> None:
                 emit({"part": name, "skipped": "no time was left"}, out)
             else:
                 run_part(name, machine, ends, out)
+    if out is not None:
+        from gpu_page import write
+
+        write(out)
 
 
 if __name__ == "__main__":

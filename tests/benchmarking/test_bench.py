@@ -419,3 +419,32 @@ def test_off_the_cpu_the_layout_that_streaming_uses_has_a_row(one_block, monkeyp
     loaded = [variant.load() for variant in variants]
     assert len({running.decode(latents).shape for running in loaded}) == 1
     assert [running.about.get("speedups") for running in loaded] == [None, "channels last"] * 2
+
+
+def test_on_cuda_every_form_has_a_row_and_the_chosen_one_is_named(one_block, monkeypatch, tmp_path):
+    """On a CPU that passes for a GPU; CUDA graphs, which it has not, are left out of the choice with a note."""
+    from turbovaed_cli.benchmarking.target import Work
+    from turbovaed_cli.benchmarking.targets import torch as target
+    from turbovaed_cli.models import gpu_form
+
+    monkeypatch.setenv("TURBOVAED_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_form, "_IN_MEMORY", {})
+    monkeypatch.setattr(gpu_form, "can_choose", lambda *_: True)
+    monkeypatch.setattr(type(one_block), "decodes_fast", False)
+    work = Work(BenchSettings(), ("fp32",), lambda _: copy.deepcopy(one_block), None, None, with_teacher=False, threads=1)
+    rows = target._of_student(work, torch.device("cuda"))
+    assert list(rows) == [
+        "student", "student, plain", "student, channels last", "student, fused kernel", "student, CUDA graph",
+    ]  # fmt: skip
+    latents = torch.randn(1, 8, 3, 4, 4)
+    with torch.no_grad():
+        wanted, made = one_block(latents), {name: rows[name]("fp32") for name in rows if name != "student, CUDA graph"}
+        for decode, _ in made.values():
+            assert (decode(latents) - wanted).abs().max() <= 1e-4
+    chosen = made["student"][1]["gpu_form"]
+    assert chosen.split(" ")[0] in gpu_form.TRIED and re.search(r"\(modules [\d.]+ ms, channels-last [\d.]+ ms, fused ", chosen)
+    assert "; graphs is left out: RuntimeError: " in chosen
+    row = replace(
+        results.row_of(asdict(BenchRow("torch", "student", "", "", "fp32", "", True, "", 9, (64, 64)))), told=made["student"][1]
+    )
+    assert bench_tables.said(row) == [f"student, fp32: decodes in the form {chosen}"]

@@ -55,7 +55,7 @@ class Called:
 class Variant:
     """One way to decode on a target; `load` makes it ready, or raises TurboVaedError if this machine cannot run it."""
 
-    network: str  # STUDENT, MODULES, LAYOUT, COMPILED or TEACHER; the name of a decoder beside the student
+    network: str  # STUDENT, MODULES, LAYOUT, FUSED, GRAPHS, COMPILED or TEACHER; the name of a decoder beside the student
     runtime: str  # with its version
     unit: str  # the hardware that computes: CPU, CUDA, CPU and Neural Engine
     precision: str
@@ -68,7 +68,9 @@ class Variant:
 
 
 # MODULES: the student's modules one by one, as published. LAYOUT: channels last in memory, as `reconstruct` decodes on a GPU.
+# FUSED and GRAPHS: the further forms of a CUDA device (models/gpu_form.py).
 STUDENT, MODULES, LAYOUT = "student", "student, plain", "student, channels last"
+FUSED, GRAPHS = "student, fused kernel", "student, CUDA graph"
 COMPILED, TEACHER = "student, compiled", "teacher"
 
 

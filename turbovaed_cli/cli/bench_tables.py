@@ -113,6 +113,8 @@ def said(row: BenchRow) -> list[str]:
     lines = list(row.remarks)
     if "speedups" in row.told:
         lines.append(f"{row.network}, {row.precision}: {row.told['speedups']}")
+    if "gpu_form" in row.told:
+        lines.append(f"{row.network}, {row.precision}: decodes in the form {row.told['gpu_form']}")
     if row.told.get("operators_by_unit"):
         counts = ", ".join(f"{count} on {unit}" for unit, count in row.told["operators_by_unit"].items())
         slowest = ", ".join(f"{item['operator']} {100 * item['share']:.1f} %" for item in row.told["slowest_operators"])

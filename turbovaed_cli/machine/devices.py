@@ -25,6 +25,7 @@ from turbovaed_cli.version import __version__
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PACKAGES = (
     "torch",
+    "triton",
     "diffusers",
     "safetensors",
     "numpy",

@@ -59,6 +59,10 @@ class Scratch(threading.local):
                 block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
         return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
 
+    def blocks(self) -> list[Tensor]:
+        """Return the blocks of this thread."""
+        return list(self._blocks.values())
+
     def clear(self) -> None:
         """Free all memory."""
         self._blocks.clear()
@@ -126,6 +130,10 @@ class Convolution:
     def frames_out(self, frames: int) -> int:
         """Return the number of output frames for `frames` input frames."""
         return max((frames - self.taps) // self.stride[0] + 1, 0)
+
+    def prepared(self) -> list[Tensor]:
+        """Return the prepared weights."""
+        return [weight for weights in self._ready.values() for weight in weights]
 
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
@@ -327,6 +335,18 @@ class Preparation:
             target.copy_(self._normalised(wide.copy_(rows), wide))
         else:
             self._normalised(rows, target)
+
+    def fill(self, x: Tensor, out: Tensor, kept: Tensor | None, head: int, scratch: Scratch) -> None:
+        """Write the prepared frames of `x` (n, C, H, W) into `out` (m, C, H, W) from frame `head` on, and fill the others.
+
+        The frames before them are `kept`, which are prepared, or the first one repeated; those after them repeat the last one.
+        """
+        known = head + x.shape[0]
+        self.write(x, out[head:known], scratch)
+        if head:
+            out[:head] = kept if kept is not None else out[head]
+        if out.shape[0] > known:
+            out[known:] = out[known - 1]
 
     def _normalised(self, rows: Tensor, target: Tensor) -> Tensor:
         """Write norm and activation of `rows` (..., C) into `target`; sums are taken in fp32 at least."""

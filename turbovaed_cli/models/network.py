@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -195,6 +195,7 @@ class StudentNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
     # Whether `decode` without gradients uses the fast form; None: only on a CPU, where it is known to be faster. If it is
     # False, a stream has the channels-last layout and no other speedup.
     fast: bool | None = None
+    fast_form_class: ClassVar[type[Any] | None] = None  # a FastDecoder with a choice of forms; None: FastDecoder itself
     fast_form_of: tuple[object, object] | None = None  # (these weights, their fast form): streaming.py fills it
 
     def __getstate__(self) -> dict[str, Any]:

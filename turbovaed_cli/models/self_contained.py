@@ -29,7 +29,11 @@ _ROOTS = (
     ("models.latent_space", "LatentSpace"),
 )
 _OF_DIFFUSERS = ("BaseOutput", "ConfigMixin", "ModelMixin", "register_to_config")
-_REPLACED = {("models.self_contained", "modeling_source"): (_STAND_INS, "modeling_source")}
+_REPLACED = {
+    ("models.self_contained", "modeling_source"): (_STAND_INS, "modeling_source"),
+    ("models.gpu_form", "GpuDecoder"): (_STAND_INS, "GpuDecoder"),
+    ("models.gpu_form", "decode_on_gpu"): (_STAND_INS, "decode_on_gpu"),
+}
 
 
 @dataclass

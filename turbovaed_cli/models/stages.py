@@ -119,12 +119,7 @@ class StreamConvolution:
             top = self.above.shape[2] if self.above is not None else reach
             bottom = reach if at.bottom else 0
         padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
-        here = padded[:, :, top : top + height]
-        self.prepare.write(x, here[head:known], self.scratch)
-        if head:
-            here[:head] = kept if kept is not None else here[head]
-        if tail:
-            here[known:] = here[known - 1]
+        self.prepare.fill(x, padded[:, :, top : top + height], kept, head, self.scratch)
         if top:
             padded[:, :, :top] = self.above if self.above is not None else 0
         if bottom:

@@ -21,6 +21,14 @@ def modeling_source() -> str:
     return Path(__file__).read_text(encoding="utf-8")
 
 
+GpuDecoder = None  # the choice of a form on a GPU needs turbovaed
+
+
+def decode_on_gpu(student: nn.Module, latents: torch.Tensor) -> Any:
+    """Decode latents by the modules."""
+    return student(latents)
+
+
 class _Config(dict[str, Any]):
     """A config whose values are attributes too."""
 

@@ -6,7 +6,6 @@ may be cut into stripes of rows: the pixels are the same, nothing is computed tw
 """
 
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,6 +49,9 @@ from turbovaed_cli.models.stages import (
     run_stages,
     stripes_of,
 )
+from turbovaed_cli.models.tape import Tape
+
+Step = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # of a decode (C, n, h, w) to (3, m, H, W), and latents
 
 
 class FastDecoder:
@@ -58,6 +60,8 @@ class FastDecoder:
     The weights must not change any more. Decode piece by piece with `StreamingDecoder`, or a whole clip with `decode`.
     `speedups` None takes those that are known to be faster on the device: all on a CPU, only the layout elsewhere.
     """
+
+    preparation: type[Preparation] = Preparation  # of the input of a convolution
 
     def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
@@ -70,6 +74,18 @@ class FastDecoder:
     def stages(self, keep: Keep = Kept) -> list[StreamStage]:
         """Return the decoder as new stages, which keep frames in memories that `keep` makes; weights are shared."""
         return [make(keep) for make in self._makers]
+
+    def for_pieces(self, _latents: Tensor) -> "FastDecoder":
+        """Return the decoder for a stream of pieces like these latents (B, C, n, h, w); GpuDecoder has several."""
+        return self
+
+    def stepper(self, _stages: Sequence[StreamStage]) -> Step:
+        """Return what takes a piece of one clip through its stages, after which more follow."""
+        return _called
+
+    def held(self) -> list[Tensor]:
+        """Return the prepared weights and the reused memory."""
+        return [*self.scratch.blocks(), *(weight for kernel in self._kernels for weight in kernel.prepared())]
 
     def forget(self) -> None:
         """Drop the prepared weights and the reused memory; the next decode makes them again."""
@@ -141,7 +157,7 @@ class FastDecoder:
             yield self._stage(self._kernel(inner, shuffled), activation, causal=causal)
 
     def _stage(self, kernel: Convolution | TimeConvolution, activation: str | None = None, *, causal: bool = False) -> StageMaker:
-        prepare, scratch = Preparation(activation), self.scratch
+        prepare, scratch = self.preparation(activation), self.scratch
         return lambda keep: StreamConvolution(kernel, prepare, scratch, keep(), causal=causal)
 
     def _residual(self, resnet: ResnetBlock) -> StageMaker:
@@ -163,6 +179,10 @@ class FastDecoder:
             yield lambda _keep: WithoutFirst()
 
 
+def _called(run: Callable[[Tensor], Tensor], latents: Tensor) -> Tensor:
+    return run(latents)
+
+
 def _name_of(activation: nn.Module) -> str:
     return "relu" if isinstance(activation, nn.ReLU) else "silu"
 
@@ -175,7 +195,9 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
         speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
-        fast = FastDecoder(student, speedups=speedups)
+        has_choice = student.fast is not False and student.fast_form_class is not None
+        made_by = cast(type[FastDecoder], student.fast_form_class) if has_choice else FastDecoder
+        fast = made_by(student, speedups=speedups)
         fast.student = cast(StudentNetwork, weakref.proxy(student))  # a strong reference would keep both alive in a cycle
         student.fast_form_of = (student.fast, weights), fast
     return cast(FastDecoder, student.fast_form_of[1])
@@ -228,7 +250,8 @@ class StreamingDecoder:
         if self._first is None:
             return self._nothing(latents.shape)
         self._most = max(self._most, latents.shape[2])
-        return self._joined([self._clip(clip, latents[i], end=False) for i, clip in enumerate(self._clips)])
+        clips = zip(self._clips, self._steps, latents, strict=True)
+        return self._joined([step(partial(self._clip, clip, end=False), one) for clip, step, one in clips])
 
     def finish(self) -> Tensor:
         """Return the remaining frames, (B, 3, m, H, W); raises FrameCountError if no latent frame was pushed."""
@@ -265,7 +288,7 @@ class StreamingDecoder:
             if before is None:
                 raise FrameCountError("no latents were pushed, so there is nothing to finish")
             if self._first is None and before.shape[2]:  # all in one piece: no frames have to be kept
-                self._check(before)
+                self._check(before, streams=False)
                 yield self._joined([self._clip(clip, before[i], end=True) for i, clip in enumerate(self._clips)])
             else:
                 yield self.push(before)
@@ -275,15 +298,19 @@ class StreamingDecoder:
 
     def _start(self) -> None:
         self._clips: list[list[StreamStage]] = []
+        self._steps: list[Step] = []  # for each clip
         if self._spill:
             self._spill.clear()
         self._first: torch.Size | None = None
 
-    def _check(self, latents: Tensor) -> None:
+    def _check(self, latents: Tensor, *, streams: bool = True) -> None:
         self.student.check_latents(latents)
         if latents.shape[2] and self._first is None:
             self._first = latents.shape
-            self._clips = [self.fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
+            has_room = not self.rows and self._spill is None
+            fast = self.fast.for_pieces(latents) if streams and has_room else self.fast
+            self._clips = [fast.stages(self._spill.memory if self._spill else Kept) for _ in range(latents.shape[0])]
+            self._steps = [fast.stepper(clip) if has_room else _called for clip in self._clips]
         if self._first is not None and (latents.shape[:2] + latents.shape[3:]) != (self._first[:2] + self._first[3:]):
             raise ShapeError(
                 f"latents are {tuple(latents.shape)}, and those before them {tuple(self._first)}: only the frames may differ"
@@ -344,7 +371,7 @@ def decode_as_memory_allows(
     ratio = int(fast.student.temporal_compression_ratio)
     context = -(-StreamingDecoder(fast).context_frames // ratio)
     # Frames that are not out yet depend on this many latents before the newest.
-    tape, done = _Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
+    tape, done = Tape(latents, context + 2 + 2 * frames if frames > 1 else 0), 0
     while True:
         decoder = StreamingDecoder(fast, rows=rows, spill=spill)
         known = done - ratio * tape.start  # frames of this decoder that are out already
@@ -364,33 +391,3 @@ def decode_as_memory_allows(
         empty_cache(fast.device)
         smaller(frames, frames // 2)
         frames //= 2
-
-
-class _Tape:
-    """The latents (B, C, n, h, w) of one clip; the last ones are kept, so that they can be decoded again."""
-
-    def __init__(self, latents: Iterable[Tensor], most: int) -> None:
-        self._latents, self._most = iter(latents), most
-        self._kept: deque[Tensor] = deque()  # on the CPU
-        self._num_kept = 0  # latent frames
-        self.start = 0  # latent frames before those kept
-        self.has_failed = False  # whether the latents themselves raised an error
-
-    def pieces(self, frames: int) -> Iterator[Tensor]:
-        """Yield the latents that are kept, then the new ones, `frames` at most at once."""
-        for kept in list(self._kept):
-            yield from kept.split(frames, dim=2)
-        while (new := self._next()) is not None:
-            yield from new.split(frames, dim=2)
-
-    def _next(self) -> Tensor | None:
-        self.has_failed = True
-        piece = next(self._latents, None)
-        self.has_failed = False
-        if piece is not None:
-            self._kept.append(piece.cpu())
-            self._num_kept += piece.shape[2]
-        while self._kept and self._num_kept - self._kept[0].shape[2] >= self._most:
-            length = self._kept.popleft().shape[2]
-            self._num_kept, self.start = self._num_kept - length, self.start + length
-        return piece

@@ -1,4 +1,4 @@
-"""torch itself: the student in its fast form, module by module, in channels-last layout, compiled; and the teacher's decoder."""
+"""torch itself: the student as it decodes here, module by module, and in its other forms; and the teacher's decoder."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,8 +7,22 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from turbovaed_cli.benchmarking.target import COMPILED, LAYOUT, MODULES, STUDENT, TEACHER, Called, Running, Target, Variant, Work
+from turbovaed_cli.benchmarking.target import (
+    COMPILED,
+    FUSED,
+    GRAPHS,
+    LAYOUT,
+    MODULES,
+    STUDENT,
+    TEACHER,
+    Called,
+    Running,
+    Target,
+    Variant,
+    Work,
+)
 from turbovaed_cli.machine.devices import check_compiler, resolve_dtype, torch_device, wait_for
+from turbovaed_cli.models import gpu_form
 from turbovaed_cli.models.decoder import Decoder, DecoderOutput
 from turbovaed_cli.models.decoding import decode_without_gradients
 from turbovaed_cli.models.student import StudentDecoder
@@ -20,8 +34,8 @@ Made = tuple[Decode, Mapping[str, Any]]
 def variants(work: Work) -> list[Variant]:
     """Return the variants of each precision.
 
-    They are the fast form (CPU) or the channels-last layout of streaming (other devices), the plain modules, torch.compile and
-    the teacher if asked for. A decoder beside the student, and one that is no student, have one row each.
+    They are the fast form (CPU) or the form that was chosen on the device (CUDA), the plain modules, the other forms of a GPU,
+    torch.compile and the teacher if asked for. A decoder beside the student, and one that is no student, have one row each.
     """
     found = []
     device = torch_device(work.settings.device)
@@ -46,9 +60,14 @@ def _of_student(work: Work, device: torch.device) -> dict[str, Callable[[str], M
     rows: dict[str, Callable[[str], Made]] = {}
     if device.type == "cpu":  # StudentDecoder.decodes_fast is true there, unless `fast` was set
         rows[STUDENT] = lambda precision: _fast(_student(work, precision))
+    elif device.type == "cuda":
+        rows[STUDENT] = lambda precision: _chosen(_student(work, precision))
     rows[MODULES if rows else STUDENT] = lambda precision: (_student(work, precision), {})
-    if device.type != "cpu":  # as `reconstruct` decodes there
-        rows[LAYOUT] = lambda precision: _channels_last(_student(work, precision))
+    if device.type != "cpu":  # as `reconstruct` decodes there, or on CUDA may decode
+        rows[LAYOUT] = lambda precision: _in_form(_student(work, precision), gpu_form.LAYOUT)
+    if device.type == "cuda":
+        rows[FUSED] = lambda precision: _in_form(_student(work, precision), gpu_form.FUSED)
+        rows[GRAPHS] = lambda precision: _in_form(_student(work, precision), gpu_form.GRAPHS)
     if work.settings.compile:
         rows[COMPILED] = lambda precision: (_compiled(_student(work, precision)), {})
     return rows
@@ -82,8 +101,23 @@ def _fast(student: StudentDecoder) -> Made:
     return lambda latents: cast(DecoderOutput, student.decode(latents)).sample, about
 
 
-def _channels_last(student: StudentDecoder) -> Made:
-    return lambda latents: student.ready().decode(latents), {"speedups": str(student.ready().speedups)}
+def _in_form(student: StudentDecoder, name: str) -> Made:
+    form = gpu_form.form_of(student, name)
+    return form.decode, {"speedups": str(form.speedups)}
+
+
+def _chosen(student: StudentDecoder) -> Made:
+    """Return the student's own decode, which chooses a form at the first call, and what it chose."""
+    about: dict[str, str] = {}
+
+    def decode(latents: Tensor) -> Tensor:
+        video = cast(DecoderOutput, student.decode(latents)).sample
+        fast = student.ready()
+        if isinstance(fast, gpu_form.GpuDecoder) and "whole" in fast.choices:
+            about["gpu_form"] = str(fast.choices["whole"])
+        return video
+
+    return decode, about
 
 
 def _compiled(student: StudentDecoder) -> Decode:
