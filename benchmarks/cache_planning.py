@@ -30,8 +30,8 @@ from turbovaed_cli.video.sources import LocalVideos
 CLIP = CacheSettings(frames=1, size=(16, 16))
 COMMAND = [
     sys.executable,
-    "-c",
-    "from turbovaed_cli.cli import main; main()",
+    "-m",
+    "turbovaed_cli",
     "cache-latents",
     "--frames",
     "1",

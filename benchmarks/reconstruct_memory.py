@@ -15,9 +15,7 @@ from turbovaed_cli.video import ffmpeg
 
 def peak_mb(arguments: list[str]) -> float:
     """Highest resident memory of one child, in MB, as the system counted it."""
-    pid = os.posix_spawn(
-        sys.executable, [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *arguments], os.environ
-    )
+    pid = os.posix_spawn(sys.executable, [sys.executable, "-m", "turbovaed_cli", *arguments], os.environ)
     _, status, usage = os.wait4(pid, 0)
     if os.waitstatus_to_exitcode(status):
         raise SystemExit(f"turbovaed {' '.join(arguments)} failed")

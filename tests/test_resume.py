@@ -330,7 +330,7 @@ def test_the_gradient_scaler_is_part_of_the_state(teach, settings, tmp_path, mon
 
 def command(teacher: Path, cache: Path, config: Path, run: Path, recipe: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", "from turbovaed_cli.cli import main; main()", "distill", "--teacher", str(teacher), "--latents", str(cache),
+        sys.executable, "-m", "turbovaed_cli", "distill", "--teacher", str(teacher), "--latents", str(cache),
         "--run", str(run), "--student-config", str(config), "--recipe", str(recipe), "--frames", "9", "--size", "64",
         "--dtype", "fp32", "--save-every", "1", "--sample-every", "0", *more,
     ]  # fmt: skip

@@ -501,7 +501,7 @@ def test_env_and_version(turbovaed):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", "reconstruct", "nowhere.mp4"]
+    command = [sys.executable, "-m", "turbovaed_cli", "reconstruct", "nowhere.mp4"]
     done = subprocess.run(
         command, env={**os.environ, "TURBOVAED_DEBUG": "1"}, capture_output=True, text=True, check=False, cwd=tmp_path
     )
@@ -509,7 +509,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path):
-    command = f"{sys.executable} -c 'from turbovaed_cli.cli import main; main()' models show ltx | head -1"
+    command = f"{sys.executable} -m turbovaed_cli models show ltx | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
 

@@ -60,8 +60,8 @@ def puller(hub: Hub, folder: Path):
 
         command = [
             sys.executable,
-            "-c",
-            "from turbovaed_cli.cli import main; main()",
+            "-m",
+            "turbovaed_cli",
             "models",
             "pull",
             *(words or ("ltx", "--yes")),

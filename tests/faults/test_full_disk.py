@@ -98,7 +98,7 @@ def test_every_command_says_so_in_one_line_and_succeeds_when_repeated(name, vide
         pytest.skip("in full by make faults")
     out = tmp_path / "out"
     words = [word.format(video=videos / "a.mp4", videos=videos, out=out) for word in COMMANDS[name]]
-    command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *words]
+    command = [sys.executable, "-m", "turbovaed_cli", *words]
 
     def full():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

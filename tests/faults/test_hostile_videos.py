@@ -181,7 +181,7 @@ COMMANDS = {
 def run(name: str, data: Path, out: Path) -> tuple[dict, dict[str, str]]:
     """The command's document and what it skipped, with reasons: as JSON says, which its warnings repeat, one line each."""
     words = [word.format(data=data, out=out) for word in COMMANDS[name]]
-    command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", name, *words]
+    command = [sys.executable, "-m", "turbovaed_cli", name, *words]
     with Peaks() as peak:
         done = subprocess.run(command, capture_output=True, timeout=HANG_S, check=False)
     said = done.stderr.decode()

@@ -374,7 +374,7 @@ def run_folder(clip, tmp_path_factory, request):
         pytest.skip("in full by make faults")
     run = tmp_path_factory.mktemp("run") / "run"
     words = [word.format(root=run.parent, clip=clip) for word in DISTILL]
-    subprocess.run([sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *words], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "turbovaed_cli", *words], check=True, capture_output=True)
     return run
 
 

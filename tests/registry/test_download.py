@@ -42,7 +42,7 @@ def turbovaed(hub, tmp_path):
     environment.pop("HF_HUB_OFFLINE", None)
 
     def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from turbovaed_cli.cli import main; main()", *arguments]
+        command = [sys.executable, "-m", "turbovaed_cli", *arguments]
         return subprocess.run(
             command,
             env={**environment, **more},

@@ -45,8 +45,8 @@ def endless(ltx_teacher, cache, small_student, tmp_path):
             "distill", "--teacher", ltx_teacher, "--latents", cache, "--run", folder, "--student-config", config,
             "--accumulation", "1", "--perceptual", "none", "--sample-every", "0", "--save-every", "5", "--steps", "100000",
         ]  # fmt: skip
-        script = "from turbovaed_cli.cli import main; main()"
-        started.append(subprocess.Popen([sys.executable, "-c", script, *map(str, arguments)], stderr=subprocess.DEVNULL))
+        command = [sys.executable, "-m", "turbovaed_cli", *map(str, arguments)]
+        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
         return started[-1]
 
     yield start
