@@ -84,7 +84,7 @@ def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minute
     parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes, help="of training per run, its start included")
-    parser.add_argument("--timed", type=int, default=10, help="steps of each arm that are timed, three times in turns")
+    parser.add_argument("--timed", type=int, default=10, help="steps of each arm that are timed, three times in turns; some of each stage are needed, so 7 at least")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(arms))
     parser.add_argument("--threads", type=int, default=1)
@@ -128,6 +128,7 @@ class Study:
             lengths = {"time": fitting}
         else:
             lengths = {"steps": equal} if abs(fitting / equal - 1) < _SAME else {"steps": equal, "time": fitting}
+        lengths = {what: steps for what, steps in lengths.items() if steps > 0}  # a start may take all of the time
         for what, steps in lengths.items():
             if any((run["arm"], run["seed"], run["equal"]) == (name, seed, what) for run in self.done):
                 continue
@@ -158,6 +159,8 @@ class Study:
         job = {"latents": self.options.mixed if mixed else self.options.latents, "settings": settings, "init": init}
         if student in FAMILIES:
             return self.spec, {**job, "student_config": {"family": student}}
+        if init:  # the student is then cut from the teacher
+            return self.spec, job
         return member_of(self.spec, student), job
 
     def _timed(self, num_steps: int) -> dict[str, dict[str, float]]:
@@ -176,11 +179,13 @@ class Study:
                 whole = time.monotonic() - began
                 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
                 starts.setdefault(name, whole - sum(line["seconds"] for line in lines))
-                first = job["settings"].stages[0].steps
-                parts = [part for part in (lines[1:first], lines[first + 1 :]) if part]
-                weights = [stage.steps for stage in job["settings"].stages]
-                medians = [statistics.median(line["seconds"] for line in part) for part in parts]
-                steps.setdefault(name, []).append(sum(w * m for w, m in zip(weights, medians, strict=True)) / sum(weights))
+                first, *_ = stages = job["settings"].stages
+                parts = (
+                    (stages[0], lines[1 : first.steps]),
+                    (stages[-1], lines[first.steps + 1 :]),
+                )  # without the first step of each
+                timed = [(stage.steps, statistics.median(line["seconds"] for line in part)) for stage, part in parts if part]
+                steps.setdefault(name, []).append(sum(n * s for n, s in timed) / sum(n for n, _ in timed))
         return {name: {"start": starts[name], "step": min(steps[name])} for name in starts}
 
     def _run(self, name: str, seed: int, steps: int) -> dict[str, Any]:

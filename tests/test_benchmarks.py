@@ -28,7 +28,17 @@ def benchmark(monkeypatch):
         return __import__(name)
 
     yield load
-    for name in ("decode", "training_step", "plain_vs_fast", "truncated_features", "cache_latents", "tf32", "decode_memory"):
+    for name in (
+        "decode",
+        "training_step",
+        "plain_vs_fast",
+        "truncated_features",
+        "cache_latents",
+        "tf32",
+        "decode_memory",
+        "students",
+        "recipes",
+    ):
         sys.modules.pop(name, None)
 
 
@@ -164,3 +174,37 @@ def test_the_promised_memory_of_a_decode_is_what_the_page_states(benchmark, caps
     rehearsed = benchmark("decode_memory").table(["tiny"]).splitlines()[-1].split(" | ")
     assert rehearsed[:5] == stated["tiny"][:5]
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("record", sorted(ROOT.glob("benchmarks/studies/*/students.json")), ids=lambda path: path.parent.name)
+def test_the_page_of_measurements_has_the_table_of_a_study(record, benchmark):
+    teacher = record.parent.name.removeprefix("students-")
+    table = benchmark("students").table(teacher, json.loads(record.read_text(encoding="utf-8")))
+    assert table in (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.thorough
+def test_a_study_times_and_trains_arms_of_every_kind_and_goes_on(tmp_path, benchmark, videos, monkeypatch, capsys):
+    """One stage and two, a start that makes its own network, another cache; a second call makes nothing again."""
+    from turbovaed_cli.latents.caching import cache_latents
+    from turbovaed_cli.registry.find import find_model
+    from turbovaed_cli.settings import CacheSettings
+
+    caches = {}
+    for name in ("latents", "mixed", "val"):
+        caches[name] = tmp_path / name
+        cache_latents(find_model("tiny"), videos, caches[name], CacheSettings(frames=9, size=(64, 64)))
+    arms = ["base", "pruned start", "adversarial 0.05 in the last 30 %", "other colours, drawn clips"]
+    words = [f"--{name}={path}" for name, path in caches.items()]
+    words += ["--student=lite", "--minutes=0.05", "--timed=7", f"--out={tmp_path / 'out'}", "--arms", *arms]
+    recipes = benchmark("recipes")
+    monkeypatch.setattr(recipes, "BASE", recipes.replace(recipes.BASE, crop_latents=0, crop_margin=0, batch_size=1))
+    monkeypatch.setattr(sys, "argv", ["recipes.py", *words])
+    recipes.main()
+    made = (tmp_path / "out" / "runs.jsonl").read_text()
+    runs = [json.loads(line) for line in made.splitlines()]
+    assert {run["arm"] for run in runs} == set(arms) and all(run["steps"] > 0 and run["last"]["psnr"] > 5 for run in runs)
+    assert json.loads((tmp_path / "out" / "seconds.json").read_text()).keys() == set(arms)
+    recipes.main()
+    assert (tmp_path / "out" / "runs.jsonl").read_text() == made
+    assert "| pruned start | " in capsys.readouterr().out
