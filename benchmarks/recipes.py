@@ -84,7 +84,12 @@ def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minute
     parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes, help="of training per run, its start included")
-    parser.add_argument("--timed", type=int, default=10, help="steps of each arm that are timed, three times in turns; some of each stage are needed, so 7 at least")
+    parser.add_argument(
+        "--timed",
+        type=int,
+        default=10,
+        help="steps of each arm that are timed, three times in turns; some of each stage are needed, so 7 at least",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(arms))
     parser.add_argument("--threads", type=int, default=1)

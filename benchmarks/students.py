@@ -50,10 +50,10 @@ def decode_ms(folders: dict[str, Path]) -> dict[str, dict[str, float | str]]:
     (first, model), *others = folders.items()
     settings = BenchSettings(targets=("torch", "onnx"), precisions=("fp32",), teacher=False)
     result = bench(str(model), settings, against=[str(folder) for _, folder in others])
-    labels = {str(folder): name for name, folder in others}
+    labels = {folder.name: name for name, folder in others}
     found: dict[str, dict[str, float | str]] = {}
     for row in result.rows:
-        name = next((arm for place, arm in labels.items() if place in row.network), first)
+        name = next((arm for label, arm in labels.items() if label in row.network), first)
         if row.p50_ms and row.p50_ms < found.get(name, {"decode_ms": float("inf")})["decode_ms"]:  # type: ignore[operator]
             found[name] = {"decode_ms": row.p50_ms, "form": row.runtime}
     return found
