@@ -118,6 +118,8 @@ def assert_same_curve(a: list[dict], b: list[dict]) -> None:
         assert one.keys() == other.keys() and one["data"] == other["data"]
         for name in one.keys() - {"step", "stage", "data", "seconds", "clips_per_s", "data_seconds", "peak_mb"}:
             tolerance = 1e-5 if one["step"] == 1 and name != "adaptive_weight" else 2e-3
+            if name == "grad_norm" and one["step"] > 1:
+                tolerance = 1e-2  # where rounding changes the sign of an error, the gradient of L1 jumps
             assert one[name] == pytest.approx(other[name], rel=tolerance), (one["step"], name)
 
 
@@ -130,8 +132,8 @@ def test_two_ranks_of_one_clip_learn_as_one_of_two(of_two, of_one):
     assert a.keys() == b.keys()
     tolerance = {name: 0.1 if "exp_avg" in name else 1e-3 for name in a}  # gradients that should be nothing are all rounding
     far = {name: (a[name].float() - b[name].float()).norm() - tolerance[name] * b[name].float().norm() for name in a}
-    # How large that rounding is depends on the processor: up to 5e-4 was seen.
-    assert {name: excess for name, excess in far.items() if excess > (1e-3 if "exp_avg" in name else 1e-4)} == {}
+    # How large that rounding is depends on the processor: up to 1.3e-3 was seen.
+    assert {name: excess for name, excess in far.items() if excess > (5e-3 if "exp_avg" in name else 1e-4)} == {}
     assert any("discriminator_optimizer" in name and "exp_avg" in name and a[name].any() for name in a)
 
 

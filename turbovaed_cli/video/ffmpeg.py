@@ -325,9 +325,10 @@ class Child:
 def _starved_s(pid: int) -> float:
     """Return the seconds that a process was ready and got no processor, by its longest-waiting thread; 0 if unknown."""
     waits_ns = [0]
-    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            waits_ns.append(int(path.read_text().split()[1]))
+    with contextlib.suppress(OSError):  # it may end at any time
+        for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                waits_ns.append(int(path.read_text().split()[1]))
     return max(waits_ns) / 1e9
 
 
