@@ -184,11 +184,9 @@ class Study:
                 whole = time.monotonic() - began
                 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
                 starts.setdefault(name, whole - sum(line["seconds"] for line in lines))
-                first, *_ = stages = job["settings"].stages
-                parts = (
-                    (stages[0], lines[1 : first.steps]),
-                    (stages[-1], lines[first.steps + 1 :]),
-                )  # without the first step of each
+                stages = job["settings"].stages
+                first = stages[0].steps
+                parts = ((stages[0], lines[1:first]), (stages[-1], lines[first + 1 :]))  # without the first step of each
                 timed = [(stage.steps, statistics.median(line["seconds"] for line in part)) for stage, part in parts if part]
                 steps.setdefault(name, []).append(sum(n * s for n, s in timed) / sum(n for n, _ in timed))
         return {name: {"start": starts[name], "step": min(steps[name])} for name in starts}

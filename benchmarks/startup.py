@@ -18,9 +18,7 @@ from pathlib import Path
 import imageio_ffmpeg
 
 CHILD = """
-import time
-began = time.process_time()
-import os, sys
+import os, sys, time
 before, *words = sys.argv[1:]
 for name in before.split():
     __import__(name)
@@ -43,9 +41,9 @@ def run(number):
 run(1)
 first = time.process_time()
 run(2)
-print(first - preloaded, time.process_time() - first, preloaded - began)
+print(first - preloaded, time.process_time() - first)
 """
-TORCH = ["-c", "import time, torch; print(time.process_time(), 0, 0)"]
+TORCH = ["-c", "import time, torch; print(time.process_time(), 0)"]
 CONVERTERS = "torch torch._dynamo torch.onnx onnx onnxscript onnxruntime"
 # What is imported before, and the words of the command. One with NUMBER writes to another place each time.
 COMMANDS = {
@@ -64,7 +62,7 @@ def seconds_of(words: list[str], folder: str) -> tuple[float, float]:
     """Return the CPU seconds of the first run in a process beside its work, and of the work: the second run."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     made = subprocess.run([sys.executable, *words], cwd=folder, env=environment, check=True, capture_output=True, text=True)
-    first, again, _ = map(float, made.stdout.split()[-3:])
+    first, again = map(float, made.stdout.split()[-2:])
     return first - again, again
 
 

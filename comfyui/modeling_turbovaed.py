@@ -2322,8 +2322,8 @@ class StudentDecoder(StudentNetwork):
         """Decode `z` (B, latent_channels, t, h, w), as diffusers pipelines call it, to `.sample` (B, 3, T, H, W) in [-1, 1].
 
         `z` is converted to the student's precision; `temb` is not used. Without gradients on a CPU the fast form decodes (see
-        `fast`), and on CUDA the fastest one: results are equal within rounding, and hooks of modules are not called. Raises ShapeError for another shape,
-        FrameCountError for t = 0.
+        `fast`), and on CUDA the fastest one: results are equal within rounding, and hooks of modules are not called. Raises
+        ShapeError for another shape, FrameCountError for t = 0.
         """
         self._come_from_offload()
         self.check_latents(z)

@@ -82,7 +82,7 @@ def draw(path: Path, size: str, seconds: float) -> None:
 
 
 def reconstruct(source: Path, made: Path, model: str, *, kill_after: float | None = None) -> Run:
-    """Run the command, and note its memory twice a second; kill it, and what it started, after so many seconds."""
+    """Run the command and sample its memory twice a second; with `kill_after`, kill it after that many seconds."""
     words = ["reconstruct", str(source), "--out", str(made), "--model", model, "-q"]
     began = time.monotonic()
     memory = []

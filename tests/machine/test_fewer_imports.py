@@ -62,7 +62,8 @@ def test_classes_are_those_of_their_modules():
     output_of(
         "from turbovaed_cli.machine.imports import _Package, import_less\n"
         "import_less()\n"
-        "import diffusers, inspect, sys\n"
+        "import diffusers, importlib.resources, inspect, sys\n"
+        "assert all((importlib.resources.files(name) / '__init__.py').is_file() for name in ('torch', 'diffusers', 'diffusers.hooks'))\n"
         "from diffusers.models.autoencoders.autoencoder_kl_ltx import AutoencoderKLLTXVideo\n"
         "from diffusers.models.autoencoders import AutoencoderKLWan\n"
         "package = sys.modules['diffusers.models.autoencoders']\n"

@@ -15,11 +15,9 @@ from turbovaed_cli.models.kernels import Preparation, Scratch
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton (Linux)")
 
-VALUES = """
-import itertools
-import torch
+# The script of a subprocess: `launched` counts the launches of the kernel.
+COUNTED = """
 from turbovaed_cli.models import gpu_kernels
-from turbovaed_cli.models.kernels import Preparation, Scratch
 
 launched = 0
 launch = gpu_kernels.FusedPreparation._launch
@@ -28,6 +26,15 @@ def counted(*arguments):
     launched += 1
     launch(*arguments)
 gpu_kernels.FusedPreparation._launch = counted
+"""
+
+VALUES = (
+    COUNTED
+    + """
+import itertools
+import torch
+from turbovaed_cli.models.kernels import Preparation, Scratch
+
 generator = torch.Generator().manual_seed(0)
 
 def frames(count, channels, dtype, height=4):
@@ -51,22 +58,16 @@ for dtype, least in ((torch.float32, 2e-6), (torch.bfloat16, 4e-2), (torch.float
                 assert kept is False or torch.equal(found[1][:head, :, 2:6], before.double())
 assert launched == 3 * 4 * 4 * 4, launched
 """
+)
 
-DECODES = """
+DECODES = (
+    COUNTED
+    + """
 import torch
 from members import NAMED, built
-from turbovaed_cli.models import gpu_kernels
 from turbovaed_cli.models.gpu_form import FUSED, form_of
 from turbovaed_cli.models.stages import StreamConvolution, StreamResidual
 from turbovaed_cli.models.streaming import StreamingDecoder
-
-launched = 0
-launch = gpu_kernels.FusedPreparation._launch
-def counted(*arguments):
-    global launched
-    launched += 1
-    launch(*arguments)
-gpu_kernels.FusedPreparation._launch = counted
 
 def convolutions(stages):
     found = [stage for stage in stages if isinstance(stage, StreamConvolution)]
@@ -87,6 +88,7 @@ for name in ("8x8x8", "causal, in space then time, patches of 8", "channels chan
         made = torch.cat([*map(stream.push, latents.to(dtype).split(2, dim=2)), stream.finish()], dim=2)
         assert (made.float() - wanted).abs().max() <= least, name
 """
+)
 
 COMPILES = """
 import triton

@@ -14,22 +14,22 @@ import importlib.metadata
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any, cast
 
-# What diffusers imports where it is installed, and no command needs of it. With torch._dynamo it marks classes for torch.compile.
+_COMPILER = "torch._dynamo"
+_CONFIG = f"{_COMPILER}.config"  # all that tensors without data need of it
+# What diffusers imports where it is installed, and no command needs of it. With the compiler it marks classes for torch.compile.
 _HIDDEN = (
     "accelerate", "transformers", "peft", "torchao", "bitsandbytes", "gguf", "optimum", "modelopt", "auto_round", "torchvision", "scipy",
-    "torch._dynamo",
+    _COMPILER,
 )  # fmt: skip
 _ONE_BY_ONE = (
     "diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets", "diffusers.quantizers",
     "diffusers.hooks",
 )  # fmt: skip
-_COMPILER = "torch._dynamo"
-_CONFIG = f"{_COMPILER}.config"  # all that tensors without data need of it
 
 
 def import_less() -> None:
@@ -39,36 +39,37 @@ def import_less() -> None:
 
 
 class _Finder(MetaPathFinder):
+    def __init__(self) -> None:
+        self.kinds = {"torch": _Uncollected, "diffusers": _Bare, _COMPILER: _Later, **dict.fromkeys(_ONE_BY_ONE, _OneByOne)}
+
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return the spec of one of these packages, with a loader that spares time."""
         if fullname.startswith(f"{_COMPILER}.") and fullname != _CONFIG and isinstance(of := sys.modules[_COMPILER], _Package):
             of.run()
-        kinds = {"torch": _Uncollected, "diffusers": _Bare, _COMPILER: _Later, **dict.fromkeys(_ONE_BY_ONE, _OneByOne)}
-        if fullname not in kinds:
+        if fullname not in self.kinds:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, InspectLoader):
-            spec.loader = kinds[fullname](spec.loader)
+            spec.loader = self.kinds[fullname](spec.loader)
         return spec
 
 
-class _Loader(InspectLoader):
-    """Has the source of a package's own loader."""
+class _Loader(Loader):
+    """Takes the place of a package's own loader until the package is there."""
 
     def __init__(self, own: InspectLoader) -> None:
         self.own = own
 
-    def get_source(self, fullname: str) -> str | None:
-        return self.own.get_source(fullname)
-
-    def is_package(self, fullname: str) -> bool:
-        return True
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self.own  # which also finds its files
 
 
 class _Uncollected(_Loader):
     """Runs an `__init__` without garbage collection, which would look through a million new objects again and again."""
 
     def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
         gc.disable()
         try:
             self.own.exec_module(module)
@@ -106,10 +107,7 @@ class _OneByOne(_Loader):
     """Makes a package that imports the module of a name when that name is asked for."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Package(spec.name, self.own, _homes(self.get_source(spec.name) or ""))
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Do nothing yet."""
+        return _Package(spec.name, self.own, _homes(self.own.get_source(spec.name) or ""))
 
 
 class _Later(_OneByOne):

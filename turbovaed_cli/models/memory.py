@@ -272,7 +272,6 @@ def fit_encoder(
 def clip_bytes(teacher: Teacher, clips: int, frames: int, size: tuple[int, int]) -> int:
     """Predict the peak bytes of `teacher.encode` for whole frames of (clips, 3, frames, H, W)."""
     rehearsing = teacher.without_data()
-    rehearsing.tiles = None
     with metered(teacher.device.type) as meter:
         rehearsing.posterior(torch.empty(clips, 3, frames, *size, device="meta"))
     return _peak_of(meter, teacher)

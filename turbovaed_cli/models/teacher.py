@@ -151,10 +151,10 @@ class Teacher(nn.Module):
         return fast_encoder(self.vae)
 
     def without_data(self) -> "Teacher":
-        """Return this teacher on the device "meta", which encodes videos without data there: a dry run of its memory."""
+        """Return this teacher, without tiles, on the device "meta": it encodes videos without data, as a dry run of its memory."""
         tensors = (*self.vae.parameters(), *self.vae.buffers())
         made = Teacher(deepcopy(self.vae, {id(tensor): tensor.to("meta") for tensor in tensors}), self.spec, self.folder)
-        made.fast, made.tiles = False, self.tiles
+        made.fast = False
         if (fast := self.fast_encoder()) is not None:  # weights in oneDNN's layout need data
             made._fast_form = FastEncoder(made.vae, fast.dtype, replace(fast.speedups, packed=False))
         return made
