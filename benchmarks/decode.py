@@ -29,7 +29,7 @@ from turbovaed_cli.benchmarking.bench import cpu_name
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory, out_of_memory_in_words, resolve_device, wait_for
 from turbovaed_cli.metrics import psnr
 from turbovaed_cli.models.gpu_form import FUSED, GRAPHS, form_of
-from turbovaed_cli.models.kernels import Speedups
+from turbovaed_cli.models.kernels import LAYOUT_ALONE, Speedups
 from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.streaming import FastDecoder
 from turbovaed_cli.models.student import StudentDecoder
@@ -37,7 +37,6 @@ from turbovaed_cli.registry.find import find_model
 from turbovaed_cli.registry.rows import MODELS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUT_ONLY = Speedups(winograd=False, packed=False)
 TEACHER = "teacher's decoder"
 Decode = Callable[[], Tensor]
 Variants = dict[str, tuple[str, Callable[[], Decode]]]  # its precision, and what makes it ready: each in memory of its own
@@ -135,7 +134,7 @@ def variants_of(student: StudentDecoder, latents: Tensor) -> Variants:
         "modules": ("fp32", lambda: lambda: student(latents)),
     }
     for name, dtype in DTYPES.items():
-        for speedups in (Speedups(), Speedups(winograd=False), LAYOUT_ONLY):
+        for speedups in (Speedups(), Speedups(winograd=False), LAYOUT_ALONE):
             variants[f"{speedups}, {name}"] = (name, partial(fast, dtype, speedups))
         if latents.device.type == "cuda":
             for form in (FUSED, GRAPHS):

@@ -84,11 +84,12 @@ def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minute
     parser.add_argument("--mixed", type=Path, required=True, help="a cache with other colours and drawn clips")
     parser.add_argument("--val", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=minutes, help="of training per run, its start included")
+    parser.add_argument("--turns", type=int, default=3, help="in which the steps of all arms are timed")
     parser.add_argument(
         "--timed",
         type=int,
         default=10,
-        help="steps of each arm that are timed, three times in turns; some of each stage are needed, so 7 at least",
+        help="steps of each arm that are timed in a turn; some of each stage are needed, so 7 at least",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="+", default=list(arms))
@@ -129,6 +130,7 @@ class Study:
             round((self.options.minutes * 60 - self.seconds[arm]["start"]) / self.seconds[arm]["step"])
             for arm in (self.base, name)
         )
+        equal = next((run["steps"] for run in self.done if run["arm"] == self.base), equal)  # of an earlier timing
         if not self.in_equal_steps:
             lengths = {"time": fitting}
         else:
@@ -169,25 +171,33 @@ class Study:
         return member_of(self.spec, student), job
 
     def _timed(self, num_steps: int) -> dict[str, dict[str, float]]:
-        """Time every arm's start once, and a few steps, in turns, so that a busy moment hits all alike; of stages by their shares."""
+        """Time every kind of start once, and a few steps of every arm, in turns; of stages by their shares.
+
+        Seconds are those of a core of its own: what else runs on the machine takes some of the time, and is left out.
+        """
         starts: dict[str, float] = {}
+        by_kind: dict[tuple[object, object], float] = {}
         steps: dict[str, list[float]] = {}
-        for _ in range(3):
+        for _ in range(self.options.turns):
             for name in self.options.arms:
                 folder = self.options.out / "timing"
                 shutil.rmtree(folder, ignore_errors=True)
                 spec, job = self._job(name, 0, num_steps, every=10**6)
-                if name in starts:
+                kind = job["settings"].start, job["init"]
+                if kind in by_kind and not job["init"]:
                     job["settings"] = replace(job["settings"], start="plain")
-                began = time.monotonic()
+                began, used = time.monotonic(), time.process_time()
                 distill(spec, folder, **job)
-                whole = time.monotonic() - began
+                whole, used = time.monotonic() - began, time.process_time() - used
+                share = used / whole / self.options.threads  # of the cores
                 lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-                starts.setdefault(name, whole - sum(line["seconds"] for line in lines))
+                starts[name] = by_kind.setdefault(kind, share * (whole - sum(line["seconds"] for line in lines)))
                 stages = job["settings"].stages
                 first = stages[0].steps
                 parts = ((stages[0], lines[1:first]), (stages[-1], lines[first + 1 :]))  # without the first step of each
-                timed = [(stage.steps, statistics.median(line["seconds"] for line in part)) for stage, part in parts if part]
+                timed = [
+                    (stage.steps, share * statistics.median(line["seconds"] for line in part)) for stage, part in parts if part
+                ]
                 steps.setdefault(name, []).append(sum(n * s for n, s in timed) / sum(n for n, _ in timed))
         return {name: {"start": starts[name], "step": min(steps[name])} for name in starts}
 

@@ -804,7 +804,7 @@ _POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are ev
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
 
 
-_WIDE = 256  # channels from which half precision takes tiles of 3 frames too; below it takes 2, which round less
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -813,12 +813,20 @@ class Speedups:
 
     winograd: bool = True  # fewer multiplications for convolutions in time
     packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
+    wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
     winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
     winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
 
     def __str__(self) -> str:
         """Return the name that `bench` prints."""
         return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
+
+    def sums_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the precision of sums in a network that computes in `dtype`."""
+        return torch.float32 if self.wide_sums and dtype in HALVES else dtype
+
+
+LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
 
 
 class Scratch(threading.local):
@@ -863,7 +871,7 @@ class Kept(dict[Hashable, Tensor]):
 class Convolution:
     """A k_t x k x k convolution over frames. It pads width and height with zeros, if asked; time is already padded.
 
-    `stride` is (time, rows, columns).
+    `stride` is (time, rows, columns). It computes in `dtype` and returns frames in `dtype_out`.
     """
 
     def __init__(
@@ -876,6 +884,7 @@ class Convolution:
         scratch: Scratch,
         stride: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
+        self.dtype = dtype
         self.weight, self.bias = weight.to(dtype), bias.to(dtype)  # (O, C / groups, k_t, k, k) and (O,)
         self.groups, self.scratch, self.stride = groups, scratch, stride
         self.out_channels = weight.shape[0]
@@ -885,13 +894,14 @@ class Convolution:
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
         is_worth = is_wide and weight.numel() <= speedups.winograd_elements
         self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
-        is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
-        self._largest_tile = 3 if is_exact else 2  # frames
+        self.dtype_out = speedups.sums_in(dtype) if self._has_tiles else dtype
+        self._largest_tile = 2 if dtype in HALVES else 3  # frames; tiles of 2 round less
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
         self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
         """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
+        x = x.to(self.dtype)
         padding = (0, self.reach if pad_height else 0, self.reach if pad_width else 0)
         frames = self.frames_out(x.shape[0])
         height, width = (
@@ -899,9 +909,9 @@ class Convolution:
             for size, pad, stride in zip(x.shape[2:], padding[1:], self.stride[1:], strict=True)
         )
         if min(frames, height) <= 0:
-            return x.new_empty(frames, self.out_channels, height, width)
+            return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
         if not self._has_tiles or frames == 1:
-            return self._convolve(x, 1, 0, self.bias, padding)
+            return self._convolve(x, 1, 0, self.bias, padding).to(self.dtype_out)
         return self._by_tiles(x, (frames, height, width), padding)
 
     def frames_out(self, frames: int) -> int:
@@ -918,7 +928,7 @@ class Convolution:
         self._to_points.clear()
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
-        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+        out = torch.empty(*shape, self.out_channels, dtype=self.dtype_out, device=x.device).permute(0, 3, 1, 2)
         frames, height = shape[:2]
         at_once = max(_IN_CACHE // max(x[0].numel(), out[0].numel()), 1)
         rows = max(_IN_CACHE * height // max(x[0].numel(), out[0].numel()), 1) if self.stride == (1, 1, 1) else height
@@ -946,7 +956,7 @@ class Convolution:
         firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
         for point in range(len(to_points)):
             # Every output takes the product at the point 1 exactly once: the bias is added there.
-            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding)
+            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding).to(out.dtype)
             for i, first_made in enumerate(firsts):
                 factor, target = from_points[i][point], out[i::size]
                 if factor and not started[i]:
@@ -1023,6 +1033,7 @@ class TimeConvolution:
     reach_time, reach = 1, 0
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.taps = weight.detach().to(dtype).flatten(1).unbind(1)  # of (O, 1, 3, 1, 1): three of (O,)
 
     def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
@@ -1101,15 +1112,15 @@ class Preparation:
     gamma: Tensor | None = None  # (C,), a factor per channel after the norm
 
     def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
-        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape."""
+        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape, in the precision of `out`."""
         if self.activation is None or not x.numel():
             out.copy_(x)
             return
         rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-        if rows.dtype in (torch.bfloat16, torch.float16) and rows.device.type == "cpu":
+        if rows.dtype != target.dtype or (rows.dtype in HALVES and rows.device.type == "cpu"):
             # In fp32 and back: on a CPU as quick as half precision, and rounded only once.
             wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
-            target.copy_(self._normalised(wide.copy_(rows), wide))
+            target.copy_(self._normalised(rows if rows.dtype == wide.dtype else wide.copy_(rows), wide))
         else:
             self._normalised(rows, target)
 
@@ -1657,7 +1668,8 @@ class StreamConvolution:
         if reach and not (at.top and at.bottom):
             top = self.above.shape[2] if self.above is not None else reach
             bottom = reach if at.bottom else 0
-        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
+        shape = (known + tail, channels, top + height + bottom, width)
+        padded = self.scratch.frames("padded", shape, self.kernel.dtype, x.device)
         self.prepare.fill(x, padded[:, :, top : top + height], kept, head, self.scratch)
         if top:
             padded[:, :, :top] = self.above if self.above is not None else 0
@@ -1670,22 +1682,25 @@ class StreamConvolution:
 
 
 class StreamShortcut:
-    """The shortcut of a resnet that changes channels: LayerNorm over channels, then the pointwise convolution."""
+    """The shortcut of a resnet that changes channels: LayerNorm over channels, in the precision `sums`, then the pointwise convolution."""
 
-    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        self.weight, self.bias, self.eps = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps
-        self.pointwise = pointwise
+    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], sums: torch.dtype) -> None:
+        self.weight, self.bias, self.eps = norm.weight.detach().to(sums), norm.bias.detach().to(sums), norm.eps
+        self.pointwise, self.sums = pointwise, sums
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        rows = x.permute(0, 2, 3, 1).to(self.sums)
+        rows = functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.eps)
         return self.pointwise(rows.permute(0, 3, 1, 2))
 
 
 class StreamResidual:
-    """The sum of a branch and its input, which is kept until the branch has caught up."""
+    """The sum, in the precision `sums`, of a branch and its input, which is kept until the branch has caught up."""
 
-    def __init__(self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory) -> None:
-        self.branch, self.shortcut = branch, shortcut
+    def __init__(
+        self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory, sums: torch.dtype
+    ) -> None:
+        self.branch, self.shortcut, self.sums = branch, shortcut, sums
         self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
@@ -1702,7 +1717,7 @@ class StreamResidual:
             straight = torch.cat([self.above, straight], dim=2)
         if not at.top or not at.bottom:
             self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
-        return y.add_(straight[:, :, : y.shape[2]])
+        return y.to(self.sums).add_(straight[:, :, : y.shape[2]])
 
     def frames_out(self, frames: int, *, pads: bool = True) -> int:
         for stage in self.branch:
@@ -1847,8 +1862,9 @@ class FastDecoder:
 
     def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
-        speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (Speedups() if self.device.type == "cpu" else LAYOUT_ALONE)
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
+        self.sums = self.speedups.sums_in(self.dtype)
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
@@ -1947,11 +1963,11 @@ class FastDecoder:
             *self._convolution(resnet.conv1, _name_of(resnet.act1)),
             *self._convolution(resnet.conv2, _name_of(resnet.act2)),
         ]
-        shortcut = None
+        shortcut, sums = None, self.sums
         if hasattr(resnet, "conv_shortcut"):
             pointwise = partial(self._kernel(resnet.conv_shortcut.conv), pad_height=True)
-            shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
-        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
+            shortcut = StreamShortcut(resnet.norm3, pointwise, sums)
+        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep(), sums)
 
     def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
         time, space = upsampler.time, upsampler.space
@@ -1976,7 +1992,7 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
     """
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
-        speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
+        speedups = LAYOUT_ALONE if student.fast is False else None
         has_choice = student.fast is not False and student.fast_form_class is not None
         made_by = cast(type[FastDecoder], student.fast_form_class) if has_choice else FastDecoder
         fast = made_by(student, speedups=speedups)
@@ -2110,7 +2126,7 @@ class StreamingDecoder:
     def _through(self, stages: Sequence[StreamStage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
         """Pass one piece through stages, stripe by stripe, to (3, m, H, W)."""
         made = [run_stages(stages, stripe, at) for at, stripe in stripes_of(stripes, end=end)]
-        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
+        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1).to(self.fast.dtype)
 
     def _flush(self, stages: Sequence[StreamStage]) -> Iterator[Tensor]:
         """Flush one clip stage by stage: the last frames of each stage go through the later stages in pieces (3, m, H, W)."""

@@ -22,7 +22,7 @@ from turbovaed_cli.models.kernels import (
 )
 from turbovaed_cli.models.layers import ChannelRMSNorm, pixel_shuffle_3d
 from turbovaed_cli.models.loading import load_student
-from turbovaed_cli.models.streaming import FastDecoder
+from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
 
 
@@ -156,8 +156,42 @@ def test_pieces_of_a_whole_clip_are_put_together(student, latents):
         assert (FastDecoder(student).decode(latents, *pieces) - whole).abs().max() <= 1e-5
 
 
-def test_bf16_stays_above_45_db(student, latents):
+def psnr_of(video, wanted):
+    return float(psnr(video[0].float().clamp(-1, 1), wanted[0].clamp(-1, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_half_precision_is_no_further_from_fp32_than_the_modules_in_it(student, latents, dtype, frames):
+    latents = latents[:, :, :frames]
     with torch.no_grad():
-        wanted, rounded = student(latents), FastDecoder(student, torch.bfloat16).decode(latents)
-    assert rounded.dtype == torch.bfloat16
-    assert psnr(rounded[0].float().clamp(-1, 1), wanted[0].clamp(-1, 1)) > 45
+        wanted, rounded = student(latents), FastDecoder(student, dtype).decode(latents)
+        published = copy.deepcopy(student).to(dtype)(latents.to(dtype))
+    assert rounded.dtype == dtype
+    assert psnr_of(rounded, wanted) > psnr_of(published, wanted) - 0.5
+
+
+def test_half_precision_adds_up_in_fp32(student, latents):
+    """Of many branches, each rounded sum loses some of what the branches before it added; so do the products of tiles."""
+    convolution, x = nn.Conv3d(64, 64, 3, padding=(0, 1, 1)), frames(6, 64)
+    errors = {}
+    with torch.no_grad():
+        wanted = convolution(x.movedim(1, 0)[None])[0].movedim(0, 1)
+        for wide in (True, False):
+            weights = convolution.weight, convolution.bias, 1, torch.bfloat16
+            made = Convolution(*weights, Speedups(wide_sums=wide), Scratch())(x, pad_height=True)
+            assert made.dtype == (torch.float32 if wide else torch.bfloat16)
+            errors[wide] = (made - wanted).square().mean()
+        whole = student(latents)
+        found = {wide: FastDecoder(student, torch.bfloat16, Speedups(wide_sums=wide)).decode(latents) for wide in (True, False)}
+    assert errors[True] < 0.9 * errors[False]
+    assert psnr_of(found[True], whole) > psnr_of(found[False], whole)
+
+
+def test_a_stream_in_half_precision_gives_the_frames_of_the_whole_clip(student, latents):
+    fast = FastDecoder(student, torch.bfloat16)
+    stream = StreamingDecoder(fast)
+    with torch.no_grad():
+        made = torch.cat([*(stream.push(piece) for piece in latents.split(1, dim=2)), stream.finish()], dim=2)
+        whole = fast.decode(latents)
+    assert made.dtype == torch.bfloat16 and psnr_of(made, whole.float()) > 40

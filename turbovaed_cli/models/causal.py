@@ -41,7 +41,7 @@ class CausalConvolution:
         kept = self.kept.get(0)
         head = kept.shape[0] if kept is not None else self.kernel.taps - 1 if frames and self.before != NOTHING else 0
         shape = (head + frames, x.shape[1], height + self.after, width + self.after)
-        padded = self.scratch.frames("padded", shape, x.dtype, x.device)
+        padded = self.scratch.frames("padded", shape, self.kernel.dtype, x.device)
         here = padded[:, :, :height, :width]
         self.prepare.write(x, here[head:], self.scratch)
         if head:
@@ -56,14 +56,14 @@ class CausalConvolution:
 
 
 class CausalResidual:
-    """The sum of a branch and its input, which may pass a shortcut; both return the same number of frames."""
+    """The sum, in the precision `sums`, of a branch and its input, which may pass a shortcut; both return as many frames."""
 
-    def __init__(self, branch: Sequence[CausalStage], shortcut: CausalStage | None) -> None:
-        self.branch, self.shortcut = branch, shortcut
+    def __init__(self, branch: Sequence[CausalStage], shortcut: CausalStage | None, sums: torch.dtype) -> None:
+        self.branch, self.shortcut, self.sums = branch, shortcut, sums
 
     def __call__(self, x: Tensor) -> Tensor:
         y = run_causal(self.branch, x)
-        return y.add_(self.shortcut(x) if self.shortcut else x)
+        return y.to(self.sums).add_(self.shortcut(x) if self.shortcut else x)
 
 
 class Groups:
@@ -136,13 +136,13 @@ class FrameAttention:
         if not x.shape[0]:
             return x
         n, channels, height, width = x.shape
-        normed = self.scratch.frames("padded", x.shape, x.dtype, x.device)
+        normed = self.scratch.frames("padded", x.shape, self.qkv.dtype, x.device)
         self.prepare.write(x, normed, self.scratch)
         rows = self.qkv(normed, pad_height=True).permute(0, 2, 3, 1).reshape(n, 1, height * width, 3 * channels)
         query, key, value = rows.chunk(3, dim=-1)
         found = functional.scaled_dot_product_attention(query, key, value)
         made = self.proj(found.reshape(n, height, width, channels).permute(0, 3, 1, 2), pad_height=True)
-        return made.add_(x)
+        return x + made
 
 
 def patches(video: Tensor, size: int, dtype: torch.dtype) -> Tensor:

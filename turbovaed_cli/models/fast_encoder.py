@@ -28,7 +28,7 @@ from turbovaed_cli.models.causal import (
     patches,
     run_causal,
 )
-from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch, Speedups, packs
+from turbovaed_cli.models.kernels import LAYOUT_ALONE, Convolution, Preparation, Scratch, Speedups, packs
 from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
@@ -55,9 +55,10 @@ class FastEncoder:
         speedups = speedups or (
             Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY)
             if self.device.type == "cpu"
-            else Speedups(winograd=False, packed=False)
+            else LAYOUT_ALONE
         )
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
+        self.sums = self.speedups.sums_in(self.dtype)
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
         self.patch_size, makers, self.expand = _FAMILIES[type(vae).__name__](self, cast(Any, vae))
@@ -164,8 +165,8 @@ def _ltx_residual(fast: FastEncoder, resnet: Any) -> CausalMaker:
     shortcut = None
     if resnet.conv_shortcut is not None:
         pointwise = fast.kernel(getattr(resnet.conv_shortcut, "conv", resnet.conv_shortcut))
-        shortcut = StreamShortcut(resnet.norm3, partial(pointwise, pad_height=True), fast.dtype)
-    return lambda: CausalResidual([make() for make in branch], shortcut)
+        shortcut = StreamShortcut(resnet.norm3, partial(pointwise, pad_height=True), fast.sums)
+    return lambda: CausalResidual([make() for make in branch], shortcut, fast.sums)
 
 
 def _ltx_downsampling(fast: FastEncoder, downsampler: Any) -> CausalMaker:
@@ -233,7 +234,7 @@ def _wan_residual(fast: FastEncoder, block: Any) -> CausalMaker:
     shortcut = None
     if not isinstance(block.conv_shortcut, nn.Identity):
         shortcut = partial(fast.kernel(block.conv_shortcut), pad_height=True)
-    return lambda: CausalResidual([make() for make in branch], shortcut)
+    return lambda: CausalResidual([make() for make in branch], shortcut, fast.sums)
 
 
 def _wan_downsampling(fast: FastEncoder, part: Any) -> Iterator[CausalMaker]:
@@ -250,7 +251,7 @@ def _wan_block(fast: FastEncoder, block: Any) -> CausalMaker:
     branch = [maker for part in parts for maker in _wan_part(fast, part)]
     average = block.avg_shortcut
     stride = (average.factor_t, average.factor_s, average.factor_s)
-    return lambda: CausalResidual([make() for make in branch], AveragedShortcut(stride, average.out_channels))
+    return lambda: CausalResidual([make() for make in branch], AveragedShortcut(stride, average.out_channels), fast.sums)
 
 
 _FAMILIES: dict[str, Callable[[FastEncoder, Any], Family]] = {
@@ -292,7 +293,7 @@ class EncoderStream:
 
     def _clip(self, stages: list[Callable[[Tensor], Tensor]], video: Tensor) -> Tensor:
         frames = patches(video.to(self.fast.device), self.fast.patch_size, self.fast.dtype)
-        return run_causal(stages, frames).movedim(0, 1).contiguous()
+        return run_causal(stages, frames).movedim(0, 1).to(self.fast.dtype).contiguous()
 
 
 def mean_and_std(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import write_json
 from turbovaed_cli.machine.devices import check_compiler, empty_cache, wait_for
 from turbovaed_cli.models.gpu_graphs import FusedDecoder, GraphDecoder
-from turbovaed_cli.models.kernels import Speedups
+from turbovaed_cli.models.kernels import LAYOUT_ALONE, Speedups
 from turbovaed_cli.models.network import StudentNetwork
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder, fast_form
 from turbovaed_cli.version import __version__
@@ -41,7 +41,6 @@ FORMS = (MODULES, LAYOUT, FUSED, GRAPHS, COMPILED)
 TRIED = (MODULES, LAYOUT, FUSED, GRAPHS)  # compiling takes longer than a trial may
 _TIMED, _ENOUGH_S = 3, 1.0  # decodes of each form that are timed; after this many seconds, no further one
 _CLEARLY = 0.97  # of the time of the fastest form before it: what a later form takes at most to be chosen
-_LAYOUT_ALONE = Speedups(winograd=False, packed=False)
 
 Ready = Callable[[], Callable[[], Tensor]]  # makes a form ready, and returns a decode with it
 
@@ -78,7 +77,7 @@ def can_choose(device: torch.device, latents: Tensor) -> bool:
 def form_of(student: StudentNetwork, name: str, dtype: torch.dtype | None = None) -> FastDecoder:
     """Return the form `channels-last`, `fused` or `graphs` of a student's weights."""
     made_by = {LAYOUT: FastDecoder, FUSED: FusedDecoder, GRAPHS: GraphDecoder}[name]
-    return made_by(student, dtype, _LAYOUT_ALONE)
+    return made_by(student, dtype, LAYOUT_ALONE)
 
 
 class GpuDecoder(FastDecoder):

@@ -27,7 +27,7 @@ from turbovaed_cli.models.layers import RMS_EPS
 
 _POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are evaluated at these points and at infinity
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
-_WIDE = 256  # channels from which half precision takes tiles of 3 frames too; below it takes 2, which round less
+HALVES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,20 @@ class Speedups:
 
     winograd: bool = True  # fewer multiplications for convolutions in time
     packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
+    wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
     winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
     winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
 
     def __str__(self) -> str:
         """Return the name that `bench` prints."""
         return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
+
+    def sums_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the precision of sums in a network that computes in `dtype`."""
+        return torch.float32 if self.wide_sums and dtype in HALVES else dtype
+
+
+LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
 
 
 class Scratch(threading.local):
@@ -86,7 +94,7 @@ class Kept(dict[Hashable, Tensor]):
 class Convolution:
     """A k_t x k x k convolution over frames. It pads width and height with zeros, if asked; time is already padded.
 
-    `stride` is (time, rows, columns).
+    `stride` is (time, rows, columns). It computes in `dtype` and returns frames in `dtype_out`.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class Convolution:
         scratch: Scratch,
         stride: tuple[int, int, int] = (1, 1, 1),
     ) -> None:
+        self.dtype = dtype
         self.weight, self.bias = weight.to(dtype), bias.to(dtype)  # (O, C / groups, k_t, k, k) and (O,)
         self.groups, self.scratch, self.stride = groups, scratch, stride
         self.out_channels = weight.shape[0]
@@ -108,13 +117,14 @@ class Convolution:
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
         is_worth = is_wide and weight.numel() <= speedups.winograd_elements
         self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
-        is_exact = dtype in (torch.float32, torch.float64) or min(weight.shape[:2]) >= _WIDE
-        self._largest_tile = 3 if is_exact else 2  # frames
+        self.dtype_out = speedups.sums_in(dtype) if self._has_tiles else dtype
+        self._largest_tile = 2 if dtype in HALVES else 3  # frames; tiles of 2 round less
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
         self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
         """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
+        x = x.to(self.dtype)
         padding = (0, self.reach if pad_height else 0, self.reach if pad_width else 0)
         frames = self.frames_out(x.shape[0])
         height, width = (
@@ -122,9 +132,9 @@ class Convolution:
             for size, pad, stride in zip(x.shape[2:], padding[1:], self.stride[1:], strict=True)
         )
         if min(frames, height) <= 0:
-            return x.new_empty(frames, self.out_channels, height, width)
+            return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
         if not self._has_tiles or frames == 1:
-            return self._convolve(x, 1, 0, self.bias, padding)
+            return self._convolve(x, 1, 0, self.bias, padding).to(self.dtype_out)
         return self._by_tiles(x, (frames, height, width), padding)
 
     def frames_out(self, frames: int) -> int:
@@ -141,7 +151,7 @@ class Convolution:
         self._to_points.clear()
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
-        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device).permute(0, 3, 1, 2)
+        out = torch.empty(*shape, self.out_channels, dtype=self.dtype_out, device=x.device).permute(0, 3, 1, 2)
         frames, height = shape[:2]
         at_once = max(_IN_CACHE // max(x[0].numel(), out[0].numel()), 1)
         rows = max(_IN_CACHE * height // max(x[0].numel(), out[0].numel()), 1) if self.stride == (1, 1, 1) else height
@@ -169,7 +179,7 @@ class Convolution:
         firsts: list[Tensor | None] = [None] * size  # the first product of each output waits for the second
         for point in range(len(to_points)):
             # Every output takes the product at the point 1 exactly once: the bias is added there.
-            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding)
+            made = self._convolve(at_points[point], size, point, self.bias if point == 1 else None, padding).to(out.dtype)
             for i, first_made in enumerate(firsts):
                 factor, target = from_points[i][point], out[i::size]
                 if factor and not started[i]:
@@ -246,6 +256,7 @@ class TimeConvolution:
     reach_time, reach = 1, 0
 
     def __init__(self, weight: Tensor, dtype: torch.dtype) -> None:
+        self.dtype = dtype
         self.taps = weight.detach().to(dtype).flatten(1).unbind(1)  # of (O, 1, 3, 1, 1): three of (O,)
 
     def __call__(self, x: Tensor, *, pad_height: bool) -> Tensor:
@@ -324,15 +335,15 @@ class Preparation:
     gamma: Tensor | None = None  # (C,), a factor per channel after the norm
 
     def write(self, x: Tensor, out: Tensor, scratch: Scratch) -> None:
-        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape."""
+        """Write the prepared frames of `x` (n, C, H, W) into `out` of the same shape, in the precision of `out`."""
         if self.activation is None or not x.numel():
             out.copy_(x)
             return
         rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
-        if rows.dtype in (torch.bfloat16, torch.float16) and rows.device.type == "cpu":
+        if rows.dtype != target.dtype or (rows.dtype in HALVES and rows.device.type == "cpu"):
             # In fp32 and back: on a CPU as quick as half precision, and rounded only once.
             wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
-            target.copy_(self._normalised(wide.copy_(rows), wide))
+            target.copy_(self._normalised(rows if rows.dtype == wide.dtype else wide.copy_(rows), wide))
         else:
             self._normalised(rows, target)
 

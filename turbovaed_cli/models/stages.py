@@ -118,7 +118,8 @@ class StreamConvolution:
         if reach and not (at.top and at.bottom):
             top = self.above.shape[2] if self.above is not None else reach
             bottom = reach if at.bottom else 0
-        padded = self.scratch.frames("padded", (known + tail, channels, top + height + bottom, width), x.dtype, x.device)
+        shape = (known + tail, channels, top + height + bottom, width)
+        padded = self.scratch.frames("padded", shape, self.kernel.dtype, x.device)
         self.prepare.fill(x, padded[:, :, top : top + height], kept, head, self.scratch)
         if top:
             padded[:, :, :top] = self.above if self.above is not None else 0
@@ -131,22 +132,25 @@ class StreamConvolution:
 
 
 class StreamShortcut:
-    """The shortcut of a resnet that changes channels: LayerNorm over channels, then the pointwise convolution."""
+    """The shortcut of a resnet that changes channels: LayerNorm over channels, in the precision `sums`, then the pointwise convolution."""
 
-    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
-        self.weight, self.bias, self.eps = norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps
-        self.pointwise = pointwise
+    def __init__(self, norm: nn.LayerNorm, pointwise: Callable[[Tensor], Tensor], sums: torch.dtype) -> None:
+        self.weight, self.bias, self.eps = norm.weight.detach().to(sums), norm.bias.detach().to(sums), norm.eps
+        self.pointwise, self.sums = pointwise, sums
 
     def __call__(self, x: Tensor) -> Tensor:
-        rows = functional.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        rows = x.permute(0, 2, 3, 1).to(self.sums)
+        rows = functional.layer_norm(rows, self.weight.shape, self.weight, self.bias, self.eps)
         return self.pointwise(rows.permute(0, 3, 1, 2))
 
 
 class StreamResidual:
-    """The sum of a branch and its input, which is kept until the branch has caught up."""
+    """The sum, in the precision `sums`, of a branch and its input, which is kept until the branch has caught up."""
 
-    def __init__(self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory) -> None:
-        self.branch, self.shortcut = branch, shortcut
+    def __init__(
+        self, branch: Sequence[StreamStage], shortcut: StreamShortcut | None, waiting: Memory, sums: torch.dtype
+    ) -> None:
+        self.branch, self.shortcut, self.sums = branch, shortcut, sums
         self.waiting = waiting  # frames of each stripe that the branch has not caught up with
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
@@ -163,7 +167,7 @@ class StreamResidual:
             straight = torch.cat([self.above, straight], dim=2)
         if not at.top or not at.bottom:
             self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
-        return y.add_(straight[:, :, : y.shape[2]])
+        return y.to(self.sums).add_(straight[:, :, : y.shape[2]])
 
     def frames_out(self, frames: int, *, pads: bool = True) -> int:
         for stage in self.branch:

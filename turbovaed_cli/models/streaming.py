@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from turbovaed_cli.errors import FrameCountError, SettingsError, ShapeError
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.models.kernels import (
+    LAYOUT_ALONE,
     Convolution,
     Kept,
     Preparation,
@@ -65,8 +66,9 @@ class FastDecoder:
 
     def __init__(self, student: StudentNetwork, dtype: torch.dtype | None = None, speedups: Speedups | None = None) -> None:
         self.student, self.dtype, self.device = student, dtype or student.dtype, student.device
-        speedups = speedups or (Speedups() if self.device.type == "cpu" else Speedups(winograd=False, packed=False))
+        speedups = speedups or (Speedups() if self.device.type == "cpu" else LAYOUT_ALONE)
         self.speedups = replace(speedups, packed=speedups.packed and packs(self.dtype))
+        self.sums = self.speedups.sums_in(self.dtype)
         self.scratch = Scratch()
         self._kernels: list[Convolution] = []
         self._makers = list(self._makers_of(student))
@@ -165,11 +167,11 @@ class FastDecoder:
             *self._convolution(resnet.conv1, _name_of(resnet.act1)),
             *self._convolution(resnet.conv2, _name_of(resnet.act2)),
         ]
-        shortcut = None
+        shortcut, sums = None, self.sums
         if hasattr(resnet, "conv_shortcut"):
             pointwise = partial(self._kernel(resnet.conv_shortcut.conv), pad_height=True)
-            shortcut = StreamShortcut(resnet.norm3, pointwise, self.dtype)
-        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep())
+            shortcut = StreamShortcut(resnet.norm3, pointwise, sums)
+        return lambda keep: StreamResidual([make(keep) for make in makers], shortcut, keep(), sums)
 
     def _upsampling(self, upsampler: Upsampler3d) -> Iterator[StageMaker]:
         time, space = upsampler.time, upsampler.space
@@ -194,7 +196,7 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
     """
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
-        speedups = Speedups(winograd=False, packed=False) if student.fast is False else None
+        speedups = LAYOUT_ALONE if student.fast is False else None
         has_choice = student.fast is not False and student.fast_form_class is not None
         made_by = cast(type[FastDecoder], student.fast_form_class) if has_choice else FastDecoder
         fast = made_by(student, speedups=speedups)
@@ -328,7 +330,7 @@ class StreamingDecoder:
     def _through(self, stages: Sequence[StreamStage], stripes: Sequence[Tensor], *, end: bool) -> Tensor:
         """Pass one piece through stages, stripe by stripe, to (3, m, H, W)."""
         made = [run_stages(stages, stripe, at) for at, stripe in stripes_of(stripes, end=end)]
-        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1)
+        return (made[0] if len(made) == 1 else torch.cat(made, dim=2)).movedim(0, 1).to(self.fast.dtype)
 
     def _flush(self, stages: Sequence[StreamStage]) -> Iterator[Tensor]:
         """Flush one clip stage by stage: the last frames of each stage go through the later stages in pieces (3, m, H, W)."""
