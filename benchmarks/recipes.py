@@ -64,7 +64,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "other colours, drawn clips": {"mixed": True},
     "lattice loss 0.5": {"lattice_weight": 0.5},
 }
-_SAME = 0.05  # step times that differ by less count as equal: one run is both of equal time and of equal steps
+_SAME = 0.08  # step times that differ by less count as equal: one run is both of equal time and of equal steps
 SCORES = {"psnr": 2, "ssim": 4, "st_lpips": 4, "flicker": 3, "grid": 3, "card_psnr": 2}  # and their decimal places
 
 
@@ -126,11 +126,13 @@ class Study:
 
     def results_of(self, name: str, seed: int) -> Iterator[dict[str, Any]]:
         """Make the runs of one arm that are missing, of equal steps and of equal time, and yield their records."""
-        equal, fitting = (
-            round((self.options.minutes * 60 - self.seconds[arm]["start"]) / self.seconds[arm]["step"])
-            for arm in (self.base, name)
+        of_base, of_arm = (
+            (self.options.minutes * 60 - self.seconds[arm]["start"]) / self.seconds[arm]["step"] for arm in (self.base, name)
         )
-        equal = next((run["steps"] for run in self.done if run["arm"] == self.base), equal)  # of an earlier timing
+        equal = next(
+            (run["steps"] for run in self.done if run["arm"] == self.base), round(of_base)
+        )  # its first run is the measure
+        fitting = round(equal * of_arm / of_base)
         if not self.in_equal_steps:
             lengths = {"time": fitting}
         else:
