@@ -9,7 +9,7 @@ from scipy.ndimage import median_filter
 
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.metrics import banding, psnr
-from turbovaed_cli.metrics.banding import _Picture
+from turbovaed_cli.metrics.banding import _Picture, banding_of_all
 
 LEVEL = 1 / 127.5  # of 8 bits, in units of [-1, 1]
 
@@ -145,3 +145,11 @@ def test_a_clip_with_nan_has_no_banding_value_rather_than_the_best_one():
     broken = torch.zeros(3, 3, 64, 64)
     broken[0, 1, 5, 5] = torch.nan
     assert math.isnan(banding(broken, torch.zeros_like(broken)))
+
+
+def test_videos_of_one_source_score_together_as_alone():
+    smooth = gradient()
+    source = rounded(smooth)
+    videos = [rounded(quantised(smooth, 8)), torch.full_like(source, math.nan), source]
+    coarse, unknown, same = banding_of_all(videos, source)
+    assert coarse == banding(videos[0], source) > 6 and math.isnan(unknown) and same == 0

@@ -10,7 +10,7 @@ from turbovaed_cli import load_pair
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.evaluation.decoding import decode_clip
 from turbovaed_cli.metrics import grid
-from turbovaed_cli.metrics.grid import grid_of, lattice_of
+from turbovaed_cli.metrics.grid import grid_of, grid_of_all, lattice_of
 from turbovaed_cli.video import to_model
 
 LEVEL = 1 / 127.5  # of 8 bits, in units of [-1, 1]
@@ -175,9 +175,16 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(monkeypatch):
     torch.manual_seed(0)
     source = torch.rand(3, 40, 16, 16) * 2 - 1
     video = (source + torch.randn_like(source) / 50).clamp(-1, 1)
-    transform, lengths = torch.fft.fft2, []
-    monkeypatch.setattr(torch.fft, "fft2", lambda x: lengths.append(x.shape[2]) or transform(x))
+    transform, lengths = torch.fft.rfft2, []
+    monkeypatch.setattr(torch.fft, "rfft2", lambda x: lengths.append(x.shape[1]) or transform(x))
     value = grid(video, source)
-    assert max(lengths) <= 16 and sum(lengths) == 40
+    assert max(lengths) <= 16 and sum(lengths) == 40 + 40  # of the source and of the error
     monkeypatch.setitem(grid.__globals__, "_FRAMES_AT_ONCE", 40)
     assert grid(video, source) == pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+def test_videos_of_one_source_score_together_as_alone():
+    source = content()
+    videos = [source + 2 * pattern(source, 4), source + noise(source, 3), source]
+    assert grid_of_all(videos, source) == [grid(video, source) for video in videos]
+    assert grid_of_all(videos, source)[0] == pytest.approx(2, rel=0.02)

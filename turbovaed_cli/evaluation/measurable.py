@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,10 @@ from turbovaed_cli.evaluation import paper
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.metrics import METRICS, fvd, metric_name
 from turbovaed_cli.metrics.banding import MIN_SIDE as BANDING_MIN_SIDE
-from turbovaed_cli.metrics.banding import banding
+from turbovaed_cli.metrics.banding import banding_of_all
 from turbovaed_cli.metrics.features import FeatureDistance, mean_distances
 from turbovaed_cli.metrics.grid import MIN_SIDE as GRID_MIN_SIDE
-from turbovaed_cli.metrics.grid import grid
+from turbovaed_cli.metrics.grid import grid_of_all
 from turbovaed_cli.metrics.lpips import lpips_files, read_lpips
 from turbovaed_cli.metrics.pixels import SSIM_WINDOW, flicker, psnr, ssim
 from turbovaed_cli.metrics.seam import MIN_SIDE as SEAM_MIN_SIDE
@@ -30,28 +31,25 @@ from turbovaed_cli.settings import EvalSettings
 from turbovaed_cli.video import ffmpeg
 
 Measure = Callable[[Tensor, Tensor], float]  # (video, source), each (3, T, H, W) in the range of the protocol
-# Metrics of one kind of defect each, and the least side in pixels that each needs.
-_DEFECTS: dict[str, tuple[Measure, int]] = {
-    "grid": (grid, GRID_MIN_SIDE),
-    "seam": (seam, SEAM_MIN_SIDE),
-    "banding": (banding, BANDING_MIN_SIDE),
-}
 
 
 @dataclass(frozen=True)
-class FeatureMeasure:
-    """A metric that computes features of the source, which serve for all its videos."""
+class SharedMeasure:
+    """A metric that finds something out about the source, which serves for all its videos."""
 
-    network: FeatureDistance
-    spatial: bool
+    of_all: Callable[[Sequence[Tensor], Tensor], list[float]]  # (videos, source)
 
     def __call__(self, video: Tensor, source: Tensor) -> float:
-        """Return the mean distance over the frames of a clip."""
+        """Return the score of one video."""
         return self.of_all([video], source)[0]
 
-    def of_all(self, videos: Sequence[Tensor], source: Tensor) -> list[float]:
-        """Return the mean distance over frames of each video from the source."""
-        return mean_distances(self.network, videos, source, spatial=self.spatial)
+
+# Metrics of one kind of defect each, and the least side in pixels that each needs.
+_DEFECTS: dict[str, tuple[Measure, int]] = {
+    "grid": (SharedMeasure(grid_of_all), GRID_MIN_SIDE),
+    "seam": (seam, SEAM_MIN_SIDE),
+    "banding": (SharedMeasure(banding_of_all), BANDING_MIN_SIDE),
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +62,9 @@ class Gauges:
     weights: dict[str, list[dict[str, str]]]  # metric -> the files it was measured with: "file", "sha256"
 
     def scores(self, videos: Sequence[Tensor], source: Tensor) -> list[dict[str, float]]:
-        """Return the scores per clip of each video against one source, all (3, T, H, W); features of the source are computed once."""
+        """Return the scores per clip of each video against one source, all (3, T, H, W); what is found out about the source serves for all."""
         by_metric = {
-            name: measure.of_all(videos, source) if isinstance(measure, FeatureMeasure) else [measure(v, source) for v in videos]
+            name: measure.of_all(videos, source) if isinstance(measure, SharedMeasure) else [measure(v, source) for v in videos]
             for name, measure in self.per_clip.items()
         }
         return [{name: found[i] for name, found in by_metric.items()} for i in range(len(videos))]
@@ -144,7 +142,7 @@ def _open(name: str, settings: EvalSettings, device: torch.device, gauges: Gauge
         path = st_lpips_path(backbone)
         network = read_st_lpips(backbone, path)
         gauges.weights[name] = _recorded(path)
-    return FeatureMeasure(network.to(device), as_published)
+    return SharedMeasure(partial(mean_distances, network.to(device), spatial=as_published))
 
 
 def _check_side(name: str, least: int, settings: EvalSettings) -> None:

@@ -39,20 +39,28 @@ def banding(video: Tensor, source: Tensor) -> float:
     larger counts. The sum is divided by the number of pixels where the source is smooth, or by 1 % of all if that is more.
     A smooth source has no such steps itself. NaN for clips with values that are not finite. Raises ShapeError below 16x16 pixels.
     """
-    height, width = video.shape[-2:]
+    return banding_of_all([video], source)[0]
+
+
+def banding_of_all(videos: Sequence[Tensor], source: Tensor) -> list[float]:
+    """Return `banding` of each video; where the source is smooth is found once."""
+    height, width = source.shape[-2:]
     if min(height, width) < MIN_SIDE:
         raise ShapeError(f"banding needs {MIN_SIDE}x{MIN_SIDE} pixels at least; this is {width}x{height}", "use a larger `size`")
-    if not bool((video - source).isfinite().all()):
-        return math.nan  # which integers cannot hold
-    chosen = _spread(video.shape[1], _FRAMES)
-    total, area = 0.0, 0
-    for frame in chosen:
-        decoded, original = _Picture.of(video[:, frame]), _Picture.of(source[:, frame])
-        along_rows, is_smooth = _bands(decoded, original)
-        along_columns, is_smooth_down = _bands(decoded.turned, original.turned)
-        total += float(torch.maximum(along_rows, along_columns.mT).sum(dtype=torch.float64))
-        area += int((is_smooth | is_smooth_down.mT).sum())
-    return total / max(area, _LEAST_SHARE * 3 * len(chosen) * height * width)
+    is_finite = [bool((video - source).isfinite().all()) for video in videos]  # integers hold no other values
+    chosen = _spread(source.shape[1], _FRAMES)
+    totals, area = [0.0] * len(videos), 0
+    for frame in chosen if any(is_finite) else ():
+        levels = _Picture.of(source[:, frame]).levels
+        along_rows, along_columns = _direction(levels), _direction(levels.mT.contiguous())
+        area += int(((along_rows != 0) | (along_columns != 0).mT).sum())
+        for i, video in enumerate(videos):
+            if is_finite[i]:
+                decoded = _Picture.of(video[:, frame])
+                heights = torch.maximum(_heights(decoded, along_rows), _heights(decoded.turned, along_columns).mT)
+                totals[i] += float(heights.sum(dtype=torch.float64))
+    least = _LEAST_SHARE * 3 * len(chosen) * height * width
+    return [total / max(area, least) if finite else math.nan for total, finite in zip(totals, is_finite, strict=True)]
 
 
 def _spread(length: int, count: int) -> Sequence[int]:
@@ -82,7 +90,7 @@ class _Picture:
     @property
     def turned(self) -> "_Picture":
         """The picture with rows and columns exchanged."""
-        return _Picture(self.levels.mT, self.unrest.mT)
+        return _Picture(self.levels.mT.contiguous(), self.unrest.mT.contiguous())
 
 
 def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -90,9 +98,8 @@ def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.minimum(low, c), torch.maximum(low, torch.minimum(high, c)), torch.maximum(high, c)
 
 
-def _bands(decoded: _Picture, original: _Picture) -> tuple[Tensor, Tensor]:
-    """Return the height of bands (3, H, W) along the last dimension, and where the source is smooth; 0 elsewhere."""
-    levels = original.levels
+def _direction(levels: Tensor) -> Tensor:
+    """Return the sign of the gradient along the last dimension of a source (3, H, W) where it is smooth; 0 elsewhere."""
     steps = levels.diff(dim=-1).float()
     size = 2 * _REACH
     # Differences of pixel x - 8 to x + 8 are at places x - 8 to x + 7; outside the picture is nothing.
@@ -101,11 +108,7 @@ def _bands(decoded: _Picture, original: _Picture) -> tuple[Tensor, Tensor]:
     places = torch.arange(levels.shape[-1], device=levels.device)
     before, after = (places - _REACH).clamp(min=0), (places + _REACH).clamp(max=levels.shape[-1] - 1)
     slope = levels[..., after] - levels[..., before]
-    is_smooth = (largest - smallest <= 1) & (slope != 0)
-    if not is_smooth.any():
-        return torch.zeros_like(largest), is_smooth
-    direction = slope.sign() * is_smooth
-    return _heights(decoded, direction), is_smooth
+    return slope.sign() * (largest - smallest <= 1)
 
 
 def _heights(picture: _Picture, direction: Tensor) -> Tensor:
@@ -113,7 +116,15 @@ def _heights(picture: _Picture, direction: Tensor) -> Tensor:
 
     `direction` is the sign of the source's gradient at each pixel of a smooth place.
     """
-    levels, length = picture.levels, picture.levels.shape[-1]
+    lines = (direction != 0).any(dim=-1)  # the others have none
+    heights = torch.zeros_like(picture.unrest)
+    heights[lines] = _heights_along(picture.levels[lines], picture.unrest[lines], direction[lines])
+    return heights
+
+
+def _heights_along(levels: Tensor, all_unrest: Tensor, direction: Tensor) -> Tensor:
+    """Return `_heights` of single lines, all (n, W)."""
+    length = levels.shape[-1]
     is_new = functional.pad(levels.diff(dim=-1) != 0, (1, 0), value=True)
     places = torch.arange(length, device=levels.device).expand(levels.shape)
     first = torch.where(is_new, places, 0).cummax(dim=-1).values  # of the plateau of each pixel
@@ -124,7 +135,7 @@ def _heights(picture: _Picture, direction: Tensor) -> Tensor:
     counts = is_long & functional.pad(is_long[..., :-1], (1, 0)) & (direction != 0)
     counts &= functional.pad(direction[..., :-1], (1, 0)) != 0
     counts &= (jump.abs() >= _LEAST_STEP) & (jump.sign() == direction)
-    unrest = torch.maximum(picture.unrest, functional.pad(picture.unrest[..., :-1], (1, 0)))
+    unrest = torch.maximum(all_unrest, functional.pad(all_unrest[..., :-1], (1, 0)))
     counts &= unrest * _CALM <= jump.abs()
     step = torch.where(counts, jump.abs(), 0)
     at_start = step.gather(-1, first)

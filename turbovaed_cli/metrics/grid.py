@@ -5,7 +5,7 @@ such a pattern is lines: all its energy is at multiples of 1/r of the sampling r
 and errors that follow the content fill the spectrum smoothly. So a line counts by how far it stands above its neighbours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,15 @@ def grid(video: Tensor, source: Tensor) -> float:
     transform, mean over blocks, frames and channels. The sum over lattice frequencies, without the constant, of what
     is above twice the mean of the two neighbours in a row or a column, whichever is larger. Raises ShapeError below 8x8 pixels.
     """
-    power, source_power, explained = _spectra(video, source)
+    return grid_of_all([video], source)[0]
+
+
+def grid_of_all(videos: Sequence[Tensor], source: Tensor) -> list[float]:
+    """Return `grid` of each video; the spectra of the source are computed once."""
+    return [_lines(*spectra) for spectra in _spectra(videos, source)]
+
+
+def _lines(power: Tensor, source_power: Tensor, explained: Tensor) -> float:
     # What the error has in common with the source counts as content only where the source has a line of its own.
     is_content = source_power > _MARGIN * _neighbours(source_power)
     lines = torch.where(is_content, power - explained, power) - _MARGIN * _neighbours(power)
@@ -73,33 +81,45 @@ def _size(video: Tensor) -> str:
     return f"{video.shape[-1]}x{video.shape[-2]}"
 
 
-def _spectra(video: Tensor, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the power of the error, that of the source, and the part of the former that is a multiple of the source.
+def _spectra(videos: Sequence[Tensor], source: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return, of each video, the power of the error, that of the source, and the part of the former that is a multiple of the source.
 
     Each (2P, 2P), mean over blocks, frames and channels, at multiples of 1/2P of the sampling rate: lattice frequencies are at
     even places, and the neighbours that the window keeps free of them at odd ones.
     """
-    period = lattice_of(video)
+    period = lattice_of(source)
     block, bins = period * _PERIODS, period * 2
-    window = torch.hann_window(block, dtype=torch.float64).to(video.device)
-    window = window / window.sum()
-    power, source_power = torch.zeros(2, bins, bins, dtype=torch.float64).to(video.device)
-    common = torch.zeros(bins, bins, dtype=torch.complex128).to(video.device)
+    window = torch.hann_window(block, dtype=torch.float64).to(source.device)
+    window = (window / window.sum())[:, None] * (window / window.sum()) * HALF_RANGE
+    # Pixels are real: the other half of a spectrum mirrors this one.
+    powers = torch.zeros(1 + len(videos), bins, bins // 2 + 1, dtype=torch.float64).to(source.device)
+    common = torch.zeros(len(videos), bins, bins // 2 + 1, dtype=torch.complex128).to(source.device)
     count = 0
-    for rows, columns in _blocks(video.shape[-2], video.shape[-1], block):
-        for part, source_part in zip(video.split(_FRAMES_AT_ONCE, 1), source.split(_FRAMES_AT_ONCE, 1), strict=True):
-            original = source_part[..., rows, columns].double()
-            both = torch.stack([part[..., rows, columns].double() - original, original]) * HALF_RANGE
-            both = both * window[:, None] * window
+    for rows, columns in _blocks(source.shape[-2], source.shape[-1], block):
+        for first in range(0, source.shape[1], _FRAMES_AT_ONCE):
+            part = (slice(None), slice(first, first + _FRAMES_AT_ONCE), rows, columns)
+            original = source[part].double()
+            images = [original, *(video[part].double() - original for video in videos)]
             # Every second frequency of a block is the transform of its halves' sum.
-            folded = both.unflatten(-1, (2, bins)).unflatten(-3, (2, bins)).sum(dim=(-4, -2))  # (2, 3, T, 2P, 2P)
-            of_error, of_source = torch.fft.fft2(folded).flatten(1, 2)  # each (3T, 2P, 2P)
-            power += of_error.abs().square().sum(0)
-            source_power += of_source.abs().square().sum(0)
-            common += (of_error * of_source.conj()).sum(0)
-            count += len(of_error)
-    explained = common.abs().square() / source_power.clamp(min=torch.finfo(torch.float64).tiny)
-    return power / count, source_power / count, explained / count
+            folded = [(x * window).unflatten(-1, (2, bins)).unflatten(-3, (2, bins)).sum(dim=(-4, -2)) for x in images]
+            of_source, *of_errors = (torch.fft.rfft2(x).flatten(0, 1) for x in folded)  # each (3T, 2P, P + 1)
+            for i, spectrum in enumerate((of_source, *of_errors)):
+                powers[i] += (spectrum.real.square() + spectrum.imag.square()).sum(0)
+            for i, spectrum in enumerate(of_errors):
+                common[i] += (spectrum * of_source.conj()).sum(0)
+            count += len(of_source)
+    explained = common.abs().square() / powers[0].clamp(min=torch.finfo(torch.float64).tiny)
+    source_power = _mirrored(powers[0]) / count
+    return [
+        (_mirrored(power) / count, source_power, _mirrored(share) / count)
+        for power, share in zip(powers[1:], explained, strict=True)
+    ]
+
+
+def _mirrored(half: Tensor) -> Tensor:
+    """Return all of a power spectrum (n, n) from its columns 0 to n / 2: that of real values is the same at -k and k."""
+    others = half[:, 1:-1].flip(1)
+    return torch.cat([half, torch.cat([others[:1], others[1:].flip(0)])], 1)
 
 
 def _blocks(height: int, width: int, block: int) -> Iterator[tuple[slice, slice]]:
