@@ -155,19 +155,26 @@ class StreamResidual:
         self.above: Tensor | None = None  # rows of the stripe above that it has not caught up with
 
     def __call__(self, x: Tensor, at: Stripe) -> Tensor:
-        y = run_stages(self.branch, x, at)
+        y = run_stages(self.branch, x, at).to(self.sums)
         straight = self.shortcut(x) if self.shortcut else x
         before = self.waiting.get(at.stripe)
-        if before is not None and before.shape[0]:
-            straight = torch.cat([before, straight])
-        if not at.end:
-            self.waiting[at.stripe] = straight[y.shape[0] :]
-        straight = straight[: y.shape[0]]
-        if self.above is not None:
-            straight = torch.cat([self.above, straight], dim=2)
+        # The frames that waited and the new ones, and the rows above and these, are added where they are, not put together first.
+        earlier = before if before is not None else straight[:0]
+        num_new = max(y.shape[0] - earlier.shape[0], 0)
+        due = earlier[: y.shape[0]], straight[:num_new]
+        above = self.above if self.above is not None else y[:, :, :0]
+        top = min(above.shape[2], y.shape[2])
+        y[:, :, :top].add_(above[:, :, :top])
+        rows = y.shape[2] - top
+        for part, target in zip(due, y[:, :, top:].split([len(part) for part in due]), strict=True):
+            target.add_(part[:, :, :rows])
         if not at.top or not at.bottom:
-            self.above = None if at.bottom else copied(straight[:, :, y.shape[2] :])
-        return y.to(self.sums).add_(straight[:, :, : y.shape[2]])
+            here = torch.cat([part[:, :, rows:] for part in due])
+            self.above = None if at.bottom else copied(torch.cat([above[:, :, top:], here], dim=2))
+        if not at.end:
+            late = straight[num_new:]
+            self.waiting[at.stripe] = torch.cat([earlier[y.shape[0] :], late]) if earlier.shape[0] > y.shape[0] else late
+        return y
 
     def frames_out(self, frames: int, *, pads: bool = True) -> int:
         for stage in self.branch:
