@@ -341,9 +341,12 @@ class Preparation:
             return
         rows, target = x.permute(0, 2, 3, 1), out.permute(0, 2, 3, 1)
         if rows.dtype != target.dtype or (rows.dtype in HALVES and rows.device.type == "cpu"):
-            # In fp32 and back: on a CPU as quick as half precision, and rounded only once.
-            wide = scratch.frames("wide", x.shape, torch.float32, x.device).permute(0, 2, 3, 1)
-            target.copy_(self._normalised(rows if rows.dtype == wide.dtype else wide.copy_(rows), wide))
+            # In fp32 and back, a few frames at a time: on a CPU as quick as half precision, and rounded only once.
+            at_once = max(_IN_CACHE // x[0].numel(), 1)
+            for some, made in zip(rows.split(at_once), target.split(at_once), strict=True):
+                shape = some.permute(0, 3, 1, 2).shape
+                wide = scratch.frames("wide", shape, torch.float32, x.device).permute(0, 2, 3, 1)
+                made.copy_(self._normalised(some if some.dtype == wide.dtype else wide.copy_(some), wide))
         else:
             self._normalised(rows, target)
 
