@@ -10,6 +10,10 @@ some steps of every arm are timed first, the steps in turns. Then each arm train
 (equal steps), and, if its start or its steps take longer or shorter, once more for as many as fit in that time (equal time).
 Each run is scored on its last two checkpoints: a ranking that both share is one that lasts. What is done is kept in --out, a
 JSON line a run, so the command goes on where it stopped. Prints a table of differences to `base`.
+
+    python benchmarks/recipes.py together benchmarks/studies/recipes-tiny benchmarks/studies/recipes-wan-48
+
+prints one table of several records.
 """
 
 import argparse
@@ -17,8 +21,9 @@ import json
 import re
 import shutil
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +74,9 @@ SCORES = {"psnr": 2, "ssim": 4, "st_lpips": 4, "flicker": 3, "grid": 3, "card_ps
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["together"]:
+        print(together([Path(folder) for folder in sys.argv[2:]]))
+        return
     parser = parser_of(__doc__, ARMS, Path("build/recipes"), minutes=5)
     parser.add_argument("--student", default="full", help="a member of the teacher's family")
     study = Study(parser.parse_args(), ARMS)
@@ -110,7 +118,7 @@ class Study:
         options.out.mkdir(parents=True, exist_ok=True)
         self.spec = find_model(options.teacher)
         self.record = options.out / "runs.jsonl"
-        self.done = [json.loads(line) for line in self.record.read_text().splitlines()] if self.record.exists() else []
+        self.done = runs_of(options.out) if self.record.exists() else []
         self.scorer = Scorer(options, self.spec)
         times = options.out / "seconds.json"
         if not times.exists():
@@ -244,6 +252,54 @@ class Study:
                 cells.append(f"{mean:.{digits}f}" + (f", {statistics.fmean(gains):+.{digits}f}{spread}" if gains else ""))
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
+
+
+def runs_of(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a study."""
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+# By how much a mean has to be better than that of base to count as a gain.
+GAINS = {"psnr": (0.1, "+.2f"), "st_lpips": (-0.002, "+.4f")}
+
+
+def together(folders: Sequence[Path]) -> str:
+    """Return a Markdown table of studies: each arm's differences to base in PSNR (dB) and ST-LPIPS, and on how many it gains in equal time."""
+    names = [folder.name.removeprefix("recipes-") for folder in folders]
+    studies = [gains_of(runs_of(folder)) for folder in folders]
+    columns = [f"{name}, equal {what}" for name in names for what in ("steps", "time")]
+    lines = [f"| arm | {' | '.join(columns)} | gains PSNR | gains ST-LPIPS |", "|---|" + "---|" * (len(columns) + 2)]
+    for arm in dict.fromkeys(arm for study in studies for arm in study):
+        found = [study.get(arm, {}) for study in studies]
+        cells = [cell_of(one.get(what)) for one in found for what in ("steps", "time")]
+        in_time = [one["time"] for one in found if "time" in one]
+        for score, (least, _) in GAINS.items():
+            better = sum(one[score] / least >= 1 for one in in_time)
+            cells.append(
+                {0: "none", len(folders): "both" if len(folders) == 2 else "all"}.get(better, f"{better} of {len(in_time)}")
+            )
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gains_of(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, by arm and "steps" or "time", the mean difference to base over the seeds of both, for each of GAINS."""
+    base = {run["seed"]: run["last"] for run in runs if run["arm"] == "base"}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for run in runs:
+        if run["arm"] == "base" or run["seed"] not in base or run["equal"] in found.get(run["arm"], {}):
+            continue
+        alike = [one for one in runs if (one["arm"], one["equal"]) == (run["arm"], run["equal"]) and one["seed"] in base]
+        found.setdefault(run["arm"], {})[run["equal"]] = {
+            score: statistics.fmean(one["last"][score] - base[one["seed"]][score] for one in alike) for score in GAINS
+        }
+    for by_measure in found.values():  # one run is both if its steps take as long as those of base
+        by_measure.setdefault("time", by_measure["steps"])
+    return found
+
+
+def cell_of(gains: Mapping[str, float] | None) -> str:
+    return ", ".join(f"{gains[score]:{form}}" for score, (_, form) in GAINS.items()) if gains else ""
 
 
 class Scorer:
