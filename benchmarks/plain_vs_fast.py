@@ -37,11 +37,11 @@ def plain_norm(_module: nn.Module, x: Tensor) -> Tensor:
 
 
 def plain_conv(module: TimeReplicatedConv3d, x: Tensor) -> Tensor:
-    return module.conv(pad_time(x, module.kernel_size))
+    return module.conv(pad_time(x, module.kernel_size, causal=module.causal))
 
 
 def plain_separable(module: DepthwiseSeparableConv3d, x: Tensor) -> Tensor:
-    return module.pointwise_conv(module.depthwise_conv(pad_time(x, module.kernel_size)))
+    return module.pointwise_conv(module.depthwise_conv(pad_time(x, module.kernel_size, causal=module.causal)))
 
 
 def plain_upsampler(module: Upsampler2d, x: Tensor) -> Tensor:
