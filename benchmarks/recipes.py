@@ -13,7 +13,7 @@ JSON line a run, so the command goes on where it stopped. Prints a table of diff
 
     python benchmarks/recipes.py together benchmarks/studies/recipes-tiny benchmarks/studies/recipes-wan-48
 
-prints one table of several records.
+prints the table of each record, and one of all.
 """
 
 import argparse
@@ -75,13 +75,16 @@ SCORES = {"psnr": 2, "ssim": 4, "st_lpips": 4, "flicker": 3, "grid": 3, "card_ps
 
 def main() -> None:
     if sys.argv[1:2] == ["together"]:
-        print(together([Path(folder) for folder in sys.argv[2:]]))
+        folders = [Path(folder) for folder in sys.argv[2:]]
+        for folder in folders:
+            print(f"{table_of(runs_of(folder))}\n")
+        print(together(folders))
         return
     parser = parser_of(__doc__, ARMS, Path("build/recipes"), minutes=5)
     parser.add_argument("--student", default="full", help="a member of the teacher's family")
     study = Study(parser.parse_args(), ARMS)
     study.make()
-    print(study.table())
+    print(table_of(study.done))
 
 
 def parser_of(text: str | None, arms: Mapping[str, object], out: Path, *, minutes: float) -> argparse.ArgumentParser:
@@ -234,41 +237,42 @@ class Study:
         load_strictly(student, load_file(weights), weights)
         return self.scorer.scores(student)
 
-    def table(self) -> str:
-        """Return a Markdown table: means over seeds of the last checkpoint, and the differences to base seed by seed."""
-        base = {(run["seed"], run["equal"]): run for run in self.done if run["arm"] == self.base}
-        lines = [f"| arm | equal | seeds | steps | {' | '.join(SCORES)} |", "|---|---|---|---|" + "---|" * len(SCORES)]
-        for name, what in dict.fromkeys((run["arm"], run["equal"]) for run in self.done):
-            own = [run for run in self.done if (run["arm"], run["equal"]) == (name, what)]
-            cells = [name, what, str(len(own)), str(own[0]["steps"])]
-            for score, digits in SCORES.items():
-                gains = [
-                    run["last"][score] - base[run["seed"], "steps"]["last"][score]
-                    for run in own
-                    if (run["seed"], "steps") in base and run["arm"] != self.base
-                ]
-                spread = f" ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})" if len(gains) > 1 else ""
-                mean = statistics.fmean(run["last"][score] for run in own)
-                cells.append(f"{mean:.{digits}f}" + (f", {statistics.fmean(gains):+.{digits}f}{spread}" if gains else ""))
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines)
-
 
 def runs_of(folder: Path) -> list[dict[str, Any]]:
     """Return the records of a study."""
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
 
 
+def table_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: means over seeds of the last checkpoint, and the differences to base seed by seed."""
+    base = {(run["seed"], run["equal"]): run for run in runs if run["arm"] == "base"}
+    lines = [f"| arm | equal | seeds | steps | {' | '.join(SCORES)} |", "|---|---|---|---|" + "---|" * len(SCORES)]
+    for name, what in dict.fromkeys((run["arm"], run["equal"]) for run in runs):
+        own = [run for run in runs if (run["arm"], run["equal"]) == (name, what)]
+        cells = [name, what, str(len(own)), str(own[0]["steps"])]
+        for score, digits in SCORES.items():
+            gains = [
+                run["last"][score] - base[run["seed"], "steps"]["last"][score]
+                for run in own
+                if (run["seed"], "steps") in base and run["arm"] != "base"
+            ]
+            spread = f" ({min(gains):+.{digits}f} to {max(gains):+.{digits}f})" if len(gains) > 1 else ""
+            mean = statistics.fmean(run["last"][score] for run in own)
+            cells.append(f"{mean:.{digits}f}" + (f", {statistics.fmean(gains):+.{digits}f}{spread}" if gains else ""))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 # By how much a mean has to be better than that of base to count as a gain.
-GAINS = {"psnr": (0.1, "+.2f"), "st_lpips": (-0.002, "+.4f")}
+GAINS = {"psnr": (0.1, "+.2f"), "st_lpips": (-0.002, "+.3f"), "card_psnr": (0.1, "+.2f")}
 
 
 def together(folders: Sequence[Path]) -> str:
-    """Return a Markdown table of studies: each arm's differences to base in PSNR (dB) and ST-LPIPS, and on how many it gains in equal time."""
+    """Return a Markdown table of studies: each arm's differences to base in PSNR, ST-LPIPS and PSNR of the card, and on how many it gains in equal time."""
     names = [folder.name.removeprefix("recipes-") for folder in folders]
     studies = [gains_of(runs_of(folder)) for folder in folders]
     columns = [f"{name}, equal {what}" for name in names for what in ("steps", "time")]
-    lines = [f"| arm | {' | '.join(columns)} | gains PSNR | gains ST-LPIPS |", "|---|" + "---|" * (len(columns) + 2)]
+    lines = [f"| arm | {' | '.join(columns)} | PSNR | ST-LPIPS | card |", "|---|" + "---|" * (len(columns) + len(GAINS))]
     for arm in dict.fromkeys(arm for study in studies for arm in study):
         found = [study.get(arm, {}) for study in studies]
         cells = [cell_of(one.get(what)) for one in found for what in ("steps", "time")]

@@ -30,8 +30,10 @@ from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.export.export import export_student
 from turbovaed_cli.models.decoder import Decoder
 from turbovaed_cli.models.loading import build_student
+from turbovaed_cli.models.others.family import OtherDecoder
 from turbovaed_cli.models.others.flash_ltx import FlashLTX
 from turbovaed_cli.models.others.flash_wan import FlashWan
+from turbovaed_cli.models.others.spaces import space_of
 from turbovaed_cli.models.streaming import FastDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.trainable import build_trainable, config_for
@@ -41,7 +43,7 @@ from turbovaed_cli.registry.specs import ModelSpec
 from turbovaed_cli.settings import ExportSettings
 
 PUBLISHED, ORT = "published structure", "full student, ONNX Runtime"
-FLASH: dict[str, Callable[[], Decoder]] = {
+FLASH: dict[str, Callable[[], OtherDecoder]] = {
     "ltx": lambda: FlashLTX(128, (512, 64, 32)),
     "wan2.1": FlashWan,
 }
@@ -115,7 +117,9 @@ def variants_of(
     with suppress(SettingsError):  # ratios that no layout of TAEHV has
         decoders["TAEHV"] = build_trainable(config_for({"family": "taehv"}, spec)).eval()
     if spec.name in FLASH:
-        decoders["Flash-VAED"] = FLASH[spec.name]()
+        flash = FLASH[spec.name]()
+        flash.space = space_of(spec)
+        decoders["Flash-VAED"] = flash
     for dtype, kind in DTYPES.items():
         yield f"{PUBLISHED}, {dtype}", (dtype, partial(modules_of, plain_form(full), kind, latents))
         for member, student in students.items():

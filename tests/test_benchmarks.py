@@ -183,6 +183,13 @@ def test_the_page_of_measurements_has_the_table_of_a_study(record, benchmark):
     assert table in (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
 
 
+def test_the_pages_have_the_tables_of_the_studies_of_recipes(benchmark):
+    recipes, folders = benchmark("recipes"), [ROOT / "benchmarks" / "studies" / f"recipes-{name}" for name in ("tiny", "wan-48")]
+    assert recipes.together(folders) in (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    page = (ROOT / "benchmarks" / "recipes.md").read_text(encoding="utf-8")
+    assert all(recipes.table_of(recipes.runs_of(folder)) in page for folder in folders)
+
+
 @pytest.mark.thorough
 def test_a_study_times_and_trains_arms_of_every_kind_and_goes_on(tmp_path, benchmark, videos, monkeypatch, capsys):
     """One stage and two, a start that makes its own network, another cache; a second call makes nothing again."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import installed
 from safetensors.torch import save_file
+from trio import write_trio
 
 from turbovaed_cli.benchmarking import results
 from turbovaed_cli.benchmarking.bench import bench
@@ -21,20 +22,22 @@ from turbovaed_cli.benchmarking.target import COMPILED, MODULES
 from turbovaed_cli.benchmarking.targets import coreml
 from turbovaed_cli.cli import bench_tables
 from turbovaed_cli.errors import CheckFailedError, SettingsError, ShapeError, TurboVaedError, UnavailableError
+from turbovaed_cli.report.bench_page import render
 from turbovaed_cli.settings import BenchSettings
 
 SMALL = {"frames": 9, "size": (64, 64), "warmup": 1, "repeats": 3}
 
 
 @pytest.fixture(scope="module")
-def measured(ltx_student, ltx_teacher, videos):
-    """Torch and ONNX, on latents of real clips, with memory at one length."""
+def measured(videos, tmp_path_factory):
+    """Torch and ONNX, with a decoder of another family beside the student, on latents of real clips, with memory at one length."""
+    trio = write_trio(tmp_path_factory.mktemp("trio"))
     settings = BenchSettings(("torch", "onnx"), data=videos, clips=2, memory_frames=(17,), **SMALL)
-    return bench(str(ltx_student), settings, teacher=str(ltx_teacher))
+    return bench(str(trio.student), settings, teacher=str(trio.teacher), against=[str(trio.flash)])
 
 
 def test_torch_and_onnx_are_measured_beside_the_teacher(measured):
-    rows = {(row.target, row.network): row for row in measured.rows}
+    rows = {(row.target, row.network): row for row in measured.rows if not row.is_beside}
     assert set(rows) == {("torch", "student"), ("torch", MODULES), ("torch", "teacher"), ("onnx", "student")}
     teacher = rows["torch", "teacher"]
     for row in rows.values():
@@ -49,10 +52,39 @@ def test_torch_and_onnx_are_measured_beside_the_teacher(measured):
     assert teacher.psnr_db is None and teacher.speedup == 1
     assert "Winograd" in rows["torch", "student"].told["speedups"]
     assert rows["onnx", "student"].layout == "4d-cat" and rows["onnx", "student"].size_mb > 0
-    assert [(row.form, row.frames) for row in measured.memory] == [("whole clip", 17), ("streamed", 17)]
+    assert [(row.form, row.frames) for row in measured.memory][:2] == [("whole clip", 17), ("streamed", 17)]
     assert all(row.peak_mb > 0 for row in measured.memory)
     assert "threads" in measured.header and set(measured.load_average) == {"torch", "onnx"}
     assert measured.latents.startswith("latents of")
+
+
+def test_a_decoder_of_another_family_has_a_row_on_every_target(measured):
+    rows = {(row.target, row.network): row for row in measured.rows if row.is_beside}
+    assert set(rows) == {("torch", "flash.safetensors"), ("onnx", "flash.safetensors")}
+    for row in rows.values():
+        assert row.measured and row.p50_ms > 0 and row.peak_mb > 0 and row.psnr_db is None and row.speedup > 0
+        assert 3 < row.source_psnr_db < 40
+    assert rows["onnx", "flash.safetensors"].size_mb > 0 and rows["onnx", "flash.safetensors"].layout == ""
+    gap = [row.source_psnr_db for row in rows.values()]
+    assert gap[0] == pytest.approx(gap[1], abs=1e-3)  # ONNX Runtime computes the same video
+    assert {row.network for row in measured.rows if not row.is_beside} >= {"student", "teacher"}
+
+
+def test_family_parameters_and_licence_of_each_are_shown(measured):
+    document = json.loads(json.dumps(results.bench_document(measured), default=str))
+    assert [(one["name"], one["family"]) for one in document["decoders"]][1] == ("flash.safetensors", "flash-vaed-ltx")
+    assert document["decoders"][1]["params"] > 100_000 and "no licence" in document["decoders"][1]["licence"]
+    text = "\n".join(str(table.rows) for table in bench_tables.tables(measured))
+    assert "flash-vaed-ltx" in text and "no licence" in text
+    html = render([document])
+    assert "no licence" in html and html.count("flash.safetensors") > 2
+
+
+def test_thresholds_are_for_the_model_and_not_for_those_beside_it(measured):
+    fastest = max(row.fps for row in measured.rows if row.fps and not row.is_beside and row.network != "teacher")
+    rows = [replace(row, fps=10 * fastest) if row.is_beside else row for row in measured.rows]
+    with pytest.raises(CheckFailedError):
+        results.raise_for_thresholds(replace(measured, rows=rows), {"fps": 2 * fastest})
 
 
 def test_its_document_is_read_again_and_holds_no_estimate_among_rows(measured, tmp_path):

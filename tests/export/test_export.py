@@ -39,7 +39,7 @@ def decoded(artifact, latents):
     )["video"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.thorough)])
 def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, precision, tmp_path):
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
     (artifact,) = export_student(student, ("onnx",), tmp_path / "student.onnx", settings).artifacts
@@ -108,7 +108,7 @@ def declared(package):
     return {name: ArrayFeatureType.ArrayDataType.Name(kind) for name, kind in kinds.items()}
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("coreml", "mlpackage")])
+@pytest.mark.parametrize(("name", "suffix"), [pytest.param("onnx", "onnx", marks=pytest.mark.thorough), ("coreml", "mlpackage")])
 def test_the_5d_layout_converts_too(name, suffix, student, tmp_path):
     settings = ExportSettings(frames=5, sizes=((32, 32),), precisions=("fp32",), layout="5d")
     result = export_student(student, (name,), tmp_path / f"a.{suffix}", settings)
@@ -237,7 +237,7 @@ def check_python_lines(readme, latents, student, monkeypatch, blocks):
 CAUSAL = {"decoder_causal": True, "decoder_conv_types": ("2+1d", "depthwise"), "decoder_tail": "patches"}
 
 
-@pytest.mark.parametrize("changes", [{}, CAUSAL], ids=["published", "causal"])
+@pytest.mark.parametrize("changes", [{}, pytest.param(CAUSAL, marks=pytest.mark.thorough)], ids=["published", "causal"])
 def test_the_python_lines_of_the_readme_decode(changes, one_block, tmp_path, monkeypatch):
     student = build_student(dict(one_block.config) | changes).eval() if changes else one_block
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)

@@ -57,7 +57,10 @@ def decoded(artifact, latents):
     return exporters()[artifact.format].load(artifact.path, graph)({"latents": latents})["video"]
 
 
-@pytest.mark.parametrize("name", NAMED)
+QUICK = ("images", "channels change in an upsampler")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.thorough] * (name not in QUICK)) for name in NAMED])
 def test_onnx_runs_at_another_length_and_size_to_the_same_numbers(name, tmp_path):
     student = built(NAMED[name], dtype=torch.float32)
     space = int(student.spatial_compression_ratio)
@@ -71,6 +74,7 @@ def test_onnx_runs_at_another_length_and_size_to_the_same_numbers(name, tmp_path
     assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-3
 
 
+@pytest.mark.thorough
 def test_every_format_takes_a_tail_of_2_and_a_block_of_time_alone(tmp_path):
     """Each file is run and compared as it is written: clips, a chunk, half precision, and weights with their config."""
     student = built(member("time", "space", patch_size=2), dtype=torch.float32)

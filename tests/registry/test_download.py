@@ -148,6 +148,7 @@ def test_without_network_one_line_says_what_to_fetch_elsewhere(endpoint, turbova
     assert "--teacher DIR/vae" in hint and "--model DIR/Turbo-VAED-LTX.pth" in hint
 
 
+@pytest.mark.thorough  # the hub's client waits between its attempts
 def test_a_hub_that_fails_is_one_line_too(hub, turbovaed):
     hub.error = (503, "")
     done = turbovaed("models", "pull", "ltx", "--yes")

@@ -279,7 +279,9 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "torchrun")) for name in LAUNCHERS]
+)
 def test_launchers_start_it(launcher, words, of_two, tmp_path):
     """Each to the bits of the run above."""
     run = tmp_path / "run"
