@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from turbovaed_cli.latents.pixels import read_clip_of
 from turbovaed_cli.latents.planning import plan_clips
 from turbovaed_cli.machine.devices import num_readers, resolve_device
 from turbovaed_cli.machine.ranks import Ranks, alone
-from turbovaed_cli.machine.threads import read_ahead
+from turbovaed_cli.machine.threads import beside, read_ahead
 from turbovaed_cli.metrics import fvd, metric_name
 from turbovaed_cli.models.decoding import num_params_of
 from turbovaed_cli.models.memory import fit_encoder
@@ -153,9 +154,18 @@ def _measure_clips(
     read = read_ahead(read_clip_of, _with_infos(mine, videos), num_readers(ranks.device))
     clips = _readable(report.track(read, "evaluating", total=len(mine)), unread)
     first: np.ndarray | None = None
-    for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
-        first = batch[0][1] if first is None else first
-        _measure(number, batch, tallies, gauges, settings, measuring_device(ranks.device, settings.protocol))
+    where = measuring_device(ranks.device, settings.protocol)
+
+    def decoded() -> Iterator[_Decoded]:
+        nonlocal first
+        for number, batch in enumerate(_in_batches(clips, paper.BATCH_SIZE if settings.protocol == "paper" else 1)):
+            first = batch[0][1] if first is None else first
+            yield _decode(number, batch, tallies, settings, where)
+
+    # Metrics of one batch are computed while the next is decoded. On a CPU both share its threads: two works on a thread each
+    # take less time than one after the other on two, which wait for each other in every layer.
+    for made, scores in beside(partial(_score, gauges=gauges), decoded(), share_threads=ranks.device.type == "cpu"):
+        _enter(made, scores, tallies)
         if "psnr" in gauges.per_clip:
             report.note(psnr=tallies[0].clips[-1].student["psnr"])
     return first, unread
@@ -248,39 +258,61 @@ def with_shared_teachers(pairs: Sequence[Pair]) -> list[Pair]:
     return shared
 
 
-def _measure(
-    number: int, batch: list[Clip], tallies: Sequence[_Tally], gauges: Gauges, settings: EvalSettings, device: torch.device
-) -> None:
-    """Score one batch of clips by every pair on `device`; a teacher that several share decodes and is scored once.
+@dataclass(frozen=True)
+class _Decoded:
+    """A batch of clips, and its decodes by every teacher and every pair's student, in the range of the protocol."""
 
-    All decodes of the batch are held at once, so that metrics look at each source once.
-    """
+    number: int
+    clips: list[ClipSource]
+    sources: ClipBatch
+    teachers: dict[int, ClipBatch]  # by the id of the teacher: one that several pairs share decodes once
+    students: list[ClipBatch]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of the clips, and their features for rFVD, of the teachers and then the students of a _Decoded."""
+
+    scores: list[list[Scores]]
+    features: list[list[np.ndarray]]
+    source_features: list[np.ndarray]
+
+
+def _decode(number: int, batch: list[Clip], tallies: Sequence[_Tally], settings: EvalSettings, device: torch.device) -> _Decoded:
+    """Decode one batch of clips by every pair. All decodes are held at once, so that metrics look at each source once."""
     frames = [frames for _, frames in batch]
     prepare = paper.min_max if settings.protocol == "paper" else list
-    sources = prepare([to_model(clip, device) for clip in frames])
-    students: list[ClipBatch] = []
-    teachers: dict[int, ClipBatch] = {}
+    made = _Decoded(number, [clip for clip, _ in batch], prepare([to_model(clip, device) for clip in frames]), {}, [])
     for tally in tallies:
         teacher = id(tally.pair.teacher)
         if settings.protocol == "paper":
             decoded = decode_sampled(number, frames, tally.pair)
         else:
-            decoded = decode_rounded(frames, tally.pair, device, with_teacher=teacher not in teachers)
-        students.append(prepare(decoded["student"]))
-        if teacher not in teachers:
-            teachers[teacher] = prepare(decoded["teacher"])
-    videos = [*teachers.values(), *students]
-    scores = _scores(gauges, videos, sources)
-    features = [_features(gauges, made) for made in videos]
-    source_features = _features(gauges, sources)
-    places = {teacher: place for place, teacher in enumerate(teachers)}
-    for student, tally in enumerate(tallies, len(teachers)):
+            decoded = decode_rounded(frames, tally.pair, device, with_teacher=teacher not in made.teachers)
+        made.students.append(prepare(decoded["student"]))
+        if teacher not in made.teachers:
+            made.teachers[teacher] = prepare(decoded["teacher"])
+    return made
+
+
+def _score(made: _Decoded, gauges: Gauges) -> _Scored:
+    """Measure all decodes of a batch."""
+    videos = [*made.teachers.values(), *made.students]
+    features = [_features(gauges, video) for video in videos]
+    return _Scored(_scores(gauges, videos, made.sources), features, _features(gauges, made.sources))
+
+
+def _enter(made: _Decoded, scored: _Scored, tallies: Sequence[_Tally]) -> None:
+    """Add the scores of one batch to the tally of every pair."""
+    places = {teacher: place for place, teacher in enumerate(made.teachers)}
+    for student, tally in enumerate(tallies, len(places)):
         teacher = places[id(tally.pair.teacher)]
         tally.clips += [
-            ClipScores(clip.path, clip.start, by_teacher, by_student, number)
-            for (clip, _), by_teacher, by_student in zip(batch, scores[teacher], scores[student], strict=True)
+            ClipScores(clip.path, clip.start, by_teacher, by_student, made.number)
+            for clip, by_teacher, by_student in zip(made.clips, scored.scores[teacher], scored.scores[student], strict=True)
         ]
-        for side, found in (("source", source_features), ("teacher", features[teacher]), ("student", features[student])):
+        sides = {"source": scored.source_features, "teacher": scored.features[teacher], "student": scored.features[student]}
+        for side, found in sides.items():
             tally.features[side] += found
 
 

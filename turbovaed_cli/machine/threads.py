@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Generic, TypeVar
 
+import torch
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -111,3 +113,26 @@ def read_ahead(
             for _, future in waiting:
                 if future is not None:
                     future.cancel()
+
+
+def beside(work: Callable[[Item], Result], items: Iterable[Item], *, share_threads: bool) -> Iterator[tuple[Item, Result]]:
+    """Yield (item, work(item)) in order, each worked on in a thread while the caller's makes the next: two items live at once.
+
+    `share_threads` halves torch's threads between the two, and works one after the other where there is only one.
+    """
+    threads = torch.get_num_threads()
+    if share_threads and threads == 1:
+        yield from ((item, work(item)) for item in items)
+        return
+
+    def worked(item: Item) -> Result:
+        if share_threads:
+            torch.set_num_threads((threads + 1) // 2)  # of this thread alone
+        return work(item)
+
+    try:
+        if share_threads:
+            torch.set_num_threads(threads // 2)
+        yield from read_ahead(worked, items, 1)
+    finally:
+        torch.set_num_threads(threads)
