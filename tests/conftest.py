@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.pop("COLUMNS", None)  # which pytest-xdist sets for its workers, and tables in a pipe obey
+if "PYTEST_XDIST_WORKER" in os.environ:  # files of tests run beside each other: one thread also for what they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 from golden import load_golden, write_teacher
 
 LONGEST_OF_FAULTS = ("test_kills.py",)

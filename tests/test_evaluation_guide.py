@@ -24,6 +24,7 @@ def stated() -> dict[str, dict[str, str]]:
     return {name: dict(zip(keys, figures, strict=True)) for name, *figures in cells}
 
 
+@pytest.mark.thorough
 @needs_package
 def test_the_table_is_what_the_planted_errors_measure():
     table = stated()

@@ -14,7 +14,6 @@ from turbovaed_cli.registry.rows import MODELS
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 from every_teacher import FailedError, Walk
 
-QUICK = ("wan2.1", "sdxl")
 SLOW_COLUMNS = ("export", "bench")
 
 
@@ -22,7 +21,7 @@ def test_every_row_has_a_small_instance():
     assert set(MODELS) - set(SMALL) <= {"tiny", "video-dc-ae"}  # one is small, one has an instance of its own
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [pytest.param("wan2.1", marks=pytest.mark.thorough), "sdxl"])
 def test_commands_in_order(name, tmp_path):
     cells = Walk(name, tmp_path / name).cells()
     assert [run() for column, run in cells if column not in SLOW_COLUMNS]

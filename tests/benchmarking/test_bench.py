@@ -264,6 +264,7 @@ def in_this_process(student, settings, target, monkeypatch):
         return [results.row_of(row) for row in module._measure(job, settings)["rows"]]
 
 
+@pytest.mark.thorough
 def test_on_a_mac_every_choice_of_compute_units_is_measured(one_block_folder, monkeypatch):
     fake_coreml.install(monkeypatch)
     rows = in_this_process(one_block_folder, BenchSettings(("coreml",), **SMALL), "coreml", monkeypatch)
@@ -397,6 +398,7 @@ def test_what_cannot_be_benched_is_refused_before_anything_runs(ltx_student, tmp
         bench(str(ltx_student), BenchSettings(("torch",), frames=4))
 
 
+@pytest.mark.thorough
 def test_published_counts_of_operations_are_our_own():
     """GMACs grow with the number of pixels alone, so they are counted at a small size."""
     from turbovaed_cli.export.cost import cost

@@ -89,6 +89,7 @@ GPUQueue.prototype.submit = function (...commands) { window.submits += 1; return
 """
 
 
+@pytest.mark.thorough
 def test_it_decodes_on_webgpu_alone(chromium, exported, address):
     """On SwiftShader, a GPU in software: correctness, no speed. WebGPU's limit of a buffer is 256 MiB at the least."""
     providers = ('navigator.gpu ? ["webgpu", "wasm"] : ["wasm"]', '["webgpu"]')

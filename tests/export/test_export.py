@@ -87,7 +87,7 @@ def test_one_frame_makes_a_graph_of_its_own(student, tmp_path):
     assert decoded(artifact, torch.zeros(1, 8, 1, 4, 4)).shape == (1, 3, 1, 32, 32)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.thorough)])
 def test_coreml_converts_and_its_saved_program_gives_the_students_numbers(student, precision, tmp_path):
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
     (artifact,) = export_student(student, ("coreml",), tmp_path / "student.mlpackage", settings).artifacts
@@ -108,7 +108,7 @@ def declared(package):
     return {name: ArrayFeatureType.ArrayDataType.Name(kind) for name, kind in kinds.items()}
 
 
-@pytest.mark.parametrize(("name", "suffix"), [pytest.param("onnx", "onnx", marks=pytest.mark.thorough), ("coreml", "mlpackage")])
+@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), pytest.param("coreml", "mlpackage", marks=pytest.mark.thorough)])
 def test_the_5d_layout_converts_too(name, suffix, student, tmp_path):
     settings = ExportSettings(frames=5, sizes=((32, 32),), precisions=("fp32",), layout="5d")
     result = export_student(student, (name,), tmp_path / f"a.{suffix}", settings)
@@ -335,6 +335,7 @@ def test_core_ml_keeps_a_chunk_graphs_frames_itself(one_block, tmp_path):
         export_student(one_block, ("onnx",), tmp_path / "other", ExportSettings(states=True, chunk=2))
 
 
+@pytest.mark.thorough
 def test_a_core_ml_chunk_in_fp32_is_checked_too(one_block, tmp_path):
     """The converter guards its indices otherwise than in fp16: with comparisons and choices."""
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("fp32",), chunk=2)
@@ -358,7 +359,7 @@ def test_a_weight_file_needs_nothing_beside_it(student, tmp_path):
     assert loaded.config.latent_channels == 8 and loaded.config.teacher == "tiny"
 
 
-@pytest.mark.parametrize("precision", ["int8", "6bit"])
+@pytest.mark.parametrize("precision", ["int8", pytest.param("6bit", marks=pytest.mark.thorough)])
 def test_core_ml_weights_in_few_bits_leave_what_would_show(precision, tmp_path):
     """Of the embedded student: without the convolutions that stay wide, int8 would come to 24 dB."""
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))

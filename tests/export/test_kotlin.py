@@ -51,6 +51,7 @@ def kotlin_of(folder: Path, record_format: str) -> str:
     return code
 
 
+@pytest.mark.thorough
 def test_the_kotlin_of_every_runtime_compiles(tmp_path, kotlinc):
     """And a call that the runtime does not have is an error."""
     code = {name: kotlin_of(tmp_path, name) for name in FILES}

@@ -136,7 +136,7 @@ def test_structured_recipes_end_in_errors_of_ours(tmp_path, request, tally, monk
 def test_guided_by_coverage(tmp_path, request, tally):
     """atheris over all parsers in turn; an input that breaks one is printed, and replays alone."""
     pytest.importorskip("atheris", reason="no atheris here (Linux on x86-64: pip install atheris)")
-    attempts = count_of(request, quick=1000, full=20_000)
+    attempts = count_of(request, quick=400, full=20_000)
     child = Path(__file__).with_name("guided.py")
     command = [sys.executable, str(child), str(tmp_path), str(request.config.getoption("--fault-seed")), str(attempts)]
     done = subprocess.run(

@@ -30,7 +30,7 @@ def test_a_random_rank_killed_again_and_again_costs_no_bit(ask, words, request, 
     once = tmp_path / "once"
     whole = ask(words(once, 1))
     assert whole["codes"] == [0, 0], whole
-    seed, count = request.config.getoption("--fault-seed"), count_of(request, quick=2, full=20)
+    seed, count = request.config.getoption("--fault-seed"), count_of(request, quick=1, full=20)
     print(f"seed {seed}")
     rng, kills, hung, lost, differing_runs, number = random.Random(seed), 0, 0, 0, 0, 0
     run, met, committed = tmp_path / "run-0", tmp_path / "met", []

@@ -384,6 +384,7 @@ def test_reconstruct_takes_pipeline_latents(tiny, tmp_path, monkeypatch, capsys)
         assert turbovaed(monkeypatch, capsys, "reconstruct", "z.pt", "--latents-shape", wrong)[0] == 2
 
 
+@pytest.mark.thorough  # with other latents, what test_export.py has
 def test_export_and_bench_take_them_too(tiny, tmp_path, monkeypatch, capsys):
     from diffusers import LTXPipeline
 

@@ -25,7 +25,7 @@ MOST_OPS = {"ltx bf16 ssim": 3500, "ltx bf16 ssim cached": 3200}
 
 
 # Default runs of models that differ, in `make test`; those of all models take minutes and are in `make faults`.
-SELECTED = ("tiny", "ltx", "wan2.1", "cosmos")
+SELECTED = ("tiny", "ltx", "wan2.1")
 LEFT_OUT = {run: model for run, model in training.DEFAULT_RUNS.items() if model not in SELECTED}
 CASES = [case for case in training.CASES if case not in LEFT_OUT]
 

@@ -18,7 +18,7 @@ except SystemExit as ended:
 print(json.dumps(sorted(sys.modules)))
 """
 # Seconds each, and for pipelines or for torch.compile.
-UNUSED = {"transformers", "accelerate", "peft", "torchao", "torch._dynamo.eval_frame", "torch._inductor",
+UNUSED = {"transformers", "accelerate", "peft", "torchao", "torch._dynamo.eval_frame", "torch._inductor", "requests.models", "urllib3",
           "diffusers.models.unets.unet_2d_condition", "diffusers.pipelines.pipeline_utils"}  # fmt: skip
 
 
@@ -109,6 +109,15 @@ def test_another_use_of_the_compiler_runs_it(asked):
         "from turbovaed_cli.machine.imports import _Compiler, import_less\n"
         f"import_less()\nimport sys, torch\nimport torch._dynamo.config\nassert isinstance(torch._dynamo, _Compiler)\n{asked}\n"
         "assert not isinstance(torch._dynamo, _Compiler)"
+    )
+
+
+@pytest.mark.parametrize("asked", ["requests.get", "requests.__version__", "from requests.adapters import HTTPAdapter"])
+def test_another_use_of_requests_runs_it(asked):
+    output_of(
+        "from turbovaed_cli.machine.imports import _Package, import_less\n"
+        f"import_less()\nimport requests, sys\nassert isinstance(requests, _Package) and 'urllib3' not in sys.modules\n{asked}\n"
+        "assert not isinstance(requests, _Package) and issubclass(requests.ConnectionError, OSError) and 'urllib3' in sys.modules"
     )
 
 

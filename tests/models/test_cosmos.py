@@ -50,6 +50,7 @@ def test_a_folder_is_matched_by_its_class(folder):
     assert found.student.pairs == ROW.student.pairs
 
 
+@pytest.mark.thorough
 def test_a_build_without_memory_spoils_no_later_one():
     """The class's module makes tensors when it is imported, which a new process does within the first build."""
     code = (

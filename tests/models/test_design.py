@@ -162,7 +162,12 @@ def small_or_golden(name, folder):
     return write_teacher(load_golden(TEACHER_FILES[name]), folder) if name in TEACHER_FILES else write_small_teacher(name, folder)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+IN_MAKE_TEST = ("tiny", "ltx", "wan2.1", "hunyuan", "sdxl")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] * (name not in IN_MAKE_TEST)) for name in MODELS]
+)
 def test_a_designed_student_aligns_and_takes_a_training_step(name, turbovaed, videos, tmp_path):
     """Of the small local teacher of every class: heads appear wherever channels differ from the teacher's."""
     teacher = name if name == "tiny" else small_or_golden(name, tmp_path / "vae")

@@ -58,7 +58,14 @@ def pair() -> Pair:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("pieces", [(8, 0, False), (1, 0, False), (1, 5, True)])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param((8, 0, False), marks=pytest.mark.thorough),
+        pytest.param((1, 0, False), marks=pytest.mark.thorough),
+        (1, 5, True),
+    ],
+)
 def test_the_peak_is_foretold(pieces, pair):
     """At least what is measured, and not twice as much beside what a process takes besides tensors."""
     frames, rows, spill = pieces

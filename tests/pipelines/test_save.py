@@ -58,6 +58,7 @@ def given(tiny, folder):
     return folder
 
 
+@pytest.mark.thorough
 def test_a_saved_pipeline_loads_after_import_turbovaed_cli(tmp_path):
     """With a student, and with one that has its teacher's encoder."""
     student = student_of("ltx", vae_of("ltx"))

@@ -730,6 +730,7 @@ def test_a_student_larger_than_its_teachers_decoder_is_a_warning_that_mends_it(l
     assert design.chosen.params <= params < num_params(build_student(configs["large"]))
 
 
+@pytest.mark.thorough
 def test_the_number_for_a_smaller_student_works_for_every_row():
     from turbovaed_cli.models.design import Budget, design_student, suggested_params
     from turbovaed_cli.registry.rows import MODELS

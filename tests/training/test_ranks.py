@@ -198,6 +198,7 @@ length.seconds_per_step = seconds_per_step
 """
 
 
+@pytest.mark.thorough
 def test_the_slowest_rank_sets_the_steps_in_hours(ask, words, tmp_path):
     """8.46 s are four steps of a rank that takes two seconds for each, with some to spare; the recipe has six."""
     done = ask(words(tmp_path / "run", 1, "--hours", 0.00235), patch=TIMED)
@@ -314,6 +315,7 @@ def test_nproc_starts_it_and_passes_signals_on(ask, words, of_two, tmp_path):
     assert differing(everything(run), everything(of_two)) == []
 
 
+@pytest.mark.thorough
 def test_a_library_that_aborts_at_the_end_of_a_process_costs_no_exit_code(words, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nclass Native:\n    def __del__(self, end=os.abort): end()\nif 'RANK' in os.environ: sys.native = Native()\n"

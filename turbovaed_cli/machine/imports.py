@@ -3,7 +3,7 @@
 A program that imports `turbovaed_cli` gets the diffusers that it would have had. In the executable the classes are the same
 ones too, from the same modules. But where diffusers would import a package for its pipelines (transformers, quantizers), it
 acts as if that were not installed; those of its packages whose `__init__` imports every model they have import the one that is
-asked for; and torch's compiler is imported when something of it is used. Nothing here knows a version of either: what it does
+asked for; and torch's compiler and `requests` are imported when something of them is used. Nothing here knows a version: what it does
 not find is imported as usual.
 """
 
@@ -30,6 +30,7 @@ _ONE_BY_ONE = (
     "diffusers.models.autoencoders", "diffusers.models.transformers", "diffusers.models.unets", "diffusers.quantizers",
     "diffusers.hooks",
 )  # fmt: skip
+_FOR_DOWNLOADS = "requests"  # diffusers reads images of the web with it
 
 
 def import_less() -> None:
@@ -40,12 +41,19 @@ def import_less() -> None:
 
 class _Finder(MetaPathFinder):
     def __init__(self) -> None:
-        self.kinds = {"torch": _Uncollected, "diffusers": _Bare, _COMPILER: _Later, **dict.fromkeys(_ONE_BY_ONE, _OneByOne)}
+        self.kinds = {
+            "torch": _Uncollected,
+            "diffusers": _Bare,
+            _COMPILER: _LaterCompiler,
+            _FOR_DOWNLOADS: _Later,
+            **dict.fromkeys(_ONE_BY_ONE, _OneByOne),
+        }
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return the spec of one of these packages, with a loader that spares time."""
-        if fullname.startswith(f"{_COMPILER}.") and fullname != _CONFIG and isinstance(of := sys.modules[_COMPILER], _Package):
-            of.run()
+        for package in (_COMPILER, _FOR_DOWNLOADS):
+            if fullname.startswith(f"{package}.") and fullname != _CONFIG and isinstance(of := sys.modules[package], _Package):
+                of.run()
         if fullname not in self.kinds:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
@@ -110,8 +118,15 @@ class _OneByOne(_Loader):
         return _Package(spec.name, self.own, _homes(self.own.get_source(spec.name) or ""))
 
 
-class _Later(_OneByOne):
-    """Makes torch's compiler, of which nothing is imported before something is asked for."""
+class _Later(_Loader):
+    """Makes a package of which nothing is imported before something is asked for."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Package(spec.name, self.own, {})
+
+
+class _LaterCompiler(_Loader):
+    """The same of torch's compiler."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _Compiler(spec.name, self.own, {})
@@ -137,7 +152,7 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         """Return one of its names, or, for another one, what the whole `__init__` makes of it."""
-        if name.startswith("__"):
+        if name.startswith("__") and name != "__version__":
             raise AttributeError(name)
         if name in self._homes:
             value = getattr(importlib.import_module(f"{self.__name__}.{self._homes[name]}"), name)
