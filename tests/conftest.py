@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,15 @@ LONGEST = (
     "test_against.py", "test_comparison.py", "test_browser_decode.py", "test_fake_cuda_decoding.py", "test_pack.py", "test_vae.py",
     "test_push.py",
 )  # fmt: skip
+
+
+# Seconds of tests that each folder may take in `make test` on two quiet cores, 1,200 in all: ten minutes. What is over its budget
+# is said after the tests, and goes to `make test-all` (`thorough`) if others cover its kind. Nothing fails: a machine may be busy.
+BUDGETS_S = {
+    "": 150, "benchmarking": 120, "cli": 70, "comfyui": 10, "evaluation": 60, "export": 150, "faults": 80, "files": 20, "latents": 30,
+    "machine": 120, "metrics": 20, "models": 190, "pipelines": 70, "reconstruction": 60, "registry": 60, "report": 25, "runs": 15,
+    "training": 200, "video": 60,
+}  # fmt: skip
 
 
 class Notes:
@@ -77,6 +87,17 @@ def pytest_sessionfinish(session):
         session.config.workeroutput["counts"] = session.config.stash.get(_COUNTS, {})
 
 
+def seconds_by_folder(terminalreporter) -> dict[str, float]:
+    """The seconds that the tests of each folder took, "" for those in none, by what pytest reported."""
+    spent: dict[str, float] = {}
+    for report in chain(*terminalreporter.stats.values()):
+        if hasattr(report, "duration"):
+            _, *folders = Path(report.nodeid.partition("::")[0]).parts
+            folder = folders[0] if len(folders) > 1 else ""
+            spent[folder] = spent.get(folder, 0) + report.duration
+    return spent
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error):
     counts = node.config.stash.setdefault(_COUNTS, {})
@@ -87,6 +108,10 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter, config):
+    spent = seconds_by_folder(terminalreporter)
+    if len(spent) == len(BUDGETS_S) and not config.getoption("--all-faults"):
+        parts = [f"{name or 'tests'} {spent[name]:.0f} of {budget}" for name, budget in BUDGETS_S.items()]
+        terminalreporter.write_line(f"\nseconds by folder, and budgets on two quiet cores: {', '.join(parts)}")
     counts = config.stash.get(_COUNTS, {})
     if not counts or not config.getoption("--all-faults"):
         return

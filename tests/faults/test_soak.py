@@ -13,7 +13,7 @@ import soak
 @pytest.mark.faults
 @pytest.mark.thorough
 def test_a_long_video_keeps_frames_and_sound_and_a_kill_leaves_nothing(tmp_path):
-    options = argparse.Namespace(minutes=0.2, size="64x64", model="tiny-lite")
+    options = argparse.Namespace(minutes=0.2, size="64x64", model="tiny-lite", kill_after=None)
     checks = {name: (good, words) for name, good, words in soak.soak(tmp_path, options)}
     assert list(checks) == ["run", "memory", "frames", "sound", "killed"]
     assert {name: words for name, (good, words) in checks.items() if not good and name != "memory"} == {}

@@ -93,7 +93,11 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("blocked", [["turbovaed_cli"], ["turbovaed_cli", "diffusers"]], ids=["AutoModel", "no diffusers"])
+@pytest.mark.parametrize(
+    "blocked",
+    [pytest.param(["turbovaed_cli"], marks=pytest.mark.thorough), ["turbovaed_cli", "diffusers"]],
+    ids=["AutoModel", "no diffusers"],
+)
 @pytest.mark.usefixtures("one_thread")
 def test_saved_folders_decode_without_turbovaed(blocked, tmp_path):
     """In the bits of our own decode and stream, with each patch size; also after the modeling file has saved it itself."""

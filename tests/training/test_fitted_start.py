@@ -27,7 +27,17 @@ def linear_latents(video: torch.Tensor, channels: int, time: int, space: int, dr
     return torch.einsum("bcthw,kc->bkthw", blocks, mix)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny, ReLU", "ltx", "hunyuan", "cogvideox", "video-dc-ae", *NAMED])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tiny",
+        "tiny, ReLU",
+        "ltx",
+        "hunyuan",
+        "video-dc-ae",
+        *(pytest.param(name, marks=pytest.mark.thorough) for name in ("cogvideox", *NAMED)),
+    ],
+)
 def test_a_fitted_student_decodes_linear_latents_before_any_training(name):
     """In every architecture: what a plain start shows is noise."""
     if name == "tiny":
