@@ -201,7 +201,7 @@ def comparison_of(results: Sequence[EvalResult], rows: Sequence[Row], clips: Seq
     height, width = first.size
     return Comparison(
         title=f"{len(results)} decoders on {data}" if len(results) > 1 else f"{Path(first.model).name} on {data}",
-        lead=f"{len(first.clips)} clips of {first.frames} frames at {width}x{height}; compared with {REFERENCES[first.reference]}",
+        lead=f"{len(first.clips)} clip{'s' if len(first.clips) != 1 else ''} of {first.frames} frames at {width}x{height}; compared with {REFERENCES[first.reference]}",
         rows=rows,
         metrics=[metric for name, metric in METRICS.items() if any(name in row.cells for row in rows)],
         reference=first.reference,

@@ -133,7 +133,7 @@ def report_of_eval(
     return Report(
         title=pair.run.root.resolve().name if pair.run else Path(pair.name).name,
         facts={"Model": names_only(pair.name), **model_facts(pair.student, pair.teacher)},
-        lead=f"{len(result.clips)} clips of {result.frames} frames at {width}x{height} from {data.resolve().name}; "
+        lead=f"{len(result.clips)} clip{'s' if len(result.clips) != 1 else ''} of {result.frames} frames at {width}x{height} from {data.resolve().name}; "
         f"{document['protocol_label']}",
         evaluation=names_only(document),
         clips=[_shown(role, clip, frames_of, settings) for role, clip in noteworthy],
