@@ -4,7 +4,7 @@
     python tools/soak.py --minutes 0.2 --size 128x128       the same code, small
 
 The video is drawn: every two seconds a square flashes for a tenth of a second, and a tone sounds with it. One run goes to its
-end; another is killed after half of that time, and a third one of a short video follows in the same folder, after which nothing
+end; another is killed on the way, and a third one of a short video follows in the same folder, after which nothing
 half-written may be left. Prints a line for each check: the peak memory of the first and the last minute, frames, and how far the
 last tones are from their flashes. Ends with 1 if one fails. Linux, where a process tells its memory.
 """
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--size", default="640x360")
     parser.add_argument("--model", default="tiny-lite")
+    parser.add_argument("--kill-after", type=float, metavar="SECONDS", help="of the killed run; default: half of the whole one's")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         checks = soak(Path(folder), options)
@@ -59,7 +60,8 @@ def soak(folder: Path, options: argparse.Namespace) -> list[tuple[str, bool, str
     early, late = ends_of(whole.memory)
     frames, got = count_frames(source), count_frames(made)
     before, after = delay_at_end(source), delay_at_end(made)
-    killed, left = _killed(folder, source, options, seconds / 2)
+    until = options.kill_after or seconds / 2
+    killed, left = _killed(folder, source, options, until)
     memory = f"{early / 1e6:.0f} MB at first, {late / 1e6:.0f} MB in the end ({late / early - 1:+.1%})"
     sound = f"the last tones come {1e3 * before:+.0f} ms after their flashes, {1e3 * after:+.0f} ms in the output"
     return [
@@ -67,7 +69,7 @@ def soak(folder: Path, options: argparse.Namespace) -> list[tuple[str, bool, str
         ("memory", late <= early * (1 + LARGEST_GROWTH), memory),
         ("frames", got == frames, f"{got} of {frames}"),
         ("sound", abs(after - before) <= LARGEST_DRIFT_S, sound),
-        ("killed", killed and not left, f"after {seconds / 2:.0f} s; left: {', '.join(left) or 'nothing'}"),
+        ("killed", killed and not left, f"after {until:.0f} s; left: {', '.join(left) or 'nothing'}"),
     ]
 
 
