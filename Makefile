@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs pictures reference comfyui package clean
+.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs docs-check pictures reference comfyui package clean
 
 install: .venv/installed
 
@@ -55,6 +55,9 @@ bench-gpu:             ## forms, students, teachers and steps on a CUDA device, 
 
 docs: install          ## the documentation site: site/index.html; fails on a broken link
 	$(BIN)/python tools/docs_site.py
+
+docs-check: install    ## every command of README and docs/ on small clips and weights, and the output that they quote: 10 to 20 minutes
+	$(BIN)/python tools/docs_check.py
 
 CLIPS ?= demo-out/val
 pictures: install      ## the pictures of README and docs/ from the videos in CLIPS; a Chromium, some ten minutes, and a machine left alone

@@ -11,44 +11,88 @@ as many lines of output are kept as it has now.
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRESS = re.compile(r".*: \d+/\d+, \d+:\d\d gone")
 CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
+TIMED_OUT = 124  # the exit code of a command that took too long
+
+
+class CommandError(Exception):
+    """Raised if a command that others need has failed; its text is the command and what it printed last."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The lines that a command printed, without those of its progress, and its exit code."""
+
+    lines: list[str]
+    code: int
+
+
+def execute(command: str, folder: Path, environment: Mapping[str, str], limit_s: float | None = None) -> Done:
+    """Run a command line by bash in `folder`; after `limit_s` seconds it is ended with all that it started."""
+    child = subprocess.Popen(
+        ["/bin/bash", "-c", command],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT), **environment},
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        text, code = child.communicate(timeout=limit_s)[0], child.returncode
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        text, code = child.communicate()[0], TIMED_OUT
+    text = text.replace(f"{folder.resolve()}/", "")
+    return Done([line.rstrip() for line in text.splitlines() if not PROGRESS.match(line)], code)
 
 
 def run(command: str, folder: Path, programs: Path) -> list[str]:
     """Return the lines that a command prints, without those of its progress."""
-    environment = os.environ | {"COLUMNS": "80", "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     print(f"$ {command}", file=sys.stderr)
-    done = subprocess.run(
-        ["/bin/bash", "-c", command],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-    )
-    text = done.stdout.replace(f"{folder.resolve()}/", "")
-    return [line.rstrip() for line in text.splitlines() if not PROGRESS.match(line)]
+    return execute(command, folder, {"PATH": f"{programs}:{os.environ['PATH']}"}).lines
+
+
+def quoted(block: str) -> list[tuple[str, list[str]]]:
+    """Return the commands of a block, each with the lines that are under it now."""
+    parts = [part.splitlines() for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
+    return [(command, lines) for command, *lines in parts]
+
+
+def shortened(output: list[str], before: list[str]) -> list[str]:
+    """Return as many lines of output as there were before, and the `...` after them, if there was one; else all lines."""
+    return [*output[: len(before) - 1], "..."] if before and before[-1] == "..." else output
 
 
 def refreshed(block: str, folder: Path, programs: Path) -> str:
     """Return the block with the output that its commands print now."""
-    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]
     lines = []
-    for part in parts:
-        command, *before = part.splitlines()
-        output = run(command, folder, programs)
-        if before and before[-1] == "...":
-            output = [*output[: len(before) - 1], "..."]
-        lines += [f"$ {command}", *output]
+    for command, before in quoted(block):
+        lines += [f"$ {command}", *shortened(run(command, folder, programs), before)]
     return "\n".join(lines) + "\n"
+
+
+def write_program(folder: Path, name: str, script: str) -> None:
+    """Write a shell script that can be run by its name with `folder` in PATH."""
+    path = folder / name
+    path.write_text(f"#!/bin/bash\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+def write_turbovaed(folder: Path) -> None:
+    """Write the program `turbovaed`, which runs this checkout."""
+    write_program(folder, "turbovaed", f'exec "{sys.executable}" -m turbovaed_cli "$@"')
 
 
 def main() -> None:
@@ -57,13 +101,12 @@ def main() -> None:
     parser.add_argument("pages", type=Path, nargs="*", metavar="PAGE", help="default: README.md")
     parser.add_argument("--write", action="store_true", help="change the pages instead of printing the blocks")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as programs:
-        script = Path(programs) / "turbovaed"
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m turbovaed_cli "$@"\n', encoding="utf-8")
-        script.chmod(0o755)
+    with tempfile.TemporaryDirectory() as temporary:
+        programs = Path(temporary)
+        write_turbovaed(programs)
         for page in options.pages or [ROOT / "README.md"]:
             text = page.read_text(encoding="utf-8")
-            new = CONSOLE.sub(lambda found: f"```console\n{refreshed(found[1], options.folder, script.parent)}```", text)
+            new = CONSOLE.sub(lambda found: f"```console\n{refreshed(found[1], options.folder, programs)}```", text)
             if options.write:
                 page.write_text(new, encoding="utf-8")
             else:
