@@ -43,11 +43,16 @@ def test_each_item_is_worked_on_beside_the_next_by_half_of_the_threads(share, of
     assert torch.get_num_threads() == 2
 
 
-def test_one_thread_is_not_shared_and_works_in_turns():
-    torch.set_num_threads(1)
+@pytest.mark.parametrize(("threads", "in_turns"), [(1, False), (2, True)])
+def test_one_thread_is_not_shared_and_works_in_turns(threads, in_turns):
+    torch.set_num_threads(threads)
     began = []
     items = (began.append(number) or number for number in range(3))
-    assert [list(seen) for _, seen in beside(lambda _: tuple(began), items, share_threads=True)] == [[0], [0, 1], [0, 1, 2]]
+    assert [list(seen) for _, seen in beside(lambda _: tuple(began), items, share_threads=True, in_turns=in_turns)] == [
+        [0],
+        [0, 1],
+        [0, 1, 2],
+    ]
 
 
 def test_an_error_ends_it_and_gives_the_threads_back():

@@ -163,8 +163,9 @@ def _measure_clips(
             yield _decode(number, batch, tallies, settings, where)
 
     # Metrics of one batch are computed while the next is decoded. On a CPU both share its threads: two works on a thread each
-    # take less time than one after the other on two, which wait for each other in every layer.
-    for made, scores in beside(partial(_score, gauges=gauges), decoded(), share_threads=ranks.device.type == "cpu"):
+    # take less time than one after the other on two, which wait for each other in every layer. MPS is for one thread at a time.
+    on, score = ranks.device.type, partial(_score, gauges=gauges)
+    for made, scores in beside(score, decoded(), share_threads=on == "cpu", in_turns=on == "mps"):
         _enter(made, scores, tallies)
         if "psnr" in gauges.per_clip:
             report.note(psnr=tallies[0].clips[-1].student["psnr"])

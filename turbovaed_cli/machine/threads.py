@@ -115,13 +115,15 @@ def read_ahead(
                     future.cancel()
 
 
-def beside(work: Callable[[Item], Result], items: Iterable[Item], *, share_threads: bool) -> Iterator[tuple[Item, Result]]:
+def beside(
+    work: Callable[[Item], Result], items: Iterable[Item], *, share_threads: bool, in_turns: bool = False
+) -> Iterator[tuple[Item, Result]]:
     """Yield (item, work(item)) in order, each worked on in a thread while the caller's makes the next: two items live at once.
 
-    `share_threads` halves torch's threads between the two, and works one after the other where there is only one.
+    `share_threads` halves torch's threads between the two; where there is only one, or `in_turns`, they work one after the other.
     """
     threads = torch.get_num_threads()
-    if share_threads and threads == 1:
+    if in_turns or (share_threads and threads == 1):
         yield from ((item, work(item)) for item in items)
         return
 
