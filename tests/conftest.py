@@ -49,14 +49,20 @@ class Notes:
 def pytest_addoption(parser):
     parser.addoption("--all-faults", action="store_true", help="every fault test in full (make faults), not a selection")
     parser.addoption(
-        "--thorough", action="store_true", help="also what is marked thorough (make test-all): more of the same kind"
+        "--thorough", action="store_true", help="also what is marked thorough (make test-all, make faults): more of the same kind"
     )
     parser.addoption("--fault-seed", type=int, default=1, help="of what is random in fault tests")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than there are cores, as tests also wait: for processes that end, for pipes, for a server."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(config, items):
     """The longest files first, so that no core ends long before the other; what is marked thorough only if it is asked for."""
-    if not config.getoption("--thorough"):
+    if not config.getoption("--thorough") and not config.getoption("--all-faults"):
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]

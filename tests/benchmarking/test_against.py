@@ -35,6 +35,7 @@ def test_memory_is_that_of_forms_that_each_decoder_has(trio, monkeypatch):
     assert child._memory_of_length({**job, "memory": ["whole clip", 9], "of": "teacher"}, settings) is not None
 
 
+@pytest.mark.thorough
 def test_a_rival_is_a_model_too(trio):
     measured = bench(str(trio.flash), BenchSettings(("torch",), teacher=False, **SMALL), teacher=str(trio.teacher))
     (row,) = measured.rows

@@ -128,6 +128,7 @@ def test_on_latents_the_teacher_is_the_reference(pairs, tmp_path):
         evaluate_latents(pairs, [tmp_path / "raw.safetensors"], replace(SMALL, protocol="paper"))
 
 
+@pytest.mark.thorough
 def test_the_whole_chain_from_the_command_line(turbovaed, trio, videos, tmp_path):
     """Three kinds side by side with a page, JSON as before, and an export of the rival."""
     common = ("--frames", 9, "--size", "64x64", "--metrics", "psnr", "--json")

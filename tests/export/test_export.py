@@ -185,6 +185,7 @@ def test_given_latents_are_what_it_is_checked_on(one_block, tmp_path):
     assert artifact.shapes[0] == tuple(latents.shape) and artifact.checked_on == "latents of latents.safetensors"
 
 
+@pytest.mark.thorough
 def test_a_folder_gathers_artefacts_and_says_what_each_is(one_block, tmp_path):
     """Whole clips and chunks, two sizes, four formats; a later export joins the earlier ones."""
     settings = ExportSettings(frames=5, sizes=((48, 32), (32, 32)), chunk=2)

@@ -39,6 +39,7 @@ def test_it_fits_the_row(student):
     assert 0.7 < ((raw - mean) / std).std() < 1.2 and raw.std() > 1.5  # of the whole clip 0.94
 
 
+@pytest.mark.thorough
 def test_exports_are_calibrated_and_checked_on_it(student, tmp_path):
     settings = ExportSettings(frames=17, sizes=((128, 128),), precisions=("fp16",), latents=GENERATED, latents_are="normalised")
     (artifact,) = export_student(student, ("onnx",), tmp_path / "student.onnx", settings).artifacts

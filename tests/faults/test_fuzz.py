@@ -133,6 +133,7 @@ def test_structured_recipes_end_in_errors_of_ours(tmp_path, request, tally, monk
     tally("fuzzed documents", tried, tried)
 
 
+@pytest.mark.thorough
 def test_guided_by_coverage(tmp_path, request, tally):
     """atheris over all parsers in turn; an input that breaks one is printed, and replays alone."""
     pytest.importorskip("atheris", reason="no atheris here (Linux on x86-64: pip install atheris)")

@@ -25,6 +25,7 @@ verb.join_ranks = join_and_say
 """
 
 
+@pytest.mark.thorough
 def test_a_random_rank_killed_again_and_again_costs_no_bit(ask, words, request, tally, tmp_path):  # noqa: F811
     """With an adversarial stage, accumulation, both optimizers and the average of weights."""
     once = tmp_path / "once"
