@@ -252,7 +252,7 @@ def test_the_python_lines_of_the_readme_decode(changes, one_block, tmp_path, mon
     ("name", "file"),
     [
         ("onnx", "a.onnx"),
-        ("torch-export", "a.pt2"),
+        pytest.param("torch-export", "a.pt2", marks=pytest.mark.thorough),
         ("safetensors", "a.safetensors"),
         pytest.param("executorch", "a.pte", marks=pytest.mark.slow),
         pytest.param("litert", "a.tflite", marks=pytest.mark.slow),

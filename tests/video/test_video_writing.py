@@ -159,7 +159,7 @@ def rewritten_source(folder: Path) -> Path:
     return folder / "in.mp4"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_ten_minutes_with_jitter_stay_in_sync(tmp_path):
     """18,000 frames, each at its time to a tick, and the sound of the source in its place."""
     draw = random.Random(0)
