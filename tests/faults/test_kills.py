@@ -59,7 +59,7 @@ def kill_at_random(work, request, count: int, *more: object) -> Counter[str]:
 
 def test_a_distillation_killed_at_random_moments_loses_nothing_and_ends_in_the_same_bits(work, request, tally):
     """Three stages, the last one adversarial, with accumulation and an average of weights."""
-    counts = kill_at_random(work, request, count_of(request, quick=2, full=500))
+    counts = kill_at_random(work, request, count_of(request, quick=4, full=500))
     tally("random kills of a distillation", counts["kills"], counts["kills"] - counts["lost"] - counts["unreadable"])
     tally("killed distillations that ended in the same bits", counts["runs"], counts["runs"] - counts["differing"])
     assert not any(counts[name] for name in ("lost", "unreadable", "differing", "wrong_exits")), counts
