@@ -50,6 +50,11 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def counted(number: int, noun: str) -> str:
+    """(1, "clip") as "1 clip", (1200, "clip") as "1,200 clips"."""
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
+
+
 def format_size(size: tuple[int, int]) -> str:
     """(height, width) as people write it: WIDTHxHEIGHT."""
     return f"{size[1]}x{size[0]}"

@@ -18,7 +18,7 @@ except SystemExit as ended:
 print(json.dumps(sorted(sys.modules)))
 """
 # Seconds each, and for pipelines or for torch.compile.
-UNUSED = {"transformers", "accelerate", "peft", "torchao", "torch._dynamo.eval_frame", "torch._inductor", "requests.models", "urllib3",
+UNUSED = {"transformers", "accelerate", "peft", "torchao", "torch._dynamo.eval_frame", "torch._inductor", "requests.models", "urllib3", "sympy.core",
           "diffusers.models.unets.unet_2d_condition", "diffusers.pipelines.pipeline_utils"}  # fmt: skip
 
 
@@ -135,3 +135,42 @@ def test_a_failed_import_hides_nothing():
         "import importlib.metadata, transformers\n"
         "assert importlib.metadata.packages_distributions()"
     )
+
+
+def test_symbols_of_sizes_are_whole_once_there_is_one():
+    """Sums of memory need none; torch.export with a size that is not known does."""
+    output_of(
+        "from turbovaed_cli.machine.imports import import_less\n"
+        "import_less()\n"
+        "import sys, torch\n"
+        "from turbovaed_cli.models.metering import Meter\n"
+        "with Meter():\n"
+        "    torch.nn.Linear(4, 4, device='meta')(torch.empty(2, 4, device='meta') / 3).clamp(-1, 1)\n"
+        "from torch.fx.experimental.symbolic_shapes import guard_or_false\n"
+        "import sympy\n"
+        "assert 'sympy.core' not in sys.modules and not isinstance(3, sympy.Basic)\n"
+        "made = torch.export.export(torch.nn.Linear(4, 4), (torch.ones(3, 4),), dynamic_shapes=({0: torch.export.Dim('rows')},))\n"
+        "assert made.module()(torch.ones(5, 4)).shape == (5, 4)\n"
+        "assert isinstance(sympy.Symbol('x'), sympy.Basic) and type(sympy) is type(sys)\n"
+        "(rows, _), = [one.meta['val'].shape for one in made.graph.nodes if one.op == 'placeholder' and one.meta['val'].dim() == 2 "
+        "and not isinstance(one.meta['val'].shape[0], int)]\n"
+        "assert guard_or_false(rows == rows) is True"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, (value,)) for name in ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true") for value in (True, False)),
+        *((name, values) for name in ("sym_and", "sym_or") for values in ((True,), (True, False), (False, False), (True, True, True))),
+        ("guarding_hint_or_throw", (7,)), ("has_guarding_hint", (7,)), ("is_nested_int", (7,)),
+        ("sym_eq", (3, 3)), ("sym_eq", ((3, 4), [3, 4])), ("sym_eq", ((3, 4), (3, 5))), ("sym_eq", ((3, 4), (3,))),
+        ("sym_eq", (((1, 2), 3), ([1, 2], 3))),
+    ],
+)  # fmt: skip
+def test_answers_about_numbers_are_those_of_torch(name, values):
+    from torch.fx.experimental import symbolic_shapes
+
+    from turbovaed_cli.machine.imports import _OF_NUMBERS
+
+    assert _OF_NUMBERS[name](*values) == getattr(symbolic_shapes, name)(*values)

@@ -282,7 +282,7 @@ def test_what_is_no_input_is_counted_and_a_folder_of_frames_is_one_video(folder,
     said = []
     counting = SimpleNamespace(note=lambda text="", **_: said.append(text))
     planned = plan_folder(folder, tmp_path / "out", ReconstructSettings(), counting)
-    assert said == ["left out: 1 files that are no videos (.txt)"]
+    assert said == ["left out, no videos: 1 file (.txt)"]
     assert planned[frames] == tmp_path / "out" / "more" / "walk.mp4"
     planned = plan_folder(frames, tmp_path / "out", ReconstructSettings())
     assert list(planned.values()) == [tmp_path / "out" / "walk.mp4"]

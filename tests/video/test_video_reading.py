@@ -535,7 +535,7 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path):
         (tmp_path / name).touch()
     notes = Notes()
     assert [path.name for path in list_videos(tmp_path, notes)] == ["a.mp4"]
-    assert notes == ["left out: 3 files that are no videos (.txt, .jpg)"]
+    assert notes == ["left out, no videos: 3 files (.txt, .jpg)"]
 
 
 FORMATS = {

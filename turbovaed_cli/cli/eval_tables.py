@@ -20,6 +20,7 @@ from turbovaed_cli.evaluation.scores import (
     worst_clips,
 )
 from turbovaed_cli.metrics import METRICS, Metric
+from turbovaed_cli.units import counted
 
 _MOST_BESIDE = 4  # metrics that fit 80 columns with their intervals; more of them are tables below one another
 _MOST_IN_GROUPS = 3  # next to names of models
@@ -47,7 +48,8 @@ def _scores_tables(results: Sequence[EvalResult]) -> list[Table]:
     cuts = [-(-part * len(metrics) // count) for part in range(count + 1)]
     size = f"{first.size[1]}x{first.size[0]}"
     model = first.model if len(results) == 1 else f"{len(results)} models"
-    title = f"{model}: {_count(len(first.clips), 'clip')} of {_count(first.frames, 'frame')} at {size}, protocol {first.protocol}"
+    clips = counted(len(first.clips), "clip")
+    title = f"{model}: {clips} of {counted(first.frames, 'frame')} at {size}, protocol {first.protocol}"
     return [
         _scores_table(title if start == 0 else "", results, metrics[start:end], has_groups=has_groups)
         for start, end in itertools.pairwise(cuts)
@@ -102,7 +104,7 @@ def _facts_table(results: Sequence[EvalResult], *, every_reason: bool) -> Table:
         rows.append(("reference", REFERENCES[first.reference]))
     else:
         rows.append(("ratio", "student / teacher: better above 1 for (higher), below 1 for (lower)"))
-    units = _count(first.num_videos, "video") + (f" ({len(first.clips)} clips)" if first.num_videos != len(first.clips) else "")
+    units = counted(first.num_videos, "video") + (f" ({len(first.clips)} clips)" if first.num_videos != len(first.clips) else "")
     rows.append(("±", interval_note(first.num_videos) or f"95 % confidence, Student's t over {units}; the ratio's is paired"))
     for result in results:
         prefix = f"{result.model} " if len(results) > 1 else ""
@@ -181,7 +183,3 @@ def _clip_cells(clip: ClipScores, name: str, data: Path) -> tuple[str, ...]:
     digits = METRICS[name].digits
     teacher = f"{clip.teacher[name]:.{digits}f}" if name in clip.teacher else "-"
     return str(shown), str(clip.start), teacher, f"{clip.student[name]:.{digits}f}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"

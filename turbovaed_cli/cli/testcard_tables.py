@@ -11,6 +11,7 @@ from turbovaed_cli.evaluation.testcard.scores import (
     summary_rows,
     worst_patterns,
 )
+from turbovaed_cli.units import counted
 
 _COLUMNS = (  # heading, side, figure
     ("PSNR\nteacher", "teacher", "psnr"),
@@ -39,7 +40,7 @@ def _tables(card: CardResult, every_pattern: bool) -> list[Table]:
     own = own_side(card.family)
     rows = [_row(one) for one in card.patterns if every_pattern or one.colour is None or one.name in named]
     height, width = card.size
-    of = f"{card.frames} frame{'s' if card.frames != 1 else ''}"
+    of = counted(card.frames, "frame")
     title = f"{card.model}: test card of {len(card.patterns)} patterns, at most {of} at {width}x{height}"
     columns = ["", *(heading.format(own=own) for heading, _, _ in _COLUMNS)]
     facts: list[tuple[str, ...]] = [*summary_rows(card), *((one.label, roles) for roles, one in worst)]

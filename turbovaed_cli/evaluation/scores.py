@@ -9,6 +9,7 @@ from typing import Any, cast
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.evaluation.intervals import CONFIDENCE, MIN_GROUPS, ratio_interval
 from turbovaed_cli.metrics import METRICS, metric_name
+from turbovaed_cli.units import counted
 from turbovaed_cli.video.usable import Skipped
 
 Scores = dict[str, float]
@@ -151,7 +152,7 @@ def own_side(family: str) -> str:
 
 def interval_note(num_videos: int) -> str:
     """Return why there is no interval; "" if there is one."""
-    videos = f"{num_videos} video{'s' if num_videos != 1 else ''}"
+    videos = counted(num_videos, "video")
     return f"{videos}: too few for an interval" if num_videos < MIN_GROUPS else ""
 
 

@@ -3,8 +3,9 @@
 A program that imports `turbovaed_cli` gets the diffusers that it would have had. In the executable the classes are the same
 ones too, from the same modules. But where diffusers would import a package for its pipelines (transformers, quantizers), it
 acts as if that were not installed; those of its packages whose `__init__` imports every model they have import the one that is
-asked for; and torch's compiler and `requests` are imported when something of them is used. Nothing here knows a version: what it does
-not find is imported as usual.
+asked for; and torch's compiler and `requests` are imported when something of them is used. So is sympy, with torch's symbols for
+sizes that are not known, which the sums of memory on tensors without data ask about numbers alone. Nothing here knows a version:
+what it does not find is imported as usual.
 """
 
 import ast
@@ -12,7 +13,7 @@ import gc
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -31,6 +32,8 @@ _ONE_BY_ONE = (
     "diffusers.hooks",
 )  # fmt: skip
 _FOR_DOWNLOADS = "requests"  # diffusers reads images of the web with it
+_SYMBOLS = "sympy"
+_OF_SHAPES = "torch.fx.experimental.symbolic_shapes"
 
 
 def import_less() -> None:
@@ -46,12 +49,14 @@ class _Finder(MetaPathFinder):
             "diffusers": _Bare,
             _COMPILER: _LaterCompiler,
             _FOR_DOWNLOADS: _Later,
+            _SYMBOLS: _LaterSymbols,
+            _OF_SHAPES: _LaterSymbolsOfShapes,
             **dict.fromkeys(_ONE_BY_ONE, _OneByOne),
         }
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Return the spec of one of these packages, with a loader that spares time."""
-        for package in (_COMPILER, _FOR_DOWNLOADS):
+        for package in (_COMPILER, _FOR_DOWNLOADS, _SYMBOLS):
             if fullname.startswith(f"{package}.") and fullname != _CONFIG and isinstance(of := sys.modules[package], _Package):
                 of.run()
         if fullname not in self.kinds:
@@ -132,6 +137,20 @@ class _LaterCompiler(_Loader):
         return _Compiler(spec.name, self.own, {})
 
 
+class _LaterSymbols(_Loader):
+    """The same of sympy."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Symbols(spec.name, self.own, {})
+
+
+class _LaterSymbolsOfShapes(_Loader):
+    """The same of torch's symbols for sizes of tensors."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _SymbolsOfShapes(spec.name, self.own, {})
+
+
 def _homes(source: str) -> dict[str, str]:
     """Return the names that an `__init__` imports from its modules, and the module of each."""
     return {
@@ -187,3 +206,59 @@ class _Compiler(_Package):
         super().run()
         for fn in left:  # torch keeps the answer here: let it ask again
             vars(fn).pop("__dynamo_disable", None)
+
+
+class _NoSymbol:
+    """The class of sympy's symbols while there is none."""
+
+
+class _Symbols(_Package):
+    """sympy before the first symbol."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return one of its names; without the whole of it that by which torch asks whether something is a symbol."""
+        return _NoSymbol if name == "Basic" else super().__getattr__(name)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, (tuple, list)):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return bool(first == second)
+
+
+# What torch asks about sizes, and the answers for plain numbers.
+_OF_NUMBERS: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("expect_true", "guard_or_false", "guard_or_true", "guard_size_oblivious", "statically_known_true"), _same),
+    "guarding_hint_or_throw": _same,
+    "has_guarding_hint": lambda _: True,
+    "is_nested_int": lambda _: False,
+    "sym_and": lambda *values: all(values),
+    "sym_or": lambda *values: any(values),
+    "sym_eq": _equal,
+}
+
+
+class _SymbolsOfShapes(_Package):
+    """torch.fx.experimental.symbolic_shapes before the first symbol."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Return one of its names: of _OF_NUMBERS a function that asks the module itself about anything but numbers."""
+        if name not in _OF_NUMBERS:
+            return super().__getattr__(name)
+
+        def answer(*values: Any, **options: Any) -> Any:
+            if not options and all(map(_is_plain, values)):
+                return _OF_NUMBERS[name](*values)
+            if isinstance(self, _Package):
+                self.run()
+            return getattr(self, name)(*values, **options)
+
+        return answer
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (tuple, list)) else isinstance(value, (bool, int, float))

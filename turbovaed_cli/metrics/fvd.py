@@ -12,6 +12,7 @@ from torch import Tensor
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, WeightFileError
 from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.registry.download import I3D_FILE, cached_file
+from turbovaed_cli.units import counted
 
 MIN_CLIPS = 256  # with fewer, 400 means and 80,200 covariances are mostly noise, and always too large
 MIN_FRAMES = 10  # of a clip: I3D halves time several times, which leaves no frame of shorter clips
@@ -88,7 +89,7 @@ def load_detector(path: Path | None, sha256: str, device: torch.device) -> tuple
 def not_comparable(num_clips: int) -> str:
     """Return the reason why `num_clips` clips are too few for rFVD, and what to do."""
     return (
-        f"not comparable: {num_clips} clip{'s' if num_clips != 1 else ''} of the {MIN_CLIPS} it needs; with fewer it is mostly the noise "
+        f"not comparable: {counted(num_clips, 'clip')} of the {MIN_CLIPS} it needs; with fewer it is mostly the noise "
         "of its covariances (more videos, or `clips_per_video` 0)"
     )
 

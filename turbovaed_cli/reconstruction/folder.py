@@ -84,9 +84,11 @@ def reconstruct_folder(
         if isinstance(error, Exception | SystemExit | GeneratorExit):
             raise
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
-        done = sum(item.status != "failed" for item in items.values())
+        done = {path for path, item in items.items() if item.status != "failed"}
+        if not overwrite:  # an output is there only if it is whole, even if the signal came before it was noted
+            done |= {path for path, target in planned.items() if target.exists()}
         raise InterruptedRunError(
-            f"interrupted: {done} of {len(planned)} are finished and kept", number, "the same command goes on"
+            f"interrupted: {len(done)} of {len(planned)} are finished and kept", number, "the same command goes on"
         ) from error
     return FolderResult(out, tuple(items[path] for path in planned))
 

@@ -30,6 +30,7 @@ from turbovaed_cli.report.side_by_side import SharedClip, encode_shared, shared_
 from turbovaed_cli.report.tables import Cell, cell_of, not_measured, score_text
 from turbovaed_cli.report.testcard import CardView, card_view
 from turbovaed_cli.settings import EvalSettings
+from turbovaed_cli.units import counted
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import probe
 
@@ -201,7 +202,7 @@ def comparison_of(results: Sequence[EvalResult], rows: Sequence[Row], clips: Seq
     height, width = first.size
     return Comparison(
         title=f"{len(results)} decoders on {data}" if len(results) > 1 else f"{Path(first.model).name} on {data}",
-        lead=f"{len(first.clips)} clip{'s' if len(first.clips) != 1 else ''} of {first.frames} frames at {width}x{height}; compared with {REFERENCES[first.reference]}",
+        lead=f"{counted(len(first.clips), 'clip')} of {counted(first.frames, 'frame')} at {width}x{height}; compared with {REFERENCES[first.reference]}",
         rows=rows,
         metrics=[metric for name, metric in METRICS.items() if any(name in row.cells for row in rows)],
         reference=first.reference,

@@ -38,7 +38,7 @@ from turbovaed_cli.report.testcard import CardView, card_view
 from turbovaed_cli.reporting import Reporter, quiet
 from turbovaed_cli.runs.rundir import RunDir
 from turbovaed_cli.settings import EvalSettings
-from turbovaed_cli.units import format_size
+from turbovaed_cli.units import counted, format_size
 from turbovaed_cli.version import __version__
 from turbovaed_cli.video import probe
 
@@ -133,7 +133,7 @@ def report_of_eval(
     return Report(
         title=pair.run.root.resolve().name if pair.run else Path(pair.name).name,
         facts={"Model": names_only(pair.name), **model_facts(pair.student, pair.teacher)},
-        lead=f"{len(result.clips)} clip{'s' if len(result.clips) != 1 else ''} of {result.frames} frames at {width}x{height} from {data.resolve().name}; "
+        lead=f"{counted(len(result.clips), 'clip')} of {counted(result.frames, 'frame')} at {width}x{height} from {data.resolve().name}; "
         f"{document['protocol_label']}",
         evaluation=names_only(document),
         clips=[_shown(role, clip, frames_of, settings) for role, clip in noteworthy],

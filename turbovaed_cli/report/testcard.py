@@ -20,6 +20,7 @@ from turbovaed_cli.evaluation.testcard.scores import (
     worst_patterns,
 )
 from turbovaed_cli.report.clips import ERROR_PERCENTILE, MAX_SIDE, enlarged, error_levels, heat, largest_window
+from turbovaed_cli.units import counted
 
 DETAIL = 40  # pixels a side of the part that is enlarged
 _SWATCH = 40  # pixels a side of each of the three colours next to each other
@@ -87,7 +88,7 @@ def card_view(card: CardResult, name: str) -> CardView:
     return CardView(
         name=name,
         own=own,
-        lead=f"{len(card.patterns)} drawn clips of at most {card.frames} frame{'s' if card.frames != 1 else ''} at {width}x{height}",
+        lead=f"{counted(len(card.patterns), 'drawn clip')} of at most {counted(card.frames, 'frame')} at {width}x{height}",
         kept=summarise_card(card).kept,
         summary=summary_rows(card),
         headings=[(figure.label, figure.unit, figure.name != "psnr_to_teacher") for figure in FIGURES.values()],

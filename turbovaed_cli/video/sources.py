@@ -15,11 +15,13 @@ from turbovaed_cli.files.remote import RemoteFolder, cache_home, is_url
 from turbovaed_cli.files.sealed import read_json
 from turbovaed_cli.files.whole import sha256_of, write_json
 from turbovaed_cli.reporting import Reporter, quiet
+from turbovaed_cli.units import counted
 
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".3gp", ".3g2", ".mpg", ".mpeg", ".flv", ".wmv", ".asf",
     ".ogv", ".ogg", ".gif", ".webp", ".y4m",
 )  # fmt: skip
+
 _FRAME = re.compile(r"(.*?)(\d+)\.(png|jpg|jpeg)", re.IGNORECASE | re.DOTALL)
 
 
@@ -62,7 +64,7 @@ def names_of_videos(folder: Path, report: Reporter = quiet, *, suffixes: tuple[s
                 unknown[Path(name).suffix.lower() or "no suffix"] += 1
     if unknown:
         report.note(
-            f"left out: {unknown.total()} files that are no videos ({', '.join(kind for kind, _ in unknown.most_common(5))})"
+            f"left out, no videos: {counted(unknown.total(), 'file')} ({', '.join(kind for kind, _ in unknown.most_common(5))})"
         )
     if not names:
         raise SettingsError(
