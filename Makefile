@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test test-all faults teachers two-machines check format bench bench-gpu docs docs-check pictures reference comfyui package clean
+.PHONY: install extras demo test compiled test-all faults audit teachers two-machines check format bench bench-gpu docs docs-check pictures reference comfyui package clean
 
 install: .venv/installed
 
@@ -27,10 +27,14 @@ extras: .venv/extras    ## converters for ExecuTorch, LiteRT and Core AI: a giga
 demo: install          ## the whole path on generated clips with the embedded pair: demo-out/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
-test: install
+test: compiled
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test-all: extras       ## every test: also those that need these converters, and more cases of the same kinds
+# Once for all of the processes that tests start, which may be told not to write bytecode.
+compiled: install
+	@$(BIN)/python -m compileall -qq -j 0 turbovaed_cli tests/support || true
+
+test-all: extras compiled ## every test: also those that need these converters, and more cases of the same kinds
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --thorough
 
 faults: install        ## kills, flips and other mishaps in full: minutes
@@ -58,6 +62,12 @@ docs: install          ## the documentation site: site/index.html; fails on a br
 
 docs-check: install    ## every command of README and docs/ on small clips and weights, and the output that they quote: 10 to 20 minutes
 	$(BIN)/python tools/docs_check.py
+
+audit: install         ## known vulnerabilities of the pinned packages by pip-audit, and what does not fit together; asks pypi.org
+	$(BIN)/python -m pip check
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install -q pip-audit
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 CLIPS ?= demo-out/val
 pictures: install      ## the pictures of README and docs/ from the videos in CLIPS; a Chromium, some ten minutes, and a machine left alone

@@ -39,11 +39,18 @@ def decoded(artifact, latents):
     )["video"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.thorough)])
-def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, precision, tmp_path):
-    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(precision,))
-    (artifact,) = export_student(student, ("onnx",), tmp_path / "student.onnx", settings).artifacts
-    assert artifact.path == tmp_path / "student.onnx"
+@pytest.fixture(scope="module", params=["fp32", pytest.param("fp16", marks=pytest.mark.thorough)])
+def in_onnx(request, student, tmp_path_factory):
+    """A precision, and the student's artefact in it."""
+    settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=(request.param,))
+    path = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    (artifact,) = export_student(student, ("onnx",), path, settings).artifacts
+    assert artifact.path == path
+    return request.param, artifact
+
+
+def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, in_onnx):
+    precision, artifact = in_onnx
     assert len(set(artifact.shapes)) == 2
     assert artifact.max_abs < 1e-3 if precision == "fp32" else artifact.psnr_db > 55
     assert "ONNX Runtime" in artifact.status
@@ -55,11 +62,11 @@ def test_onnx_is_verified_at_two_sizes_and_runs_at_a_third(student, precision, t
     assert (found - wanted).abs().max() < (1e-3 if precision == "fp32" else 0.1)
 
 
-def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
+def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(in_onnx):
     import onnx
 
-    export_student(student, ("onnx",), tmp_path / "a.onnx", SMALL)
-    model = onnx.load(tmp_path / "a.onnx")
+    path = in_onnx[1].path
+    model = onnx.load(path)
     told = {item.key: item.value for item in model.metadata_props}
     assert json.loads(told["config"])["latent_channels"] == 8
     assert told["licence"] == "Apache-2.0"
@@ -72,7 +79,7 @@ def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
     ]
     weights = {item.name: item.dims for item in model.graph.initializer}
     assert all(len(weights[node.input[1]]) == 4 for node in model.graph.node if node.op_type == "Conv")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(beside.name for beside in path.parent.iterdir()) == [
         "a.onnx",
         "a.onnx.README.md",
         "a.onnx.latents.safetensors",
@@ -80,6 +87,7 @@ def test_the_onnx_file_says_what_it_is_and_has_no_conv3d(student, tmp_path):
     ]
 
 
+@pytest.mark.thorough
 def test_one_frame_makes_a_graph_of_its_own(student, tmp_path):
     (artifact,) = export_student(
         student, ("onnx",), tmp_path / "image.onnx", ExportSettings(frames=1, sizes=((32, 32),))
@@ -108,22 +116,22 @@ def declared(package):
     return {name: ArrayFeatureType.ArrayDataType.Name(kind) for name, kind in kinds.items()}
 
 
-@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), pytest.param("coreml", "mlpackage", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize(("name", "suffix"), [("onnx", "onnx"), ("coreml", "mlpackage")])
 def test_the_5d_layout_converts_too(name, suffix, student, tmp_path):
     settings = ExportSettings(frames=5, sizes=((32, 32),), precisions=("fp32",), layout="5d")
     result = export_student(student, (name,), tmp_path / f"a.{suffix}", settings)
     assert result.artifacts[0].max_abs < 1e-3
 
 
-def test_what_misses_is_kept_as_unverified_and_fails(student, tmp_path, monkeypatch):
+def test_what_misses_is_kept_as_unverified_and_fails(student, in_onnx, tmp_path, monkeypatch):
     """With weights changed behind its back the written file is another function: the check must see it."""
     import onnx
 
     from turbovaed_cli.export.formats import onnx as exporter
 
     def broken(graphs, path, *rest):
-        exporter.write(graphs, path, *rest)
-        model = onnx.load(path)
+        model = onnx.load(in_onnx[1].path)
         weight = next(item for item in model.graph.initializer if len(item.dims) == 4)
         weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(weight.dims), np.float32), weight.name))
         onnx.save(model, path)
@@ -175,14 +183,6 @@ def test_wrong_names_formats_and_shapes_are_refused(student, tmp_path):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(frames=4))
     with pytest.raises(ShapeError, match="30x30"):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(sizes=((30, 30),)))
-
-
-def test_given_latents_are_what_it_is_checked_on(one_block, tmp_path):
-    latents = torch.randn(1, *one_block.latent_shape(5, (48, 32)))
-    save_file({"latents": latents}, tmp_path / "latents.safetensors")
-    settings = ExportSettings(frames=5, sizes=((48, 32),), latents=tmp_path / "latents.safetensors")
-    (artifact,) = export_student(one_block, ("onnx",), tmp_path / "a.onnx", settings).artifacts
-    assert artifact.shapes[0] == tuple(latents.shape) and artifact.checked_on == "latents of latents.safetensors"
 
 
 @pytest.mark.thorough
@@ -251,7 +251,7 @@ def test_the_python_lines_of_the_readme_decode(changes, one_block, tmp_path, mon
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("onnx", "a.onnx"),
+        pytest.param("onnx", "a.onnx", marks=pytest.mark.thorough),
         pytest.param("torch-export", "a.pt2", marks=pytest.mark.thorough),
         ("safetensors", "a.safetensors"),
         pytest.param("executorch", "a.pte", marks=pytest.mark.slow),
@@ -384,7 +384,7 @@ def test_chunks_in_few_bits_are_refused(student, tmp_path):
         export_student(student, ("coreml",), tmp_path / "out", ExportSettings(precisions=("int8",), chunk=2))
 
 
-def test_int8_is_calibrated_or_refused(student, tmp_path):
+def test_int8_is_calibrated_on_given_latents_or_refused(student, tmp_path):
     with pytest.raises(SettingsError, match="real latents"):
         export_student(student, ("onnx",), tmp_path / "a.onnx", ExportSettings(precisions=("int8",)))
     latents = torch.randn(1, 8, 3, 6, 4, generator=torch.Generator().manual_seed(2))
@@ -392,6 +392,7 @@ def test_int8_is_calibrated_or_refused(student, tmp_path):
     settings = ExportSettings(frames=5, sizes=((48, 32),), precisions=("int8",), latents=tmp_path / "latents.safetensors")
     (artifact,) = export_student(student, ("onnx",), tmp_path / "a.onnx", settings).artifacts
     assert artifact.operators["QuantizeLinear"] > 5 and 20 < artifact.psnr_db < 70
+    assert artifact.shapes[0] == tuple(latents.shape) and artifact.checked_on == "latents of latents.safetensors"
 
 
 def test_a_readme_of_somebody_else_stays(student, tmp_path):

@@ -59,7 +59,7 @@ def kill_at_random(work, request, count: int, *more: object) -> Counter[str]:
 
 def test_a_distillation_killed_at_random_moments_loses_nothing_and_ends_in_the_same_bits(work, request, tally):
     """Three stages, the last one adversarial, with accumulation and an average of weights."""
-    counts = kill_at_random(work, request, count_of(request, quick=4, full=500))
+    counts = kill_at_random(work, request, count_of(request, quick=3, full=500))
     tally("random kills of a distillation", counts["kills"], counts["kills"] - counts["lost"] - counts["unreadable"])
     tally("killed distillations that ended in the same bits", counts["runs"], counts["runs"] - counts["differing"])
     assert not any(counts[name] for name in ("lost", "unreadable", "differing", "wrong_exits")), counts
@@ -67,7 +67,7 @@ def test_a_distillation_killed_at_random_moments_loses_nothing_and_ends_in_the_s
 
 def test_polite_signals_at_random_moments_end_it_soon_and_leave_nothing_behind(work, videos, request, tally):
     """SIGTERM and SIGINT in turn, while ffmpeg reads videos: their exit codes within two seconds and a step."""
-    count = count_of(request, quick=4, full=50)
+    count = count_of(request, quick=2, full=50)
     counts = kill_at_random(work, request, count, "--signals", "TERM", "INT", "--data", videos)
     bad = sum(counts[name] for name in ("lost", "unreadable", "differing", "wrong_exits", "slow_exits", "left_behind"))
     tally("SIGTERM and SIGINT at random moments", count, count - min(bad, count))

@@ -208,6 +208,7 @@ def test_the_slowest_rank_sets_the_steps_in_hours(ask, words, tmp_path):
     assert sum(stage["steps"] for stage in config["settings"]["stages"]) == 4 and config["settings"]["hours"] == 0.00235
 
 
+@pytest.mark.thorough
 def test_what_ends_the_first_rank_ends_all_with_one_error(ask, words, tmp_path):
     """A run folder in use, and one of other settings, of which the others know nothing."""
     with RunDir(tmp_path / "run").lock():
@@ -280,9 +281,8 @@ LAUNCHERS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "launcher", [pytest.param(name, marks=[pytest.mark.thorough] * (name != "torchrun")) for name in LAUNCHERS]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_start_it(launcher, words, of_two, tmp_path):
     """Each to the bits of the run above."""
     run = tmp_path / "run"

@@ -1,7 +1,7 @@
 """`bench`: time a student's decode next to its teacher's on every available runtime.
 
 bench.py        the command: one process per target
-child.py        the work of such a process, and how it is started
+child.py        the work of such a process, and how it is started; __main__.py is what is started
 target.py       the types of a target
 targets/        one file per runtime, and their table
 results.py      rows, their JSON, comparison with an earlier run, thresholds

@@ -65,7 +65,7 @@ def in_child(job: dict[str, Any], settings: BenchSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=job["folder"]) as folder:
         answered = Path(folder) / "answer.json"
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "turbovaed_cli.benchmarking.child"],  # -P: imports nothing from the current folder
+            [sys.executable, "-P", "-m", "turbovaed_cli.benchmarking"],  # -P: imports nothing from the current folder
             input=json.dumps({**job, "threads": int(threads), "answer": str(answered)}, default=str),
             capture_output=True,
             encoding="utf-8",
@@ -98,7 +98,8 @@ def _as_it_was(answer: dict[str, Any]) -> TurboVaedError:
     return error
 
 
-def _child() -> None:
+def answer_job() -> None:
+    """Do the job on standard input, in a process of its own, and write the answer to the file that it names."""
     job = json.loads(sys.stdin.read())
     record = job["settings"]
     for name in ("size", "targets", "precisions", "layouts", "memory_frames"):
@@ -346,7 +347,3 @@ def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | N
 def _above(before: int, device: torch.device) -> float | None:
     peak = peak_mb(device)
     return None if peak is None else max(0.0, peak - before / 1e6)
-
-
-if __name__ == "__main__":
-    _child()
