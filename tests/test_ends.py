@@ -31,7 +31,7 @@ def shell(line: str, *arguments: object, **environment: str | None) -> subproces
     )
 
 
-CLOSED = ["<&-", ">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"]
+CLOSED = ["<&-", "<&- >&- 2>&-", *(pytest.param(closed, marks=pytest.mark.thorough) for closed in (">&-", "2>&-", ">&- 2>&-"))]
 
 
 @pytest.mark.parametrize("closed", CLOSED)

@@ -358,6 +358,7 @@ def wait_for(condition, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough  # tests/faults/test_kills.py does the same in make test
 def test_killed_then_terminated_it_ends_in_the_same_bits(shell, uninterrupted, tmp_path):
     """Real signals to the real command: SIGKILL while a checkpoint is half-written, then a SIGTERM."""
     run = tmp_path / "run"

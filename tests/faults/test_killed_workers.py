@@ -23,7 +23,7 @@ def test_two_workers_on_one_cache_killed_at_random_moments_make_the_bytes_of_one
         box = (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big")
         (tmp_path / "videos" / f"{number}.mp4").write_bytes(content + box)
     script, seed = Path(__file__).with_name("killed_workers.py"), request.config.getoption("--fault-seed")
-    command = [sys.executable, script, "--work", tmp_path, "--kills", count_of(request, quick=3, full=200), "--seed", seed]
+    command = [sys.executable, script, "--work", tmp_path, "--kills", count_of(request, quick=2, full=200), "--seed", seed]
     done = subprocess.run(
         [*map(str, command)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )

@@ -2,15 +2,17 @@
 
 import pytest
 from fake_cuda import apple
-from fake_cuda.child import run_cases
+from fake_cuda.child import marked, run_selected
+
+MORE = ("tiny fp16 ssim adamw", "ltx bf16 ssim features cached", "hunyuan channels last fp32")
 
 
 @pytest.fixture(scope="module")
-def results():
-    return run_cases("apple", kind="mps")
+def results(request):
+    return run_selected(request, "apple", apple.CASES, MORE)
 
 
-@pytest.mark.parametrize("case", [case for case in apple.CASES if case not in apple.CONTROLS])
+@pytest.mark.parametrize("case", marked((case for case in apple.CASES if case not in apple.CONTROLS), MORE))
 def test_it_runs_on_the_device_alone_and_without_float64(case, results):
     results[case].check()
 

@@ -2,7 +2,7 @@
 
 import pytest
 from fake_cuda import training
-from fake_cuda.child import run_cases
+from fake_cuda.child import marked, run_cases, run_selected
 from fake_cuda.memory import (
     BOUND_GB,
     HOUR_COLUMNS,
@@ -31,18 +31,15 @@ LEFT_OUT = {run: model for run, model in training.DEFAULT_RUNS.items() if model 
 MORE = (
     "ltx fp16 everything checkpointed adamw", "cogvideox fp16 features teacher pixels", "tiny bf16 no perceptual loss adamw",
 )  # fmt: skip
-CASES = [
-    pytest.param(case, marks=pytest.mark.thorough) if case in MORE else case for case in training.CASES if case not in LEFT_OUT
-]
+CASES = [case for case in training.CASES if case not in LEFT_OUT]
 
 
 @pytest.fixture(scope="module")
 def results(request):
-    is_all = request.config.getoption("--thorough") or request.config.getoption("--all-faults")
-    return run_cases("training", *(case for case in training.CASES if case not in LEFT_OUT and (is_all or case not in MORE)))
+    return run_selected(request, "training", CASES, MORE)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in training.CONTROLS])
+@pytest.mark.parametrize("case", marked((case for case in CASES if case not in training.CONTROLS), MORE))
 def test_it_runs_on_the_device_alone_and_within_its_memory(case, results):
     results[case].check()
 

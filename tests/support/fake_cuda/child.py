@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,18 @@ class Result:
         """The figures; fails the test with the case's own traceback."""
         assert self.error is None, self.error
         return self.figures
+
+
+def marked(cases: Iterable[str], more: Collection[str]) -> list[Any]:
+    """Cases as parameters of a test; those in `more`, whose kind others have, are for `make test-all`."""
+    return [pytest.param(case, marks=pytest.mark.thorough) if case in more else case for case in cases]
+
+
+def run_selected(request: pytest.FixtureRequest, module: str, cases: Iterable[str], more: Collection[str]) -> dict[str, Result]:
+    """Run the cases that `marked` leaves in this session."""
+    is_all = request.config.getoption("--thorough") or request.config.getoption("--all-faults")
+    kind = "mps" if module == "apple" else "cuda"
+    return run_cases(module, *(case for case in cases if is_all or case not in more), kind=kind)
 
 
 def run_cases(module: str, *cases: str, kind: str = "cuda") -> dict[str, Result]:
