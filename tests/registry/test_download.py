@@ -106,7 +106,7 @@ def test_without_consent_nothing_is_requested_and_two_lines_say_what_to_do(hub, 
     ):
         done = turbovaed(*arguments)
         assert done.returncode == 3
-        assert len([line for line in done.stderr.strip().splitlines() if not line.startswith("left out: ")]) == 2
+        assert len([line for line in done.stderr.strip().splitlines() if not line.startswith("left out")]) == 2
         assert " MB)" in done.stderr and "turbovaed models pull ltx" in done.stderr
         assert done.stdout == ""
     assert hub.requests == []
