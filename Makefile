@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install extras demo test compiled test-all faults audit teachers two-machines check format bench bench-gpu docs docs-check pictures reference comfyui package clean
+.PHONY: install extras demo test test-all faults audit teachers two-machines check format bench bench-gpu docs docs-check pictures reference comfyui package clean
 
 install: .venv/installed
 
@@ -27,14 +27,15 @@ extras: .venv/extras    ## converters for ExecuTorch, LiteRT and Core AI: a giga
 demo: install          ## the whole path on generated clips with the embedded pair: demo-out/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash tools/demo.sh
 
-test: compiled
+# Once for all of the processes that tests start, which may be told not to write bytecode.
+COMPILE = @$(BIN)/python -m compileall -qq -j 0 turbovaed_cli tests/support || true
+
+test: install
+	$(COMPILE)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Once for all of the processes that tests start, which may be told not to write bytecode.
-compiled: install
-	@$(BIN)/python -m compileall -qq -j 0 turbovaed_cli tests/support || true
-
-test-all: extras compiled ## every test: also those that need these converters, and more cases of the same kinds
+test-all: extras       ## every test: also those that need these converters, and more cases of the same kinds
+	$(COMPILE)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --thorough
 
 faults: install        ## kills, flips and other mishaps in full: minutes
