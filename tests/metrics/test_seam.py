@@ -114,14 +114,14 @@ def test_tiles_are_found_without_their_borders_and_narrow_ones_with_them():
 
 
 @torch.no_grad()
-def test_the_embedded_student_in_tiles_has_a_seam_and_a_whole_decode_has_none():
+def test_the_embedded_student_in_tiles_has_a_seam_and_a_whole_decode_has_none_there():
     """Tiles without overlap: the padding of each disturbs several pixels on both sides of the border."""
     pair = load_pair("tiny")
     source = content(frames=5, height=96, width=128)
     latents = pair.teacher.encode(source[None]).mean
     whole = pair.student.decode(latents).sample[0]
     tiled = torch.cat([pair.student.decode(half).sample[0] for half in latents.chunk(2, dim=-1)], dim=-1)
-    assert seam(whole, source) < 1.5 and seam(tiled, source) > 3
+    assert seam(tiled, source) > max(3, 2 * seam(whole, source))  # along other lines, a whole decode has its own errors
     assert seam(whole, source, Borders(columns=(64,))) < 1 and seam(tiled, source, Borders(columns=(64,))) > 3
 
 
