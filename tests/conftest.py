@@ -138,6 +138,17 @@ def _threads():
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
+@pytest.fixture
+def one_thread():
+    """The order of sums, and with it the last bits, may depend on the number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def ltx_teacher(tmp_path_factory) -> Path:
     """A local folder holding the small-channel AutoencoderKLLTXVideo."""

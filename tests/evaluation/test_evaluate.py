@@ -44,15 +44,6 @@ SMALL = EvalSettings(frames=9, size=(64, 64))
 PIXELS = replace(SMALL, metrics=("psnr", "ssim", "flicker"))
 
 
-@pytest.fixture
-def one_thread():
-    """As eval measures where two are shared: sums in fp64 depend on the number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pair(ltx_student, ltx_teacher):
     return load_pair(str(ltx_student), str(ltx_teacher))

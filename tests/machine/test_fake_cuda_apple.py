@@ -9,7 +9,7 @@ MORE = ("tiny fp16 ssim adamw", "ltx bf16 ssim features cached", "hunyuan channe
 
 @pytest.fixture(scope="module")
 def results(request):
-    return run_selected(request, "apple", apple.CASES, MORE)
+    return run_selected(request, "apple", apple.CASES, MORE, kind="mps")
 
 
 @pytest.mark.parametrize("case", marked((case for case in apple.CASES if case not in apple.CONTROLS), MORE))

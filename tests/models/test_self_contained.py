@@ -84,15 +84,6 @@ def small_student(patch_size: int) -> StudentDecoder:
     return build_student(config).eval()
 
 
-@pytest.fixture
-def one_thread():
-    """The order of sums, and with it the last bits, may depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize(
     "blocked",
     [pytest.param(["turbovaed_cli"], marks=pytest.mark.thorough), ["turbovaed_cli", "diffusers"]],

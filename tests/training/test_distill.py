@@ -111,7 +111,7 @@ def test_it_learns(videos, tmp_path):
         batch_size=2,
         optimizer="muon",
         lr=1e-2,
-        feature_weight=0.0,
+        feature_weight=0.1,
         save_every=100,
         sample_every=0,
         perceptual="none",

@@ -15,6 +15,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -44,13 +45,13 @@ def import_less() -> None:
 
 class _Finder(MetaPathFinder):
     def __init__(self) -> None:
-        self.kinds = {
+        self.kinds: dict[str, Callable[[InspectLoader], Loader]] = {
             "torch": _Uncollected,
             "diffusers": _Bare,
-            _COMPILER: _LaterCompiler,
+            _COMPILER: partial(_Later, kind=_Compiler),
             _FOR_DOWNLOADS: _Later,
-            _SYMBOLS: _LaterSymbols,
-            _OF_SHAPES: _LaterSymbolsOfShapes,
+            _SYMBOLS: partial(_Later, kind=_Symbols),
+            _OF_SHAPES: partial(_Later, kind=_SymbolsOfShapes),
             **dict.fromkeys(_ONE_BY_ONE, _OneByOne),
         }
 
@@ -126,29 +127,12 @@ class _OneByOne(_Loader):
 class _Later(_Loader):
     """Makes a package of which nothing is imported before something is asked for."""
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Package(spec.name, self.own, {})
-
-
-class _LaterCompiler(_Loader):
-    """The same of torch's compiler."""
+    def __init__(self, own: InspectLoader, kind: "type[_Package] | None" = None) -> None:
+        super().__init__(own)
+        self.kind = kind or _Package
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Compiler(spec.name, self.own, {})
-
-
-class _LaterSymbols(_Loader):
-    """The same of sympy."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Symbols(spec.name, self.own, {})
-
-
-class _LaterSymbolsOfShapes(_Loader):
-    """The same of torch's symbols for sizes of tensors."""
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _SymbolsOfShapes(spec.name, self.own, {})
+        return self.kind(spec.name, self.own, {})
 
 
 def _homes(source: str) -> dict[str, str]:

@@ -36,10 +36,11 @@ def marked(cases: Iterable[str], more: Collection[str]) -> list[Any]:
     return [pytest.param(case, marks=pytest.mark.thorough) if case in more else case for case in cases]
 
 
-def run_selected(request: pytest.FixtureRequest, module: str, cases: Iterable[str], more: Collection[str]) -> dict[str, Result]:
+def run_selected(
+    request: pytest.FixtureRequest, module: str, cases: Iterable[str], more: Collection[str], kind: str = "cuda"
+) -> dict[str, Result]:
     """Run the cases that `marked` leaves in this session."""
     is_all = request.config.getoption("--thorough") or request.config.getoption("--all-faults")
-    kind = "mps" if module == "apple" else "cuda"
     return run_cases(module, *(case for case in cases if is_all or case not in more), kind=kind)
 
 
