@@ -459,9 +459,9 @@ def test_a_video_that_cannot_be_used_is_named_once(turbovaed, tmp_path, monkeypa
     assert code == 2 and err.count("broken.mp4") == 1, err
 
 
-def test_a_missed_check_ends_with_4(turbovaed, tmp_path, monkeypatch):
+def test_a_missed_check_ends_with_4(turbovaed, one_block_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("turbovaed_cli.export.compare.MAX_ABS_FP32", 0.0)
-    code, _, err = turbovaed("export", "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
+    code, _, err = turbovaed("export", "--model", one_block_folder, "--out", tmp_path / "a.onnx", "--frames", "3", "--size", "32")
     assert code == 4 and is_two_lines(err)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.onnx.README.md",

@@ -116,7 +116,7 @@ for capability, dtype, activation, kept in (
 def run(script, tmp_path, **environment):
     places = [ROOT, ROOT / "tests" / "support", *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
-        [sys.executable, "-c", f"import torch\ntorch.set_num_threads(1)\n{script}"],
+        [sys.executable, "-c", f"import torch\nfrom turbovaed_cli.machine.imports import import_less\ntorch.set_num_threads(1)\nimport_less()\n{script}"],
         env={
             **os.environ, "PYTHONPATH": os.pathsep.join(map(str, places)), "TRITON_CACHE_DIR": str(tmp_path), **environment,
         },

@@ -33,6 +33,8 @@ from turbovaed_cli.settings import ReconstructSettings
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
+from turbovaed_cli.machine.imports import import_less
+import_less()
 from turbovaed_cli.models.memory import held_bytes
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder

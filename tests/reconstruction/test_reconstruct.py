@@ -432,6 +432,8 @@ def test_larger_frames_get_shorter_windows(pair):
 PEAKS = """
 import resource, sys
 from pathlib import Path
+from turbovaed_cli.machine.imports import import_less
+import_less()
 from turbovaed_cli.models.pair import load_pair
 from turbovaed_cli.models.streaming import StreamingDecoder
 from turbovaed_cli.reconstruction.reconstruct import reconstruct

@@ -66,7 +66,10 @@ def test_pull_downloads_after_consent_and_prints_each_sha256(hub, turbovaed, tmp
     assert "LTX-Video Open Weights License" in done.stderr
     # From now on the cache is enough: offline, and without another request.
     before = len(hub.requests)
-    script = "from turbovaed_cli import load_teacher; print(load_teacher('ltx').vae.config.latent_channels)"
+    script = (
+        "from turbovaed_cli.machine.imports import import_less; import_less()\n"
+        "from turbovaed_cli import load_teacher; print(load_teacher('ltx').vae.config.latent_channels)"
+    )
     environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
     assert (
         subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.strip()

@@ -5,6 +5,7 @@ said. `patch` is code for every process to run first (RANK is in the environment
 `to` as soon as the path `once` is there, and `after` seconds have gone by then.
 """
 
+import importlib
 import io
 import json
 import os
@@ -18,9 +19,8 @@ from pathlib import Path
 import torch
 from limits import HANG_S
 
-import turbovaed_cli.evaluation.evaluate
-import turbovaed_cli.training.distill  # noqa: F401 - for the children, which then need not
 from turbovaed_cli import cli
+from turbovaed_cli.machine.imports import import_less
 
 
 def answer(request: dict) -> dict:
@@ -86,6 +86,9 @@ def work(request: dict, writing: int) -> None:
 
 
 if __name__ == "__main__":
+    import_less()
+    for needed in ("turbovaed_cli.evaluation.evaluate", "turbovaed_cli.training.distill"):  # by the children
+        importlib.import_module(needed)
     torch.set_num_threads(1)  # a fork would not take a pool of threads along
     for line in sys.stdin:
         sys.stdout.write(json.dumps(answer(json.loads(line))) + "\n")

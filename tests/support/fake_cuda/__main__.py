@@ -8,6 +8,7 @@ import time
 import traceback
 
 from fake_cuda import library
+from turbovaed_cli.machine.imports import import_less
 
 
 def main() -> None:
@@ -18,6 +19,8 @@ def main() -> None:
     from fake_cuda import device
 
     device.install()
+    if sys.argv[1] != "pipelines":
+        import_less()
     cases = importlib.import_module(f"fake_cuda.{sys.argv[1]}").CASES
     for name in sys.argv[2:] or cases:
         began, figures, error = time.process_time(), {}, None
