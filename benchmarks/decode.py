@@ -109,7 +109,7 @@ def student_and_latents(name: str, frames: int, size: int, device: torch.device)
 
 def teacher_decode(name: str, latents: Tensor) -> Decode:
     teacher = random_teacher(find_model(name)).to(latents.device)
-    return lambda: teacher.decode(latents)
+    return lambda: teacher.decode_by_class(latents)
 
 
 def variants_of(student: StudentDecoder, latents: Tensor) -> Variants:

@@ -161,7 +161,7 @@ def flops_of(spec: ModelSpec, perceptual: str) -> dict[str, float]:
     mean = posterior.mean
     found = {
         "encode": counted(lambda: teacher.encode(video)),
-        "teacher decode": counted(lambda: teacher.decode(mean)),
+        "teacher decode": counted(lambda: teacher.decode_by_class(mean)),
         "teacher features": counted(lambda: teacher.features(mean, taps)),
         "student": counted(lambda: student(mean)),
         perceptual: counted(lambda: loss(video, video)) if loss else 0.0,

@@ -48,7 +48,7 @@ def main() -> None:
         cells = options.size // spec.teacher.space_ratio
         latents = torch.randn(1, spec.teacher.latent_channels, frames, cells, cells)
         taps = [pair.teacher_tap for pair in spec.student.pairs]
-        full = cost(lambda teacher=teacher, latents=latents: teacher.decode(latents))
+        full = cost(lambda teacher=teacher, latents=latents: teacher.decode_by_class(latents))
         cut = cost(lambda teacher=teacher, latents=latents, taps=taps: teacher.features(latents, taps))
         print(
             f"{name:12} full {full[0]:.2f} s, {full[1]:.0f} GFLOP; up to the last tap {cut[0]:.2f} s, {cut[1]:.0f} GFLOP: {full[0] / cut[0]:.1f}x faster, {cut[1] / full[1]:.1%} of the FLOPs",

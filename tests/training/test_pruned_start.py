@@ -108,7 +108,7 @@ def test_upsamplings_of_wan_are_one_convolution_each():
     latents = torch.randn(1, teacher.spec.latent_channels, 7, 9, 9, generator=torch.Generator().manual_seed(3))
     prune_start(student, teacher, [(latents, teacher.decode(latents))], fits=False)
     with torch.no_grad():
-        features = teacher.features(latents, [stage.last_tap for stage in outline_of(teacher).stages])
+        features = teacher.features(latents, [stage.last_tap for stage in outline_of(teacher.vae, teacher.spec).stages])
         _, learnt = student.features(latents, ["mid_block", "up_blocks.0", "up_blocks.1", "up_blocks.2"])
     for made, wanted in zip(learnt.values(), features.values(), strict=True):
         side = wanted.shape[-1] // 3

@@ -322,7 +322,7 @@ def _memory_of_length(job: dict[str, Any], settings: BenchSettings) -> float | N
     decoder = _load(job["decoders"][0 if job["of"] == "teacher" else job["of"]])
     shape = latent_shape(decoder, frames, settings.size)
     if job["of"] == "teacher":
-        decode = load_teacher(teacher_spec(job["teacher"], job["decoders"][0]["name"]), device=device).decode
+        decode = load_teacher(teacher_spec(job["teacher"], job["decoders"][0]["name"]), device=device).decode_by_class
     else:
         nn.Module.to(module_of(decoder), device=device)
         decode = partial(decode_without_gradients, decoder)

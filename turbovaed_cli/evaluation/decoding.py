@@ -98,7 +98,7 @@ def decode_times_of(pairs: Sequence[Pair], clip: np.ndarray | Tensor, repeats: i
         assert teacher is not None
         if ("teacher", id(teacher)) not in runs:
             latents = clip if isinstance(clip, Tensor) else teacher.encode(to_model(clip)[None]).mean
-            runs["teacher", id(teacher)] = teacher.decode, latents
+            runs["teacher", id(teacher)] = teacher.decode_by_class, latents
         runs["student", number] = partial(decode_without_gradients, pair.student), runs["teacher", id(teacher)][1]
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
     device = pairs[0].device

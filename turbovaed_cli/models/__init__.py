@@ -10,7 +10,7 @@ student_vae.py         a student with the encoder of its teacher
 self_contained.py stand_ins.py   the student in one file that needs torch alone, for those without turbovaed
 loading.py             a student by its name, from a folder or a file
 decoders.py others/    any decoder: a student, a diffusers VAE's own one, or one of another project
-outline.py             what a teacher's decoder is made of, for students that are cut from it
+outline.py teacher_form.py   what a teacher's decoder is made of, for students that are cut from it, and for its fast form
 teacher.py             stock diffusers VAEs, with the settings they need and feature taps
 fast_encoder.py causal.py   the encoders of causal VAEs, faster and piece by piece
 video_dc_ae.py         the one teacher that no diffusers class can load

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.teacher import Teacher
+from turbovaed_cli.registry.specs import TeacherSpec
+
+LTX_CLASSES = ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video")
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,13 @@ class Outline:
     change_in_upsampler: bool = False
 
 
-def outline_of(teacher: Teacher) -> Outline:
+def outline_of(vae: nn.Module, spec: TeacherSpec) -> Outline:
     """Return the outline of a teacher's decoder. Raises SettingsError for one that no student can be cut from."""
-    kind = teacher.spec.class_name
-    if kind in ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video"):
-        return _of_ltx(teacher)
+    kind = spec.class_name
+    if kind in LTX_CLASSES:
+        return _of_ltx(vae, spec)
     if kind in ("AutoencoderKLWan", "AutoencoderKLQwenImage"):
-        return _of_wan(teacher)
+        return _of_wan(vae)
     raise SettingsError(
         f"no student can be cut from the decoder of a {kind}: its layers have no counterparts in a student",
         "`init` prune works for the teachers of LTX-Video, LTX-2 and Wan; leave `init` out, the recipes fit another start",
@@ -125,13 +127,34 @@ def _patches_reordered(weights: Weights, patch: int) -> Weights:
     return Weights(moved(weights.weight), moved(weights.bias))
 
 
-def _of_ltx(teacher: Teacher) -> Outline:
-    vae: Any = teacher.vae
+def student_config(outline: Outline, widths: Sequence[int]) -> dict[str, Any]:
+    """Return the config of a student with the layers of a decoder and `widths` channels in its stages, in the published key names."""
+    mid, *others = outline.stages
+    # The mid block is as wide as the first block after it, which may be empty.
+    blocks = [(widths[0], Stage(mid.channels, mid.tap, ()))] * (widths[0] != widths[1])
+    blocks = list(reversed([*blocks, *zip(widths[1:], others, strict=True)]))
+    scaled = [(stage.upsampling.time, stage.upsampling.space) if stage.upsampling else (1, 1) for _, stage in blocks]
+    return {
+        "decoder_block_out_channels": [width for width, _ in blocks],
+        "decoder_layers_per_block": [*(len(stage.residuals) for _, stage in blocks), len(mid.residuals)],
+        "decoder_is_dw_conv": [False] * (len(blocks) + 1),
+        "spatio_temporal_scaling": [one != (1, 1) for one in scaled],
+        "decoder_spatio_only": [one == (1, 2) for one in scaled],
+        "decoder_temporal_only": [one == (2, 1) for one in scaled],
+        "patch_size": outline.patch,
+        "decoder_tail": "patches",
+        "decoder_activation": "silu",
+        "decoder_causal": outline.causal,
+        "decoder_change_in_upsampler": outline.change_in_upsampler,
+    }
+
+
+def _of_ltx(vae: Any, spec: TeacherSpec) -> Outline:
     decoder, config = vae.decoder, vae.config
     if config.get("patch_size_t", 1) != 1:
         raise SettingsError("no student can be cut from a decoder with patch_size_t above 1", "leave `init` out")
     causal = bool(config.get("decoder_causal"))
-    inputs = teacher.family.decoder_inputs()
+    inputs = spec.family.decoder_inputs()
     timestep = inputs["decode_timestep"] * decoder.timestep_scale_multiplier.detach().view(1) if inputs else None
     residuals = _resnets(decoder.mid_block, "decoder.mid_block", timestep)
     stages = [Stage(decoder.conv_in.conv.out_channels, "decoder.conv_in", residuals)]
@@ -199,9 +222,8 @@ def _ltx_upsampler(upsampler: Any, *, causal: bool) -> Weights:
     return _reordered(weights, time, space)
 
 
-def _of_wan(teacher: Teacher) -> Outline:
+def _of_wan(vae: Any) -> Outline:
     """Wan upsamples at the end of a block, and changes channels in the first residual block after: the student does both at once."""
-    vae: Any = teacher.vae
     decoder, config = vae.decoder, vae.config
     first = _after(_weights(vae.post_quant_conv), _weights(decoder.conv_in))
     stages: list[Stage] = []

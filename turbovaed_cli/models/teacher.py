@@ -20,6 +20,7 @@ from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
 from turbovaed_cli.models.fast_encoder import FastEncoder, fast_encoder, posterior_of
 from turbovaed_cli.models.network import num_params
+from turbovaed_cli.models.teacher_form import fast_decoder
 from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
 from turbovaed_cli.registry.family import Family
@@ -51,8 +52,9 @@ class Teacher(nn.Module):
     Latents are in the raw space of `encode` and `decode`; pipelines scale, VAEs do not. With `allows_tf32`, meant for training,
     `encode`, `features` and `decode_with_features` compute in TF32 on a GPU that has it. `decode` alone never does.
 
-    On a CPU, the encoders that `fast_encoder` covers run in their fast form: results are equal within rounding, and hooks of
-    the encoder's modules are not called. `fast` False runs the class itself; True runs the fast form on any device.
+    On a CPU, the encoders that `fast_encoder` and the decoders that `fast_decoder` cover run in their fast form: results are
+    equal within rounding, and hooks of their modules are not called. `fast` False runs the class itself; True runs the fast form
+    on any device.
     """
 
     fast: bool | None = None  # None: only on a CPU, where it is known to be faster
@@ -145,10 +147,14 @@ class Teacher(nn.Module):
 
     def fast_encoder(self) -> FastEncoder | None:
         """Return the fast form of the encoder if `encode` uses it, as `fast` says; None for an encoder that has none."""
-        is_wanted = self.device.type == "cpu" if self.fast is None else self.fast
-        if self._fast_form is not None or not is_wanted:
+        if self._fast_form is not None or not self.runs_fast:
             return self._fast_form
         return fast_encoder(self.vae)
+
+    @property
+    def runs_fast(self) -> bool:
+        """Whether fast forms are used where there are any: `fast`, or if that is None, whether this is a CPU."""
+        return self.device.type == "cpu" if self.fast is None else self.fast
 
     def without_data(self) -> "Teacher":
         """Return this teacher, without tiles, on the device "meta": it encodes videos without data, as a dry run of its memory."""
@@ -162,6 +168,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does."""
+        fast = fast_decoder(self.vae, self.spec) if self.runs_fast else None
+        return self.decode_by_class(latents) if fast is None else fast(latents.to(self.device, self.dtype))
+
+    @torch.no_grad()
+    def decode_by_class(self, latents: Tensor) -> Tensor:
+        """Decode as `decode` does, by the class itself: what a pipeline with this VAE takes."""
         return self.family.decode(self.vae, latents.to(self.device, self.dtype))
 
     @torch.no_grad()
@@ -181,7 +193,7 @@ class Teacher(nn.Module):
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return video (B, 3, T, H, W) and features of one full decode of latents (B, C, t, h, w)."""
         with self._teaching(), tapped(self.vae, taps, self._as_feature(latents), stop=False) as found:
-            decoded = self.decode(latents)
+            decoded = self.decode_by_class(latents)
         return decoded, _joined(found)
 
     def _as_feature(self, latents: Tensor) -> Callable[[Any], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.layers import ResnetBlock, TimeReplicatedConv3d, pixel_shuffle_3d
-from turbovaed_cli.models.outline import Outline, Residual, Stage, Weights, outline_of
+from turbovaed_cli.models.outline import Outline, Residual, Stage, Weights, outline_of, student_config
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.specs import AlignmentPair
@@ -48,41 +48,24 @@ def kept(channels: int, share: float) -> int:
 def pruned_config(teacher: Teacher, share: float) -> dict[str, Any]:
     """Return the config of the student that has this share of the channels of its teacher's decoder, in the published key names.
 
-    Raises SettingsError for a teacher from whose decoder no student can be cut.
+    Raises SettingsError for a teacher from whose decoder no student can be cut, and for a share that is too small for it.
     """
-    outline = outline_of(teacher)
-    mid, *others = outline.stages
+    outline = outline_of(teacher.vae, teacher.spec)
     widths = [kept(stage.channels, share) for stage in outline.stages]
-    for i, stage in enumerate(others):
-        if stage.change is not None and widths[i] == widths[i + 1]:
+    for stage, before, after in zip(outline.stages[1:], widths, widths[1:], strict=False):
+        if stage.change is not None and before == after:
             raise SettingsError(
-                f"`init` {PREFIX}{share:g} leaves {widths[i]} channels before and after a block that changes their number",
+                f"`init` {PREFIX}{share:g} leaves {before} channels before and after a block that changes their number",
                 "give a larger share",
             )
-    # The mid block is as wide as the first block after it, which may be empty.
-    blocks = [(widths[0], Stage(mid.channels, mid.tap, ()))] * (widths[0] != widths[1])
-    blocks = list(reversed([*blocks, *zip(widths[1:], others, strict=True)]))
-    scaled = [(stage.upsampling.time, stage.upsampling.space) if stage.upsampling else (1, 1) for _, stage in blocks]
-    return {
-        "decoder_block_out_channels": [width for width, _ in blocks],
-        "decoder_layers_per_block": [*(len(stage.residuals) for _, stage in blocks), len(mid.residuals)],
-        "decoder_is_dw_conv": [False] * (len(blocks) + 1),
-        "spatio_temporal_scaling": [one != (1, 1) for one in scaled],
-        "decoder_spatio_only": [one == (1, 2) for one in scaled],
-        "decoder_temporal_only": [one == (2, 1) for one in scaled],
-        "patch_size": outline.patch,
-        "decoder_tail": "patches",
-        "decoder_activation": "silu",
-        "decoder_causal": outline.causal,
-        "decoder_change_in_upsampler": outline.change_in_upsampler,
-    }
+    return student_config(outline, widths)
 
 
 def pruned_pairs(student: StudentDecoder, teacher: Teacher, pairs: Sequence[AlignmentPair]) -> tuple[AlignmentPair, ...]:
     """Return the pairs of such a student: as many blocks as the `pairs` of its teacher's own student, each with its counterpart."""
     units = {pair.teacher_tap: pair.unit for pair in pairs}
     found = []
-    stages = outline_of(teacher).stages
+    stages = outline_of(teacher.vae, teacher.spec).stages
     skipped = len(student.up_blocks) - (len(stages) - 1)  # an empty block
     for i, stage in enumerate(stages[: len(pairs)]):
         tap = stage.last_tap
@@ -99,7 +82,7 @@ def prune_start(student: StudentDecoder, teacher: Teacher, clips: Sequence[tuple
     `clips` are pairs of latents (1, C, t, h, w) and their video (1, 3, T, H, W) in [-1, 1]. Without `fits`, the weights are only
     cut. A student that has all channels and layers of its teacher is never fitted: it computes what the teacher does.
     """
-    outline = outline_of(teacher)
+    outline = outline_of(teacher.vae, teacher.spec)
     widths = _widths(student)[-len(outline.stages) :]
     is_whole = outline.exact and widths == [stage.channels for stage in outline.stages]
     _Pruning(student, teacher, outline, widths, clips, fits=fits and not is_whole).run()

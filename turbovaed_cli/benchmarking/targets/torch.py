@@ -47,7 +47,7 @@ def variants(work: Work) -> list[Variant]:
         else:
             rows |= _of_student(work, device)
         if work.with_teacher:
-            rows[TEACHER] = lambda precision: (work.teacher(precision).decode, {})
+            rows[TEACHER] = lambda precision: (work.teacher(precision).decode_by_class, {})
         found += [
             Variant(network, f"torch {torch.__version__}", unit, precision, _loader(made, precision, device))
             for network, made in rows.items()
