@@ -798,7 +798,8 @@ class UpBlock(nn.Module):
         return x
 
 
-_POINTS = {2: (0, 1, -1), 3: (0, 1, -1, 2)}  # the polynomials of F(m, 3) are evaluated at these points and at infinity
+# The polynomials of F(m, r) are evaluated at m + r - 2 of these points, as many as there are, and at infinity.
+_POINTS = {len(points): points for points in ((0, 1, -1), (0, 1, -1, 2), (0, 1, -1, 0.5, -0.5), (0, 1, -1, 0.5, -0.5, 2, -2))}
 
 
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
@@ -1070,21 +1071,21 @@ def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
 
 
 @cache
-def minimal_filter(size: int) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """Return F(size, 3) as (A: input to points, B: weights to points, C: points to output).
+def minimal_filter(size: int, taps: int = 3) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """Return F(size, taps) as (A: input to points, B: weights to points, C: points to output).
 
-    y = C ((B g) * (A d)), with d of size + 2 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
+    y = C ((B g) * (A d)), with d of size + taps - 1 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
     points are small, so that fp32 loses little.
     """
-    points = [Fraction(point) for point in _POINTS[size]]
+    points = [Fraction(point) for point in _POINTS[size + taps - 2]]
     roots_of = [[other for other in points if other != point] for point in points]
     inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
-    inputs = [row + [Fraction(0)] * (size + 2 - len(row)) for row in inputs]
+    inputs = [row + [Fraction(0)] * (size + taps - 1 - len(row)) for row in inputs]
     norms = [
         math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
     ]
-    weights = [[point**k / norm for k in range(3)] for point, norm in zip(points, norms, strict=True)]
-    weights.append([Fraction(0), Fraction(0), Fraction(1)])
+    weights = [[point**k / norm for k in range(taps)] for point, norm in zip(points, norms, strict=True)]
+    weights.append([Fraction(int(k == taps - 1)) for k in range(taps)])
     outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
     return _floats(inputs), _floats(weights), _floats(outputs)
 

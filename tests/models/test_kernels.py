@@ -41,12 +41,12 @@ def frames(n: int, channels: int, height: int = 6, width: int = 7) -> torch.Tens
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_minimal_filters_filter(size):
-    inputs, weights, outputs = (torch.tensor(rows, dtype=torch.float64) for rows in minimal_filter(size))
-    signal, taps = torch.randn(size + 2, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+@pytest.mark.parametrize(("size", "count"), [(2, 3), (3, 3), (4, 3), (4, 5)])
+def test_minimal_filters_filter(size, count):
+    inputs, weights, outputs = (torch.tensor(rows, dtype=torch.float64) for rows in minimal_filter(size, count))
+    signal, taps = torch.randn(size + count - 1, dtype=torch.float64), torch.randn(count, dtype=torch.float64)
     filtered = outputs @ ((weights @ taps) * (inputs @ signal))
-    assert torch.allclose(filtered, signal.unfold(0, 3, 1) @ taps, atol=1e-12)
+    assert torch.allclose(filtered, signal.unfold(0, count, 1) @ taps, atol=1e-12)
 
 
 def test_tilings_cover_every_frame_with_fewest_products():

@@ -4,6 +4,7 @@ pixels.py  PSNR, SSIM, flicker
 lpips.py   LPIPS
 stlpips.py  ST-LPIPS, which tolerates shifts
 features.py  the comparison of features that both share
+tiled.py     the convolutions of their networks in less time, on a CPU
 colour.py  CIEDE2000
 fvd.py     rFVD
 vmaf.py    VMAF

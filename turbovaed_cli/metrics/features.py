@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
+from turbovaed_cli.metrics.tiled import TiledConvolution, can_tile
 
 
 class FeatureDistance(nn.Module):
@@ -21,6 +22,7 @@ class FeatureDistance(nn.Module):
         """Take the learned weights of the channels of each compared layer, each (1, C, 1, 1), and the least side in pixels."""
         super().__init__()
         self.label, self.min_side = label, min_side
+        self._tiled: dict[nn.Module, TiledConvolution] = {}
         for i, weights in enumerate(linear):
             self.register_buffer(f"linear_{i}", weights)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
@@ -48,9 +50,20 @@ class FeatureDistance(nn.Module):
             distance = distance + weighted.mean(dim=(1, 2, 3))
         return distance
 
-    def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1]."""
+    def features(self, images: Tensor, *, tiled: bool = False) -> Iterator[Tensor]:
+        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
+
+        `tiled` allows convolutions without gradients that take less time on a CPU, and are equal within rounding.
+        """
         raise NotImplementedError
+
+    def convolved(self, x: Tensor, convolution: nn.Module, *, tiled: bool) -> Tensor:
+        """Return a convolution of the network, then ReLU, of `x` (N, C, H, W); see `features`."""
+        if tiled and x.device.type == "cpu" and isinstance(convolution, nn.Conv2d) and can_tile(convolution):
+            if convolution not in self._tiled:
+                self._tiled[convolution] = TiledConvolution(convolution)
+            return self._tiled[convolution](x).relu_()
+        return functional.relu(convolution(x))
 
     def standardised(self, images: Tensor) -> Tensor:
         """Return images (N, 3, H, W) in the range that the network learnt from. Raises ShapeError for small images."""
@@ -78,8 +91,8 @@ def mean_distances(network: FeatureDistance, videos: Sequence[Tensor], source: T
     size = tuple(source.shape[2:]) if spatial else None
     distances: list[list[Tensor]] = [[] for _ in videos]
     for i in range(source.shape[1]):
-        compared_with = [_unit_length(x) for x in network.features(source[:, i][None].to(device))]
+        compared_with = [_unit_length(x) for x in network.features(source[:, i][None].to(device), tiled=True)]
         for video, found in zip(videos, distances, strict=True):
-            layers = zip(network.features(video[:, i][None].to(device)), compared_with, strict=True)
+            layers = zip(network.features(video[:, i][None].to(device), tiled=True), compared_with, strict=True)
             found.append(network.weighted((_unit_length(a) - b for a, b in layers), size)[0])
     return [float(torch.stack(found).mean()) for found in distances]

@@ -35,8 +35,8 @@ class Lpips(FeatureDistance):
             self.convolutions[str(index)] = convolution
         self.eval().requires_grad_(False)
 
-    def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
+    def features(self, images: Tensor, *, tiled: bool = False) -> Iterator[Tensor]:
+        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1]; see FeatureDistance for `tiled`.
 
         Raises ShapeError for images smaller than the backbone needs.
         """
@@ -44,7 +44,7 @@ class Lpips(FeatureDistance):
         for name, convolution in self.convolutions.items():
             if int(name) in self.trunk.pools_before:
                 x = functional.max_pool2d(x, self.trunk.pool_kernel, 2)
-            x = functional.relu(convolution(x))
+            x = self.convolved(x, convolution, tiled=tiled)
             if int(name) in self.trunk.taps:
                 yield x
 

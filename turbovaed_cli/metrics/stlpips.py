@@ -89,8 +89,8 @@ class StLpips(FeatureDistance):
             self.blocks.append(layers)
         self.eval().requires_grad_(False)
 
-    def features(self, images: Tensor) -> Iterator[Tensor]:
-        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1].
+    def features(self, images: Tensor, *, tiled: bool = False) -> Iterator[Tensor]:
+        """Yield the compared layers, each (N, C, h, w), of images (N, 3, H, W) in [-1, 1]; see FeatureDistance for `tiled`.
 
         Raises ShapeError for images smaller than the network needs.
         """
@@ -101,7 +101,7 @@ class StLpips(FeatureDistance):
             if block.pool_kernel:
                 x = blurred(functional.max_pool2d(x, block.pool_kernel, 1))
             for convolution in layers:  # type: ignore[attr-defined]
-                x = functional.relu(convolution(x))
+                x = self.convolved(x, convolution, tiled=tiled)
             yield x
 
 
