@@ -805,6 +805,15 @@ _POINTS = {len(points): points for points in ((0, 1, -1), (0, 1, -1, 2), (0, 1, 
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
 
 
+_SIDE = 4  # pixels of a tile in space, along both sides
+
+
+_TILES = 512  # of one product of matrices: fewer read the weights too often, more wait for memory
+
+
+_FEWEST_TILES, _FEWEST_FRAMES = 64, 8  # of a call that tiles in space are worth, and of what is transformed at once
+
+
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -812,15 +821,18 @@ HALVES = (torch.bfloat16, torch.float16)
 class Speedups:
     """Optimisations that can be switched off, to measure or to avoid them."""
 
-    winograd: bool = True  # fewer multiplications for convolutions in time
+    winograd: bool = True  # fewer multiplications, by tiles of frames or of pixels
     packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
     wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
-    winograd_channels: int = 64  # input and output channels from which the transforms are worth their time
+    winograd_channels: int = 64  # input and output channels from which the transforms of tiles in time are worth their time
     winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
+    # The same two for tiles in space, which come first, and whose weights take four times as much; channels times taps in time.
+    space_channels: int = 192
+    space_elements: int = 2**21
 
     def __str__(self) -> str:
         """Return the name that `bench` prints."""
-        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time"] * self.winograd])
+        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time and space"] * self.winograd])
 
     def sums_in(self, dtype: torch.dtype) -> torch.dtype:
         """Return the precision of sums in a network that computes in `dtype`."""
@@ -839,11 +851,15 @@ class Scratch(threading.local):
     def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return uninitialised frames (n, C, H, W) in channels_last memory; earlier frames of the same purpose become invalid."""
         n, channels, height, width = shape
+        return self.dense(purpose, (n, height, width, channels), dtype, device).permute(0, 3, 1, 2)
+
+    def dense(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Return an uninitialised tensor; earlier ones of the same purpose become invalid."""
         block = self._blocks.get(purpose)
         if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
             with torch.inference_mode(False):  # else later calls outside of inference mode could not write there
                 block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
-        return block[: math.prod(shape)].view(n, height, width, channels).permute(0, 3, 1, 2)
+        return block[: math.prod(shape)].view(*shape)
 
     def blocks(self) -> list[Tensor]:
         """Return the blocks of this thread."""
@@ -895,10 +911,14 @@ class Convolution:
         is_wide = groups == 1 and min(weight.shape[:2]) >= speedups.winograd_channels
         is_worth = is_wide and weight.numel() <= speedups.winograd_elements
         self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
+        has_space = groups == 1 and stride == (1, 1, 1) and weight.shape[3:] == (3, 3) and dtype not in HALVES
+        is_worth = self.taps * min(weight.shape[:2]) >= speedups.space_channels and weight.numel() <= speedups.space_elements
+        self._has_tiles_in_space = speedups.winograd and has_space and is_worth
         self.dtype_out = speedups.sums_in(dtype) if self._has_tiles else dtype
         self._largest_tile = 2 if dtype in HALVES else 3  # frames; tiles of 2 round less
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
-        self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
+        # Prepared weights: 1 for the direct form, m for tiles of m frames, 0 for tiles in space.
+        self._ready: dict[int, list[Tensor]] = {}
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
         """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
@@ -911,6 +931,8 @@ class Convolution:
         )
         if min(frames, height) <= 0:
             return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
+        if self._has_tiles_in_space and frames * -(-height // _SIDE) * -(-width // _SIDE) >= _FEWEST_TILES:
+            return self._by_tiles_in_space(x, (frames, height, width), padding[1:])
         if not self._has_tiles or frames == 1:
             return self._convolve(x, 1, 0, self.bias, padding).to(self.dtype_out)
         return self._by_tiles(x, (frames, height, width), padding)
@@ -945,6 +967,69 @@ class Convolution:
                     self._tile(x[first : last + 2], size, (top, band.shape[2], height), padding, band)
             begin = end
         return out
+
+    def _by_tiles_in_space(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int]) -> Tensor:
+        frames, height, width = shape
+        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device)
+        down, across = (-(-side // _SIDE) for side in (height, width))
+        at_once = min(max(_TILES // across, _FEWEST_FRAMES), frames)
+        rows = max(_TILES // (at_once * across), 1)
+        for begin in range(0, frames, at_once):
+            end = min(begin + at_once, frames)
+            some = x[begin : end + self.taps - 1].permute(0, 2, 3, 1)
+            for top in range(0, down, rows):
+                band = out[begin:end, top * _SIDE : (top + rows) * _SIDE]
+                self._tiles_in_space(some, (top * _SIDE - padding[0], -padding[1]), band)
+        return out.permute(0, 3, 1, 2)
+
+    def _tiles_in_space(self, x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
+        """Write rows `out` (n, h, w, O) from frames `x` (n + taps - 1, H, W, C): to points, a product for each, and back.
+
+        `corner` is the first row and column of `x` that they need; below 0 and beyond the frame there are zeros.
+        """
+        to_points, _, from_points = (self._in_space(matrix, x) for matrix in minimal_filter(_SIDE))
+        frames, height, width, _ = out.shape
+        points, down, across = _SIDE + 2, -(-height // _SIDE), -(-width // _SIDE)
+        padded = _cut_out(x, corner, (down * _SIDE + 2, across * _SIDE + 2))
+        number, _, _, channels = padded.shape
+        image, row, column, _ = padded.stride()
+        tiles = padded.as_strided(
+            (points, points, number, down, across, channels), (row, column, image, row * _SIDE, column * _SIDE, 1)
+        )
+        dense = partial(self.scratch.dense, dtype=x.dtype, device=x.device)
+        gathered = dense("tiles", (points**2, number * down * across * channels))
+        gathered.view(tiles.shape).copy_(tiles)
+        at_points = dense("points", gathered.shape)
+        torch.mm(to_points, gathered, out=at_points)
+        at_points = at_points.view(points**2, number, down * across, channels)
+        products = dense("products", (points**2, frames * down * across, out.shape[3]))
+        for tap, weight in enumerate(self._weights_in_space()):
+            values = at_points[:, tap : tap + frames].flatten(1, 2)
+            if tap == 0:
+                torch.bmm(values, weight, out=products)
+            else:
+                products.baddbmm_(values, weight)
+        products[points + 1] += self.bias  # at (1, 1), which every pixel takes exactly once
+        made = dense("tiles", (_SIDE**2, products[0].numel()))
+        torch.mm(from_points, products.flatten(1), out=made)
+        made = made.view(_SIDE, _SIDE, frames, down, across, -1).permute(2, 3, 0, 4, 1, 5)
+        if (height, width) == (down * _SIDE, across * _SIDE):
+            out.unflatten(2, (across, _SIDE)).unflatten(1, (down, _SIDE)).copy_(made)
+        else:
+            out.copy_(made.reshape(frames, down * _SIDE, across * _SIDE, -1)[:, :height, :width])
+
+    def _in_space(self, matrix: list[list[float]], like: Tensor) -> Tensor:
+        """Return a matrix of a minimal filter for both sides of a tile."""
+        one = torch.tensor(matrix, dtype=like.dtype, device=like.device)
+        return torch.kron(one, one)
+
+    def _weights_in_space(self) -> list[Tensor]:
+        """Return the weights (points, C, O) of each tap in time."""
+        if 0 not in self._ready:
+            of_weights = torch.tensor(minimal_filter(_SIDE)[1], dtype=torch.float64, device=self.weight.device)
+            made = torch.einsum("ai,bj,octij->tabco", of_weights, of_weights, self.weight.double())
+            self._ready[0] = [weight.flatten(0, 1).to(self.weight.dtype).contiguous() for weight in made]
+        return self._ready[0]
 
     def _tile(self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int], out: Tensor) -> None:
         """Write tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back.
@@ -1026,6 +1111,15 @@ class Convolution:
         ones, padding = [1, 1, 1], [0, self.reach, self.reach]
         shape = [1, like.shape[1], *like.shape[:1], *like.shape[2:]]
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
+
+
+def _cut_out(x: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Return a rectangle of frames (n, H, W, C), with zeros where it reaches beyond them, dense."""
+    (top, left), (height, width) = corner, size
+    inside = x[:, max(top, 0) : top + height, max(left, 0) : left + width]
+    above, before = max(-top, 0), max(-left, 0)
+    below, after = height - above - inside.shape[1], width - before - inside.shape[2]
+    return functional.pad(inside, (0, 0, before, after, above, below)).contiguous()
 
 
 class TimeConvolution:

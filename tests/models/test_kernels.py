@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from turbovaed_cli.metrics import psnr
+from turbovaed_cli.models import kernels
 from turbovaed_cli.models.kernels import (
     Convolution,
     Preparation,
@@ -62,7 +63,9 @@ def test_tilings_cover_every_frame_with_fewest_products():
 
 
 @pytest.mark.parametrize(
-    "speedups", [Speedups(), Speedups(winograd=False), Speedups(packed=False), Speedups(False, False)], ids=str
+    "speedups",
+    [Speedups(), Speedups(space_elements=0), Speedups(winograd=False), Speedups(packed=False), Speedups(False, False)],
+    ids=str,
 )
 @pytest.mark.parametrize(
     ("channels", "outputs", "kernel", "groups"), [(64, 70, 3, 1), (4, 3, 3, 1), (16, 16, 5, 16), (8, 12, 1, 1)]
@@ -81,6 +84,27 @@ def test_convolutions_are_those_of_torch(speedups, channels, outputs, kernel, gr
             around = functional.pad(x.movedim(1, 0)[None], (reach, reach, *[reach * pad_height] * 2))
             wanted = convolution(around)[0].movedim(0, 1)
             assert made.shape == wanted.shape and torch.allclose(made, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("size", [(6, 7), (8, 8), (13, 4)], ids=str)
+@pytest.mark.parametrize("taps", [1, 3])
+def test_tiles_in_space_are_the_convolution(taps, size, monkeypatch):
+    """Whole tiles and cut ones, a few rows and a few frames at a time, with and without padding, from a frame that is no whole block."""
+    for name, value in (("_TILES", 4), ("_FEWEST_FRAMES", 2), ("_FEWEST_TILES", 1)):
+        monkeypatch.setattr(kernels, name, value)
+    torch.manual_seed(0)
+    convolution = nn.Conv3d(8, 12, (taps, 3, 3)).requires_grad_(False)
+    weights = convolution.weight, convolution.bias, 1, torch.float32
+    fast = Convolution(*weights, Speedups(space_channels=1), Scratch())
+    x = frames(7, 8, size[0] + 1, size[1])[:, :, 1:]
+    for pads in ((True, True), (False, True), (False, False)):
+        made = fast(x, pad_height=pads[0], pad_width=pads[1])
+        around = functional.pad(x.movedim(1, 0)[None], (*[int(pads[1])] * 2, *[int(pads[0])] * 2))
+        wanted = convolution.double()(around.double())[0].movedim(0, 1)
+        assert made.shape == wanted.shape and (made - wanted).abs().max() < 1e-5
+    assert fast.prepared() and 0 in fast._ready
+    fast.forget()
+    assert not fast.prepared()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

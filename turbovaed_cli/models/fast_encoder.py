@@ -33,7 +33,9 @@ from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
 _WORTH_TILES = 16  # channels from which the transforms of convolutions in time are worth their time
-_WORTH_MEMORY = 2**22  # elements of a weight up to which tiles, whose weights take up to three times as much, are worth that
+# Elements of a weight up to which tiles in time, whose weights take up to three times as much, are worth that. Tiles in space,
+# with four times as much, would raise the least memory in which a video can be encoded.
+_WORTH_MEMORY = 2**22
 _APPROXIMATE = ("use_tiling", "use_framewise_encoding", "use_framewise_decoding")  # settings of the classes
 _PLAIN = Preparation()
 
@@ -53,7 +55,7 @@ class FastEncoder:
         weight = next(vae.parameters())
         self.dtype, self.device = dtype or weight.dtype, weight.device
         speedups = speedups or (
-            Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY)
+            Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY, space_elements=0)
             if self.device.type == "cpu"
             else LAYOUT_ALONE
         )
