@@ -33,7 +33,7 @@ from turbovaed_cli.models.loading import build_student
 from turbovaed_cli.models.others.family import OtherDecoder
 from turbovaed_cli.models.others.flash_ltx import FlashLTX
 from turbovaed_cli.models.others.flash_wan import FlashWan
-from turbovaed_cli.models.others.spaces import space_of
+from turbovaed_cli.models.others.spaces import make_space
 from turbovaed_cli.models.streaming import FastDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.trainable import build_trainable, config_for
@@ -118,7 +118,7 @@ def variants_of(
         decoders["TAEHV"] = build_trainable(config_for({"family": "taehv"}, spec)).eval()
     if spec.name in FLASH:
         flash = FLASH[spec.name]()
-        flash.space = space_of(spec)
+        flash.space = make_space(spec, {})  # statistics take no time, and those of LTX are in its weights
         decoders["Flash-VAED"] = flash
     for dtype, kind in DTYPES.items():
         yield f"{PUBLISHED}, {dtype}", (dtype, partial(modules_of, plain_form(full), kind, latents))

@@ -44,7 +44,7 @@ class Speedups:
     winograd_channels: int = 64  # input and output channels from which the transforms of tiles in time are worth their time
     winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
     # The same two for tiles in space, which come first, and whose weights take four times as much; channels times taps in time.
-    space_channels: int = 192
+    space_channels: int = 576
     space_elements: int = 2**21
 
     def __str__(self) -> str:
@@ -207,13 +207,14 @@ class Convolution:
         to_points, _, from_points = (self._in_space(matrix, x) for matrix in minimal_filter(_SIDE))
         frames, height, width, _ = out.shape
         points, down, across = _SIDE + 2, -(-height // _SIDE), -(-width // _SIDE)
-        padded = _cut_out(x, corner, (down * _SIDE + 2, across * _SIDE + 2))
-        number, _, _, channels = padded.shape
+        number, _, _, channels = x.shape
+        dense = partial(self.scratch.dense, dtype=x.dtype, device=x.device)
+        padded = dense("cut out", (number, down * _SIDE + 2, across * _SIDE + 2, channels))
+        _cut_out(x, corner, padded)
         image, row, column, _ = padded.stride()
         tiles = padded.as_strided(
             (points, points, number, down, across, channels), (row, column, image, row * _SIDE, column * _SIDE, 1)
         )
-        dense = partial(self.scratch.dense, dtype=x.dtype, device=x.device)
         gathered = dense("tiles", (points**2, number * down * across * channels))
         gathered.view(tiles.shape).copy_(tiles)
         at_points = dense("points", gathered.shape)
@@ -330,13 +331,15 @@ class Convolution:
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
-def _cut_out(x: Tensor, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Return a rectangle of frames (n, H, W, C), with zeros where it reaches beyond them, dense."""
-    (top, left), (height, width) = corner, size
+def _cut_out(x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
+    """Write the rectangle of frames (n, H, W, C) that begins at `corner` into `out` (n, h, w, C), zeros where it reaches beyond them."""
+    (top, left), (height, width) = corner, out.shape[1:3]
     inside = x[:, max(top, 0) : top + height, max(left, 0) : left + width]
     above, before = max(-top, 0), max(-left, 0)
-    below, after = height - above - inside.shape[1], width - before - inside.shape[2]
-    return functional.pad(inside, (0, 0, before, after, above, below)).contiguous()
+    below, after = above + inside.shape[1], before + inside.shape[2]
+    for edge in (out[:, :above], out[:, below:], out[:, :, :before], out[:, :, after:]):
+        edge.zero_()
+    out[:, above:below, before:after] = inside
 
 
 class TimeConvolution:
