@@ -100,8 +100,7 @@ def _spectra(videos: Sequence[Tensor], source: Tensor) -> list[tuple[Tensor, Ten
             part = (slice(None), slice(first, first + _FRAMES_AT_ONCE), rows, columns)
             original = source[part].double()
             images = [original, *(video[part].double() - original for video in videos)]
-            # Every second frequency of a block is the transform of its halves' sum.
-            folded = [(x * window).unflatten(-1, (2, bins)).unflatten(-3, (2, bins)).sum(dim=(-4, -2)) for x in images]
+            folded = [_folded(_folded(x * window, -2), -1) for x in images]
             of_source, *of_errors = (torch.fft.rfft2(x).flatten(0, 1) for x in folded)  # each (3T, 2P, P + 1)
             for i, spectrum in enumerate((of_source, *of_errors)):
                 powers[i] += (spectrum.real.square() + spectrum.imag.square()).sum(0)
@@ -114,6 +113,12 @@ def _spectra(videos: Sequence[Tensor], source: Tensor) -> list[tuple[Tensor, Ten
         (_mirrored(power) / count, source_power, _mirrored(share) / count)
         for power, share in zip(powers[1:], explained, strict=True)
     ]
+
+
+def _folded(x: Tensor, dim: int) -> Tensor:
+    """Return the sum of both halves, whose transform has every second frequency of that of the whole."""
+    first, second = x.chunk(2, dim)
+    return first + second
 
 
 def _mirrored(half: Tensor) -> Tensor:

@@ -122,14 +122,6 @@ def flicker(video: Tensor, source: Tensor) -> float:
 
 
 def _stretches(video: Tensor, source: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield both clips in windows of `length` frames, one starting at each frame; on a CPU all frames at once."""
-    if _takes_whole_clips(video.device):
-        yield video, source
-        return
+    """Yield both clips in windows of `length` frames, one starting at each frame: little memory on a GPU, and a CPU's cache."""
     for i in range(video.shape[1] - length + 1):
         yield video[:, i : i + length], source[:, i : i + length]
-
-
-def _takes_whole_clips(device: torch.device) -> bool:
-    """Whether the memory of a device holds several fp64 copies of a clip: only a CPU's does."""
-    return device.type == "cpu"
