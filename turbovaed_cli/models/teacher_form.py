@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.models.kernels import Speedups
 from turbovaed_cli.models.layers import ResnetBlock, TimeReplicatedConv3d
 from turbovaed_cli.models.outline import LTX_CLASSES, Outline, Residual, Weights, outline_of, student_config
+from turbovaed_cli.models.streaming import FastDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.specs import TeacherSpec
 
 _TILED = ("use_tiling", "use_framewise_decoding")  # settings of the classes with which they decode approximately
-_ready: "weakref.WeakKeyDictionary[nn.Module, tuple[object, StudentDecoder | None]]" = weakref.WeakKeyDictionary()
+# Elements of a weight up to which tiles in time, whose weights take up to three times as much, are worth that: teachers are large.
+_WORTH_MEMORY = 2**22
+_ready: "weakref.WeakKeyDictionary[nn.Module, tuple[object, FastDecoder | None]]" = weakref.WeakKeyDictionary()
 
 
 def fast_decoder(vae: nn.Module, spec: TeacherSpec) -> Callable[[Tensor], Tensor] | None:
@@ -30,9 +34,11 @@ def fast_decoder(vae: nn.Module, spec: TeacherSpec) -> Callable[[Tensor], Tensor
     decoder = cast(Any, vae).decoder
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in decoder.parameters()]
     if vae not in _ready or _ready[vae][0] != weights:
-        _ready[vae] = weights, equal_student(vae, spec)
-    student = _ready[vae][1]
-    return None if student is None else student.ready().decode
+        student = equal_student(vae, spec)
+        speedups = Speedups(winograd_elements=_WORTH_MEMORY) if weights[0][-1].type == "cpu" else None
+        _ready[vae] = weights, None if student is None else FastDecoder(student, speedups=speedups)
+    fast = _ready[vae][1]
+    return None if fast is None else fast.decode
 
 
 def equal_student(vae: nn.Module, spec: TeacherSpec) -> StudentDecoder | None:
