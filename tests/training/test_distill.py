@@ -396,12 +396,12 @@ def test_latents_and_the_teachers_pixels_are_computed_in_fp32_whatever_trains(
 ):
     """Rounded to bf16, latents are other latents: a student would learn to decode what no encoder says."""
     seen = []
-    encode, decode = Teacher.encode, Teacher.decode
+    encode, decode = Teacher.encode, Teacher.decode_by_class
     monkeypatch.setattr(
         Teacher, "encode", lambda self, video: seen.append(torch.is_autocast_enabled("cpu")) or encode(self, video)
     )
     monkeypatch.setattr(
-        Teacher, "decode", lambda self, latents: seen.append(torch.is_autocast_enabled("cpu")) or decode(self, latents)
+        Teacher, "decode_by_class", lambda self, latents: seen.append(torch.is_autocast_enabled("cpu")) or decode(self, latents)
     )
     settings = TINY.with_changes(dtype="bf16", steps=1, teacher_weight=1.0, sample_every=0)
     distill(find_model(ltx_teacher), tmp_path / "run", data=videos, settings=settings, student_config=small_student)

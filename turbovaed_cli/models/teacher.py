@@ -193,7 +193,7 @@ class Teacher(nn.Module):
     def decode_with_features(self, latents: Tensor, taps: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return video (B, 3, T, H, W) and features of one full decode of latents (B, C, t, h, w)."""
         with self._teaching(), tapped(self.vae, taps, self._as_feature(latents), stop=False) as found:
-            decoded = self.decode_by_class(latents)
+            decoded = self.decode_by_class(latents) if taps else self.decode(latents)
         return decoded, _joined(found)
 
     def _as_feature(self, latents: Tensor) -> Callable[[Any], Tensor]:
