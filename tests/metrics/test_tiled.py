@@ -1,5 +1,7 @@
 """Convolutions tile by tile: those of torch within rounding, at any size and padding."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -14,7 +16,7 @@ def convolution(taps: int = 3, channels: int = 64, **options) -> nn.Conv2d:
     return nn.Conv2d(channels, 72, taps, **options).requires_grad_(False)
 
 
-@pytest.mark.parametrize("size", [(5, 5), (8, 12), (13, 6)])
+@pytest.mark.parametrize("size", [(5, 5), (8, 12), (13, 6), (10, 14)])
 @pytest.mark.parametrize(("taps", "padding"), [(3, 0), (3, 1), (5, 2), (5, (1, 3))])
 def test_it_is_the_convolution_within_rounding(taps, padding, size):
     plain = convolution(taps, padding=padding)
@@ -28,7 +30,7 @@ def test_it_is_the_convolution_within_rounding(taps, padding, size):
 @pytest.mark.parametrize(
     "other",
     [
-        {"stride": 2}, {"dilation": 2}, {"groups": 2}, {"bias": False}, {"padding": "same"}, {"channels": 3}, {"taps": 7}, {"taps": 1},
+        {"stride": 2}, {"dilation": 2}, {"groups": 2}, {"bias": False}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}, {"dtype": torch.bfloat16}, {"channels": 3}, {"taps": 7}, {"taps": 1},
     ],
     ids=str,
 )  # fmt: skip
@@ -46,6 +48,14 @@ def test_a_metric_has_its_value_and_none_for_equal_clips(monkeypatch):
     assert network._tiled and made[1] == 0.0
     monkeypatch.setattr("turbovaed_cli.metrics.features.can_tile", lambda _: False)
     assert mean_distances(network, [other], source)[0] == pytest.approx(made[0], rel=2e-6)
+
+
+def test_another_precision_takes_weights_of_its_own():
+    network = copy.deepcopy(load_st_lpips("alex"))
+    clips = torch.rand(2, 3, 1, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    (single,) = mean_distances(network, [clips[0]], clips[1])
+    (double,) = mean_distances(network.double(), [clips[0].double()], clips[1].double())
+    assert double == pytest.approx(single, rel=1e-5)
 
 
 def test_a_loss_has_gradients():

@@ -1,11 +1,14 @@
 """A teacher's decoder in its fast form: the video of the class itself, and only where a student computes the same."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from small_teachers import SMALL
 
+from turbovaed_cli.models import teacher_form
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.models.teacher_form import equal_student, fast_decoder
 from turbovaed_cli.registry.rows import MODELS
@@ -13,10 +16,10 @@ from turbovaed_cli.registry.rows import MODELS
 EXACT = ("ltx", "ltx2.3")
 
 
-def small(name: str) -> Teacher:
+def small(name: str, **config) -> Teacher:
     spec = MODELS[name].teacher
     torch.manual_seed(0)
-    vae = spec.family.build({"_class_name": spec.class_name, **spec.config, **SMALL[name]})
+    vae = spec.family.build({"_class_name": spec.class_name, **spec.config, **SMALL[name], **config})
     return Teacher(vae, replace(spec, latent_channels=spec.family.latent_channels(vae.config)))
 
 
@@ -81,3 +84,20 @@ def test_features_are_tapped_in_a_decode_of_the_class():
     latents, (tap,) = latents_of(teacher), ("decoder.mid_block",)
     video, features = teacher.decode_with_features(latents, [tap])
     assert torch.equal(video, teacher.decode_by_class(latents)) and features[tap].shape[0] == 2
+
+
+@pytest.mark.parametrize("config", [{"resnet_norm_eps": 1e-2}])
+def test_another_norm_is_no_students(config):
+    teacher = small("ltx", **config)
+    assert fast_decoder(teacher.vae, teacher.spec) is None
+
+
+def test_a_form_that_is_not_used_any_more_is_freed():
+    teacher = small("ltx")
+    latents = latents_of(teacher)
+    teacher.decode(latents)
+    form = weakref.ref(teacher_form._ready[teacher.vae][1])
+    teacher.fast = False
+    teacher.decode(latents)
+    gc.collect()
+    assert form() is None

@@ -1,7 +1,7 @@
 """The comparison that LPIPS and ST-LPIPS share: features of a network, their directions, learned weights on the channels."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,11 @@ class FeatureDistance(nn.Module):
             self.register_buffer(f"linear_{i}", weights)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
+        """Move or convert the network as torch does, and forget what was prepared of its weights."""
+        self._tiled.clear()
+        return super()._apply(*arguments, **options)  # type: ignore[no-untyped-call]
 
     def forward(self, images: Tensor, others: Tensor, *, spatial: bool = False) -> Tensor:
         """Return the distance (N,) of each pair of images (N, 3, H, W) in [-1, 1], with a gradient to `images` alone.

@@ -122,6 +122,13 @@ def flicker(video: Tensor, source: Tensor) -> float:
 
 
 def _stretches(video: Tensor, source: Tensor, length: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield both clips in windows of `length` frames, one starting at each frame: little memory on a GPU, and a CPU's cache."""
+    """Yield both clips in windows of `length` frames, one starting at each frame: little memory on a GPU, and a CPU's cache.
+
+    Raises ShapeError for clips of different shapes, and for fewer frames.
+    """
+    if video.shape != source.shape or video.shape[1] < length:
+        raise ShapeError(
+            f"a clip {tuple(video.shape)} cannot be compared with one {tuple(source.shape)}", "as many frames, of the same size"
+        )
     for i in range(video.shape[1] - length + 1):
         yield video[:, i : i + length], source[:, i : i + length]

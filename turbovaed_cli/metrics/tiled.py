@@ -18,7 +18,10 @@ def can_tile(convolution: nn.Conv2d) -> bool:
     is_plain = convolution.stride == convolution.dilation == (1, 1) and convolution.groups == 1
     is_square = convolution.kernel_size in [(taps, taps) for taps in _TAPS] and not isinstance(convolution.padding, str)
     is_wide = min(convolution.in_channels, convolution.out_channels) >= _WORTH
-    return is_plain and is_square and is_wide and convolution.bias is not None
+    is_exact = convolution.weight.dtype in (torch.float32, torch.float64)  # half precision would lose too much
+    return (
+        is_plain and is_square and is_wide and is_exact and convolution.padding_mode == "zeros" and convolution.bias is not None
+    )
 
 
 class TiledConvolution:
@@ -51,14 +54,14 @@ class TiledConvolution:
             count * _SIZE + self.taps - 1 - side - pad
             for count, side, pad in zip((down, across), sides, (top, left), strict=True)
         )
-        padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom))
+        padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
         points, (image, row, column, _) = _SIZE + self.taps - 1, padded.stride()
         tiles = padded.as_strided(
             (points, points, number, down, across, channels), (row, column, image, row * _SIZE, column * _SIZE, 1)
         )
-        at_points = (self.to_points @ tiles.reshape(points**2, -1)).view(points**2, -1, channels)
-        products = at_points @ self.weights  # one product of matrices for each point
-        made = (self.from_points @ products.flatten(1)).view(_SIZE, _SIZE, number, down, across, -1)
+        values = self.to_points @ tiles.reshape(points**2, -1)
+        values = values.view(points**2, -1, channels) @ self.weights  # one product of matrices for each point
+        made = (self.from_points @ values.flatten(1)).view(_SIZE, _SIZE, number, down, across, -1)
         made = made.permute(2, 3, 0, 4, 1, 5).reshape(number, down * _SIZE, across * _SIZE, -1)
         return (made[:, :height, :width] + self.bias).permute(0, 3, 1, 2)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import SettingsError
+from turbovaed_cli.models.layers import LAYER_NORM_EPS, RMS_EPS
 from turbovaed_cli.registry.specs import TeacherSpec
 
 LTX_CLASSES = ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video")
@@ -174,13 +175,25 @@ def _of_ltx(vae: Any, spec: TeacherSpec) -> Outline:
         stages.append(Stage(channels, tap, _resnets(block, name, timestep), upsampling, change))
     if changes and any(stage.change for stage in stages):
         raise SettingsError("no student can be cut from a decoder that changes channels in two ways", "leave `init` out")
-    is_zero_padded = getattr(decoder.conv_in.conv, "padding_mode", "zeros") == "zeros"
+    is_student = getattr(decoder.conv_in.conv, "padding_mode", "zeros") == "zeros" and all(
+        map(_is_of_a_student, decoder.modules())
+    )
     gain_out = None if timestep is None else _gains(decoder, timestep, decoder.scale_shift_table)[0]
     conv_out = _patches_reordered(_weights(decoder.conv_out), config.patch_size)
     return Outline(
         _weights(decoder.conv_in), tuple(stages), conv_out, config.patch_size, causal,
-        exact=is_zero_padded and timestep is None, gain_out=gain_out, change_in_upsampler=changes,
+        exact=is_student and timestep is None, gain_out=gain_out, change_in_upsampler=changes,
     )  # fmt: skip
+
+
+def _is_of_a_student(module: nn.Module) -> bool:
+    """Whether a norm or an activation of a decoder is that of a student; other modules are not looked at."""
+    kind = type(module).__name__
+    if kind == "RMSNorm":
+        return getattr(module, "weight", None) is None and cast(Any, module).eps == RMS_EPS
+    if isinstance(module, nn.LayerNorm):
+        return module.eps == LAYER_NORM_EPS
+    return kind not in ("ReLU", "GELU", "Mish", "ReLU6")
 
 
 def _gains(block: Any, timestep: Tensor, table: Tensor) -> list[Tensor]:

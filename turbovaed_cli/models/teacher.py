@@ -20,7 +20,7 @@ from turbovaed_cli.files.whole import sha256_of
 from turbovaed_cli.machine.devices import has_tf32, tf32
 from turbovaed_cli.models.fast_encoder import FastEncoder, fast_encoder, posterior_of
 from turbovaed_cli.models.network import num_params
-from turbovaed_cli.models.teacher_form import fast_decoder
+from turbovaed_cli.models.teacher_form import fast_decoder, forget_decoder
 from turbovaed_cli.models.tiles import Tiles, in_tiles
 from turbovaed_cli.registry.download import Consent, no_consent, teacher_folder
 from turbovaed_cli.registry.family import Family
@@ -168,8 +168,11 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does."""
-        fast = fast_decoder(self.vae, self.spec) if self.runs_fast else None
-        return self.decode_by_class(latents) if fast is None else fast(latents.to(self.device, self.dtype))
+        if not self.runs_fast:
+            forget_decoder(self.vae)
+        elif (fast := fast_decoder(self.vae, self.spec)) is not None:
+            return fast(latents.to(self.device, self.dtype))
+        return self.decode_by_class(latents)
 
     @torch.no_grad()
     def decode_by_class(self, latents: Tensor) -> Tensor:

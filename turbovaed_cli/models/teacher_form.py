@@ -27,13 +27,15 @@ _ready: "weakref.WeakKeyDictionary[nn.Module, tuple[object, FastDecoder | None]]
 def fast_decoder(vae: nn.Module, spec: TeacherSpec) -> Callable[[Tensor], Tensor] | None:
     """Return what decodes latents (B, C, t, h, w) as the VAE's decoder does, within rounding: made again after weights have changed.
 
-    Returns None for a decoder that no student equals, and for a VAE that is set to decode in tiles.
+    Returns None for a decoder that no student equals, and for a VAE that is set to decode in tiles. Changes through a
+    parameter's `.data` are not noticed.
     """
-    if any(getattr(vae, way, False) for way in _TILED):
+    if spec.class_name not in LTX_CLASSES or any(getattr(vae, way, False) for way in _TILED):
         return None
     decoder = cast(Any, vae).decoder
     weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in decoder.parameters()]
     if vae not in _ready or _ready[vae][0] != weights:
+        forget_decoder(vae)  # before the next one is there
         student = equal_student(vae, spec)
         speedups = Speedups(winograd_elements=_WORTH_MEMORY) if weights[0][-1].type == "cpu" else None
         _ready[vae] = weights, None if student is None else FastDecoder(student, speedups=speedups)
@@ -41,19 +43,22 @@ def fast_decoder(vae: nn.Module, spec: TeacherSpec) -> Callable[[Tensor], Tensor
     return None if fast is None else fast.decode
 
 
+def forget_decoder(vae: nn.Module) -> None:
+    """Free the fast form of a VAE's decoder, which the next `fast_decoder` makes again."""
+    _ready.pop(vae, None)
+
+
 def equal_student(vae: nn.Module, spec: TeacherSpec) -> StudentDecoder | None:
     """Return the student that computes what a teacher's decoder does, with the same weights in memory; None if there is none."""
-    if spec.class_name not in LTX_CLASSES:  # the others' outlines, which are never exact, take a while
-        return None
     try:
         outline = outline_of(vae, spec)
+        if not outline.exact:
+            return None
+        config = student_config(outline, [stage.channels for stage in outline.stages])
+        with torch.device("meta"):
+            student = StudentDecoder(**config, latent_channels=spec.latent_channels)
     except SettingsError:
         return None
-    if not outline.exact:
-        return None
-    config = student_config(outline, [stage.channels for stage in outline.stages])
-    with torch.device("meta"):
-        student = StudentDecoder(**config, latent_channels=spec.latent_channels)
     _set_weights(student, outline)
     return student.eval().requires_grad_(False)
 
