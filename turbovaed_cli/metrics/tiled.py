@@ -11,6 +11,7 @@ from turbovaed_cli.models.kernels import minimal_filter
 _SIZE = 4  # pixels of a tile along both sides
 _WORTH = 64  # channels, in and out, from which the transforms are worth their time
 _TAPS = (3, 5)
+_AT_ONCE = 2**12  # tiles that are transformed at once: of a large image, some rows
 
 
 def can_tile(convolution: nn.Conv2d) -> bool:
@@ -45,7 +46,7 @@ class TiledConvolution:
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Return the convolution (N, O, H', W') of images (N, C, H, W), in channels_last memory."""
-        number, channels, *sides = x.shape
+        number, _, *sides = x.shape
         more = [2 * int(pad) - self.taps + 1 for pad in self.padding]
         height, width = (side + extra for side, extra in zip(sides, more, strict=True))
         down, across = (-(-side // _SIZE) for side in (height, width))
@@ -55,15 +56,26 @@ class TiledConvolution:
             for count, side, pad in zip((down, across), sides, (top, left), strict=True)
         )
         padded = functional.pad(x.permute(0, 2, 3, 1), (0, 0, left, right, top, bottom)).contiguous()
-        points, (image, row, column, _) = _SIZE + self.taps - 1, padded.stride()
+        made = padded.new_empty(number, down * _SIZE, across * _SIZE, len(self.bias))
+        rows = max(_AT_ONCE // (number * across), 1)
+        for first in range(0, down, rows):
+            last = min(first + rows, down)
+            self._band(padded[:, first * _SIZE : last * _SIZE + self.taps - 1], made[:, first * _SIZE : last * _SIZE])
+        return (made[:, :height, :width] + self.bias).permute(0, 3, 1, 2)
+
+    def _band(self, padded: Tensor, made: Tensor) -> None:
+        """Write whole tiles `made` (N, h, w, O), without the bias, from all that they need, (N, h + taps - 1, w + taps - 1, C)."""
+        (number, height, width, _), channels = made.shape, padded.shape[-1]
+        down, across, points = height // _SIZE, width // _SIZE, _SIZE + self.taps - 1
+        image, row, column, _ = padded.stride()
         tiles = padded.as_strided(
-            (points, points, number, down, across, channels), (row, column, image, row * _SIZE, column * _SIZE, 1)
+            (points, points, number, down, across, channels),
+            (row, column, image, row * _SIZE, column * _SIZE, 1),
         )
         values = self.to_points @ tiles.reshape(points**2, -1)
         values = values.view(points**2, -1, channels) @ self.weights  # one product of matrices for each point
-        made = (self.from_points @ values.flatten(1)).view(_SIZE, _SIZE, number, down, across, -1)
-        made = made.permute(2, 3, 0, 4, 1, 5).reshape(number, down * _SIZE, across * _SIZE, -1)
-        return (made[:, :height, :width] + self.bias).permute(0, 3, 1, 2)
+        values = (self.from_points @ values.flatten(1)).view(_SIZE, _SIZE, number, down, across, -1)
+        made.unflatten(2, (across, _SIZE)).unflatten(1, (down, _SIZE)).copy_(values.permute(2, 3, 0, 4, 1, 5))
 
 
 def _matrix(rows: Sequence[Sequence[float]]) -> Tensor:
