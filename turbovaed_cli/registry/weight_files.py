@@ -110,12 +110,18 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def decoder_size(weights: WeightFiles) -> int | None:
-    """Return the number of parameters of the decoder, from the headers of .safetensors files; None for other files."""
+    """Return the number of parameters of the decoder, from the headers of .safetensors files; None for other files.
+
+    Raises WeightFileError for weights without a decoder.
+    """
     if any(path.suffix != ".safetensors" for path in weights.files):
         return None
     shapes = {name: shape for path in weights.files for name, shape in tensor_shapes(path).items()}
     prefix = key_prefix(shapes)
-    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(f"{prefix}decoder."))
+    sizes = [math.prod(shape) for name, shape in shapes.items() if name.startswith(f"{prefix}decoder.")]
+    if not sizes:
+        raise WeightFileError(f"{weights.name.name} holds no decoder", "give the folder of a whole VAE")
+    return sum(sizes)
 
 
 def key_prefix(names: Any) -> str:
