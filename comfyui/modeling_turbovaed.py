@@ -842,6 +842,11 @@ class Speedups:
 LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
 
 
+def state_of(parameters: Iterable[Tensor]) -> list[tuple[object, ...]]:
+    """Return what differs after weights were changed, moved or converted; changes through a parameter's `.data` are not noticed."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters]
+
+
 class Scratch(threading.local):
     """Memory for results that last for one operation: a block per purpose and thread, as large as the largest request."""
 
@@ -2098,7 +2103,7 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
 
     Changes through a parameter's `.data` are not noticed. A running stream keeps the weights it began with.
     """
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
+    weights = state_of(student.parameters())
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
         speedups = LAYOUT_ALONE if student.fast is False else None
         has_choice = student.fast is not False and student.fast_form_class is not None

@@ -28,7 +28,7 @@ from turbovaed_cli.models.causal import (
     patches,
     run_causal,
 )
-from turbovaed_cli.models.kernels import LAYOUT_ALONE, Convolution, Preparation, Scratch, Speedups, packs
+from turbovaed_cli.models.kernels import LAYOUT_ALONE, Convolution, Preparation, Scratch, Speedups, packs, state_of
 from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
@@ -320,7 +320,7 @@ def fast_encoder(vae: nn.Module) -> FastEncoder | None:
     """
     if type(vae).__name__ not in _FAMILIES or vae.encoder is None or any(getattr(vae, way, False) for way in _APPROXIMATE):
         return None
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in _parameters(vae)]
+    weights = state_of(_parameters(vae))
     if vae not in _ready or _ready[vae][0] != weights:
         try:
             _ready[vae] = weights, FastEncoder(vae)

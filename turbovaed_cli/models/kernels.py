@@ -13,7 +13,7 @@ layers.py within rounding. This form saves:
 import math
 import sys
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
@@ -57,6 +57,11 @@ class Speedups:
 
 
 LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
+
+
+def state_of(parameters: Iterable[Tensor]) -> list[tuple[object, ...]]:
+    """Return what differs after weights were changed, moved or converted; changes through a parameter's `.data` are not noticed."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters]
 
 
 class Scratch(threading.local):

@@ -28,6 +28,7 @@ from turbovaed_cli.models.kernels import (
     packs,
     shuffle,
     shuffle_order,
+    state_of,
 )
 from turbovaed_cli.models.layers import (
     DepthwiseSeparableConv3d,
@@ -194,7 +195,7 @@ def fast_form(student: StudentNetwork) -> FastDecoder:
 
     Changes through a parameter's `.data` are not noticed. A running stream keeps the weights it began with.
     """
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in student.parameters()]
+    weights = state_of(student.parameters())
     if student.fast_form_of is None or student.fast_form_of[0] != (student.fast, weights):
         speedups = LAYOUT_ALONE if student.fast is False else None
         has_choice = student.fast is not False and student.fast_form_class is not None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from turbovaed_cli.errors import SettingsError
-from turbovaed_cli.models.kernels import Speedups
+from turbovaed_cli.models.kernels import Speedups, state_of
 from turbovaed_cli.models.layers import ResnetBlock, TimeReplicatedConv3d
 from turbovaed_cli.models.outline import LTX_CLASSES, Outline, Residual, Weights, outline_of, student_config
 from turbovaed_cli.models.streaming import FastDecoder
@@ -33,11 +33,11 @@ def fast_decoder(vae: nn.Module, spec: TeacherSpec) -> Callable[[Tensor], Tensor
     if spec.class_name not in LTX_CLASSES or any(getattr(vae, way, False) for way in _TILED):
         return None
     decoder = cast(Any, vae).decoder
-    weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in decoder.parameters()]
+    weights = state_of(decoder.parameters())
     if vae not in _ready or _ready[vae][0] != weights:
         forget_decoder(vae)  # before the next one is there
         student = equal_student(vae, spec)
-        speedups = Speedups(winograd_elements=_WORTH_MEMORY) if weights[0][-1].type == "cpu" else None
+        speedups = Speedups(winograd_elements=_WORTH_MEMORY) if next(decoder.parameters()).device.type == "cpu" else None
         _ready[vae] = weights, None if student is None else FastDecoder(student, speedups=speedups)
     fast = _ready[vae][1]
     return None if fast is None else fast.decode
