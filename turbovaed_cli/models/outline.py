@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.layers import LAYER_NORM_EPS, RMS_EPS
+from turbovaed_cli.models.network import StudentNetwork
 from turbovaed_cli.registry.specs import TeacherSpec
 
 LTX_CLASSES = ("AutoencoderKLLTXVideo", "AutoencoderKLLTX2Video")
@@ -148,6 +149,11 @@ def student_config(outline: Outline, widths: Sequence[int]) -> dict[str, Any]:
         "decoder_causal": outline.causal,
         "decoder_change_in_upsampler": outline.change_in_upsampler,
     }
+
+
+def blocks_of(student: StudentNetwork, outline: Outline) -> list[Any]:
+    """Return the block of each stage in a student of `student_config`: its mid block, then up blocks; an empty one may stand between."""
+    return [student.mid_block, *student.up_blocks[len(student.up_blocks) - (len(outline.stages) - 1) :]]
 
 
 def _of_ltx(vae: Any, spec: TeacherSpec) -> Outline:

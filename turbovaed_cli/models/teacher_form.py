@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.kernels import Speedups, state_of
 from turbovaed_cli.models.layers import ResnetBlock, TimeReplicatedConv3d
-from turbovaed_cli.models.outline import LTX_CLASSES, Outline, Residual, Weights, outline_of, student_config
+from turbovaed_cli.models.outline import LTX_CLASSES, Outline, Residual, Weights, blocks_of, outline_of, student_config
 from turbovaed_cli.models.streaming import FastDecoder
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.registry.specs import TeacherSpec
@@ -64,9 +64,8 @@ def equal_student(vae: nn.Module, spec: TeacherSpec) -> StudentDecoder | None:
 
 
 def _set_weights(student: StudentDecoder, outline: Outline) -> None:
-    blocks = [student.mid_block, *student.up_blocks[len(student.up_blocks) - (len(outline.stages) - 1) :]]
     _set(student.conv_in, outline.conv_in)
-    for stage, block in zip(outline.stages, blocks, strict=True):
+    for stage, block in zip(outline.stages, blocks_of(student, outline), strict=True):
         if stage.change is not None:
             _set_residual(block.conv_in, stage.change)
         if stage.upsampling is not None:

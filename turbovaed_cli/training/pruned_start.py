@@ -12,7 +12,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import SettingsError
 from turbovaed_cli.models.layers import ResnetBlock, TimeReplicatedConv3d, pixel_shuffle_3d
-from turbovaed_cli.models.outline import Outline, Residual, Stage, Weights, outline_of, student_config
+from turbovaed_cli.models.outline import Outline, Residual, Stage, Weights, blocks_of, outline_of, student_config
 from turbovaed_cli.models.student import StudentDecoder
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.registry.specs import AlignmentPair
@@ -94,11 +94,6 @@ def _widths(student: StudentDecoder) -> list[int]:
     return [channels[0], *channels]
 
 
-def _blocks(student: StudentDecoder, count: int) -> list[Any]:
-    """Return the last `count` of the mid block and the up blocks; an empty one may stand between the first and the others."""
-    return [student.mid_block, *student.up_blocks[len(student.up_blocks) - (count - 1) :]]
-
-
 class _Pruning:
     """The activations of every clip before the next layer of the student, and what the teacher computes at some places."""
 
@@ -120,7 +115,7 @@ class _Pruning:
     def run(self) -> None:
         """Set all layers, from the input to the output."""
         outline, student = self.outline, self.student
-        blocks = _blocks(student, len(outline.stages))
+        blocks = blocks_of(student, outline)
         for i, (stage, width, block) in enumerate(zip(outline.stages, self.widths, blocks, strict=True)):
             chosen = self._chosen([stage.tap, *(residual.tap for residual in stage.residuals)], stage, width)
             if i == 0:
