@@ -27,13 +27,14 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cache, cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 from weakref import finalize
 
 import torch
@@ -297,6 +298,72 @@ def empty_cache(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     give_back_free_memory()
+
+
+Item = TypeVar("Item")
+
+
+def spread(work: Callable[[Item, int], None], items: Sequence[Item], workers: int) -> None:
+    """Call `work` with each item and the number of its worker, 0 to `workers` - 1, in as many threads with one of torch's each.
+
+    Work of one worker is never at the same time as other work of it. Without gradients. While torch's operations are watched or
+    have no data, as in a dry run, all work is done in this thread. Raises what `work` raises.
+    """
+    if workers == 1 or torch._C._len_torch_dispatch_stack():
+        with torch.no_grad():
+            for number, item in enumerate(items):
+                work(item, number % workers)
+        return
+    _end_waiting()()
+    waiting, inference = iter(items), torch.is_inference_mode_enabled()
+
+    def run(worker: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            for item in waiting:
+                work(item, worker)
+
+    started = [_single_threads(workers).submit(run, worker) for worker in range(workers)]
+    try:
+        for one in started:
+            one.result()
+    finally:
+        for _ in waiting:
+            pass  # after an error or Ctrl-C no more work begins
+        wait(started)
+
+
+@cache
+def _single_threads(workers: int) -> ThreadPoolExecutor:
+    """Return threads in which torch's operations take one thread each, on a core of its own if there is just one for each."""
+    pool, ready, threads = ThreadPoolExecutor(workers, "worker"), threading.Barrier(workers + 1), torch.get_num_threads()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def begin(worker: int) -> None:
+        torch.get_num_threads()  # else the first operation of this thread would take the number that others have
+        torch.set_num_threads(1)
+        if len(cores) == workers:  # Linux may leave two that take turns with Python's lock on one core for long
+            with suppress(OSError):
+                os.sched_setaffinity(0, {cores[worker]})
+        ready.wait()
+
+    for worker in range(workers):
+        pool.submit(begin, worker)
+    ready.wait()
+    torch.set_num_threads(threads)  # what later threads take, which each of them changed
+    return pool
+
+
+@cache
+def _end_waiting() -> Callable[[], object]:
+    """Return what ends the threads of OpenMP that wait for this thread's next operation, which starts others in 50 microseconds.
+
+    They would else spin on a core for milliseconds, which the workers need. Where OpenMP has no such call, nothing is done.
+    """
+    try:
+        pause = ctypes.CDLL(torch._C.__file__).omp_pause_resource_all  # torch's own OpenMP, version 5.0 or later
+    except (AttributeError, OSError):
+        return lambda: None
+    return partial(pause, 1)  # omp_pause_soft
 
 
 @dataclass(frozen=True)
@@ -798,60 +865,15 @@ class UpBlock(nn.Module):
         return x
 
 
-# The polynomials of F(m, r) are evaluated at m + r - 2 of these points, as many as there are, and at infinity.
-_POINTS = {len(points): points for points in ((0, 1, -1), (0, 1, -1, 2), (0, 1, -1, 0.5, -0.5), (0, 1, -1, 0.5, -0.5, 2, -2))}
-
-
-_IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
-
-
-_SIDE = 4  # pixels of a tile in space, along both sides
-
-
-_TILES = 512  # of one product of matrices: fewer read the weights too often, more wait for memory
-
-
-_FEWEST_TILES, _FEWEST_FRAMES = 64, 8  # of a call that tiles in space are worth, and of what is transformed at once
-
-
-HALVES = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True)
-class Speedups:
-    """Optimisations that can be switched off, to measure or to avoid them."""
-
-    winograd: bool = True  # fewer multiplications, by tiles of frames or of pixels
-    packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
-    wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
-    winograd_channels: int = 64  # input and output channels from which the transforms of tiles in time are worth their time
-    winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
-    # The same two for tiles in space, which come first, and whose weights take four times as much; channels times taps in time.
-    space_channels: int = 576
-    space_elements: int = 2**21
-
-    def __str__(self) -> str:
-        """Return the name that `bench` prints."""
-        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time and space"] * self.winograd])
-
-    def sums_in(self, dtype: torch.dtype) -> torch.dtype:
-        """Return the precision of sums in a network that computes in `dtype`."""
-        return torch.float32 if self.wide_sums and dtype in HALVES else dtype
-
-
-LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
-
-
-def state_of(parameters: Iterable[Tensor]) -> list[tuple[object, ...]]:
-    """Return what differs after weights were changed, moved or converted; changes through a parameter's `.data` are not noticed."""
-    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters]
-
-
 class Scratch(threading.local):
     """Memory for results that last for one operation: a block per purpose and thread, as large as the largest request."""
 
     def __init__(self) -> None:
         self._blocks: dict[str, Tensor] = {}
+
+    def __reduce__(self) -> tuple[type["Scratch"], tuple[()]]:
+        """Make copies empty: they get memory of their own."""
+        return Scratch, ()
 
     def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return uninitialised frames (n, C, H, W) in channels_last memory; earlier frames of the same purpose become invalid."""
@@ -890,6 +912,257 @@ class Kept(dict[Hashable, Tensor]):
         before.copy_(frames)
 
 
+SIDE = 4  # pixels of a tile in space, along both sides
+
+
+# The polynomials of F(m, r) are evaluated at m + r - 2 of these points, as many as there are, and at infinity.
+_POINTS = {len(points): points for points in ((0, 1, -1), (0, 1, -1, 2), (0, 1, -1, 0.5, -0.5), (0, 1, -1, 0.5, -0.5, 2, -2))}
+
+
+_TILES = 192  # of one product of matrices: fewer read the weights too often, more wait for memory
+
+
+_OF_ALL_THREADS, _OF_EACH = 1024, 64  # tiles that are worked on at once, at most and at least
+
+
+_OUTPUTS = 32  # channels of one product, at least
+
+
+_FRAMES = 32  # of the tiles of one product: with several taps in time, the frames at its ends are transformed for two products
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Tiles that one thread takes through all steps: output frames `begin` to `end`, and `rows` x `columns` tiles from the first.
+
+    Of the output channels it makes those of the slice `outputs`.
+    """
+
+    begin: int
+    end: int
+    row: int
+    column: int
+    rows: int
+    columns: int
+    outputs: slice
+
+    @property
+    def frames(self) -> int:
+        return self.end - self.begin
+
+
+class SpatialTiles:
+    """A convolution over frames, without stride, in tiles of 4 x 4 pixels: F(4x4, 3x3) or F(4x4, 5x5), one for each tap in time.
+
+    Each of torch's threads takes tiles of its own through all steps: values that another core made arrive slowly.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Transform the weight (O, C, taps, k, k) in fp64; `bias` is (O,)."""
+        self.bias, self.taps, self.reach = bias, weight.shape[2], weight.shape[-1] - 1
+        to_points, of_weights, from_points = (
+            torch.tensor(rows, dtype=torch.float64, device=weight.device) for rows in minimal_filter(SIDE, self.reach + 1)
+        )
+        made = torch.einsum("ai,bj,octij->tabco", of_weights, of_weights, weight.double())
+        self.weights = [tap.flatten(0, 1).to(weight.dtype).contiguous() for tap in made]  # (points, C, O) of each tap in time
+        self.to_points, self.from_points = to_points.to(weight.dtype), from_points.to(weight.dtype)
+
+    def __call__(self, x: Tensor, padding: tuple[int, int], scratch: Scratch) -> Tensor:
+        """Convolve frames (n, H, W, C) of any strides to dense ones (n - taps + 1, H', W', O).
+
+        `padding` is the number of rows and of columns of zeros at each side.
+        """
+        frames = x.shape[0] - self.taps + 1
+        height, width = (size + 2 * pad - self.reach for size, pad in zip(x.shape[1:3], padding, strict=True))
+        out = x.new_empty(frames, height, width, len(self.bias))
+        jobs = list(_jobs(frames, -(-height // SIDE), -(-width // SIDE), len(self.bias), torch.get_num_threads()))
+        workers = min(torch.get_num_threads(), len(jobs))
+        sizes = [max(needed) for needed in zip(*(self._sizes(job, x.shape[3]) for job in jobs), strict=True)]
+        memory = [
+            [scratch.dense(f"space {i} {worker}", (size,), x.dtype, x.device) for i, size in enumerate(sizes)]
+            for worker in range(workers)
+        ]
+        spread(lambda job, worker: self._work_on(job, x, padding, memory[worker], out), jobs, workers)
+        return out
+
+    def _sizes(self, job: _Job, channels: int) -> tuple[int, int, int]:
+        """Return the elements of three blocks of memory that a job needs, which its steps read and write in turns."""
+        side, tiles, frames = SIDE + self.reach, job.rows * job.columns, job.frames + self.taps - 1
+        pixels = frames * (job.rows * SIDE + self.reach) * (job.columns * SIDE + self.reach) * channels
+        gathered, made = frames * tiles * channels, job.frames * tiles * (job.outputs.stop - job.outputs.start)
+        return (
+            max(pixels, side**2 * made),
+            max(side**2 * gathered, SIDE**2 * made),
+            side * max(side * gathered, SIDE * made),
+        )
+
+    def _work_on(self, job: _Job, x: Tensor, padding: tuple[int, int], memory: Sequence[Tensor], out: Tensor) -> None:
+        """Write the tiles of a job into `out`: to points, a product of matrices for each point and tap, and back."""
+        side, tiles, frames, channels = SIDE + self.reach, job.rows * job.columns, job.frames + self.taps - 1, x.shape[3]
+        blocks = [partial(_part, block) for block in memory]
+        pixels = blocks[0]((frames, job.rows * SIDE + self.reach, job.columns * SIDE + self.reach, channels))
+        _cut_out(x[job.begin :][:frames], (job.row * SIDE - padding[0], job.column * SIDE - padding[1]), pixels)
+        image, row, column, _ = pixels.stride()
+        shape = side, side, frames, job.rows, job.columns, channels
+        blocks[1](shape).copy_(pixels.as_strided(shape, (row, column, image, row * SIDE, column * SIDE, 1)))
+        at_points = _along_both(self.to_points, blocks[1]((side, side, frames * tiles * channels)), blocks[2], blocks[1])
+        at_points = at_points.view(side**2, frames, tiles, channels)
+        products = blocks[0]((side**2, job.frames * tiles, job.outputs.stop - job.outputs.start))
+        for tap, weight in enumerate(self.weights):
+            values, taken = at_points[:, tap : tap + job.frames].flatten(1, 2), weight[:, :, job.outputs]
+            if tap == 0:
+                torch.bmm(values, taken, out=products)
+            else:
+                products.baddbmm_(values, taken)
+        products[side + 1] += self.bias[job.outputs]  # at (1, 1), which every pixel takes exactly once
+        made = _along_both(self.from_points, products.view(side, side, -1), blocks[2], blocks[1])
+        made = made.view(SIDE, SIDE, job.frames, job.rows, job.columns, -1).permute(2, 3, 0, 4, 1, 5)
+        band = out[job.begin : job.end, job.row * SIDE : (job.row + job.rows) * SIDE]
+        band = band[:, :, job.column * SIDE : (job.column + job.columns) * SIDE, job.outputs]
+        height, width = band.shape[1:3]
+        if (height, width) == (job.rows * SIDE, job.columns * SIDE):
+            band.unflatten(2, (job.columns, SIDE)).unflatten(1, (job.rows, SIDE)).copy_(made)
+        else:
+            band.copy_(made.reshape(job.frames, job.rows * SIDE, job.columns * SIDE, -1)[:, :height, :width])
+
+
+def _along_both(matrix: Tensor, x: Tensor, between: Callable[..., Tensor], out: Callable[..., Tensor]) -> Tensor:
+    """Multiply `x` (s, s, X) by a matrix (m, s) along both sides, in memory that `between` and `out` give: (m, m, X)."""
+    m, s = matrix.shape
+    half = torch.mm(matrix, x.flatten(1), out=between((m, s * x.shape[2])))
+    return torch.bmm(matrix.expand(m, m, s), half.view(m, s, -1), out=out((m, m, x.shape[2])))
+
+
+def _part(block: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the first elements of a block as a tensor of `shape`."""
+    return block[: math.prod(shape)].view(*shape)
+
+
+def _jobs(frames: int, down: int, across: int, outputs: int, threads: int) -> Iterator[_Job]:
+    """Divide `down` x `across` tiles of all frames into jobs, about as many for each thread.
+
+    Few tiles are not divided, but their output channels are: each thread would else read all weights.
+    """
+    at_once = -(-frames // -(-frames // _FRAMES))
+    channels = outputs
+    if frames * down * across <= _TILES:
+        rows, columns = down, across
+        channels = max(-(-outputs // threads), min(_OUTPUTS, outputs))
+    else:
+        tiles = max(min(_TILES, max(_OF_ALL_THREADS // threads, _OF_EACH)) // at_once, 1)  # of a frame
+        rows, columns = max(tiles // across, 1), -(-across // -(-across // tiles))
+        if rows > 1:  # whole rows: as many bands as threads, or a multiple
+            bands = -(-down // rows)
+            bands = -(-bands // threads) * threads
+            rows = -(-down // min(bands, down))
+    for begin, row, column, first in product(
+        range(0, frames, at_once), range(0, down, rows), range(0, across, columns), range(0, outputs, channels)
+    ):
+        yield _Job(
+            begin,
+            min(begin + at_once, frames),
+            row,
+            column,
+            min(rows, down - row),
+            min(columns, across - column),
+            slice(first, min(first + channels, outputs)),
+        )
+
+
+def _cut_out(x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
+    """Write the rectangle of frames (n, H, W, C) that begins at `corner` into `out` (n, h, w, C), zeros where it reaches beyond them."""
+    (top, left), (height, width) = corner, out.shape[1:3]
+    inside = x[:, max(top, 0) : top + height, max(left, 0) : left + width]
+    above, before = max(-top, 0), max(-left, 0)
+    below, after = above + inside.shape[1], before + inside.shape[2]
+    for edge in (out[:, :above], out[:, below:], out[:, :, :before], out[:, :, after:]):
+        edge.zero_()
+    out[:, above:below, before:after] = inside
+
+
+@cache
+def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
+    """Split `frames` into tiles (size, count) of 1 to `largest` frames, so that the fewest products are needed."""
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for total in range(1, frames + 1):
+        sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
+        best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
+    chosen = best[frames][1]
+    return tuple((size, chosen.count(size)) for size in sorted(set(chosen), reverse=True))
+
+
+@cache
+def minimal_filter(size: int, taps: int = 3) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
+    """Return F(size, taps) as (A: input to points, B: weights to points, C: points to output).
+
+    y = C ((B g) * (A d)), with d of size + taps - 1 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
+    points are small, so that fp32 loses little.
+    """
+    points = [Fraction(point) for point in _POINTS[size + taps - 2]]
+    roots_of = [[other for other in points if other != point] for point in points]
+    inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
+    inputs = [row + [Fraction(0)] * (size + taps - 1 - len(row)) for row in inputs]
+    norms = [
+        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
+    ]
+    weights = [[point**k / norm for k in range(taps)] for point, norm in zip(points, norms, strict=True)]
+    weights.append([Fraction(int(k == taps - 1)) for k in range(taps)])
+    outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
+    return _floats(inputs), _floats(weights), _floats(outputs)
+
+
+def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
+    return [[float(value) for value in row] for row in rows]
+
+
+def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Return the coefficients of the product of (x - root), lowest first."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
+
+
+_IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
+
+
+_FEWEST_TILES = 64  # in space, of a call that they are worth
+
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """Optimisations that can be switched off, to measure or to avoid them."""
+
+    winograd: bool = True  # fewer multiplications, by tiles of frames or of pixels
+    packed: bool = True  # weights laid out once in oneDNN's layout, on a CPU that has oneDNN
+    wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
+    winograd_channels: int = 64  # input and output channels from which the transforms of tiles in time are worth their time
+    winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
+    # The same two for tiles in space, which come first, and whose weights take four times as much.
+    space_channels: int = 32
+    space_elements: int = 2**21
+
+    def __str__(self) -> str:
+        """Return the name that `bench` prints."""
+        return ", ".join(["channels last", *["packed weights"] * self.packed, *["Winograd in time and space"] * self.winograd])
+
+    def sums_in(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the precision of sums in a network that computes in `dtype`."""
+        return torch.float32 if self.wide_sums and dtype in HALVES else dtype
+
+
+LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
+
+
+def state_of(parameters: Iterable[Tensor]) -> list[tuple[object, ...]]:
+    """Return what differs after weights were changed, moved or converted; changes through a parameter's `.data` are not noticed."""
+    return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters]
+
+
 class Convolution:
     """A k_t x k x k convolution over frames. It pads width and height with zeros, if asked; time is already padded.
 
@@ -917,13 +1190,13 @@ class Convolution:
         is_worth = is_wide and weight.numel() <= speedups.winograd_elements
         self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
         has_space = groups == 1 and stride == (1, 1, 1) and weight.shape[3:] == (3, 3) and dtype not in HALVES
-        is_worth = self.taps * min(weight.shape[:2]) >= speedups.space_channels and weight.numel() <= speedups.space_elements
+        is_worth = min(weight.shape[:2]) >= speedups.space_channels and weight.numel() <= speedups.space_elements
         self._has_tiles_in_space = speedups.winograd and has_space and is_worth
         self.dtype_out = speedups.sums_in(dtype) if self._has_tiles else dtype
         self._largest_tile = 2 if dtype in HALVES else 3  # frames; tiles of 2 round less
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
-        # Prepared weights: 1 for the direct form, m for tiles of m frames, 0 for tiles in space.
-        self._ready: dict[int, list[Tensor]] = {}
+        self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
+        self._in_space: SpatialTiles | None = None
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
         """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
@@ -936,8 +1209,9 @@ class Convolution:
         )
         if min(frames, height) <= 0:
             return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
-        if self._has_tiles_in_space and frames * -(-height // _SIDE) * -(-width // _SIDE) >= _FEWEST_TILES:
-            return self._by_tiles_in_space(x, (frames, height, width), padding[1:])
+        if self._has_tiles_in_space and frames * -(-height // SIDE) * -(-width // SIDE) >= _FEWEST_TILES:
+            self._in_space = self._in_space or SpatialTiles(self.weight, self.bias)
+            return self._in_space(x.permute(0, 2, 3, 1), padding[1:], self.scratch).permute(0, 3, 1, 2)
         if not self._has_tiles or frames == 1:
             return self._convolve(x, 1, 0, self.bias, padding).to(self.dtype_out)
         return self._by_tiles(x, (frames, height, width), padding)
@@ -948,12 +1222,15 @@ class Convolution:
 
     def prepared(self) -> list[Tensor]:
         """Return the prepared weights."""
-        return [weight for weights in self._ready.values() for weight in weights]
+        return [weight for weights in self._ready.values() for weight in weights] + (
+            self._in_space.weights if self._in_space else []
+        )
 
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
         self._ready.clear()
         self._to_points.clear()
+        self._in_space = None
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(*shape, self.out_channels, dtype=self.dtype_out, device=x.device).permute(0, 3, 1, 2)
@@ -972,70 +1249,6 @@ class Convolution:
                     self._tile(x[first : last + 2], size, (top, band.shape[2], height), padding, band)
             begin = end
         return out
-
-    def _by_tiles_in_space(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int]) -> Tensor:
-        frames, height, width = shape
-        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device)
-        down, across = (-(-side // _SIDE) for side in (height, width))
-        at_once = min(max(_TILES // across, _FEWEST_FRAMES), frames)
-        rows = max(_TILES // (at_once * across), 1)
-        for begin in range(0, frames, at_once):
-            end = min(begin + at_once, frames)
-            some = x[begin : end + self.taps - 1].permute(0, 2, 3, 1)
-            for top in range(0, down, rows):
-                band = out[begin:end, top * _SIDE : (top + rows) * _SIDE]
-                self._tiles_in_space(some, (top * _SIDE - padding[0], -padding[1]), band)
-        return out.permute(0, 3, 1, 2)
-
-    def _tiles_in_space(self, x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
-        """Write rows `out` (n, h, w, O) from frames `x` (n + taps - 1, H, W, C): to points, a product for each, and back.
-
-        `corner` is the first row and column of `x` that they need; below 0 and beyond the frame there are zeros.
-        """
-        to_points, _, from_points = (self._in_space(matrix, x) for matrix in minimal_filter(_SIDE))
-        frames, height, width, _ = out.shape
-        points, down, across = _SIDE + 2, -(-height // _SIDE), -(-width // _SIDE)
-        number, _, _, channels = x.shape
-        dense = partial(self.scratch.dense, dtype=x.dtype, device=x.device)
-        padded = dense("cut out", (number, down * _SIDE + 2, across * _SIDE + 2, channels))
-        _cut_out(x, corner, padded)
-        image, row, column, _ = padded.stride()
-        tiles = padded.as_strided(
-            (points, points, number, down, across, channels), (row, column, image, row * _SIDE, column * _SIDE, 1)
-        )
-        gathered = dense("tiles", (points**2, number * down * across * channels))
-        gathered.view(tiles.shape).copy_(tiles)
-        at_points = dense("points", gathered.shape)
-        torch.mm(to_points, gathered, out=at_points)
-        at_points = at_points.view(points**2, number, down * across, channels)
-        products = dense("products", (points**2, frames * down * across, out.shape[3]))
-        for tap, weight in enumerate(self._weights_in_space()):
-            values = at_points[:, tap : tap + frames].flatten(1, 2)
-            if tap == 0:
-                torch.bmm(values, weight, out=products)
-            else:
-                products.baddbmm_(values, weight)
-        products[points + 1] += self.bias  # at (1, 1), which every pixel takes exactly once
-        made = dense("tiles", (_SIDE**2, products[0].numel()))
-        torch.mm(from_points, products.flatten(1), out=made)
-        made = made.view(_SIDE, _SIDE, frames, down, across, -1).permute(2, 3, 0, 4, 1, 5)
-        if (height, width) == (down * _SIDE, across * _SIDE):
-            out.unflatten(2, (across, _SIDE)).unflatten(1, (down, _SIDE)).copy_(made)
-        else:
-            out.copy_(made.reshape(frames, down * _SIDE, across * _SIDE, -1)[:, :height, :width])
-
-    def _in_space(self, matrix: list[list[float]], like: Tensor) -> Tensor:
-        """Return a matrix of a minimal filter for both sides of a tile."""
-        one = torch.tensor(matrix, dtype=like.dtype, device=like.device)
-        return torch.kron(one, one)
-
-    def _weights_in_space(self) -> list[Tensor]:
-        """Return the weights (points, C, O) of each tap in time."""
-        if 0 not in self._ready:
-            of_weights = torch.tensor(minimal_filter(_SIDE)[1], dtype=torch.float64, device=self.weight.device)
-            made = torch.einsum("ai,bj,octij->tabco", of_weights, of_weights, self.weight.double())
-            self._ready[0] = [weight.flatten(0, 1).to(self.weight.dtype).contiguous() for weight in made]
-        return self._ready[0]
 
     def _tile(self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int], out: Tensor) -> None:
         """Write tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back.
@@ -1119,17 +1332,6 @@ class Convolution:
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
-def _cut_out(x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
-    """Write the rectangle of frames (n, H, W, C) that begins at `corner` into `out` (n, h, w, C), zeros where it reaches beyond them."""
-    (top, left), (height, width) = corner, out.shape[1:3]
-    inside = x[:, max(top, 0) : top + height, max(left, 0) : left + width]
-    above, before = max(-top, 0), max(-left, 0)
-    below, after = above + inside.shape[1], before + inside.shape[2]
-    for edge in (out[:, :above], out[:, below:], out[:, :, :before], out[:, :, after:]):
-        edge.zero_()
-    out[:, above:below, before:after] = inside
-
-
 class TimeConvolution:
     """A depthwise 3 x 1 x 1 convolution over frames, without bias: three products and sums. Time is already padded."""
 
@@ -1159,50 +1361,6 @@ def packs(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 or (dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()))
-
-
-@cache
-def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Split `frames` into tiles (size, count) of 1 to `largest` frames, so that the fewest products are needed."""
-    best: list[tuple[int, list[int]]] = [(0, [])]
-    for total in range(1, frames + 1):
-        sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
-        best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
-    chosen = best[frames][1]
-    return tuple((size, chosen.count(size)) for size in sorted(set(chosen), reverse=True))
-
-
-@cache
-def minimal_filter(size: int, taps: int = 3) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """Return F(size, taps) as (A: input to points, B: weights to points, C: points to output).
-
-    y = C ((B g) * (A d)), with d of size + taps - 1 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
-    points are small, so that fp32 loses little.
-    """
-    points = [Fraction(point) for point in _POINTS[size + taps - 2]]
-    roots_of = [[other for other in points if other != point] for point in points]
-    inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
-    inputs = [row + [Fraction(0)] * (size + taps - 1 - len(row)) for row in inputs]
-    norms = [
-        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
-    ]
-    weights = [[point**k / norm for k in range(taps)] for point, norm in zip(points, norms, strict=True)]
-    weights.append([Fraction(int(k == taps - 1)) for k in range(taps)])
-    outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
-    return _floats(inputs), _floats(weights), _floats(outputs)
-
-
-def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
-    return [[float(value) for value in row] for row in rows]
-
-
-def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Return the coefficients of the product of (x - root), lowest first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
-    return coefficients
 
 
 @dataclass(frozen=True, eq=False)

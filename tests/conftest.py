@@ -139,14 +139,19 @@ def _threads():
 
 
 @pytest.fixture
-def one_thread():
-    """The order of sums, and with it the last bits, may depend on the number of threads."""
+def set_threads():
+    """Set the number of torch's threads, of this test alone."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
+    yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread(set_threads):
+    """The order of sums, and with it the last bits, may depend on the number of threads."""
+    set_threads(1)
 
 
 @pytest.fixture(scope="session")

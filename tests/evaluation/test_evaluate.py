@@ -78,12 +78,10 @@ def test_means_are_over_clips_and_the_ratio_is_of_means(result):
     assert result.means["ratio"]["psnr"] == pytest.approx(result.means["student"]["psnr"] / result.means["teacher"]["psnr"])
 
 
-def test_a_clip_measured_while_the_next_is_decoded_has_the_same_scores(result, pair, videos):
-    before = torch.get_num_threads()
-    for threads in {1, 2} - {before}:  # two threads are shared, one works in turns
-        torch.set_num_threads(threads)
+def test_a_clip_measured_while_the_next_is_decoded_has_the_same_scores(result, pair, videos, set_threads):
+    for threads in {1, 2} - {torch.get_num_threads()}:  # two threads are shared, one works in turns
+        set_threads(threads)
         other = evaluate(pair, videos, SMALL)
-        torch.set_num_threads(before)
         assert [clip.path for clip in other.clips] == [clip.path for clip in result.clips]
         for clip, same in zip(other.clips, result.clips, strict=True):
             assert clip.teacher == pytest.approx(same.teacher, rel=1e-5) and clip.student == pytest.approx(same.student, rel=1e-5)

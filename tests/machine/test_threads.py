@@ -1,19 +1,19 @@
-"""Work beside other work: order, at most two items alive, threads shared and given back, errors."""
+"""Work beside other work: order, at most two items alive, threads shared and given back, errors; work spread over threads."""
 
+import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from turbovaed_cli.machine.threads import beside
+from turbovaed_cli.machine.threads import beside, spread
 
 
 @pytest.fixture(autouse=True)
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+def _two_threads(set_threads):
+    set_threads(2)
 
 
 @pytest.mark.parametrize(("share", "of_each"), [(True, {1}), (False, {2})])
@@ -59,3 +59,84 @@ def test_an_error_ends_it_and_gives_the_threads_back():
     with pytest.raises(ZeroDivisionError):
         list(beside(lambda number: 1 // number, [2, 1, 0, 3, 4], share_threads=True))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_spread_work_takes_one_of_torchs_threads_for_each_worker(inference):
+    """Each item once; workers at the same time, none with itself; without gradients, in the caller's mode."""
+    together, seen, busy = threading.Barrier(2), [], [threading.Lock(), threading.Lock()]
+    weight = torch.ones(3, requires_grad=True)
+
+    def work(item, worker):
+        assert busy[worker].acquire(blocking=False)
+        if item < 2:
+            together.wait(10)
+        made = weight * item
+        seen.append((item, torch.get_num_threads(), made.requires_grad, made.is_inference()))
+        busy[worker].release()
+
+    with torch.inference_mode(inference):
+        spread(work, range(6), 2)
+    assert sorted(seen) == [(item, 1, False, inference) for item in range(6)]
+    assert torch.get_num_threads() == 2
+    of_another = []
+    thread = threading.Thread(target=lambda: of_another.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert of_another == [2], "threads that begin later have what torch was told"
+
+
+def test_an_error_of_spread_work_is_raised_and_no_more_begins():
+    began = []
+
+    def work(item, worker):
+        began.append(item)
+        if item == 0:
+            raise ZeroDivisionError
+        together.wait(10)
+
+    together = threading.Event()
+    threading.Timer(0.2, together.set).start()
+    with pytest.raises(ZeroDivisionError):
+        spread(work, range(50), 2)
+    assert len(began) < 50
+    done = []
+    spread(lambda item, _: done.append(item), range(5), 2)
+    assert sorted(done) == list(range(5)), "the threads go on with other work"
+
+
+def test_work_that_is_watched_stays_in_its_thread():
+    seen = []
+    with FlopCounterMode(display=False) as counter:
+        spread(
+            lambda item, worker: seen.append((item, worker, threading.get_ident(), torch.ones(2, 2) @ torch.ones(2, 2))),
+            range(4),
+            2,
+        )
+    assert [one[:3] for one in seen] == [(item, item % 2, threading.get_ident()) for item in range(4)]
+    assert counter.get_total_flops() == 4 * 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="this system does not list a process's threads")
+def test_threads_that_wait_for_this_ones_next_operation_end_before_work_is_spread():
+    def num_threads():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    spread(lambda *_: None, range(2), 2)
+    before = num_threads()
+    assert torch.ones(2**20).add_(1).sum() == 2**21
+    assert num_threads() == before + 1
+    spread(lambda *_: None, range(2), 2)
+    assert num_threads() == before
+    assert torch.ones(2**20).add_(1).sum() == 2**21
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_has_threads_of_its_own():
+    spread(lambda *_: None, range(4), 2)
+    child = os.fork()
+    if not child:
+        done = []
+        spread(lambda item, _: done.append(item), range(4), 2)
+        os._exit(len(done))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4

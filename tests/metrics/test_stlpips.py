@@ -18,7 +18,7 @@ from torch import nn
 from turbovaed_cli.errors import CorruptFileError, MissingWeightsError, ShapeError, WeightFileError
 from turbovaed_cli.metrics import METRICS, metric_name
 from turbovaed_cli.metrics.features import mean_distances
-from turbovaed_cli.metrics.stlpips import LAYOUTS, BlurredConvolution, blurred, load_st_lpips, read_st_lpips
+from turbovaed_cli.metrics.stlpips import LAYOUTS, BlurredConvolution, blurred, largest, load_st_lpips, read_st_lpips
 from turbovaed_cli.registry import st_lpips
 from turbovaed_cli.registry.pull import pull
 from turbovaed_cli.registry.st_lpips import PACKAGE, ST_LPIPS_FILES, VERSION, PackagedFile, st_lpips_path
@@ -126,6 +126,12 @@ def test_a_blur_reflects_by_two_and_takes_every_second_pixel(size):
 
 
 @needs_package
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+def test_the_largest_value_is_that_of_a_max_pool(kernel):
+    x = torch.randn(2, 5, 7, 9, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(largest(x, kernel), nn.functional.max_pool2d(x, kernel, 1))
+
+
 def test_every_frame_counts_and_a_source_is_looked_at_once_for_all_videos(picture):
     network, generator = load_st_lpips("alex"), torch.Generator().manual_seed(0)
     source = nn.functional.interpolate(picture, 32)[0][:, None].expand(3, 3, 32, 32) * 2 - 1

@@ -143,9 +143,9 @@ def test_teachers_use_it_on_a_cpu_unless_told_otherwise(monkeypatch):
 def test_its_memory_is_rehearsed(monkeypatch):
     """On tensors without data, with the weights that it prepares."""
     teacher = load_teacher("tiny")
-    pieces, clip = encoding_bytes(teacher, (256, 256), 8), clip_bytes(teacher, 1, 17, (256, 256))
+    pieces, clip = encoding_bytes(teacher, (512, 512), 8), clip_bytes(teacher, 1, 17, (256, 256))
     monkeypatch.setattr(module, "_FAMILIES", {})
-    assert 0 < pieces < encoding_bytes(teacher, (256, 256), 8)
+    assert 0 < pieces < encoding_bytes(teacher, (512, 512), 8)
     assert 0 < clip < clip_bytes(teacher, 1, 17, (256, 256))
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from turbovaed_cli.models.gpu_kernels import FusedPreparation
-from turbovaed_cli.models.kernels import Preparation, Scratch
+from turbovaed_cli.models.kernels import Preparation
+from turbovaed_cli.models.scratch import Scratch
 
 ROOT = Path(__file__).parents[2]
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed: pip install triton (Linux)")
@@ -33,7 +34,8 @@ VALUES = (
     + """
 import itertools
 import torch
-from turbovaed_cli.models.kernels import Preparation, Scratch
+from turbovaed_cli.models.kernels import Preparation
+from turbovaed_cli.models.scratch import Scratch
 
 generator = torch.Generator().manual_seed(0)
 
@@ -172,7 +174,8 @@ def test_what_the_kernel_does_not_take_goes_to_torch(tmp_path):
     script = """
 from turbovaed_cli.models import gpu_kernels
 from turbovaed_cli.models.gpu_kernels import FusedPreparation
-from turbovaed_cli.models.kernels import Preparation, Scratch
+from turbovaed_cli.models.kernels import Preparation
+from turbovaed_cli.models.scratch import Scratch
 def refused(*_):
     raise AssertionError("the kernel was launched")
 FusedPreparation._launch = refused

@@ -10,21 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from turbovaed_cli.metrics import psnr
-from turbovaed_cli.models import kernels
-from turbovaed_cli.models.kernels import (
-    Convolution,
-    Preparation,
-    Scratch,
-    Speedups,
-    minimal_filter,
-    shuffle,
-    shuffle_order,
-    tiling,
-)
+from turbovaed_cli.models import kernels, winograd
+from turbovaed_cli.models.kernels import Convolution, Preparation, Speedups, shuffle, shuffle_order
 from turbovaed_cli.models.layers import ChannelRMSNorm, pixel_shuffle_3d
 from turbovaed_cli.models.loading import load_student
+from turbovaed_cli.models.scratch import Scratch
 from turbovaed_cli.models.streaming import FastDecoder, StreamingDecoder
 from turbovaed_cli.models.student import StudentDecoder
+from turbovaed_cli.models.winograd import minimal_filter, tiling
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +81,13 @@ def test_convolutions_are_those_of_torch(speedups, channels, outputs, kernel, gr
 
 @pytest.mark.parametrize("size", [(6, 7), (8, 8), (13, 4)], ids=str)
 @pytest.mark.parametrize("taps", [1, 3])
-def test_tiles_in_space_are_the_convolution(taps, size, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tiles_in_space_are_the_convolution(threads, taps, size, monkeypatch, set_threads):
     """Whole tiles and cut ones, a few rows and a few frames at a time, with and without padding, from a frame that is no whole block."""
-    for name, value in (("_TILES", 4), ("_FEWEST_FRAMES", 2), ("_FEWEST_TILES", 1)):
-        monkeypatch.setattr(kernels, name, value)
+    for name, value in (("_TILES", 4), ("_FRAMES", 2)):
+        monkeypatch.setattr(winograd, name, value)
+    monkeypatch.setattr(kernels, "_FEWEST_TILES", 1)
+    set_threads(threads)
     torch.manual_seed(0)
     convolution = nn.Conv3d(8, 12, (taps, 3, 3)).requires_grad_(False)
     weights = convolution.weight, convolution.bias, 1, torch.float32
@@ -102,7 +98,7 @@ def test_tiles_in_space_are_the_convolution(taps, size, monkeypatch):
         around = functional.pad(x.movedim(1, 0)[None], (*[int(pads[1])] * 2, *[int(pads[0])] * 2))
         wanted = convolution.double()(around.double())[0].movedim(0, 1)
         assert made.shape == wanted.shape and (made - wanted).abs().max() < 1e-5
-    assert fast.prepared() and 0 in fast._ready
+    assert fast.prepared() and not fast._ready
     fast.forget()
     assert not fast.prepared()
 

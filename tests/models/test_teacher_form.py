@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_teachers import SMALL
 
+from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.models import teacher_form
 from turbovaed_cli.models.teacher import Teacher, load_teacher
 from turbovaed_cli.models.teacher_form import equal_student, fast_decoder
@@ -101,3 +102,11 @@ def test_a_form_that_is_not_used_any_more_is_freed():
     teacher.decode(latents)
     gc.collect()
     assert form() is None
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 0, 2, 2), (1, 8, 2, 2, 2), (7, 2, 2, 2)], ids=str)
+def test_latents_of_another_shape_or_without_frames_are_one_line(shape):
+    teacher = small("ltx")
+    shape = tuple(teacher.spec.latent_channels if size == 7 else size for size in shape)
+    with pytest.raises(ShapeError, match="this teacher decodes"):
+        teacher.decode(torch.zeros(shape))

@@ -2,7 +2,7 @@
 
 devices.py     devices, precisions, peak memory, out of memory
 gpus.py        checks of a GPU: driver, cuDNN, Apple's convolutions
-threads.py     read ahead and write in threads
+threads.py     read ahead and write in threads, and spread work over them
 signals.py     handlers of SIGINT and SIGTERM
 streams.py     stdin, stdout and stderr, open and lasting
 launch.py      `--nproc`: one command as several processes

@@ -1,11 +1,15 @@
-"""Work in background threads: read ahead, and write while the caller goes on."""
+"""Work in other threads: read ahead, write while the caller goes on, and spread work over torch's threads."""
 
+import ctypes
+import os
 import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import cache, partial
 from typing import Generic, TypeVar
 
 import torch
@@ -129,6 +133,7 @@ def beside(
 
     def worked(item: Item) -> Result:
         if share_threads:
+            torch.get_num_threads()  # as in `_single_threads`
             torch.set_num_threads((threads + 1) // 2)  # of this thread alone
         return work(item)
 
@@ -138,3 +143,70 @@ def beside(
         yield from read_ahead(worked, items, 1)
     finally:
         torch.set_num_threads(threads)
+
+
+def spread(work: Callable[[Item, int], None], items: Sequence[Item], workers: int) -> None:
+    """Call `work` with each item and the number of its worker, 0 to `workers` - 1, in as many threads with one of torch's each.
+
+    Work of one worker is never at the same time as other work of it. Without gradients. While torch's operations are watched or
+    have no data, as in a dry run, all work is done in this thread. Raises what `work` raises.
+    """
+    if workers == 1 or torch._C._len_torch_dispatch_stack():
+        with torch.no_grad():
+            for number, item in enumerate(items):
+                work(item, number % workers)
+        return
+    _end_waiting()()
+    waiting, inference = iter(items), torch.is_inference_mode_enabled()
+
+    def run(worker: int) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
+            for item in waiting:
+                work(item, worker)
+
+    started = [_single_threads(workers).submit(run, worker) for worker in range(workers)]
+    try:
+        for one in started:
+            one.result()
+    finally:
+        for _ in waiting:
+            pass  # after an error or Ctrl-C no more work begins
+        wait(started)
+
+
+@cache
+def _single_threads(workers: int) -> ThreadPoolExecutor:
+    """Return threads in which torch's operations take one thread each, on a core of its own if there is just one for each."""
+    pool, ready, threads = ThreadPoolExecutor(workers, "worker"), threading.Barrier(workers + 1), torch.get_num_threads()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def begin(worker: int) -> None:
+        torch.get_num_threads()  # else the first operation of this thread would take the number that others have
+        torch.set_num_threads(1)
+        if len(cores) == workers:  # Linux may leave two that take turns with Python's lock on one core for long
+            with suppress(OSError):
+                os.sched_setaffinity(0, {cores[worker]})
+        ready.wait()
+
+    for worker in range(workers):
+        pool.submit(begin, worker)
+    ready.wait()
+    torch.set_num_threads(threads)  # what later threads take, which each of them changed
+    return pool
+
+
+@cache
+def _end_waiting() -> Callable[[], object]:
+    """Return what ends the threads of OpenMP that wait for this thread's next operation, which starts others in 50 microseconds.
+
+    They would else spin on a core for milliseconds, which the workers need. Where OpenMP has no such call, nothing is done.
+    """
+    try:
+        pause = ctypes.CDLL(torch._C.__file__).omp_pause_resource_all  # torch's own OpenMP, version 5.0 or later
+    except (AttributeError, OSError):
+        return lambda: None
+    return partial(pause, 1)  # omp_pause_soft
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_single_threads.cache_clear)  # a fork has no other threads

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from turbovaed_cli.errors import ShapeError
 from turbovaed_cli.metrics.tiled import TiledConvolution, can_tile
+from turbovaed_cli.models.scratch import Scratch
 
 
 class FeatureDistance(nn.Module):
@@ -23,6 +24,7 @@ class FeatureDistance(nn.Module):
         super().__init__()
         self.label, self.min_side = label, min_side
         self._tiled: dict[nn.Module, TiledConvolution] = {}
+        self._scratch = Scratch()
         for i, weights in enumerate(linear):
             self.register_buffer(f"linear_{i}", weights)
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
@@ -66,7 +68,7 @@ class FeatureDistance(nn.Module):
         """Return a convolution of the network, then ReLU, of `x` (N, C, H, W); see `features`."""
         if tiled and x.device.type == "cpu" and isinstance(convolution, nn.Conv2d) and can_tile(convolution):
             if convolution not in self._tiled:
-                self._tiled[convolution] = TiledConvolution(convolution)
+                self._tiled[convolution] = TiledConvolution(convolution, self._scratch)
             return self._tiled[convolution](x).relu_()
         return functional.relu(convolution(x))
 

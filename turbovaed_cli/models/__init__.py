@@ -1,7 +1,8 @@
 """The networks: teachers, and the student that learns from them.
 
 layers.py network.py   the student as published, and nothing else
-kernels.py stages.py spill.py tape.py streaming.py   the same decode, faster and piece by piece
+kernels.py winograd.py scratch.py   its layers in their fastest form: fewer products, reused memory
+stages.py spill.py tape.py streaming.py   the same decode, faster and piece by piece
 gpu_form.py gpu_graphs.py gpu_kernels.py triton_kernels.py   the forms of the decode on a CUDA device, and the choice of one
 decoder.py latent_space.py   what is asked of any decoder, and the latents that it takes
 decoding.py            decode with any decoder, and the memory of its stream

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from turbovaed_cli.models.kernels import Convolution, Kept, Preparation, Scratch
+from turbovaed_cli.models.kernels import Convolution, Preparation
+from turbovaed_cli.models.scratch import Kept, Scratch
 
 CausalStage = Callable[[Tensor], Tensor]  # new frames (n, C, H, W) to the frames (m, C', H', W') that they determine
 CausalMaker = Callable[[], CausalStage]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from turbovaed_cli.errors import FrameCountError
 from turbovaed_cli.models.fast_encoder import EncoderStream, mean_and_std
-from turbovaed_cli.models.kernels import Kept
+from turbovaed_cli.models.scratch import Kept
 from turbovaed_cli.models.teacher import Teacher
 from turbovaed_cli.models.tiles import in_tiles
 from turbovaed_cli.registry.family import Piecewise

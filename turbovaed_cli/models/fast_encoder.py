@@ -28,14 +28,15 @@ from turbovaed_cli.models.causal import (
     patches,
     run_causal,
 )
-from turbovaed_cli.models.kernels import LAYOUT_ALONE, Convolution, Preparation, Scratch, Speedups, packs, state_of
+from turbovaed_cli.models.kernels import LAYOUT_ALONE, Convolution, Preparation, Speedups, packs, state_of
+from turbovaed_cli.models.scratch import Scratch
 from turbovaed_cli.models.stages import StreamShortcut
 
 _PIXELS_PER_PIECE = 2**19  # a whole clip is encoded in pieces of about this many pixels: more is no faster
 _WORTH_TILES = 16  # channels from which the transforms of convolutions in time are worth their time
-# Elements of a weight up to which tiles in time, whose weights take up to three times as much, are worth that. Tiles in space,
-# with four times as much, would raise the least memory in which a video can be encoded.
-_WORTH_MEMORY = 2**22
+# Elements of a weight up to which tiles in time, whose weights take up to three times as much, are worth that; and tiles in
+# space, with four times as much, which would else raise the least memory in which a video can be encoded.
+_WORTH_MEMORY, _WORTH_MEMORY_IN_SPACE = 2**22, 2**19
 _APPROXIMATE = ("use_tiling", "use_framewise_encoding", "use_framewise_decoding")  # settings of the classes
 _PLAIN = Preparation()
 
@@ -55,7 +56,7 @@ class FastEncoder:
         weight = next(vae.parameters())
         self.dtype, self.device = dtype or weight.dtype, weight.device
         speedups = speedups or (
-            Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY, space_elements=0)
+            Speedups(winograd_channels=_WORTH_TILES, winograd_elements=_WORTH_MEMORY, space_elements=_WORTH_MEMORY_IN_SPACE)
             if self.device.type == "cpu"
             else LAYOUT_ALONE
         )

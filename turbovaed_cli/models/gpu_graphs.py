@@ -10,7 +10,7 @@ from torch import Tensor
 
 from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.models.gpu_kernels import FusedPreparation
-from turbovaed_cli.models.kernels import Kept
+from turbovaed_cli.models.scratch import Kept
 from turbovaed_cli.models.stages import StreamConvolution, StreamResidual, StreamStage, WithoutFirst
 from turbovaed_cli.models.streaming import FastDecoder, Step
 

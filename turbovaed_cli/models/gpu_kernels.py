@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbovaed_cli.models.kernels import Preparation, Scratch
+from turbovaed_cli.models.kernels import Preparation
+from turbovaed_cli.models.scratch import Scratch
 
 _ELEMENTS = 2048  # of a program, about; no autotuning, so that results and times do not depend on a search
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -4,19 +4,15 @@ Frames are (n, C, H, W) of one clip in channels_last memory; time is the batch d
 layers.py within rounding. This form saves:
 
 - a copy per padding: the input of a convolution is written into its padded buffer at once;
-- fresh memory per operation: the system hands out large blocks page by page, which takes longer than filling them;
+- fresh memory per operation (scratch.py);
 - the layouts and weights that oneDNN would rearrange at every call, and its slow path for small inputs;
-- multiplications: three taps in time need m + 2 products for m frames instead of 3m (Winograd's minimal filtering F(m, 3),
-  by Toom and Cook's construction), and 3 x 3 taps 36 products for 4 x 4 pixels instead of 144 (F(4 x 4, 3 x 3)).
+- multiplications (winograd.py): of tiles of 4 x 4 pixels in fp32, and of tiles of frames.
 """
 
-import math
 import sys
-import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache, partial
+from functools import cache
 from typing import cast
 
 import torch
@@ -24,13 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from turbovaed_cli.models.layers import RMS_EPS
+from turbovaed_cli.models.scratch import Scratch
+from turbovaed_cli.models.winograd import SIDE, SpatialTiles, minimal_filter, tiling
 
-# The polynomials of F(m, r) are evaluated at m + r - 2 of these points, as many as there are, and at infinity.
-_POINTS = {len(points): points for points in ((0, 1, -1), (0, 1, -1, 2), (0, 1, -1, 0.5, -0.5), (0, 1, -1, 0.5, -0.5, 2, -2))}
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
-_SIDE = 4  # pixels of a tile in space, along both sides
-_TILES = 512  # of one product of matrices: fewer read the weights too often, more wait for memory
-_FEWEST_TILES, _FEWEST_FRAMES = 64, 8  # of a call that tiles in space are worth, and of what is transformed at once
+_FEWEST_TILES = 64  # in space, of a call that they are worth
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -43,8 +37,8 @@ class Speedups:
     wide_sums: bool = True  # half precision adds up branches and the products of tiles in fp32
     winograd_channels: int = 64  # input and output channels from which the transforms of tiles in time are worth their time
     winograd_elements: int = sys.maxsize  # of a weight, up to which the transformed weights are worth their memory
-    # The same two for tiles in space, which come first, and whose weights take four times as much; channels times taps in time.
-    space_channels: int = 576
+    # The same two for tiles in space, which come first, and whose weights take four times as much.
+    space_channels: int = 32
     space_elements: int = 2**21
 
     def __str__(self) -> str:
@@ -62,49 +56,6 @@ LAYOUT_ALONE = Speedups(winograd=False, packed=False, wide_sums=False)
 def state_of(parameters: Iterable[Tensor]) -> list[tuple[object, ...]]:
     """Return what differs after weights were changed, moved or converted; changes through a parameter's `.data` are not noticed."""
     return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters]
-
-
-class Scratch(threading.local):
-    """Memory for results that last for one operation: a block per purpose and thread, as large as the largest request."""
-
-    def __init__(self) -> None:
-        self._blocks: dict[str, Tensor] = {}
-
-    def frames(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return uninitialised frames (n, C, H, W) in channels_last memory; earlier frames of the same purpose become invalid."""
-        n, channels, height, width = shape
-        return self.dense(purpose, (n, height, width, channels), dtype, device).permute(0, 3, 1, 2)
-
-    def dense(self, purpose: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return an uninitialised tensor; earlier ones of the same purpose become invalid."""
-        block = self._blocks.get(purpose)
-        if block is None or block.numel() < math.prod(shape) or block.dtype != dtype or block.device != device:
-            with torch.inference_mode(False):  # else later calls outside of inference mode could not write there
-                block = self._blocks[purpose] = torch.empty(math.prod(shape), dtype=dtype, device=device)
-        return block[: math.prod(shape)].view(*shape)
-
-    def blocks(self) -> list[Tensor]:
-        """Return the blocks of this thread."""
-        return list(self._blocks.values())
-
-    def clear(self) -> None:
-        """Free all memory."""
-        self._blocks.clear()
-
-
-class Kept(dict[Hashable, Tensor]):
-    """Copies of the frames that later pieces need; a new copy of the same shape is written into the memory of the old one.
-
-    So long-lived memory stays in place, and the temporary memory of every piece finds the same free blocks.
-    """
-
-    def __setitem__(self, key: Hashable, frames: Tensor) -> None:
-        before = self.get(key)
-        if before is None or before.shape != frames.shape:
-            with torch.inference_mode(False):  # as for Scratch
-                before = torch.empty_like(frames)  # dense, of the same layout
-            super().__setitem__(key, before)
-        before.copy_(frames)
 
 
 class Convolution:
@@ -134,13 +85,13 @@ class Convolution:
         is_worth = is_wide and weight.numel() <= speedups.winograd_elements
         self._has_tiles = speedups.winograd and is_worth and self.taps == 3 and stride[0] == 1
         has_space = groups == 1 and stride == (1, 1, 1) and weight.shape[3:] == (3, 3) and dtype not in HALVES
-        is_worth = self.taps * min(weight.shape[:2]) >= speedups.space_channels and weight.numel() <= speedups.space_elements
+        is_worth = min(weight.shape[:2]) >= speedups.space_channels and weight.numel() <= speedups.space_elements
         self._has_tiles_in_space = speedups.winograd and has_space and is_worth
         self.dtype_out = speedups.sums_in(dtype) if self._has_tiles else dtype
         self._largest_tile = 2 if dtype in HALVES else 3  # frames; tiles of 2 round less
         self._to_points: dict[int, Tensor] = {}  # matrices from the frames of a tile to its points, by its size
-        # Prepared weights: 1 for the direct form, m for tiles of m frames, 0 for tiles in space.
-        self._ready: dict[int, list[Tensor]] = {}
+        self._ready: dict[int, list[Tensor]] = {}  # prepared weights: 1 for the direct form, m for tiles of m frames
+        self._in_space: SpatialTiles | None = None
 
     def __call__(self, x: Tensor, *, pad_height: bool, pad_width: bool = True) -> Tensor:
         """Convolve `x` (n, C, H, W) to (frames_out(n), O, H', W'); without stride, H' is H or H - k + 1 and W' likewise."""
@@ -153,8 +104,9 @@ class Convolution:
         )
         if min(frames, height) <= 0:
             return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
-        if self._has_tiles_in_space and frames * -(-height // _SIDE) * -(-width // _SIDE) >= _FEWEST_TILES:
-            return self._by_tiles_in_space(x, (frames, height, width), padding[1:])
+        if self._has_tiles_in_space and frames * -(-height // SIDE) * -(-width // SIDE) >= _FEWEST_TILES:
+            self._in_space = self._in_space or SpatialTiles(self.weight, self.bias)
+            return self._in_space(x.permute(0, 2, 3, 1), padding[1:], self.scratch).permute(0, 3, 1, 2)
         if not self._has_tiles or frames == 1:
             return self._convolve(x, 1, 0, self.bias, padding).to(self.dtype_out)
         return self._by_tiles(x, (frames, height, width), padding)
@@ -165,12 +117,15 @@ class Convolution:
 
     def prepared(self) -> list[Tensor]:
         """Return the prepared weights."""
-        return [weight for weights in self._ready.values() for weight in weights]
+        return [weight for weights in self._ready.values() for weight in weights] + (
+            self._in_space.weights if self._in_space else []
+        )
 
     def forget(self) -> None:
         """Drop the prepared weights; the next call prepares them again."""
         self._ready.clear()
         self._to_points.clear()
+        self._in_space = None
 
     def _by_tiles(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int, int]) -> Tensor:
         out = torch.empty(*shape, self.out_channels, dtype=self.dtype_out, device=x.device).permute(0, 3, 1, 2)
@@ -189,70 +144,6 @@ class Convolution:
                     self._tile(x[first : last + 2], size, (top, band.shape[2], height), padding, band)
             begin = end
         return out
-
-    def _by_tiles_in_space(self, x: Tensor, shape: tuple[int, int, int], padding: tuple[int, int]) -> Tensor:
-        frames, height, width = shape
-        out = torch.empty(*shape, self.out_channels, dtype=x.dtype, device=x.device)
-        down, across = (-(-side // _SIDE) for side in (height, width))
-        at_once = min(max(_TILES // across, _FEWEST_FRAMES), frames)
-        rows = max(_TILES // (at_once * across), 1)
-        for begin in range(0, frames, at_once):
-            end = min(begin + at_once, frames)
-            some = x[begin : end + self.taps - 1].permute(0, 2, 3, 1)
-            for top in range(0, down, rows):
-                band = out[begin:end, top * _SIDE : (top + rows) * _SIDE]
-                self._tiles_in_space(some, (top * _SIDE - padding[0], -padding[1]), band)
-        return out.permute(0, 3, 1, 2)
-
-    def _tiles_in_space(self, x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
-        """Write rows `out` (n, h, w, O) from frames `x` (n + taps - 1, H, W, C): to points, a product for each, and back.
-
-        `corner` is the first row and column of `x` that they need; below 0 and beyond the frame there are zeros.
-        """
-        to_points, _, from_points = (self._in_space(matrix, x) for matrix in minimal_filter(_SIDE))
-        frames, height, width, _ = out.shape
-        points, down, across = _SIDE + 2, -(-height // _SIDE), -(-width // _SIDE)
-        number, _, _, channels = x.shape
-        dense = partial(self.scratch.dense, dtype=x.dtype, device=x.device)
-        padded = dense("cut out", (number, down * _SIDE + 2, across * _SIDE + 2, channels))
-        _cut_out(x, corner, padded)
-        image, row, column, _ = padded.stride()
-        tiles = padded.as_strided(
-            (points, points, number, down, across, channels), (row, column, image, row * _SIDE, column * _SIDE, 1)
-        )
-        gathered = dense("tiles", (points**2, number * down * across * channels))
-        gathered.view(tiles.shape).copy_(tiles)
-        at_points = dense("points", gathered.shape)
-        torch.mm(to_points, gathered, out=at_points)
-        at_points = at_points.view(points**2, number, down * across, channels)
-        products = dense("products", (points**2, frames * down * across, out.shape[3]))
-        for tap, weight in enumerate(self._weights_in_space()):
-            values = at_points[:, tap : tap + frames].flatten(1, 2)
-            if tap == 0:
-                torch.bmm(values, weight, out=products)
-            else:
-                products.baddbmm_(values, weight)
-        products[points + 1] += self.bias  # at (1, 1), which every pixel takes exactly once
-        made = dense("tiles", (_SIDE**2, products[0].numel()))
-        torch.mm(from_points, products.flatten(1), out=made)
-        made = made.view(_SIDE, _SIDE, frames, down, across, -1).permute(2, 3, 0, 4, 1, 5)
-        if (height, width) == (down * _SIDE, across * _SIDE):
-            out.unflatten(2, (across, _SIDE)).unflatten(1, (down, _SIDE)).copy_(made)
-        else:
-            out.copy_(made.reshape(frames, down * _SIDE, across * _SIDE, -1)[:, :height, :width])
-
-    def _in_space(self, matrix: list[list[float]], like: Tensor) -> Tensor:
-        """Return a matrix of a minimal filter for both sides of a tile."""
-        one = torch.tensor(matrix, dtype=like.dtype, device=like.device)
-        return torch.kron(one, one)
-
-    def _weights_in_space(self) -> list[Tensor]:
-        """Return the weights (points, C, O) of each tap in time."""
-        if 0 not in self._ready:
-            of_weights = torch.tensor(minimal_filter(_SIDE)[1], dtype=torch.float64, device=self.weight.device)
-            made = torch.einsum("ai,bj,octij->tabco", of_weights, of_weights, self.weight.double())
-            self._ready[0] = [weight.flatten(0, 1).to(self.weight.dtype).contiguous() for weight in made]
-        return self._ready[0]
 
     def _tile(self, x: Tensor, size: int, rows: tuple[int, int, int], padding: tuple[int, int, int], out: Tensor) -> None:
         """Write tiles of `size` output frames into `out`: transform, one 2-D convolution per point, transform back.
@@ -336,17 +227,6 @@ class Convolution:
         return _reorder(weight.contiguous().to_mkldnn(), padding, self.stride, ones, self.groups, shape)
 
 
-def _cut_out(x: Tensor, corner: tuple[int, int], out: Tensor) -> None:
-    """Write the rectangle of frames (n, H, W, C) that begins at `corner` into `out` (n, h, w, C), zeros where it reaches beyond them."""
-    (top, left), (height, width) = corner, out.shape[1:3]
-    inside = x[:, max(top, 0) : top + height, max(left, 0) : left + width]
-    above, before = max(-top, 0), max(-left, 0)
-    below, after = above + inside.shape[1], before + inside.shape[2]
-    for edge in (out[:, :above], out[:, below:], out[:, :, :before], out[:, :, after:]):
-        edge.zero_()
-    out[:, above:below, before:after] = inside
-
-
 class TimeConvolution:
     """A depthwise 3 x 1 x 1 convolution over frames, without bias: three products and sums. Time is already padded."""
 
@@ -376,50 +256,6 @@ def packs(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32 or (dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()))
-
-
-@cache
-def tiling(frames: int, largest: int) -> tuple[tuple[int, int], ...]:
-    """Split `frames` into tiles (size, count) of 1 to `largest` frames, so that the fewest products are needed."""
-    best: list[tuple[int, list[int]]] = [(0, [])]
-    for total in range(1, frames + 1):
-        sizes = [size for size in (1, *range(2, largest + 1)) if size <= total]
-        best.append(min((best[total - size][0] + size + 2, [*best[total - size][1], size]) for size in sizes))
-    chosen = best[frames][1]
-    return tuple((size, chosen.count(size)) for size in sorted(set(chosen), reverse=True))
-
-
-@cache
-def minimal_filter(size: int, taps: int = 3) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-    """Return F(size, taps) as (A: input to points, B: weights to points, C: points to output).
-
-    y = C ((B g) * (A d)), with d of size + taps - 1 frames. Source: Winograd, Arithmetic Complexity of Computations (1980). The
-    points are small, so that fp32 loses little.
-    """
-    points = [Fraction(point) for point in _POINTS[size + taps - 2]]
-    roots_of = [[other for other in points if other != point] for point in points]
-    inputs = [_with_roots(roots) for roots in roots_of] + [_with_roots(points)]
-    inputs = [row + [Fraction(0)] * (size + taps - 1 - len(row)) for row in inputs]
-    norms = [
-        math.prod((point - other for other in roots), start=Fraction(1)) for point, roots in zip(points, roots_of, strict=True)
-    ]
-    weights = [[point**k / norm for k in range(taps)] for point, norm in zip(points, norms, strict=True)]
-    weights.append([Fraction(int(k == taps - 1)) for k in range(taps)])
-    outputs = [[point**i for point in points] + [Fraction(int(i == size - 1))] for i in range(size)]
-    return _floats(inputs), _floats(weights), _floats(outputs)
-
-
-def _floats(rows: Sequence[Sequence[Fraction]]) -> list[list[float]]:
-    return [[float(value) for value in row] for row in rows]
-
-
-def _with_roots(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Return the coefficients of the product of (x - root), lowest first."""
-    coefficients = [Fraction(1)]
-    for root in roots:
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [high - root * low for high, low in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
-    return coefficients
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from turbovaed_cli.models.kernels import Convolution, Preparation, Scratch, TimeConvolution
+from turbovaed_cli.models.kernels import Convolution, Preparation, TimeConvolution
+from turbovaed_cli.models.scratch import Scratch
 
 
 @dataclass(frozen=True)

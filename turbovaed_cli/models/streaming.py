@@ -20,9 +20,7 @@ from turbovaed_cli.machine.devices import empty_cache, is_out_of_memory
 from turbovaed_cli.models.kernels import (
     LAYOUT_ALONE,
     Convolution,
-    Kept,
     Preparation,
-    Scratch,
     Speedups,
     TimeConvolution,
     packs,
@@ -38,6 +36,7 @@ from turbovaed_cli.models.layers import (
     Upsampler3d,
 )
 from turbovaed_cli.models.network import StudentNetwork
+from turbovaed_cli.models.scratch import Kept, Scratch
 from turbovaed_cli.models.spill import Spill
 from turbovaed_cli.models.stages import (
     Keep,

@@ -167,7 +167,15 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does."""
+        """Decode latents (B, C, t, h, w) to video (B, 3, T, H, W) in [-1, 1]; not clamped unless the class does.
+
+        Raises ShapeError for latents of another shape, or without frames.
+        """
+        channels = self.spec.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or not latents.shape[2]:
+            raise ShapeError(
+                f"latents are {tuple(latents.shape)}: this teacher decodes (batch, {channels}, at least 1 frame, height, width)"
+            )
         if not self.runs_fast:
             forget_decoder(self.vae)
         elif (fast := fast_decoder(self.vae, self.spec)) is not None:
