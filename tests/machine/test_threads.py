@@ -86,6 +86,22 @@ def test_spread_work_takes_one_of_torchs_threads_for_each_worker(inference):
     assert of_another == [2], "threads that begin later have what torch was told"
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system keeps no thread on a core")
+def test_as_many_workers_as_cores_have_one_each_and_the_caller_all(set_threads):
+    cores, seen = os.sched_getaffinity(0), {}
+    workers = len(cores)
+    set_threads(workers)
+    together = threading.Barrier(workers)
+
+    def work(_, worker):
+        together.wait(10)
+        seen[worker] = os.sched_getaffinity(0)
+
+    spread(work, range(workers), workers)
+    assert workers == 1 or (sorted(map(len, seen.values())) == [1] * workers and set.union(*seen.values()) == cores)
+    assert os.sched_getaffinity(0) == cores
+
+
 def test_an_error_of_spread_work_is_raised_and_no_more_begins():
     began = []
 

@@ -86,7 +86,7 @@ def test_tiles_in_space_are_the_convolution(threads, taps, size, monkeypatch, se
     """Whole tiles and cut ones, a few rows and a few frames at a time, with and without padding, from a frame that is no whole block."""
     for name, value in (("_TILES", 4), ("_FRAMES", 2)):
         monkeypatch.setattr(winograd, name, value)
-    monkeypatch.setattr(kernels, "_FEWEST_TILES", 1)
+    monkeypatch.setattr(kernels, "_WORTH_TILES_IN_SPACE", 1)
     set_threads(threads)
     torch.manual_seed(0)
     convolution = nn.Conv3d(8, 12, (taps, 3, 3)).requires_grad_(False)

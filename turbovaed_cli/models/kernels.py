@@ -21,10 +21,10 @@ from torch.nn import functional
 
 from turbovaed_cli.models.layers import RMS_EPS
 from turbovaed_cli.models.scratch import Scratch
-from turbovaed_cli.models.winograd import SIDE, SpatialTiles, minimal_filter, tiling
+from turbovaed_cli.models.winograd import SpatialTiles, minimal_filter, tiling
 
 _IN_CACHE = 2**19  # elements of one tile's frame: with more, the transforms wait for memory
-_FEWEST_TILES = 64  # in space, of a call that they are worth
+_WORTH_TILES_IN_SPACE = 2**28  # products of a call in the direct form, from which its threads are worth their start
 HALVES = (torch.bfloat16, torch.float16)
 
 
@@ -104,7 +104,7 @@ class Convolution:
         )
         if min(frames, height) <= 0:
             return x.new_empty(frames, self.out_channels, height, width, dtype=self.dtype_out)
-        if self._has_tiles_in_space and frames * -(-height // SIDE) * -(-width // SIDE) >= _FEWEST_TILES:
+        if self._has_tiles_in_space and frames * height * width * self.weight.numel() >= _WORTH_TILES_IN_SPACE:
             self._in_space = self._in_space or SpatialTiles(self.weight, self.bias)
             return self._in_space(x.permute(0, 2, 3, 1), padding[1:], self.scratch).permute(0, 3, 1, 2)
         if not self._has_tiles or frames == 1:
