@@ -27,7 +27,7 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -306,10 +306,12 @@ Item = TypeVar("Item")
 def spread(work: Callable[[Item, int], None], items: Sequence[Item], workers: int) -> None:
     """Call `work` with each item and the number of its worker, 0 to `workers` - 1, in as many threads with one of torch's each.
 
-    Work of one worker is never at the same time as other work of it. Without gradients. While torch's operations are watched or
-    have no data, as in a dry run, all work is done in this thread. Raises what `work` raises.
+    Work of one worker is never at the same time as other work of it. Without gradients. All work is done in this thread while
+    torch's operations are watched or have no data, as in a dry run, and where there are fewer cores than workers. Raises what
+    `work` raises; then no more work begins.
     """
-    if workers == 1 or torch._C._len_torch_dispatch_stack():
+    cores = _cores()
+    if workers == 1 or 0 < len(cores) < workers or torch._C._len_torch_dispatch_stack():
         with torch.no_grad():
             for number, item in enumerate(items):
                 work(item, number % workers)
@@ -322,34 +324,65 @@ def spread(work: Callable[[Item, int], None], items: Sequence[Item], workers: in
             for item in waiting:
                 work(item, worker)
 
-    started = [_single_threads(workers).submit(run, worker) for worker in range(workers)]
+    pool, started = _single_threads(max(workers, torch.get_num_threads()), cores), []
     try:
-        for one in started:
-            one.result()
+        for worker in range(workers):
+            started.append(pool.submit(run, worker))
+        wait(started, return_when=FIRST_EXCEPTION)
     finally:
         for _ in waiting:
-            pass  # after an error or Ctrl-C no more work begins
+            pass  # after an error or Ctrl-C
         wait(started)
+    for one in started:
+        one.result()
 
 
-@cache
-def _single_threads(workers: int) -> ThreadPoolExecutor:
+class _Pools(threading.local):
+    """Threads for work that one thread spreads, by their number; they end with that thread."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, ThreadPoolExecutor] = {}
+
+    def clear(self) -> None:
+        """Forget them, as a fork has no other threads."""
+        self.by_number.clear()
+
+
+_pools = _Pools()
+
+
+def _cores() -> list[int]:
+    """Return the cores that this thread may use; none where the system does not say so."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _single_threads(number: int, cores: Sequence[int]) -> ThreadPoolExecutor:
     """Return threads in which torch's operations take one thread each, on a core of its own if there is just one for each."""
-    pool, ready, threads = ThreadPoolExecutor(workers, "worker"), threading.Barrier(workers + 1), torch.get_num_threads()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if number in _pools.by_number:
+        return _pools.by_number[number]
+    pool, ready, threads = ThreadPoolExecutor(number, "worker"), threading.Barrier(number + 1), torch.get_num_threads()
 
     def begin(worker: int) -> None:
-        torch.get_num_threads()  # else the first operation of this thread would take the number that others have
-        torch.set_num_threads(1)
-        if len(cores) == workers:  # Linux may leave two that take turns with Python's lock on one core for long
-            with suppress(OSError):
-                os.sched_setaffinity(0, {cores[worker]})
-        ready.wait()
+        try:
+            torch.get_num_threads()  # else the first operation of this thread would take the number that others have
+            torch.set_num_threads(1)
+            if len(cores) == number:  # Linux may leave two that take turns with Python's lock on one core for long
+                with suppress(OSError):
+                    os.sched_setaffinity(0, {cores[worker]})
+        finally:
+            ready.wait()
 
-    for worker in range(workers):
-        pool.submit(begin, worker)
-    ready.wait()
-    torch.set_num_threads(threads)  # what later threads take, which each of them changed
+    try:
+        for worker in range(number):
+            pool.submit(begin, worker)
+        ready.wait()
+    except BaseException:
+        ready.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        torch.set_num_threads(threads)  # what later threads take, which each of them changed
+    _pools.by_number[number] = pool
     return pool
 
 

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,23 +103,48 @@ def test_as_many_workers_as_cores_have_one_each_and_the_caller_all(set_threads):
     assert os.sched_getaffinity(0) == cores
 
 
-def test_an_error_of_spread_work_is_raised_and_no_more_begins():
-    began = []
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_spread_work_is_raised_and_no_more_begins(failing):
+    began, failed = [], threading.Event()
 
     def work(item, worker):
         began.append(item)
-        if item == 0:
+        if worker == failing:
+            failed.set()
             raise ZeroDivisionError
-        together.wait(10)
+        assert failed.wait(10)
+        time.sleep(0.05)
 
-    together = threading.Event()
-    threading.Timer(0.2, together.set).start()
     with pytest.raises(ZeroDivisionError):
-        spread(work, range(50), 2)
-    assert len(began) < 50
+        spread(work, range(100), 2)
+    assert len(began) < 100
     done = []
     spread(lambda item, _: done.append(item), range(5), 2)
     assert sorted(done) == list(range(5)), "the threads go on with other work"
+
+
+def test_each_thread_that_spreads_work_has_workers_of_its_own():
+    """Two at the same time take four workers: none waits for those of the other."""
+    together, ended = threading.Barrier(4), []
+
+    def one():
+        torch.set_num_threads(2)
+        spread(lambda *_: together.wait(10), range(2), 2)
+        ended.append(True)
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ended == [True, True]
+
+
+def test_fewer_cores_than_workers_stay_in_one_thread(monkeypatch):
+    monkeypatch.setattr("turbovaed_cli.machine.threads._cores", lambda: [0])
+    seen = []
+    spread(lambda item, worker: seen.append((item, worker, threading.get_ident())), range(3), 2)
+    assert seen == [(item, item % 2, threading.get_ident()) for item in range(3)]
 
 
 def test_work_that_is_watched_stays_in_its_thread():
@@ -153,6 +179,8 @@ def test_a_fork_has_threads_of_its_own():
     child = os.fork()
     if not child:
         done = []
-        spread(lambda item, _: done.append(item), range(4), 2)
-        os._exit(len(done))
+        try:
+            spread(lambda item, _: done.append(item), range(4), 2)
+        finally:
+            os._exit(len(done))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4

@@ -125,13 +125,13 @@ def test_a_blur_reflects_by_two_and_takes_every_second_pixel(size):
     assert torch.allclose(BlurredConvolution(convolution)(x), blurred(convolution(x)), atol=1e-5)
 
 
-@needs_package
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_the_largest_value_is_that_of_a_max_pool(kernel):
     x = torch.randn(2, 5, 7, 9, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
     assert torch.equal(largest(x, kernel), nn.functional.max_pool2d(x, kernel, 1))
 
 
+@needs_package
 def test_every_frame_counts_and_a_source_is_looked_at_once_for_all_videos(picture):
     network, generator = load_st_lpips("alex"), torch.Generator().manual_seed(0)
     source = nn.functional.interpolate(picture, 32)[0][:, None].expand(3, 3, 32, 32) * 2 - 1

@@ -99,7 +99,11 @@ class StLpips(FeatureDistance):
             x = x.contiguous(memory_format=torch.channels_last)
         for block, layers in zip(self.layout.blocks, self.blocks, strict=True):
             if block.pool_kernel:
-                pooled = largest(x, block.pool_kernel) if tiled else functional.max_pool2d(x, block.pool_kernel, 1)
+                pooled = (
+                    largest(x, block.pool_kernel)
+                    if tiled and x.device.type == "cpu"
+                    else functional.max_pool2d(x, block.pool_kernel, 1)
+                )
                 x = blurred(pooled)
             for convolution in layers:  # type: ignore[attr-defined]
                 x = self.convolved(x, convolution, tiled=tiled)
