@@ -272,7 +272,8 @@ def test_long_clips_are_decoded_in_pieces_to_the_same_pixels(ltx, monkeypatch):
     with attach_student(tiny.pipe, student, memory="4GB", report=report) as attached:
         pieces = attached.decode(latents).sample
         assert torch.equal(attached.decode(latents, None, return_dict=False)[0], pieces)
-    assert (pieces - whole).abs().max() < 1e-5 and report.notes[0].startswith("decoding 1 latent frame at once")
+    # A piece is small enough for the direct form of some convolutions, the clip is not: equal within the rounding of both.
+    assert (pieces - whole).abs().max() < 1e-4 and report.notes[0].startswith("decoding 1 latent frame at once")
 
 
 def test_too_little_memory_is_an_error_that_keeps_the_latents(ltx):
